@@ -1,0 +1,73 @@
+"""One error type per cause. `code` is the stable name that travels in results and `--json` output."""
+
+from __future__ import annotations
+
+
+class SailqError(Exception):
+    """Base of every error sailq raises on purpose; `str(error)` is one readable sentence."""
+
+    code = "internal"
+
+
+class BadRequest(SailqError):
+    """The job, its messages or its options break the contract."""
+
+    code = "bad_request"
+
+
+class CodecError(BadRequest):
+    """Bytes that are not a value of this protocol: wrong version, type, shape or size."""
+
+
+class BadMedia(SailqError):
+    """A clip or an image that cannot be read: missing, truncated, empty, or of impossible size."""
+
+    code = "bad_media"
+
+
+class TooLong(SailqError):
+    """More tokens, or more vision patches, than the model's context holds."""
+
+    code = "too_long"
+
+
+class Unsupported(SailqError):
+    """A model, message part, codec or option that nothing here can serve."""
+
+    code = "unsupported"
+
+
+class DeadlineExceeded(SailqError):
+    """The job's deadline passed before it finished."""
+
+    code = "deadline"
+
+
+class Cancelled(SailqError):
+    """The job was cancelled by its producer."""
+
+    code = "cancelled"
+
+
+class ServerUnavailable(SailqError):
+    """The Redis server cannot be reached, refuses the login, or is no Redis server."""
+
+    code = "server_unavailable"
+
+
+class NotFound(SailqError):
+    """No such job or conversation: never submitted, or expired."""
+
+    code = "not_found"
+
+
+class WaitTimeout(SailqError):
+    """The result did not arrive within the time the caller was ready to wait; the job goes on."""
+
+    code = "wait_timeout"
+
+
+class Superseded(SailqError):
+    """Another execution of the same job took over; this one may write nothing more."""
+
+    code = "superseded"

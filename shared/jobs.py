@@ -1,0 +1,226 @@
+"""Job and result: the two records that travel. Checked on both sides, immutable, versioned by the codec."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import BadRequest
+
+MAX_TEXT_BYTES = 256 * 1024
+"""Longest text of one message part; more than any context this project serves holds."""
+MAX_PARTS = 1024
+MAX_MESSAGES = 1024
+MAX_FRAMES = 768
+"""qwen-vl-utils' FPS_MAX_FRAMES."""
+MAX_SIDE = 8192
+"""Pixels on one side of a frame that reaches a worker; producers resize long before this."""
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+Priority = Literal["normal", "high"]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
+"""Names that become part of a Redis key: nothing that could leave its key's place."""
+
+
+class Record(BaseModel):
+    """Base of what travels: unknown fields refused, no coercion, no mutation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TextPart(Record):
+    type: Literal["text"] = "text"
+    text: Annotated[str, Field(max_length=MAX_TEXT_BYTES)]
+
+
+class FramesPart(Record):
+    """An image (one frame) or a video, as a reference to the blob that holds its frames.
+
+    Attributes:
+        blob: sha256 of the blob's bytes, hex; the blob's key in Redis.
+        frames: number of frames in the blob.
+        height, width: pixels, already a multiple of the model's patch grid (28).
+    """
+
+    type: Literal["image", "video"]
+    blob: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)]
+    height: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
+    width: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
+
+
+Part = Annotated[TextPart | FramesPart, Field(discriminator="type")]
+
+
+class Message(Record):
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[tuple[Part, ...], Field(min_length=1, max_length=MAX_PARTS, strict=False)]
+
+
+class GenerationOptions(Record):
+    """How to choose tokens, with transformers' names and meaning.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 switch these filters off. `seed` makes a sampled
+    text repeatable; without one the worker draws a seed. `stop` texts end the answer and are cut off it.
+    """
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=32768)] = 128
+    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...],
+                    Field(max_length=16, strict=False)] = ()
+
+
+class Job(Record):
+    """One turn of one conversation, ready for a worker.
+
+    Attributes:
+        id: sorts by submission time (`new_id`).
+        turn: 0 for a conversation's first; given when the job is submitted.
+        messages: what this turn adds; the worker puts the conversation's finished turns before it.
+        deadline: server time in seconds since the epoch after which an answer is of no use, or None.
+        stream: whether anybody reads the tokens as they come.
+        metadata: comes back untouched in the result.
+        submitted_at: server time in seconds since the epoch.
+    """
+
+    id: Identifier
+    conversation: Identifier
+    turn: Annotated[int, Field(ge=0)] = 0
+    model: Identifier
+    messages: Annotated[tuple[Message, ...], Field(min_length=1, max_length=MAX_MESSAGES, strict=False)]
+    options: GenerationOptions = GenerationOptions()
+    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    priority: Priority = "normal"
+    stream: bool = False
+    metadata: dict[str, Any] = {}
+    submitted_at: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Usage(Record):
+    """Tokens. `prompt_tokens` counts all of the prompt, its `vision_tokens` included."""
+
+    prompt_tokens: int = 0
+    vision_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Timings(Record):
+    """Seconds. None where the job never got so far.
+
+    Attributes:
+        queue_wait: submitted until a worker claimed it.
+        fetch: blobs from Redis, and the frames' JPEG decoding.
+        preprocess: patches and tokens.
+        vision_encode: the vision tower.
+        prefill: the prompt through the language model, first token chosen.
+        time_to_first_token: submitted until the first token (vLLM's meaning: the queue is in it).
+        inter_token_latency: mean time between two tokens.
+        decode: first token until the last.
+        end_to_end: submitted until the result was ready to be written.
+    """
+
+    queue_wait: float | None = None
+    fetch: float | None = None
+    preprocess: float | None = None
+    vision_encode: float | None = None
+    prefill: float | None = None
+    time_to_first_token: float | None = None
+    inter_token_latency: float | None = None
+    decode: float | None = None
+    end_to_end: float | None = None
+
+
+class Failure(Record):
+    """Why a job has no answer: a stable code (see `errors`) and one readable sentence."""
+
+    code: str
+    message: str
+
+
+class Result(Record):
+    job: str
+    conversation: str
+    turn: int
+    text: str = ""
+    finish_reason: FinishReason
+    error: Failure | None = None
+    usage: Usage = Usage()
+    timings: Timings = Timings()
+    tokens_per_second: float | None = None
+    worker: str = ""
+    device: str = ""
+    model: str = ""
+    attempt: int = 1
+    metadata: dict[str, Any] = {}
+    finished_at: float
+
+
+class Turn(Record):
+    """One answered turn, as the conversation remembers it."""
+
+    job: str
+    turn: int
+    messages: Annotated[tuple[Message, ...], Field(strict=False)]
+    text: str
+
+
+class ModelCard(Record):
+    """What a worker says of its model, so that a producer can size frames and refuse early.
+
+    Attributes:
+        context: most tokens of prompt and answer together.
+        max_patches: most vision patches of one medium that the runner takes, or None.
+        min_pixels, max_pixels: a frame's default size limits, height × width.
+        patch_size, merge_size, temporal_patch_size: Qwen2-VL's grid (14, 2, 2).
+    """
+
+    name: Identifier
+    version: str = ""
+    context: int
+    max_patches: int | None = None
+    min_pixels: int
+    max_pixels: int
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+
+
+class IdFactory:
+    """Ids that sort by time: 48 bits of milliseconds, 16 of a counter, 64 random, as 32 hex digits.
+
+    Ids of one factory strictly increase; those of two factories differ by their random part.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def new(self, now: float) -> str:
+        """`now`: seconds since the epoch."""
+        with self._lock:
+            self._last = max(self._last + 1, int(now * 1000) << 16)
+            return f"{self._last:016x}{os.urandom(8).hex()}"
+
+
+R = TypeVar("R", bound=Record)
+
+
+def parse(kind: type[R], fields: Any) -> R:
+    """A checked record of `kind` from plain data; raises BadRequest with the first complaint as a sentence."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise BadRequest(f"{kind.__name__.lower()}: {_sentence(error)}") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(step) for step in first["loc"])
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}." if where else f"{first['msg']}."

@@ -1,0 +1,65 @@
+"""Every Redis key of sailq, built here and nowhere else.
+
+RQ keeps its own keys under `rq:` (so that `rq info` works); of those, sailq chooses only the queue's name.
+"""
+
+from __future__ import annotations
+
+PREFIX = "sailq:"
+
+MODELS = PREFIX + "models"
+"""Set of the names of the models that any worker has announced."""
+WORKERS = PREFIX + "workers"
+"""Sorted set: worker names by the time of their last beat."""
+CONVERSATIONS = PREFIX + "conversations"
+"""Sorted set: conversation ids by the time of their last submission."""
+
+
+def queue(model: str) -> str:
+    """RQ's name for the queue of one model's jobs."""
+    return f"sailq-{model}"
+
+
+def job(job_id: str) -> str:
+    """Hash: `request` (encoded Job), `attempt`, `execution` (the fence), `cancel`."""
+    return f"{PREFIX}job:{job_id}"
+
+
+def result(job_id: str) -> str:
+    """String: encoded Result. Written once."""
+    return f"{PREFIX}result:{job_id}"
+
+
+def stream(job_id: str) -> str:
+    """Stream: `attempt` and `text` as tokens come; the entry with `end` is the last."""
+    return f"{PREFIX}stream:{job_id}"
+
+
+def conversation(conversation_id: str) -> str:
+    """Hash: `turns` (how many were submitted), `last` (the newest job's id)."""
+    return f"{PREFIX}conversation:{conversation_id}"
+
+
+def turns(conversation_id: str) -> str:
+    """List: encoded Turns, those that were answered, in order: the next turn's history."""
+    return f"{PREFIX}conversation:{conversation_id}:turns"
+
+
+def blob(digest: str) -> str:
+    """String: the frames of one clip or image, named by the sha256 of these bytes."""
+    return f"{PREFIX}blob:{digest}"
+
+
+def worker(name: str) -> str:
+    """Hash: what one worker is and does; expires when it stops beating."""
+    return f"{PREFIX}worker:{name}"
+
+
+def maintenance(queue_name: str) -> str:
+    """String, short-lived: which worker looks after abandoned jobs just now."""
+    return f"{PREFIX}maintenance:{queue_name}"
+
+
+def model(name: str) -> str:
+    """String: encoded ModelCard."""
+    return f"{PREFIX}model:{name}"

@@ -1,0 +1,127 @@
+"""The codec: what goes in comes out, and nothing else gets in."""
+
+from __future__ import annotations
+
+import pickle
+import time
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sailq.shared.codec import MAX_RECORD_BYTES, VERSION, decode, encode, pack, unpack
+from sailq.shared.errors import BadRequest, CodecError
+from sailq.shared.jobs import Job, Message, Result, TextPart, Turn
+
+LIMIT = 1 << 20
+JOB = Job(
+    id="j1", conversation="c1", model="sailq-tiny", submitted_at=1.5,
+    messages=(Message(role="user", content=(TextPart(text="你好"),)),), metadata={"camera": 7, "tags": ["a", None]},
+)
+NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False)
+SCALARS = st.none() | st.booleans() | NUMBERS | st.text() | st.binary()
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
+
+
+@given(VALUES)
+def test_plain_values_come_back(value: object) -> None:
+    assert unpack(pack(value, LIMIT), LIMIT) == value
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "?"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 4), (2, 3, 4)])
+def test_arrays_come_back(dtype: str, shape: tuple[int, ...]) -> None:
+    array = np.asarray(np.random.default_rng(1).random(shape) * 100).astype(dtype)
+    back = unpack(pack({"a": array}, LIMIT), LIMIT)["a"]
+    assert back.dtype == array.dtype and back.shape == array.shape
+    np.testing.assert_array_equal(back, array)
+
+
+def test_big_endian_and_strided_arrays_come_back_by_value() -> None:
+    array = np.arange(24, dtype=">i4").reshape(4, 6)[::2, ::3]
+    np.testing.assert_array_equal(unpack(pack(array, LIMIT), LIMIT), array)
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, np.array(["a"]), np.array([object()]), 2**70, np.complex64(1)])
+def test_what_has_no_place_is_refused(value: object) -> None:
+    with pytest.raises(CodecError):
+        pack(value, LIMIT)
+
+
+def test_records_come_back() -> None:
+    assert decode(Job, encode(JOB)) == JOB
+    turn = Turn(job="j1", turn=3, messages=JOB.messages, text="hello")
+    assert decode(Turn, encode(turn)) == turn
+
+
+def reencoded(**changes: object) -> bytes:
+    value = msgpack.unpackb(encode(JOB))
+    return msgpack.packb({**value, **changes})
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (reencoded(v=VERSION + 1), f"protocol version {VERSION + 1}"),
+        (reencoded(type="result"), "Expected a job"),
+        (reencoded(extra=1), "no job of sailq"),
+        (msgpack.packb([1, 2]), "no job of sailq"),
+        (msgpack.packb(None), "no job of sailq"),
+        (encode(JOB) + b"\x00", "not valid msgpack"),
+        (encode(JOB)[:-1], "not valid msgpack"),
+        (b"", "not valid msgpack"),
+        (pickle.dumps(JOB.model_dump()), "not valid msgpack"),
+        (b"\x00" * (MAX_RECORD_BYTES + 1), "at most"),
+        (msgpack.packb(msgpack.ExtType(5, b"x")), "extension type 5"),
+        (b"\x91" * 100 + b"\xc0", "nested"),
+        (b"\x91" * 100_000 + b"\xc0", "not valid msgpack"),
+    ],
+)
+def test_a_malformed_job_is_refused_with_a_sentence(data: bytes, says: str) -> None:
+    with pytest.raises(CodecError, match=says):
+        decode(Job, data)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("id", "../x", "id"), ("id", 7, "id"), ("turn", -1, "turn"), ("messages", [], "messages"),
+        ("submitted_at", float("nan"), "submitted_at"), ("deadline", float("inf"), "deadline"),
+        ("options", {"temperature": float("nan")}, "temperature"), ("options", {"max_new_tokens": 0}, "max_new_tokens"),
+        ("options", {"surprise": 1}, "surprise"), ("priority", "urgent", "priority"), ("bogus", 1, "bogus"),
+        ("messages", [{"role": "user", "content": [{"type": "audio", "audio": "x"}]}], "audio"),
+        ("messages", [{"role": "user", "content": [
+            {"type": "video", "blob": "a" * 64, "frames": -1, "height": 84, "width": 84}]}], "frames"),
+        ("messages", [{"role": "user", "content": [
+            {"type": "video", "blob": "a" * 64, "frames": 2, "height": 85, "width": 84}]}], "height"),
+        ("messages", [{"role": "user", "content": [
+            {"type": "video", "blob": "rq:queue:x", "frames": 2, "height": 84, "width": 84}]}], "blob"),
+    ],
+)
+def test_a_job_that_breaks_the_contract_is_refused_by_name(field: str, value: object, says: str) -> None:
+    body = {**msgpack.unpackb(encode(JOB))["body"], field: value}
+    with pytest.raises(BadRequest, match=says):
+        decode(Job, reencoded(body=body))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["u1", [2**40], b""], ["u1", [-1], b""], ["u1", [2], b"a"], ["O", [1], b"a" * 8], ["u1", [1.0], b"a"],
+        ["u1", [True], b"a"], ["u1", "x", b"a"], ["u1", [1]], "u1", ["u1", [0] * 9, b""], [["u1"], [1], b"a"],
+    ],
+)
+def test_a_forged_array_is_refused_before_it_is_built(fields: object) -> None:
+    with pytest.raises(CodecError):
+        unpack(msgpack.packb(msgpack.ExtType(1, msgpack.packb(fields))), LIMIT)
+
+
+@settings(max_examples=500)
+@given(st.binary(max_size=300))
+def test_any_bytes_give_a_value_or_the_typed_error(data: bytes) -> None:
+    start = time.perf_counter()
+    for kind in (Job, Result):
+        with pytest.raises(BadRequest):
+            decode(kind, data)
+    assert time.perf_counter() - start < 1

@@ -1,0 +1,53 @@
+"""Ids, settings and the connection's errors."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from sailq.shared.connection import connect, server_errors, without_password
+from sailq.shared.errors import BadRequest, ServerUnavailable
+from sailq.shared.jobs import IdFactory
+from sailq.shared.settings import Settings
+
+
+def test_ids_sort_by_time_and_strictly_increase_within_one_factory() -> None:
+    ids = IdFactory()
+    made = [ids.new(now) for now in (100.0, 100.0, 100.0005, 99.0, 101.0)]
+    assert made == sorted(made) and len(set(made)) == 5
+    assert IdFactory().new(200.0) > made[-1]
+
+
+def test_ids_of_many_threads_differ() -> None:
+    ids, made = IdFactory(), []
+    threads = [threading.Thread(target=lambda: made.extend(ids.new(5.0) for _ in range(200))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(made)) == 1600
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAILQ_REDIS_URL", "unix:///tmp/x.sock")
+    monkeypatch.setenv("SAILQ_RESULT_TTL", "7")
+    assert (Settings().redis_url, Settings().result_ttl) == ("unix:///tmp/x.sock", 7)
+
+
+@pytest.mark.parametrize("url", ["http://x", "localhost:6379", "", "redis://h:notaport"])
+def test_a_url_that_is_no_servers_is_refused(url: str) -> None:
+    with pytest.raises(BadRequest, match="URL"):
+        connect(url)
+
+
+def test_no_server_is_one_readable_sentence() -> None:
+    connection = connect("redis://127.0.0.1:1/0", retries=0)
+    with pytest.raises(ServerUnavailable, match="No server answers at 127.0.0.1:1"), server_errors(connection):
+        connection.ping()
+
+
+def test_a_password_is_never_shown() -> None:
+    assert without_password("redis://u:s3cret@h:1/0") == "redis://u:***@h:1/0"
+    with pytest.raises(BadRequest) as refused:
+        connect("http://u:s3cret@h")
+    assert "s3cret" not in str(refused.value)
