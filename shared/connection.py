@@ -45,7 +45,7 @@ def connect(url: str, *, max_connections: int | None = None, retries: int = _RET
             )
     except ValueError as error:
         raise BadRequest(f"This server URL cannot be read: {error}.") from None
-    return redis.Redis(connection_pool=pool)
+    return redis.Redis.from_pool(pool)  # it owns the pool: `close` closes all of it
 
 
 def without_password(url: str) -> str:

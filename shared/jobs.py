@@ -176,7 +176,7 @@ class ModelCard(Record):
 
     Attributes:
         context: most tokens of prompt and answer together.
-        max_patches: most vision patches of one medium that the runner takes, or None.
+        max_patches: most vision patches of one temporal grid (an image, or two frames of a video), or None.
         min_pixels, max_pixels: a frame's default size limits, height × width.
         patch_size, merge_size, temporal_patch_size: Qwen2-VL's grid (14, 2, 2).
     """

@@ -15,6 +15,9 @@ from . import keys
 from .codec import encode
 from .jobs import Result, Turn
 
+STREAM_TTL = 600
+"""Seconds that a stream outlives its job: the result has all of its text, and even an empty stream takes 4 KB."""
+
 _CLAIM = """
 if redis.call('EXISTS', KEYS[2]) == 1 then return {'done'} end
 local request = redis.call('HGET', KEYS[1], 'request')
@@ -29,7 +32,7 @@ if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
 if ARGV[1] ~= '' and redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
 redis.call('XADD', KEYS[3], '*', 'attempt', ARGV[1], 'end', '1')
-redis.call('EXPIRE', KEYS[3], ARGV[3])
+redis.call('EXPIRE', KEYS[3], ARGV[6])
 redis.call('DEL', KEYS[1])
 if ARGV[4] ~= '' then
   redis.call('RPUSH', KEYS[4], ARGV[4])
@@ -47,7 +50,7 @@ if redis.call('HEXISTS', KEYS[1], 'attempt') == 1 then
 end
 redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
 redis.call('XADD', KEYS[3], '*', 'attempt', '0', 'end', '1')
-redis.call('EXPIRE', KEYS[3], ARGV[2])
+redis.call('EXPIRE', KEYS[3], ARGV[3])
 redis.call('DEL', KEYS[1])
 return 'cancelled'
 """
@@ -67,6 +70,7 @@ class Lifecycle:
 
     def __init__(self, connection: Redis, *, result_ttl: int, conversation_ttl: int) -> None:
         self._result_ttl = result_ttl
+        self._stream_ttl = min(result_ttl, STREAM_TTL)
         self._conversation_ttl = conversation_ttl
         self._claim = connection.register_script(_CLAIM)
         self._finish = connection.register_script(_FINISH)
@@ -90,7 +94,7 @@ class Lifecycle:
             keys=[keys.job(result.job), keys.result(result.job), keys.stream(result.job),
                   keys.turns(result.conversation)],
             args=["" if attempt is None else attempt, encode(result), self._result_ttl,
-                  b"" if turn is None else encode(turn), self._conversation_ttl],
+                  b"" if turn is None else encode(turn), self._conversation_ttl, self._stream_ttl],
         )
         return bool(done)
 
@@ -98,6 +102,6 @@ class Lifecycle:
         """Ends a waiting job with `result`, or leaves a mark that its worker sees."""
         state: bytes = self._cancel(
             keys=[keys.job(result.job), keys.result(result.job), keys.stream(result.job)],
-            args=[encode(result), self._result_ttl],
+            args=[encode(result), self._result_ttl, self._stream_ttl],
         )
         return state.decode()  # type: ignore[return-value]

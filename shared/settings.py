@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .errors import BadRequest
 
 
 class Settings(BaseSettings):
-    """Both sides' settings. Times in seconds."""
+    """Both sides' settings. Times to live in seconds.
+
+    Attributes:
+        redis_url: the server, as redis://, rediss:// or unix:// URL.
+        model: a model's name or directory.
+        result_ttl: how long a result is kept.
+        job_ttl: how long a job and its blobs wait for a worker.
+        conversation_ttl: how long a conversation is kept after its last turn.
+    """
 
     model_config = SettingsConfigDict(env_prefix="SAILQ_", frozen=True)
 
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:// URL of the server")
-    model: str = Field(default="sailq-tiny", description="a model's name or directory")
-    result_ttl: int = Field(default=86_400, ge=1, description="how long results and their streams are kept")
-    job_ttl: int = Field(default=86_400, ge=1, description="how long a job and its blobs wait for a worker")
-    conversation_ttl: int = Field(default=86_400, ge=1, description="how long a conversation is kept after its last turn")
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    model: str = "sailq-tiny"
+    result_ttl: int = Field(default=86_400, ge=1)
+    job_ttl: int = Field(default=86_400, ge=1)
+    conversation_ttl: int = Field(default=86_400, ge=1)
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings with the `flags` that are not None. Raises BadRequest naming the first that cannot be used."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = f"SAILQ_{str(first['loc'][0]).upper()}"
+        reason = first["msg"][0].lower() + first["msg"][1:]
+        raise BadRequest(f"{name} is {first['input']!r}: {reason}.") from None
+
+
+def model_name(model: str) -> str:
+    """The name under which a model is served: `model` itself, or what its directory is called."""
+    if "/" not in model and not Path(model).is_dir():
+        return model
+    name = Path(model).expanduser().resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)[:128] or "model"

@@ -1,0 +1,1 @@
+"""Images and clips from files to sized frames, with qwen-vl-utils' options and arithmetic."""

@@ -1,0 +1,255 @@
+"""How many frames of a clip are kept and how large they become: qwen-vl-utils' arithmetic, without torch.
+
+The rules, constants and refusals are those of qwen-vl-utils 0.0.14 at Qwen2-VL's patch size of 14
+(`smart_resize`, `smart_nframes`, `calculate_video_frame_range`, `fetch_image`, `fetch_video`), and
+`video_sample_num` is sophon-demo's. Two things are ours: an option out of its own range (a negative time, a
+NaN) is refused where qwen-vl-utils would clamp it, and a worker's `ModelCard` can lower the size defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from ...shared.errors import BadMedia, BadRequest, TooLong
+from ...shared.jobs import MAX_FRAMES, MAX_SIDE, ModelCard, Record
+
+FACTOR = 28
+"""Pixels on one side of a vision token: patch 14 × merge 2."""
+TOKEN_PIXELS = FACTOR * FACTOR
+FRAME_FACTOR = 2
+"""Frames that share one layer of patches (Qwen2-VL's temporal_patch_size)."""
+MAX_RATIO = 200
+IMAGE_MIN_PIXELS = 4 * TOKEN_PIXELS
+IMAGE_MAX_PIXELS = 16384 * TOKEN_PIXELS
+VIDEO_MIN_PIXELS = 128 * TOKEN_PIXELS
+VIDEO_MAX_PIXELS = 768 * TOKEN_PIXELS
+MAX_TOKENS = 128_000
+"""Longest sequence that qwen-vl-utils sizes videos for (its MODEL_SEQ_LEN); no medium may hold more."""
+TOTAL_PIXELS = MAX_TOKENS * TOKEN_PIXELS * 0.9
+FPS = 2.0
+MIN_FRAMES = 4
+
+_LARGEST = 2**31 - 1
+Count = Annotated[int, Field(ge=0, le=_LARGEST)]
+Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
+Real = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Options(Record):
+    """One medium's options; None is "not given".
+
+    Attributes:
+        resized_height, resized_width: pixels, rounded to the grid of 28; they count only together.
+        min_pixels, max_pixels: limits of height × width of a frame.
+        nframes: how many frames to keep, rounded to an even number (half to a multiple of 4).
+        fps: frames to keep for each second, default 2; not together with `nframes`.
+        min_frames, max_frames: limits of the number that `fps` gives, default 4 and 768.
+        video_start, video_end: seconds.
+        video_sample_num: of the frames so chosen, keep every n-th (see `frame_indices`).
+
+    The options of time have no effect on an image or on a list of images, as in qwen-vl-utils.
+    """
+
+    resized_height: Positive | None = None
+    resized_width: Positive | None = None
+    min_pixels: Count | None = None
+    max_pixels: Positive | None = None
+    nframes: Count | None = None
+    fps: Real | None = None
+    min_frames: Count | None = None
+    max_frames: Count | None = None
+    video_start: Real | None = None
+    video_end: Real | None = None
+    video_sample_num: Positive | None = None
+
+
+NO_OPTIONS = Options()
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    *,
+    min_pixels: float = IMAGE_MIN_PIXELS,
+    max_pixels: float = IMAGE_MAX_PIXELS,
+    factor: int = FACTOR,
+) -> tuple[int, int]:
+    """(height, width) in pixels: multiples of `factor`, area within the limits, aspect ratio nearly kept.
+
+    A side is 0 where `max_pixels` is too small for the aspect ratio. Raises BadRequest for limits that
+    exclude each other and BadMedia for a ratio above 200.
+    """
+    if max_pixels < min_pixels:
+        raise BadRequest(f"max_pixels is {max_pixels:.0f}, which is less than min_pixels, {min_pixels:.0f}.")
+    ratio = max(height, width) / min(height, width)
+    if ratio > MAX_RATIO:
+        raise BadMedia(f"{width} × {height} pixels are {ratio:.0f} to 1; at most {MAX_RATIO} to 1 is served.")
+    rounded = [max(factor, round(side / factor) * factor) for side in (height, width)]
+    area = rounded[0] * rounded[1]
+    if area > max_pixels:
+        shrink = math.sqrt((height * width) / max_pixels)
+        rounded = [math.floor(side / shrink / factor) * factor for side in (height, width)]
+    elif area < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rounded = [math.ceil(side * grow / factor) * factor for side in (height, width)]
+    return rounded[0], rounded[1]
+
+
+def image_size(
+    height: int, width: int, options: Options, card: ModelCard | None = None, *, factor: int = FACTOR
+) -> tuple[int, int]:
+    """(height, width) that an image of `height` × `width` is resized to. Raises BadRequest or BadMedia."""
+    tokens = factor * factor
+    low, high = (card.min_pixels, card.max_pixels) if card else (4 * tokens, 16384 * tokens)
+    low = low if options.min_pixels is None else options.min_pixels
+    high = high if options.max_pixels is None else options.max_pixels
+    return _size(height, width, options, low, high, factor)
+
+
+def list_size(height: int, width: int, options: Options) -> tuple[int, int]:
+    """(height, width) that a list's images must agree on before `video_size` sees them.
+
+    qwen-vl-utils resizes the images of a list to a grid of 56 first, and their final size follows from that.
+    """
+    return image_size(height, width, options, factor=2 * FACTOR)
+
+
+def video_size(
+    height: int, width: int, frames: int, options: Options, card: ModelCard | None = None
+) -> tuple[int, int]:
+    """(height, width) that each of `frames` kept frames is resized to. Raises BadRequest or BadMedia.
+
+    A frame gets at most 768 tokens, and less where all frames together would pass `TOTAL_PIXELS`.
+    """
+    low: float = card.min_pixels if card else VIDEO_MIN_PIXELS
+    low = low if options.min_pixels is None else options.min_pixels
+    limit = max(min(VIDEO_MAX_PIXELS, TOTAL_PIXELS / frames * FRAME_FACTOR), int(low * 1.05))
+    wanted = card.max_pixels if card else limit
+    wanted = wanted if options.max_pixels is None else options.max_pixels
+    return _size(height, width, options, low, min(wanted, limit), FACTOR)
+
+
+def _size(height: int, width: int, options: Options, low: float, high: float, factor: int) -> tuple[int, int]:
+    if options.resized_height is None or options.resized_width is None:
+        size = smart_resize(height, width, min_pixels=low, max_pixels=high, factor=factor)
+        if 0 in size:
+            raise BadMedia(f"{width} × {height} pixels are too narrow for a max_pixels of {high:.0f}.")
+        return size
+    asked = options.resized_height, options.resized_width
+    if max(asked) / min(asked) > MAX_RATIO:
+        raise BadRequest(f"resized_height and resized_width differ more than {MAX_RATIO} times.")
+    pixels = factor * factor
+    return smart_resize(*asked, min_pixels=4 * pixels, max_pixels=16384 * pixels, factor=factor)
+
+
+def frame_range(options: Options, total: int, fps: float) -> tuple[int, int]:
+    """First and last frame number (both included) between `video_start` and `video_end`.
+
+    `total`: frames in the clip, `fps`: its frames a second. Raises BadMedia for an empty clip or one without
+    a rate, BadRequest when the times leave less than two frames.
+    """
+    if not (math.isfinite(fps) and fps > 0):
+        raise BadMedia("The clip states no frame rate.")
+    if total <= 0:
+        raise BadMedia("The clip holds no frames.")
+    seconds = total / fps
+    first, last = 0, total - 1
+    if options.video_start is not None:
+        first = math.ceil(min(options.video_start, seconds) * fps)
+    if options.video_end is not None:
+        last = min(math.floor(min(options.video_end, seconds) * fps), last)
+    if first >= last and (options.video_start, options.video_end) != (None, None):
+        end = seconds if options.video_end is None else options.video_end
+        times = f"From {options.video_start or 0:g} s to {end:g} s"
+        raise BadRequest(f"{times} there are less than two frames of this clip of {seconds:.2f} s.")
+    return first, last
+
+
+def frame_count(options: Options, total: int, fps: float) -> int:
+    """How many of `total` frames to keep: even, from 2 to `total`. Raises BadRequest or BadMedia."""
+    if options.nframes is not None and options.fps is not None:
+        raise BadRequest("nframes and fps exclude each other.")
+    if total < FRAME_FACTOR:
+        raise BadMedia(f"A video needs at least {FRAME_FACTOR} frames, and there is {total}.")
+    if options.nframes is not None:
+        count = round(options.nframes / FRAME_FACTOR) * FRAME_FACTOR
+    else:
+        low = MIN_FRAMES if options.min_frames is None else options.min_frames
+        high = min(MAX_FRAMES, total) if options.max_frames is None else options.max_frames
+        wanted = total / fps * (FPS if options.fps is None else options.fps)
+        wanted = max(wanted, math.ceil(low / FRAME_FACTOR) * FRAME_FACTOR)
+        wanted = min(wanted, math.floor(high / FRAME_FACTOR) * FRAME_FACTOR, total)
+        count = math.floor(wanted / FRAME_FACTOR) * FRAME_FACTOR
+    if not FRAME_FACTOR <= count <= total:
+        raise BadRequest(f"The options ask for {count} frames; {FRAME_FACTOR} to {total} can be had.")
+    return count
+
+
+def frame_indices(options: Options, total: int, fps: float) -> list[int]:
+    """Frame numbers to keep, evenly spread over the range, ascending; an even number of them.
+
+    `video_sample_num` n keeps the frames 0, n, 2n, ... of those (sophon-demo's stride). An odd number that is
+    left loses its last frame, because frames enter the model in pairs; a single one is taken twice.
+    """
+    first, last = frame_range(options, total, fps)
+    kept = spread(first, last, frame_count(options, last - first + 1, fps))[:: options.video_sample_num or 1]
+    if len(kept) == 1:
+        return kept * FRAME_FACTOR
+    return kept[: len(kept) // FRAME_FACTOR * FRAME_FACTOR]
+
+
+def spread(first: int, last: int, count: int) -> list[int]:
+    """`torch.linspace(first, last, count).round().long()`, `count` >= 2, to the last bit.
+
+    torch counts in float32 from both ends towards the middle and fuses the multiplication with the addition;
+    float64 rounded once gives the same. Rounding is half to even.
+    """
+    step = np.float64((np.float32(last) - np.float32(first)) / np.float32(count - 1))
+    place = np.arange(count)
+    ends = np.float64(np.float32(first)), np.float64(np.float32(last))
+    values = np.where(place < count // 2, ends[0] + step * place, ends[1] - step * (count - 1 - place))
+    return [int(value) for value in np.rint(values.astype(np.float32))]
+
+
+class Budget:
+    """Vision tokens spent so far, and the refusals that need no pixel.
+
+    Attributes:
+        card: the model that will read the media, or None.
+        tokens: vision tokens of the media spent so far.
+    """
+
+    def __init__(self, card: ModelCard | None = None) -> None:
+        self.card = card
+        self.tokens = 0
+
+    def check(self, frames: int, height: int, width: int) -> int:
+        """The tokens of a medium of this size, if there is room; an image counts as one pair of frames.
+
+        Raises TooLong past the model's patches or context or `MAX_TOKENS`, BadRequest past a job's limits.
+        """
+        medium = f"{frames} frame{'s'[: frames > 1]} of {width} × {height} pixels"
+        if frames > MAX_FRAMES or max(height, width) > MAX_SIDE:
+            raise BadRequest(f"{medium}: {MAX_FRAMES} frames and {MAX_SIDE} pixels a side are the most.")
+        tokens = math.ceil(frames / FRAME_FACTOR) * height * width // TOKEN_PIXELS
+        if tokens > MAX_TOKENS:
+            raise TooLong(f"{medium} are {tokens} tokens; at most {MAX_TOKENS} are served.")
+        if self.card is None:
+            return tokens
+        patches = height * width // self.card.patch_size**2
+        if self.card.max_patches is not None and patches > self.card.max_patches:
+            raise TooLong(f"{medium}: {patches} patches a frame; {self.card.name} takes {self.card.max_patches}.")
+        if self.tokens + tokens > self.card.context:
+            raise TooLong(
+                f"{medium} bring the request to {self.tokens + tokens} vision tokens; "
+                f"the context of {self.card.name} holds {self.card.context}."
+            )
+        return tokens
+
+    def spend(self, frames: int, height: int, width: int) -> None:
+        """Count a medium; refuses what `check` refuses."""
+        self.tokens += self.check(frames, height, width)

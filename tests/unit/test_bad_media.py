@@ -1,0 +1,257 @@
+"""Every way a file can be bad, and the one sentence that says so."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+from media_files import (
+    CONTAINERS,
+    FPS,
+    HEIGHT,
+    WIDTH,
+    cut,
+    image,
+    write_clip,
+    write_h264,
+    write_image,
+)
+from sailq.producer.media import headers, images
+from sailq.producer.media.reading import read_image, read_video
+from sailq.producer.media.sizing import Budget, Options
+from sailq.shared.errors import BadMedia, BadRequest, SailqError, TooLong, Unsupported
+from sailq.shared.jobs import ModelCard
+
+
+def text_named_mp4(folder: Path) -> str:
+    (folder / "text.mp4").write_text("This is no video.\n" * 100)
+    return str(folder / "text.mp4")
+
+
+def no_frames(suffix: str, codec: str) -> Callable[[Path], str]:
+    def make(folder: Path) -> str:
+        path = folder / f"none.{suffix}"
+        with av.open(str(path), "w") as output:
+            stream = output.add_stream(codec, rate=FPS)
+            assert isinstance(stream, av.VideoStream)
+            stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+            output.start_encoding()
+        return str(path)
+
+    return make
+
+
+def hole(folder: Path) -> str:
+    """As long as promised, but a part was never downloaded."""
+    path = write_h264(folder / "hole.mp4", movflags="faststart")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat") + 4 + (len(data) - data.index(b"mdat")) // 3
+    data[start:] = bytes(len(data) - start)
+    path.write_bytes(data)
+    return str(path)
+
+
+BAD_CLIPS: dict[str, tuple[Callable[[Path], Any], type[SailqError], str]] = {
+    "missing": (lambda folder: str(folder / "no.mp4"), BadMedia, "no such file"),
+    "directory": (str, BadMedia, "directory"),
+    "device": (lambda _: "/dev/zero", BadMedia, "no regular file"),
+    "empty": (lambda folder: str(cut(write_clip(folder / "0.mp4"), 0)), BadMedia, "is empty"),
+    "no name": (lambda _: "a\0b.mp4", BadMedia, "cannot be opened"),
+    "long name": (lambda _: "x" * 5000, BadMedia, "cannot be opened"),
+    "text": (text_named_mp4, BadMedia, "no video of a known kind"),
+    "no moov": (lambda folder: str(cut(write_clip(folder / "a.mp4"), 0.5)), BadMedia, "cut short"),
+    "no moov at all": (lambda folder: str(cut(write_clip(folder / "a.mov"), 0.002)), BadMedia, "no index"),
+    "cut mdat": (
+        lambda folder: str(cut(write_h264(folder / "a.mp4", movflags="faststart"), 0.7)),
+        BadMedia,
+        "cut short",
+    ),
+    "cut mkv": (lambda folder: str(cut(write_clip(folder / "a.mkv"), 0.5)), BadMedia, "cut short"),
+    "cut avi": (lambda folder: str(cut(write_clip(folder / "a.avi", "MJPG"), 0.5)), BadMedia, "cut short"),
+    "cut mov": (lambda folder: str(cut(write_clip(folder / "a.mov"), 0.9)), BadMedia, "cut short"),
+    "hole": (hole, BadMedia, "only .* of its 60 frames"),
+    "no frames mp4": (no_frames("mp4", "mpeg4"), BadMedia, "holds no frames"),
+    "no frames mkv": (no_frames("mkv", "libx264"), BadMedia, "holds no frames"),
+    "no frames avi": (no_frames("avi", "mpeg4"), BadMedia, "holds no frames"),
+    "one frame": (lambda folder: str(write_clip(folder / "1.avi", "MJPG", 1)), BadMedia, "at least 2 frames"),
+    "an image": (lambda folder: write_image(folder / "a.png", image()), BadMedia, "no video"),
+    "thin": (lambda folder: str(write_clip(folder / "a.avi", "MJPG", 4, (4000, 2))), BadMedia, "2000 to 1"),
+    "http": (lambda _: "https://example.com/a.mp4", Unsupported, "download it first"),
+    "rtsp": (lambda _: "rtsp://camera/1", Unsupported, "download it first"),
+    "no images": (lambda _: [], BadMedia, "at least one image"),
+    "a list of numbers": (lambda _: [1, 2], BadRequest, "by its path"),
+    "a number": (lambda _: 5, BadRequest, "path or a list"),
+    "unequal images": (
+        lambda folder: [write_image(folder / f"{n}.png", image(n, n)) for n in (100, 200)],
+        BadMedia,
+        "200.png: Its size",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CLIPS)
+def test_a_bad_clip_is_refused_in_one_sentence(tmp_path: Path, case: str) -> None:
+    make, error, told = BAD_CLIPS[case]
+    source = make(tmp_path)
+    with pytest.raises(error, match=told) as caught:
+        read_video(source)
+    message = str(caught.value)
+    assert type(caught.value) is error
+    assert "\n" not in message and message.endswith(".") and len(message) < 400
+    if isinstance(source, str) and len(source) < 200:
+        assert message.startswith(source.replace("\0", r"\x00"))
+
+
+def png_header(height: int, width: int) -> bytes:
+    fields = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n\0\0\0\r" + fields + struct.pack(">I", zlib.crc32(fields))
+
+
+HUGE = {
+    "png": png_header(30_000, 30_000),
+    "jpg": b"\xff\xd8\xff\xe0\0\4..\xff\xff\xc2\0\x0b\x08" + struct.pack(">HHL", 30_000, 30_000, 0x1011100),
+    "bmp": b"BM" + bytes(12) + struct.pack("<Iii", 40, 30_000, -30_000) + bytes(20),
+    "webp": b"RIFF\x1a\0\0\0WEBPVP8X\n\0\0\0\0\0\0\0" + 2 * (29_999).to_bytes(3, "little"),
+    "lossless.webp": b"RIFF\x1a\0\0\0WEBPVP8L\n\0\0\0\x2f" + (0x3FFF << 14 | 0x3FFF).to_bytes(4, "little"),
+    "lossy.webp": b"RIFF\x1a\0\0\0WEBPVP8 \n\0\0\0\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 16_383, 16_383),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_an_enormous_image_is_refused_by_its_header(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(HUGE[name])
+    with pytest.raises(BadMedia, match="more than 100 megapixels"):
+        read_image(name, base=tmp_path)
+
+
+def test_headers_give_the_size_that_the_pixels_have(tmp_path: Path) -> None:
+    """The same size through each format's header, just inside and just outside the limit."""
+    for suffix in ("png", "jpg", "bmp", "webp"):
+        data = Path(write_image(tmp_path / f"a.{suffix}", image(100, 137))).read_bytes()
+        limit = headers.MAX_PIXELS
+        try:
+            headers.MAX_PIXELS = 100 * 137
+            headers.image_kind(data)
+            headers.MAX_PIXELS -= 1
+            with pytest.raises(BadMedia, match="137 × 100"):
+                headers.image_kind(data)
+        finally:
+            headers.MAX_PIXELS = limit
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp"])
+@pytest.mark.parametrize("keep", [0.05, 0.5, 0.95])
+def test_a_cut_image_is_refused(tmp_path: Path, suffix: str, keep: float) -> None:
+    path = Path(write_image(tmp_path / f"a.{suffix}", image(200, 300)))
+    with pytest.raises(BadMedia, match="a\\."):
+        read_image(str(cut(path, keep)))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "told"),
+    [
+        (lambda folder: write_image(folder / "thin.png", image(4000, 1)), BadMedia, "4000 to 1"),
+        (lambda folder: text_named_mp4(folder), BadMedia, "no image of a known kind"),
+        (lambda folder: str(folder / "no.png"), BadMedia, "no such file"),
+        (lambda folder: str(folder), BadMedia, "directory"),
+        (lambda _: "http://example.com/a.png", Unsupported, "download it first"),
+        (lambda _: None, BadRequest, "by its path"),
+    ],
+)
+def test_a_bad_image_is_refused(
+    tmp_path: Path, make: Callable[[Path], Any], error: type[SailqError], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        read_image(make(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (Options(nframes=62), BadRequest),
+        (Options(nframes=1), BadRequest),
+        (Options(nframes=4, fps=2), BadRequest),
+        (Options(video_start=10), BadRequest),
+        (Options(video_start=1, video_end=1), BadRequest),
+        (Options(min_pixels=10**6, max_pixels=784), BadRequest),
+    ],
+)
+def test_options_that_the_clip_cannot_meet_are_refused(
+    tmp_path: Path, options: Options, error: type[SailqError]
+) -> None:
+    write_clip(tmp_path / "clip.mp4")
+    with pytest.raises(error, match=r"^clip\.mp4: "):
+        read_video("clip.mp4", options, base=tmp_path)
+
+
+def test_a_model_that_cannot_hold_the_clip_refuses_it(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mp4")
+    card = ModelCard(name="tiny", context=63, min_pixels=784, max_pixels=784 * 64)
+    size = {"resized_height": 112, "resized_width": 112}  # 16 tokens a pair
+    budget = Budget(card)
+    read_video("clip.mp4", Options(nframes=6, **size), base=tmp_path, budget=budget)
+    assert budget.tokens == 48
+    with pytest.raises(TooLong, match=r"^clip\.mp4: .* 64 vision tokens"):
+        read_video("clip.mp4", Options(nframes=2, **size), base=tmp_path, budget=budget)
+
+
+def test_damaged_bytes_raise_typed_errors_only(tmp_path: Path) -> None:
+    rng, refused = random.Random(3), 0
+    files = [write_clip(tmp_path / f"a.{suffix}", fourcc, 12) for suffix, fourcc in CONTAINERS.items()]
+    files += [Path(write_image(tmp_path / f"a.{kind}", image())) for kind in ("png", "jpg", "bmp", "webp")]
+    for path in files:
+        whole = path.read_bytes()
+        for _ in range(15):
+            data = bytearray(whole)
+            reach = rng.choice([len(data), 100])
+            for _ in range(rng.choice([1, 4, 30])):
+                data[rng.randrange(reach)] = rng.randrange(256)
+            path.write_bytes(data)
+            try:
+                (read_video if path.suffix[1:] in CONTAINERS else read_image)(str(path))
+            except SailqError:
+                refused += 1
+    assert refused > 20
+
+
+def test_bad_files_write_nothing_to_stderr(tmp_path: Path) -> None:
+    """In a process of its own: what C code writes there passes Python by."""
+    for name, (make, _, _) in BAD_CLIPS.items():
+        if name in {"text", "hole", "no moov at all", "no frames mp4", "no frames avi"}:
+            (tmp_path / name).mkdir()
+            make(tmp_path / name)
+    for suffix in ("png", "jpg", "bmp", "webp"):
+        data = bytearray(Path(write_image(tmp_path / f"a.{suffix}", image(200, 300))).read_bytes())
+        (tmp_path / f"cut.{suffix}").write_bytes(data[: len(data) // 2])
+        data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+        (tmp_path / f"a.{suffix}").write_bytes(data)
+    script = """if True:
+        import os, pathlib, sys
+        from sailq.producer.media.reading import read_image, read_video
+        from sailq.shared.errors import SailqError
+        for path in sorted(pathlib.Path(sys.argv[1]).rglob("*.*")):
+            try:
+                (read_video if path.suffix in {".mp4", ".mov", ".avi"} else read_image)(str(path))
+            except SailqError as error:
+                print(error)
+        os.write(2, b"still here")
+    """
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) >= 10
+    assert done.stderr == "still here"
+
+
+def test_what_others_write_while_an_image_is_decoded_is_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    with images._quiet():
+        os.write(2, b"libpng error: IDAT: CRC error\nanother thread's line\n")
+    assert capfd.readouterr().err == "another thread's line\n"
