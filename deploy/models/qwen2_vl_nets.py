@@ -1,0 +1,312 @@
+"""Qwen2-VL as the nets that are exported: small modules over a transformers checkpoint's own parameters.
+
+The forms are those that the TPU compiler fuses: attention as Permute, MatMul, Mul, Add, Softmax, MatMul,
+Permute on [batch, length, heads, dim], with Tile for grouped heads; rotary angles from tables, because a
+half-precision angle of 1000 rad is off by half a radian.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MAX_GRID = 8192 // 14 + 1
+"""Rows of the vision rotary table: patches along the longest side of a frame that may reach a worker."""
+
+
+class Linear(nn.Module):
+    """y = x W + b with W stored [in, out], so that the graph needs no Transpose."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.t().contiguous(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @classmethod
+    def of(cls, linear: Any) -> Linear:
+        return cls(linear.weight, linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.matmul(x, self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.eps = float(norm.variance_epsilon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+        return y
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in the half-split form of GPT-NeoX; cos and sin broadcast against x."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q kᵀ / √dim + mask) v; q [B, M, heads, dim], k, v [B, L, heads, dim], mask [B, 1, M, L]."""
+    scores = torch.matmul(q.permute(0, 2, 1, 3), k.permute(0, 2, 3, 1)) * (1 / math.sqrt(q.shape[-1]))
+    weights = functional.softmax(scores + mask, dim=-1)
+    return torch.matmul(weights, v.permute(0, 2, 1, 3)).permute(0, 2, 1, 3)
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        attn = block.attn
+        weights, biases = attn.qkv.weight.chunk(3), attn.qkv.bias.chunk(3)
+        self.q, self.k, self.v = (Linear(w, b) for w, b in zip(weights, biases, strict=True))
+        self.proj = Linear.of(attn.proj)
+        self.fc1, self.fc2, self.act = Linear.of(block.mlp.fc1), Linear.of(block.mlp.fc2), block.mlp.act
+        self.heads, self.dim = attn.num_heads, attn.head_dim
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        y = self.norm1(x)
+        shape = (1, -1, self.heads, self.dim)
+        q = rotate(self.q(y).reshape(shape), cos, sin)
+        k = rotate(self.k(y).reshape(shape), cos, sin)
+        y = attend(q, k, self.v(y).reshape(shape), mask)
+        x = x + self.proj(y.reshape(-1, self.heads * self.dim))
+        mlp: Tensor = self.fc2(self.act(self.fc1(self.norm2(x))))
+        return x + mlp
+
+
+class Vit(nn.Module):
+    """pixels [N, 1176] in 0..255, pos_ids int32 [N, 2] (row, column), mask [1, N, N] -> [N / merge², H].
+
+    Patch N lies where transformers' processor puts it. Rescaling and normalisation are folded into the patch
+    embedding, in float64: W ((p·r - m) / s) = (W·r/s) p - W (m/s), r the rescale factor, m and s the mean and
+    standard deviation of p's channel.
+    """
+
+    def __init__(self, visual: Any, rescale: float, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        config = visual.config
+        per_channel = config.temporal_patch_size * config.patch_size**2
+        m, s = (torch.tensor(v, dtype=torch.float64).repeat_interleave(per_channel) for v in (mean, std))
+        weight = visual.patch_embed.proj.weight.flatten(1).double()
+        self.patch_embed = Linear((weight * (rescale / s)).float(), -(weight @ (m / s)).float())
+        angles = torch.outer(torch.arange(MAX_GRID).float(), visual.rotary_pos_emb.inv_freq)
+        self.cos, self.sin = nn.Buffer(angles.cos()), nn.Buffer(angles.sin())
+        self.blocks = nn.ModuleList(VisionBlock(block) for block in visual.blocks)
+        merger = visual.merger
+        self.ln_q, self.merged = merger.ln_q, merger.hidden_size
+        self.fc1, self.act, self.fc2 = Linear.of(merger.mlp[0]), merger.mlp[1], Linear.of(merger.mlp[2])
+
+    def forward(self, pixels: Tensor, pos_ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.patch_embed(pixels)
+        cos, sin = self._angles(self.cos, pos_ids), self._angles(self.sin, pos_ids)
+        for block in self.blocks:
+            x = block(x, cos, sin, mask.unsqueeze(1))
+        merged: Tensor = self.fc2(self.act(self.fc1(self.ln_q(x).reshape(-1, self.merged))))
+        return merged
+
+    def _angles(self, table: Tensor, pos_ids: Tensor) -> Tensor:
+        """Rows then columns, twice: [1, N, 1, head dim]."""
+        half = functional.embedding(pos_ids, table).reshape(1, -1, 1, 2 * table.shape[-1])
+        return torch.cat((half, half), dim=-1)
+
+
+class Rotary(nn.Module):
+    """M-RoPE (Qwen2-VL, 2.1): each section of the frequencies turns with its own of three positions."""
+
+    def __init__(self, rotary: Any, context: int) -> None:
+        super().__init__()
+        angles = torch.outer(torch.arange(context).float(), rotary.inv_freq)
+        scale = rotary.attention_scaling
+        self.cos, self.sin = nn.Buffer(angles.cos() * scale), nn.Buffer(angles.sin() * scale)
+        self.sections = [int(size) for size in rotary.mrope_section]
+
+    def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self._pick(self.cos, position_ids), self._pick(self.sin, position_ids)
+
+    def _pick(self, table: Tensor, position_ids: Tensor) -> Tensor:
+        """table [context, dim / 2], position_ids [3, B, S] -> [B, S, 1, dim]."""
+        parts, start = [], 0
+        for index, size in enumerate(self.sections):
+            parts.append(functional.embedding(position_ids[index % 3], table)[..., start : start + size])
+            start += size
+        return torch.cat(parts * 2, dim=-1).unsqueeze(2)
+
+
+class Layer(nn.Module):
+    """What `block_i` and `block_cache_i` share: one decoder layer's weights, and its mathematics."""
+
+    def __init__(self, layer: Any, rotary: Rotary) -> None:
+        super().__init__()
+        attn, mlp = layer.self_attn, layer.mlp
+        self.rotary = rotary
+        self.input_norm = RMSNorm(layer.input_layernorm)
+        self.post_norm = RMSNorm(layer.post_attention_layernorm)
+        self.q, self.k, self.v, self.o = (
+            Linear.of(getattr(attn, f"{name}_proj")) for name in ("q", "k", "v", "o")
+        )
+        self.gate, self.up, self.down = (
+            Linear.of(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down")
+        )
+        self.act = mlp.act_fn
+        self.heads, self.kv_heads, self.dim = attn.num_heads, attn.num_key_value_heads, attn.head_dim
+
+    def qkv(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.input_norm(hidden)
+        batch, length = x.shape[0], x.shape[1]
+        cos, sin = self.rotary(position_ids)
+        q = self.q(x).reshape(batch, length, self.heads, self.dim)
+        k = self.k(x).reshape(batch, length, self.kv_heads, self.dim)
+        v = self.v(x).reshape(batch, length, self.kv_heads, self.dim)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def finish(self, hidden: Tensor, attention: Tensor) -> Tensor:
+        """The rest of the layer, from the attention's result [B, S, heads, dim]."""
+        batch, length = hidden.shape[0], hidden.shape[1]
+        x: Tensor = hidden + self.o(attention.reshape(batch, length, self.heads * self.dim))
+        y = self.post_norm(x)
+        mlp: Tensor = self.down(self.act(self.gate(y)) * self.up(y))
+        return x + mlp
+
+    def repeat(self, kv: Tensor) -> Tensor:
+        """[B, S, kv heads, dim] -> [B, S, heads, dim]."""
+        groups = self.heads // self.kv_heads
+        if groups == 1:
+            return kv
+        tiled = kv.unsqueeze(3).expand(-1, -1, -1, groups, -1)
+        return tiled.reshape(kv.shape[0], kv.shape[1], self.heads, self.dim)
+
+    def attend_cached(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, past: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """One query a row over its past and itself, without a copy of the past for each group of heads.
+
+        With keys joined and repeated, as `attend` takes them, a CPU is 4 to 17 times slower here (batch 8,
+        512 columns). For the TPU's fused attention, take
+        `attend(q, repeat(cat(past_k, k)), repeat(cat(past_v, v)), mask)`: the same from the same inputs.
+        """
+        groups = self.heads // self.kv_heads
+        q = q.reshape(-1, self.kv_heads, groups, self.dim) * (1 / math.sqrt(self.dim))
+        k, v = (new.reshape(-1, self.kv_heads, 1, self.dim) for new in (k, v))
+        past_k, past_v = (cache.permute(0, 2, 1, 3) for cache in past)
+        own = (q * k).sum(-1, keepdim=True)
+        scores = torch.cat((torch.matmul(q, past_k.transpose(2, 3)), own), dim=-1)
+        weights = functional.softmax(scores + mask, dim=-1)
+        return torch.matmul(weights[..., :-1], past_v) + weights[..., -1:] * v
+
+
+class Block(nn.Module):
+    """hidden [B, S, H], position_ids int32 [3, B, S], mask [B, 1, S, S] -> hidden, k, v [B, S, heads, D]."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: Tensor, position_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.layer.qkv(hidden, position_ids)
+        attention = attend(q, self.layer.repeat(k), self.layer.repeat(v), mask)
+        return self.layer.finish(hidden, attention), k, v
+
+
+class BlockCache(nn.Module):
+    """One token a row: hidden [B, 1, H], position_ids [3, B, 1], mask [B, 1, 1, L + 1], past_k, past_v
+    [B, L, kv heads, dim] -> hidden, and the new rows of k and v. The last mask column is the token itself.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(
+        self, hidden: Tensor, position_ids: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.layer.qkv(hidden, position_ids)
+        attention = self.layer.attend_cached(q, k, v, mask, (past_k, past_v))
+        return self.layer.finish(hidden, attention), k, v
+
+
+class Embedding(nn.Module):
+    """input_ids int32 [B, S] -> hidden [B, S, H]."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return functional.embedding(input_ids, self.weight)
+
+
+class LmHead(nn.Module):
+    """hidden [B, H] -> logits [B, vocabulary]; with the final norm. A tied weight stays the embedding's."""
+
+    def __init__(self, norm: Any, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.norm, self.weight = RMSNorm(norm), weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.matmul(self.norm(hidden), self.weight.t())
+
+
+class Net(NamedTuple):
+    """One graph to export: example inputs by name, and each tensor's dynamic axes."""
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    axes: dict[str, dict[int, str]]
+
+
+def cut(model: Any, processor: Mapping[str, Any]) -> Iterator[Net]:
+    """The nets of an fp32 model in evaluation mode; `processor`: fields of preprocessor_config.json."""
+    text, spec = model.model.language_model, model.config.text_config
+    hidden, kv_heads = spec.hidden_size, spec.num_key_value_heads
+    dim = hidden // spec.num_attention_heads
+    batch, length, past, patches = 2, 3, 5, 8
+    vit = Vit(
+        model.model.visual, processor["rescale_factor"], processor["image_mean"], processor["image_std"]
+    )
+    yield Net(
+        "vit", vit,
+        {"pixels": torch.zeros(patches, vit.patch_embed.weight.shape[0]),
+         "pos_ids": torch.zeros(patches, 2, dtype=torch.int32), "mask": torch.zeros(1, patches, patches)},
+        ("embeds",), {"pixels": {0: "N"}, "pos_ids": {0: "N"}, "mask": {1: "N", 2: "N"}, "embeds": {0: "M"}},
+    )
+    yield Net(
+        "embedding", Embedding(text.embed_tokens.weight),
+        {"input_ids": torch.zeros(batch, length, dtype=torch.int32)},
+        ("hidden",), {name: {0: "B", 1: "S"} for name in ("input_ids", "hidden")},
+    )
+    rotary = Rotary(text.rotary_emb, spec.max_position_embeddings)
+    for index, source in enumerate(text.layers):
+        layer = Layer(source, rotary)
+        yield Net(
+            f"block_{index}", Block(layer),
+            {"hidden": torch.zeros(batch, length, hidden),
+             "position_ids": torch.zeros(3, batch, length, dtype=torch.int32),
+             "mask": torch.zeros(batch, 1, length, length)},
+            ("hidden_out", "k", "v"),
+            {"position_ids": {1: "B", 2: "S"}, "mask": {0: "B", 2: "S", 3: "S"},
+             **{name: {0: "B", 1: "S"} for name in ("hidden", "hidden_out", "k", "v")}},
+        )
+        row = torch.zeros(batch, past, kv_heads, dim)
+        yield Net(
+            f"block_cache_{index}", BlockCache(layer),
+            {"hidden": torch.zeros(batch, 1, hidden),
+             "position_ids": torch.zeros(3, batch, 1, dtype=torch.int32),
+             "mask": torch.zeros(batch, 1, 1, past + 1), "past_k": row, "past_v": row.clone()},
+            ("hidden_out", "k", "v"),
+            {"position_ids": {1: "B"}, "mask": {0: "B", 3: "L1"}, "past_k": {0: "B", 1: "L"},
+             "past_v": {0: "B", 1: "L"}, **{name: {0: "B"} for name in ("hidden", "hidden_out", "k", "v")}},
+        )
+    yield Net(
+        "lm_head", LmHead(text.norm, model.lm_head.weight), {"hidden": torch.zeros(batch, hidden)},
+        ("logits",), {"hidden": {0: "B"}, "logits": {0: "B"}},
+    )

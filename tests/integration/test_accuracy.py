@@ -1,0 +1,74 @@
+"""sailq-tiny on samples it never saw: rendered to files, read by the producer, answered by the engine."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from sailq.producer.messages import prepare
+from sailq.producer.samples import TASKS, TRAINING_SEED, write_samples
+from sailq.shared.frames import decode_frames
+from sailq.shared.jobs import FramesPart, GenerationOptions
+from sailq.worker.catalog import resolve
+from sailq.worker.engine.engine import Engine
+from sailq.worker.scheduler import Request, Scheduler
+
+SEED, COUNT = 7, 500
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """Each sample's task, language, true answer and the model's text."""
+    assert SEED < TRAINING_SEED
+    folder = tmp_path_factory.mktemp("samples")
+    rows = list(write_samples(SEED, COUNT, folder))
+    assert [json.loads(line) for line in (folder / "truth.jsonl").read_text().splitlines()] == rows
+    engine = Engine.load(resolve("sailq-tiny"), slots=8)
+    scheduler = Scheduler(engine)
+    scheduler.start()
+    try:
+        requests = [ask(engine, scheduler, row, folder) for row in rows]
+        texts = [request.wait(60).text for request in requests]
+    finally:
+        scheduler.close()
+    return [{"task": row["task"], "lang": row["lang"], "answer": row["answer"], "text": text}
+            for row, text in zip(rows, texts, strict=True)]
+
+
+def ask(engine: Engine, scheduler: Scheduler, row: dict, folder: Path) -> Request:
+    options = GenerationOptions(max_new_tokens=64)
+    prepared = prepare(row["messages"], base=folder, card=engine.card)
+    parts = [part for message in prepared.messages for part in message.content if isinstance(part, FramesPart)]
+    frames = {part.blob: decode_frames(prepared.blobs[part.blob], (part.frames, part.height, part.width))
+              for part in parts}
+    request = Request(engine.prepare(prepared.messages, frames, options), options)
+    scheduler.submit(request)
+    return request
+
+
+def share_right(verdicts: list[dict[str, str]]) -> float:
+    return sum(verdict["text"] == verdict["answer"] for verdict in verdicts) / len(verdicts)
+
+
+def test_at_least_97_percent_are_exact_and_93_of_each_task(verdicts: list[dict[str, str]]) -> None:
+    groups = defaultdict(list)
+    for verdict in verdicts:
+        groups[verdict["task"]].append(verdict)
+        groups[verdict["lang"]].append(verdict)
+    figures = {name: share_right(group) for name, group in sorted(groups.items())}
+    print(f"\n{COUNT} held-out samples of seed {SEED}: {share_right(verdicts):.1%} exact;",
+          ", ".join(f"{name} {share:.1%}" for name, share in figures.items()))
+    wrong = [verdict for verdict in verdicts if verdict["text"] != verdict["answer"]]
+    assert share_right(verdicts) >= 0.97, wrong
+    assert set(TASKS) < set(figures) and all(figures[task] >= 0.93 for task in TASKS), wrong
+    assert figures["en"] >= 0.93 and figures["zh"] >= 0.93, wrong
+
+
+def test_the_answers_are_many_and_the_model_tells_them_apart(verdicts: list[dict[str, str]]) -> None:
+    """No constant answer, and no answer to the question alone, can pass the test above."""
+    answers = {verdict["answer"] for verdict in verdicts if verdict["task"] == "video"}
+    assert len(answers) >= 50
+    most = max(sum(verdict["answer"] == answer for verdict in verdicts) for answer in answers)
+    assert most / COUNT < 0.05

@@ -1,0 +1,170 @@
+"""Oracles: transformers' own Qwen2-VL on torch, and a small model with random weights, exported once."""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import functools
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sailq.shared.frames import Frames
+from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
+from sailq.worker.catalog import resolve
+from sailq.worker.engine.model import ModelSpec
+from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+ROOT = Path(__file__).parents[2]
+_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
+
+
+@functools.cache
+def random_model() -> Path:
+    """A model directory: sailq-tiny's tokenizer, random weights with wide logits, grouped heads, its nets."""
+    source, out = resolve("sailq-tiny"), Path(tempfile.mkdtemp(prefix="sailq-random-"))
+    atexit.register(shutil.rmtree, out, ignore_errors=True)
+    config = json.loads((source / "config.json").read_text())
+    config |= {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+               "max_position_embeddings": 512, "initializer_range": 0.1}
+    config["vision_config"] |= {"depth": 2, "hidden_size": 256, "initializer_range": 0.05}
+    torch.manual_seed(1)
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**config))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.1)
+    model.half().save_pretrained(out)
+    for name in _FILES:
+        shutil.copy(source / name, out)
+    export(out)
+    return out
+
+
+def export(directory: Path) -> None:
+    """Run the exporter's command line on a directory."""
+    script = ROOT / "deploy/models/export_onnx.py"
+    command = [sys.executable, str(script), "--model_path", str(directory), "--out", str(directory / "onnx")]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def image_patches(image: Frames) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """(pixel_values, grid_thw) of one uint8 [height, width, 3], by transformers' image processor."""
+    values = Qwen2VLImageProcessorPil(do_resize=False)([image], return_tensors="np")
+    return values["pixel_values"], values["image_grid_thw"][0].tolist()
+
+
+def video_patches(frames: Frames) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """The same of a video; its processor's file imports torchvision, the `patchify` in it does not."""
+    spec = importlib.util.find_spec("transformers.models.qwen2_vl.video_processing_qwen2_vl")
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text())
+    function = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "patchify")
+    scope: dict[str, Any] = {"torch": torch}
+    exec(compile(ast.Module([function], []), spec.origin, "exec"), scope)
+    images = Qwen2VLImageProcessorPil()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (images.image_mean, images.image_std))
+    videos = ((torch.from_numpy(frames).permute(0, 3, 1, 2) / 255 - mean) / std)[None]
+    patches, *grid = scope["patchify"](None, videos, 14, 2, 2)
+    return patches[0].numpy(), grid
+
+
+class Oracle:
+    """transformers' model of a directory, fp32, greedy."""
+
+    def __init__(self, directory: Path) -> None:
+        torch.set_num_threads(1)  # matrices this small only lose by being shared out
+        self.spec = ModelSpec.load(directory)
+        self.tokenizer = AutoTokenizer.from_pretrained(directory)
+        self.model = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+
+    def inputs(self, messages: Sequence[Message], frames: Mapping[str, Frames]) -> dict[str, torch.Tensor]:
+        """What Qwen2VLProcessor would return, put together from its parts."""
+        plain = [{"role": m.role, "content": [
+            {"type": p.type, **({"text": p.text} if isinstance(p, TextPart) else {})} for p in m.content
+        ]} for m in messages]
+        text = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+        pixels: dict[str, list[Any]] = {"image": [], "video": []}
+        grids: dict[str, list[list[int]]] = {"image": [], "video": []}
+        for part in (p for m in messages for p in m.content if isinstance(p, FramesPart)):
+            array = frames[part.blob]
+            values, grid = image_patches(array[0]) if part.type == "image" else video_patches(array)
+            pixels[part.type].append(values)
+            grids[part.type].append(grid)
+            text = text.replace(f"<|{part.type}_pad|>", "<|here|>" * (int(np.prod(grid)) // 4), 1)
+            text = text.replace("<|here|>", f"<|{part.type}_hold|>")
+        text = text.replace("_hold|>", "_pad|>")
+        tokens = torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"]])
+        types = (tokens == self.spec.image_token_id).int() + 2 * (tokens == self.spec.video_token_id).int()
+        result = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "mm_token_type_ids": types}
+        for kind, suffix in (("image", ""), ("video", "_videos")):
+            if grids[kind]:
+                result[f"pixel_values{suffix}"] = torch.from_numpy(np.concatenate(pixels[kind]))
+                result[f"{kind}_grid_thw"] = torch.tensor(grids[kind])
+        return result
+
+    @torch.no_grad()
+    def greedy(self, inputs: dict[str, torch.Tensor], tokens: int, **options: Any) -> list[int]:
+        """The answer's tokens, the end token included."""
+        out = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, **options)
+        return [int(token) for token in out[0, inputs["input_ids"].shape[1] :]]
+
+
+class Prompts:
+    """Random conversations: text, images, videos, several media, several turns. Deterministic by seed."""
+
+    SIZES = ((84, 84), (84, 112), (112, 84), (56, 56), (28, 84))
+    QUESTIONS = (
+        "What do you see?", "How many shapes are there?", "Describe the clip in one sentence.", "什么颜色？",
+        "Which way does it move?", "Read the number.", "Is there a circle?", "请描述画面。", "ok 😀",
+    )
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+
+    def conversation(self) -> tuple[list[Message], dict[str, Frames]]:
+        frames: dict[str, Frames] = {}
+        messages: list[Message] = []
+        if self._random.random() < 0.2:
+            messages.append(Message(role="system", content=(TextPart(text="Answer briefly."),)))
+        for turn in range(int(self._random.choice([1, 1, 2, 3]))):
+            if turn:
+                messages.append(Message(role="assistant", content=(TextPart(text="A red circle."),)))
+            media = [self._medium(frames) for _ in range(int(self._random.choice([0, 1, 1, 2])))]
+            question = TextPart(text=str(self._random.choice(self.QUESTIONS)))
+            parts = [*media, question] if self._random.random() < 0.8 else [question, *media]
+            messages.append(Message(role="user", content=tuple(parts)))
+        return messages, frames
+
+    def _medium(self, frames: dict[str, Frames]) -> FramesPart:
+        height, width = self.SIZES[int(self._random.integers(len(self.SIZES)))]
+        video = bool(self._random.random() < 0.5)
+        count = int(self._random.integers(1, 6)) if video else 1
+        array = self.frames(count, height, width)
+        digest = f"{len(frames):064x}"
+        frames[digest] = array
+        kind = "video" if video else "image"
+        return FramesPart(type=kind, blob=digest, frames=count, height=height, width=width)
+
+    def frames(self, count: int, height: int, width: int) -> Frames:
+        """A coloured rectangle on a plain ground, somewhere else in each frame."""
+        ground, colour = self._random.integers(0, 256, (2, 3))
+        result = np.empty((count, height, width, 3), np.uint8)
+        result[:] = ground
+        for frame in result:
+            top, left = self._random.integers(0, height - 14), self._random.integers(0, width - 14)
+            frame[top : top + 20, left : left + 16] = colour
+        return result
+
+
+def options(**fields: Any) -> GenerationOptions:
+    return GenerationOptions(**{"max_new_tokens": 16, **fields})

@@ -1,0 +1,277 @@
+"""The scheduler, one step at a time: no threads and no sleeps, but for the last tests, which run its loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from qwen2vl import Prompts, options, random_model
+from sailq.shared.errors import BadRequest, Cancelled, DeadlineExceeded, SailqError
+from sailq.shared.jobs import GenerationOptions, Message, TextPart
+from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine.model import ModelSpec
+from sailq.worker.engine.prompt import Prompter
+from sailq.worker.runners.base import Float, Int
+from sailq.worker.scheduler import Request, Scheduler
+
+
+class CountingRunner:
+    """A model that answers with its slot's token number: the n-th token of any answer has the id `n`.
+
+    `calls` logs what the scheduler asks of the device. `fail_prefill` and `fail_decode` make the next such
+    call raise; a token in `poison` makes its row of logits useless.
+    """
+
+    device, context, max_patches, hidden = "test", 512, None, 4
+
+    def __init__(self, vocabulary: int, slots: int) -> None:
+        self.slots, self._vocabulary = slots, vocabulary
+        self.calls: list[tuple[str, object]] = []
+        self.fail_prefill = self.fail_decode = False
+        self.poisoned: set[int] = set()
+
+    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Float:
+        self.calls.append(("prefill", slot))
+        if self.fail_prefill:
+            self.fail_prefill = False
+            raise RuntimeError("out of memory")
+        return self._logits(0)
+
+    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Float:
+        self.calls.append(("decode", tuple(slots)))
+        if self.fail_decode:
+            self.fail_decode = False
+            raise RuntimeError("device lost")
+        rows = np.stack([self._logits(int(token) + 1) for token in tokens])
+        rows[[slot in self.poisoned for slot in slots]] = np.nan
+        return rows
+
+    def release(self, slot: int) -> None:
+        self.calls.append(("release", slot))
+
+    def _logits(self, token: int) -> Float:
+        return np.eye(self._vocabulary, dtype=np.float32)[token]
+
+
+class Bench:
+    """A scheduler over a counting runner."""
+
+    def __init__(self, slots: int) -> None:
+        spec = ModelSpec.load(random_model())
+        self.runner = CountingRunner(spec.vocab_size, slots)
+        self.engine = Engine(spec, self.runner, Prompter(spec))  # type: ignore[arg-type]
+        self.scheduler = Scheduler(self.engine)
+        self.prepared = self.engine.prepare(
+            [Message(role="user", content=(TextPart(text="Hi"),))], {}, options(max_new_tokens=100)
+        )
+
+    def submit(self, tokens: int = 4, **fields: object) -> Request:
+        prepared = Prepared(**{**self.prepared.__dict__, "limit": tokens})
+        request = Request(prepared, GenerationOptions(max_new_tokens=tokens), **fields)  # type: ignore[arg-type]
+        self.scheduler.submit(request)
+        return request
+
+    def running(self) -> list[int]:
+        """Slots of the last decode."""
+        return list(next(value for call, value in reversed(self.runner.calls) if call == "decode"))  # type: ignore
+
+
+def _started(*requests: Request) -> list[bool]:
+    return [request.generation is not None for request in requests]
+
+
+def test_one_prefill_a_step_and_all_decode_together() -> None:
+    bench = Bench(slots=3)
+    for _ in range(3):
+        bench.submit(tokens=9)
+    for active in (1, 2, 3):
+        bench.scheduler.step()
+        assert bench.running() == list(range(active))
+    assert [call for call, _ in bench.runner.calls] == ["prefill", "decode"] * 3
+
+
+def test_first_come_first_served() -> None:
+    bench = Bench(slots=1)
+    requests = [bench.submit(tokens=2) for _ in range(4)]
+    order = []
+    for _ in range(4):
+        bench.scheduler.step()
+        order.append([request.outcome is not None for request in requests].count(True))
+    assert order == [1, 2, 3, 4]
+    assert all(request.wait(0).finish_reason == "length" for request in requests)
+
+
+def test_high_priority_goes_before_normal_but_takes_no_slot_away() -> None:
+    bench = Bench(slots=1)
+    first, second = bench.submit(tokens=3), bench.submit(tokens=3)
+    bench.scheduler.step()
+    urgent, urgent_too = bench.submit(tokens=2, priority="high"), bench.submit(tokens=2, priority="high")
+    assert _started(first, second, urgent) == [True, False, False]
+    bench.scheduler.step()
+    assert first.outcome is not None
+    bench.scheduler.step()
+    assert _started(second, urgent, urgent_too) == [False, True, False]
+    bench.scheduler.step()
+    assert _started(second, urgent_too) == [False, True]
+    bench.scheduler.step()
+    assert _started(second) == [True]
+
+
+def test_a_free_slot_is_filled_in_the_next_step() -> None:
+    bench = Bench(slots=2)
+    short, long, next_one = bench.submit(tokens=3), bench.submit(tokens=50), bench.submit(tokens=50)
+    bench.scheduler.step()
+    bench.scheduler.step()
+    assert short.outcome is not None
+    bench.scheduler.step()
+    assert _started(next_one) == [True]
+    assert next_one.generation is not None and next_one.generation.slot == 0
+    assert bench.running() == [0, 1]
+    assert long.outcome is None
+
+
+def test_cancel_acts_within_one_step() -> None:
+    bench = Bench(slots=1)
+    running, waiting = bench.submit(tokens=50), bench.submit(tokens=50)
+    bench.scheduler.step()
+    running.cancel()
+    waiting.cancel()
+    bench.scheduler.step()
+    outcome = running.wait(0)
+    assert outcome.finish_reason == "cancelled" and isinstance(outcome.error, Cancelled)
+    assert outcome.usage.completion_tokens == 2  # what the first step made; the second made none
+    assert waiting.wait(0).finish_reason == "cancelled" and _started(waiting) == [False]
+    assert [call for call, _ in bench.runner.calls] == ["prefill", "decode", "release"]
+
+
+def test_deadlines_act_within_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    bench = Bench(slots=1)
+    running, waiting = bench.submit(tokens=50, deadline=101.0), bench.submit(tokens=50, deadline=101.0)
+    unlimited = bench.submit(tokens=2)
+    bench.scheduler.step()
+    assert running.outcome is None
+    now = 101.0
+    bench.scheduler.step()
+    for request in (running, waiting):
+        outcome = request.wait(0)
+        assert outcome.finish_reason == "deadline" and isinstance(outcome.error, DeadlineExceeded)
+    assert unlimited.wait(0).finish_reason == "length"  # it had the slot in the same step
+
+
+def test_a_failing_prefill_fails_its_request_only() -> None:
+    bench = Bench(slots=2)
+    good = bench.submit(tokens=4)
+    bench.scheduler.step()
+    bad, after = bench.submit(tokens=4), bench.submit(tokens=4)
+    bench.runner.fail_prefill = True
+    while after.outcome is None:
+        bench.scheduler.step()
+    outcome = bad.wait(0)
+    assert outcome.finish_reason == "error" and "out of memory" in str(outcome.error)
+    assert outcome.error is not None and outcome.error.code == "internal"
+    assert good.wait(0).text == after.wait(0).text != ""
+
+
+def test_errors_of_our_own_keep_their_code() -> None:
+    bench = Bench(slots=1)
+    bench.runner.prefill = _raise_bad_request  # type: ignore[method-assign]
+    request = bench.submit()
+    bench.scheduler.step()
+    assert isinstance(request.wait(0).error, BadRequest)
+
+
+def _raise_bad_request(*arguments: object) -> Float:
+    raise BadRequest("no")
+
+
+def test_a_failing_decode_fails_what_runs_and_the_loop_goes_on() -> None:
+    bench = Bench(slots=2)
+    running = [bench.submit(tokens=50), bench.submit(tokens=50)]
+    bench.scheduler.step()
+    bench.scheduler.step()
+    bench.runner.fail_decode = True
+    waiting = bench.submit(tokens=2)
+    bench.scheduler.step()
+    for request in running:
+        outcome = request.wait(0)
+        assert outcome.finish_reason == "error" and "device lost" in str(outcome.error)
+        assert outcome.usage.completion_tokens > 0
+    bench.scheduler.step()
+    assert waiting.wait(0).finish_reason == "length"
+
+
+def test_useless_logits_fail_their_row_only() -> None:
+    bench = Bench(slots=2)
+    bad, good = bench.submit(tokens=6), bench.submit(tokens=6)
+    bench.scheduler.step()
+    bench.scheduler.step()
+    bench.runner.poisoned.add(0)
+    while good.outcome is None:
+        bench.scheduler.step()
+    assert bad.wait(0).finish_reason == "error"
+    assert good.wait(0).finish_reason == "length" and good.wait(0).usage.completion_tokens == 6
+
+
+def test_a_failing_listener_fails_its_request_only() -> None:
+    def listen(text: str) -> None:
+        raise ConnectionError("stream is gone")
+
+    bench = Bench(slots=2)
+    deaf, good = bench.submit(tokens=60, on_text=listen), bench.submit(tokens=60)
+    while good.outcome is None:
+        bench.scheduler.step()
+    assert deaf.wait(0).finish_reason == "error" and isinstance(deaf.wait(0).error, SailqError)
+    assert good.wait(0).finish_reason == "length"
+
+
+def test_listeners_hear_the_whole_text_and_times_add_up() -> None:
+    heard: list[str] = []
+    bench = Bench(slots=1)
+    began = time.monotonic()
+    request = bench.submit(tokens=80, on_text=heard.append)
+    while request.outcome is None:
+        bench.scheduler.step()
+    outcome = request.wait(0)
+    assert "".join(heard) == outcome.text != ""
+    assert outcome.usage.completion_tokens == 80 and outcome.usage.prompt_tokens == len(bench.prepared.tokens)
+    assert outcome.prefill is not None and outcome.decode is not None and outcome.first_token_at is not None
+    assert began <= outcome.first_token_at <= time.monotonic()
+    assert outcome.inter_token_latency == pytest.approx(outcome.decode / 79)
+
+
+def test_one_request_failing_leaves_the_others_tokens_alone() -> None:
+    """With the real model: three conversations, alone and beside one that breaks in the middle."""
+    engine = Engine.load(random_model(), slots=4, threads=1)
+    prompts = Prompts(8)
+    prepared = [engine.prepare(*prompts.conversation(), options()) for _ in range(4)]
+
+    def texts(broken: bool) -> list[list[int]]:
+        scheduler = Scheduler(engine)
+        requests = [Request(p, options()) for p in prepared]
+        for request in requests:
+            scheduler.submit(request)
+        for step in range(40):
+            if broken and step == 5:
+                assert requests[0].generation is not None
+                requests[0].generation.sampler = None  # type: ignore[assignment]
+            scheduler.step()
+        assert [request.wait(0).finish_reason for request in requests].count("error") == broken
+        return [request.generation.tokens for request in requests[1:] if request.generation is not None]
+
+    assert texts(broken=True) == texts(broken=False)
+
+
+def test_the_loop_serves_many_threads_and_closes() -> None:
+    bench = Bench(slots=2)
+    bench.scheduler.start()
+    assert [bench.submit(tokens=n).wait(10).usage.completion_tokens for n in (1, 5, 9)] == [1, 5, 9]
+    many = [bench.submit(tokens=5) for _ in range(20)]
+    assert {request.wait(10).finish_reason for request in many} == {"length"}
+    endless = bench.submit(tokens=400)
+    bench.scheduler.close()
+    assert endless.wait(0).finish_reason in {"cancelled", "length"}
+    assert bench.submit().wait(0).finish_reason == "cancelled"

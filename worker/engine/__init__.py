@@ -1,0 +1,5 @@
+"""Qwen2-VL itself, in numpy over a runner: prompt, patches, positions, sampling and text."""
+
+from .engine import Engine, Generation, Prepared
+
+__all__ = ["Engine", "Generation", "Prepared"]

@@ -1,0 +1,47 @@
+"""M-RoPE: each token's position in time, height and width (Qwen2-VL, arXiv 2409.12191, section 2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .patches import Grid
+
+
+def rope_index(
+    vision: npt.NDArray[np.bool_], grids: Sequence[Grid], merge: int = 2
+) -> tuple[npt.NDArray[np.int32], int]:
+    """Positions of a prompt, equal to transformers' `Qwen2VLModel.get_rope_index`.
+
+    Text counts on by one in all three. A medium's tokens take the text position before them plus their place
+    in its merged grid, and the text after it goes on `max(h, w)` later, however long the medium is in time.
+
+    Args:
+        vision: bool [L], True where a token stands for a piece of a medium.
+        grids: (t, h, w) in patches of each medium, in order. Control tokens lie between two media.
+
+    Returns:
+        int32 [3, L], and the delta: the token at place p ≥ L has position p + delta in all three.
+
+    Raises:
+        ValueError: the vision tokens are not those of the grids.
+    """
+    sizes = [(t, h // merge, w // merge) for t, h, w in grids]
+    positions = np.zeros((3, len(vision)), np.int32)
+    at = place = 0
+    for t, h, w in sizes:
+        start = place + int(np.argmax(vision[place:]))
+        end = start + t * h * w
+        if not vision[start:end].all() or end > len(vision):
+            raise ValueError("The vision tokens do not match the grids.")
+        positions[:, place:start] = np.arange(at, at + start - place)
+        at += start - place
+        positions[:, start:end] = np.indices((t, h, w)).reshape(3, -1) + at
+        at += max(h, w)
+        place = end
+    if vision[place:].any():
+        raise ValueError("There are more vision tokens than the grids have.")
+    positions[:, place:] = np.arange(at, at + len(vision) - place)
+    return positions, int(positions.max(initial=-1)) + 1 - len(vision)

@@ -1,0 +1,46 @@
+"""Frames into vision patches: transformers' Qwen2-VL image and video processors, without resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ...shared.frames import Frames
+
+Grid = tuple[int, int, int]
+"""(temporal grids, rows, columns) in patches: one line of transformers' `grid_thw`."""
+
+
+def patchify(frames: Frames, patch: int = 14, merge: int = 2, temporal: int = 2) -> tuple[Frames, Grid]:
+    """Cut frames into patches, `merge` × `merge` neighbours one after the other.
+
+    An odd number of frames is filled up with copies of the last, so an image becomes two equal frames.
+
+    Args:
+        frames: uint8 [frames, height, width, 3], height and width multiples of `patch · merge`.
+
+    Returns:
+        uint8 [t·h·w, 3·temporal·patch²], channel before time before row before column in each, and (t, h, w).
+    """
+    frames = np.concatenate([frames, np.repeat(frames[-1:], -len(frames) % temporal, axis=0)])
+    count, height, width, channels = frames.shape
+    t, h, w = count // temporal, height // patch, width // patch
+    tiles = frames.reshape(t, temporal, h // merge, merge, patch, w // merge, merge, patch, channels)
+    ordered = tiles.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return ordered.reshape(t * h * w, channels * temporal * patch * patch), (t, h, w)
+
+
+def normalise(
+    patches: Frames, rescale: float, mean: Sequence[float], std: Sequence[float]
+) -> npt.NDArray[np.float32]:
+    """transformers' `pixel_values` of these patches: (p · rescale - mean) / std for each channel.
+
+    For nets that expect them, such as prebuilt bmodels. The nets of deploy/models take `patches` as they are,
+    because this affine map is folded into their first layer.
+    """
+    shape = (1, len(mean), 1)
+    per_channel = patches.reshape(len(patches), len(mean), -1) * rescale
+    values = (per_channel - np.reshape(mean, shape)) / np.reshape(std, shape)
+    return np.asarray(values, np.float32).reshape(patches.shape)

@@ -1,0 +1,78 @@
+"""Messages into tokens: the model directory's tokenizer and chat template, as transformers applies them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...shared.errors import BadRequest, Unsupported
+from ...shared.jobs import FramesPart, Message
+from .model import ModelSpec
+
+
+class Prompter:
+    """Holds the tokenizer; `encode` may be called from any thread."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one short text a call; and a quiet fork
+        from transformers import AutoTokenizer  # seconds to import, so not for those who only read a card
+
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(spec.directory), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise Unsupported(f"The tokenizer in {spec.directory} cannot be loaded: {error}") from None
+        if not self.tokenizer.chat_template:
+            raise Unsupported(f"The tokenizer in {spec.directory} has no chat template.")
+        self._pads = np.array([spec.image_token_id, spec.video_token_id], np.int32)
+        self._control = tuple(self.tokenizer.all_special_tokens)
+
+    def encode(
+        self, messages: Sequence[Message], counts: Sequence[int]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """Tokens of a conversation, ready for the answer.
+
+        Args:
+            messages: in order, the finished turns included.
+            counts: vision tokens of each medium, in the messages' order.
+
+        Returns:
+            int32 [L] tokens, and bool [L]: where a token stands for a piece of a medium.
+
+        Raises:
+            BadRequest: a text holds one of the model's control tokens, or the chat template refuses.
+        """
+        self._refuse_control(messages)
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [_plain(message) for message in messages], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # whatever the template raises: jinja2's own types and raise_exception
+            raise BadRequest(f"The model's chat template refuses these messages: {error}.") from None
+        tokens = np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+        pads = np.isin(tokens, self._pads)
+        if pads.sum() != len(counts):
+            raise BadRequest("The model's chat template does not place all media of these messages.")
+        repeats = np.ones(len(tokens), np.int64)
+        repeats[pads] = counts
+        return np.repeat(tokens, repeats), np.repeat(pads, repeats)
+
+    def _refuse_control(self, messages: Sequence[Message]) -> None:
+        """A control token in a text would forge a turn or a medium. The model's own answers may quote one."""
+        for message in messages:
+            for part in message.content if message.role != "assistant" else ():
+                found = [t for t in self._control if part.type == "text" and t in part.text]
+                if found:
+                    raise BadRequest(f"A text contains the model's control token {found[0]}.")
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """A message as chat templates expect it."""
+    content = [
+        {"type": part.type} if isinstance(part, FramesPart) else {"type": "text", "text": part.text}
+        for part in message.content
+    ]
+    return {"role": message.role, "content": content}

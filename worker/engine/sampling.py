@@ -1,0 +1,73 @@
+"""Choosing the next token, with transformers' logits processors: their order and their meaning."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ...shared.jobs import GenerationOptions
+
+Scores = npt.NDArray[np.float64]
+
+
+class Sampler:
+    """One request's way to choose tokens: its options, what it has seen, and a generator of its own.
+
+    Each token takes exactly one draw from the request's own generator, so a seed gives the same text
+    whatever else is in the batch.
+    """
+
+    def __init__(self, options: GenerationOptions, prompt: npt.NDArray[np.int32]) -> None:
+        self._options = options
+        self._seen = np.unique(prompt)
+        self._random = np.random.Generator(np.random.PCG64(options.seed))
+
+    def choose(self, logits: npt.NDArray[np.float32]) -> int:
+        """The next token, from float32 [vocabulary]; raises ValueError where no finite logit is left."""
+        if not np.isfinite(logits).any() or np.isnan(logits).any():
+            raise ValueError("the model returned logits that are not numbers")
+        options = self._options
+        scores = repetition_penalty(logits.astype(np.float64), self._seen, options.repetition_penalty)
+        token = int(np.argmax(scores))
+        if options.temperature > 0:
+            probabilities = softmax(warp(scores, options.temperature, options.top_k, options.top_p))
+            cumulative = np.cumsum(probabilities)
+            token = int(np.searchsorted(cumulative / cumulative[-1], self._random.random(), side="right"))
+        if options.repetition_penalty != 1:
+            self._seen = np.union1d(self._seen, [token])
+        return token
+
+
+def repetition_penalty(scores: Scores, seen: npt.NDArray[np.int32], penalty: float) -> Scores:
+    """`RepetitionPenaltyLogitsProcessor` (arXiv 1909.05858): seen tokens' scores / penalty, × if negative."""
+    if penalty == 1:
+        return scores
+    result: Scores = scores.copy()
+    seen = seen[seen < len(scores)]
+    result[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    return result
+
+
+def warp(scores: Scores, temperature: float, top_k: int, top_p: float) -> Scores:
+    """Temperature, then top-k, then top-p; what is filtered out becomes -inf. `temperature` > 0.
+
+    Scores are first shifted to a maximum of 0: the probabilities are the same, and the smallest temperature
+    overflows to -inf instead of nan.
+    """
+    with np.errstate(over="ignore"):
+        scores = (scores - scores.max()) / temperature
+    if 0 < top_k < len(scores):
+        scores = np.where(scores < np.partition(scores, -top_k)[-top_k], -np.inf, scores)
+    if top_p < 1:
+        order = np.argsort(scores, kind="stable")
+        removed = np.cumsum(softmax(scores[order])) <= 1 - top_p
+        removed[-1] = False
+        scores = scores.copy()
+        scores[order[removed]] = -np.inf
+    return scores
+
+
+def softmax(scores: Scores) -> Scores:
+    weights: Scores = np.exp(scores - scores.max())
+    weights /= weights.sum()
+    return weights

@@ -1,0 +1,84 @@
+"""What the engine asks of a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.float32]
+Int = npt.NDArray[np.int32]
+Bytes = npt.NDArray[np.uint8]
+
+MASKED = -10000.0
+"""What is added to a score that must not count; also exact in half precision, where -inf is not safe."""
+
+
+class Runner(Protocol):
+    """One loaded model on one device, with a KV cache of its own for each slot.
+
+    Every call comes from one thread. A call checks shapes, dtypes, slots and token ids before it touches the
+    device, and raises ValueError when its caller broke the contract. A call that raises leaves the slots
+    that were not in it as they were.
+    """
+
+    @property
+    def device(self) -> str:
+        """What runs the nets, for people to read."""
+
+    @property
+    def slots(self) -> int:
+        """Sequences that can be decoded together; slots are numbered from 0."""
+
+    @property
+    def context(self) -> int:
+        """Most tokens in one slot, prompt and answer together."""
+
+    @property
+    def max_patches(self) -> int | None:
+        """Most patches of one temporal grid (an image, or two frames of a video); None: no limit."""
+
+    @property
+    def hidden(self) -> int:
+        """Width H of the language model."""
+
+    def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
+        """Vision tokens of one medium.
+
+        Args:
+            pixels: uint8 [t·h·w, 1176], rows as `engine.patches.patchify` orders them.
+            grid: (t, h, w) in patches.
+
+        Returns:
+            float32 [t·h·w / 4, H].
+        """
+
+    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Float:
+        """Put a prompt into an empty or abandoned slot.
+
+        Args:
+            tokens: int32 [L].
+            positions: int32 [3, L], M-RoPE.
+            vision: float32 [V, H], the embeddings that replace those of `tokens[places]`.
+            places: int32 [V], increasing.
+
+        Returns:
+            float32 [vocabulary]: the logits after the last token.
+        """
+
+    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Float:
+        """Append one token to each of these slots, in one step of the device.
+
+        Args:
+            slots: distinct, each filled by `prefill` and with room for one more token.
+            tokens: int32 [len(slots)].
+            positions: int32 [3, len(slots)].
+
+        Returns:
+            float32 [len(slots), vocabulary].
+        """
+
+    def release(self, slot: int) -> None:
+        """The slot's sequence is over; its memory may serve others."""

@@ -1,0 +1,164 @@
+"""The nets of deploy/models on ONNX Runtime: the runner of any CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from ...shared.errors import Unsupported
+from ..engine.model import ModelSpec
+from .base import Bytes, Float, Int
+from .inputs import causal_mask, grid_positions, past_mask
+
+MAX_CONTEXT = 8192
+"""A prompt's scores take heads × tokens² × 4 bytes a layer: 3 GB for a 2B model at this length."""
+MAX_PATCHES = 4096
+"""The same for the patches of one temporal grid: 896 × 896 pixels, 1 GB with 16 heads."""
+_COLUMNS = 64
+"""The cache grows by so many tokens: it is handed to the nets as it lies, unused columns masked."""
+_NARROW = 512
+"""A narrower model's products are over before a second thread has woken up."""
+
+
+class OnnxRunner:
+    """See `base.Runner`. The nets of `<model>/onnx`, fp32; `threads` None: as many as serve them best."""
+
+    def __init__(self, spec: ModelSpec, *, slots: int = 1, threads: int | None = None) -> None:
+        if slots < 1:
+            raise ValueError(f"a runner needs at least one slot, not {slots}")
+        self._spec = spec
+        self.slots, self.hidden = slots, spec.hidden_size
+        self.context, self.max_patches = min(spec.context, MAX_CONTEXT), MAX_PATCHES
+        best = 1 if spec.hidden_size < _NARROW else os.cpu_count() or 1
+        load = _Loader(spec.directory / "onnx", threads or best)
+        self._vit, self._embedding, self._lm_head = load("vit"), load("embedding"), load("lm_head")
+        self._blocks = [load(f"block_{index}") for index in range(spec.layers)]
+        self._block_caches = [load(f"block_cache_{index}") for index in range(spec.layers)]
+        self.device = f"CPU, ONNX Runtime {onnxruntime.__version__}, {load.threads} thread(s)"
+        self._check_nets()
+        self._lengths = np.zeros(slots, np.int32)
+        self._cache = self._new_cache(0)
+
+    def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
+        """One call for each temporal grid, because patches attend within their own only."""
+        t, h, w = grid
+        size = 3 * self._spec.temporal_patch_size * self._spec.patch_size**2
+        _require(pixels.dtype == np.uint8 and pixels.shape == (t * h * w, size), "pixels do not fit the grid")
+        _require(0 < h * w <= self.max_patches, f"{h * w} patches; at most {self.max_patches} fit")
+        positions, mask = grid_positions(h, w, self._spec.merge_size), np.zeros((1, h * w, h * w), np.float32)
+        grids = pixels.reshape(t, h * w, size).astype(np.float32)
+        feeds = {"pos_ids": positions, "mask": mask}
+        return np.concatenate([self._vit.run(None, {"pixels": one, **feeds})[0] for one in grids])
+
+    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Float:
+        """See `base.Runner.prefill`; runs at the prompt's own length."""
+        length = len(tokens)
+        _require(0 <= slot < self.slots, f"there is no slot {slot}")
+        _require(0 < length < self.context, f"a prompt of {length} tokens does not fit")
+        self._check_tokens(tokens, positions)
+        _require(vision.dtype == np.float32, "vision embeddings are float32")
+        _require(vision.shape == (len(places), self.hidden), "the vision embeddings do not fit their places")
+        _require(np.isin(places, np.arange(length)).all(), "a vision token has no place in the prompt")
+        self._lengths[slot] = 0
+        self._fit(length + 1)
+        hidden = self._embedding.run(None, {"input_ids": tokens[None]})[0]
+        hidden[0, places] = vision
+        feeds = {"position_ids": positions[:, None], "mask": causal_mask(length)}
+        for cache, block in zip(self._cache, self._blocks, strict=True):
+            hidden, k, v = block.run(None, {"hidden": hidden, **feeds})
+            cache[0, slot, :length], cache[1, slot, :length] = k[0], v[0]
+        logits: Float = self._lm_head.run(None, {"hidden": hidden[:, -1]})[0][0]
+        self._lengths[slot] = length
+        return logits
+
+    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Float:
+        """See `base.Runner.decode`; rows of slots that take no part are computed too, and dropped."""
+        rows = np.array(slots, np.int32)
+        _require(len(set(slots)) == len(slots) > 0, "slots are distinct, and at least one")
+        _require(rows.min() >= 0 and rows.max() < self.slots, "there is no such slot")
+        lengths = self._lengths[rows]
+        _require(lengths.min() > 0 and lengths.max() < self.context, "a slot is empty or full")
+        self._check_tokens(tokens, positions)
+        _require(len(tokens) == len(rows), "one token a slot")
+        self._fit(int(lengths.max()) + 1)
+        batch, columns = int(rows.max()) + 1, self._cache.shape[3]
+        ids, places = np.zeros((batch, 1), np.int32), np.zeros((3, batch, 1), np.int32)
+        ids[rows, 0], places[:, rows, 0] = tokens, positions
+        hidden = self._embedding.run(None, {"input_ids": ids})[0]
+        feeds = {"position_ids": places, "mask": past_mask(batch, columns, rows, lengths)}
+        for cache, block in zip(self._cache, self._block_caches, strict=True):
+            past = {"past_k": cache[0, :batch], "past_v": cache[1, :batch]}
+            hidden, k, v = block.run(None, {"hidden": hidden, **feeds, **past})
+            cache[0, rows, lengths], cache[1, rows, lengths] = k[rows, 0], v[rows, 0]
+        logits: Float = self._lm_head.run(None, {"hidden": hidden[rows, 0]})[0]
+        self._lengths[rows] += 1
+        return logits
+
+    def release(self, slot: int) -> None:
+        """See `base.Runner.release`."""
+        self._lengths[slot] = 0
+
+    def _new_cache(self, columns: int) -> npt.NDArray[np.float32]:
+        """[layers, key or value, slots, columns, heads, dim]: the first slots of a layer are contiguous."""
+        spec = self._spec
+        return np.zeros((spec.layers, 2, self.slots, columns, spec.kv_heads, spec.head_dim), np.float32)
+
+    def _fit(self, needed: int) -> None:
+        """Have room for the longest slot and for `needed` tokens, but not more than twice as much."""
+        used = int(self._lengths.max())
+        columns = min(-(-max(needed, used) // _COLUMNS) * _COLUMNS, self.context)
+        now = self._cache.shape[3]
+        if now < columns or now > 2 * columns:
+            cache = self._new_cache(columns)
+            cache[:, :, :, :used] = self._cache[:, :, :, :used]
+            self._cache = cache
+
+    def _check_tokens(self, tokens: Int, positions: Int) -> None:
+        _require(tokens.dtype == np.int32 and tokens.ndim == 1, "tokens are int32 [n]")
+        _require(positions.dtype == np.int32 and positions.ndim == 2, "positions are int32 [3, n]")
+        _require(positions.shape == (3, len(tokens)), "three positions a token")
+        _require(tokens.min() >= 0 and tokens.max() < self._spec.vocab_size, "no such token")
+        _require(positions.min() >= 0 and positions.max() < self._spec.context, "no such position")
+
+    def _check_nets(self) -> None:
+        """The nets are those of the configuration."""
+        spec = self._spec
+        past = next(i.shape for i in self._block_caches[0].get_inputs() if i.name == "past_k")
+        vocabulary = self._lm_head.get_outputs()[0].shape[-1]
+        found = (past[2], past[3], vocabulary, self._vit.get_outputs()[0].shape[-1])
+        if found != (spec.kv_heads, spec.head_dim, spec.vocab_size, spec.hidden_size):
+            raise Unsupported(f"The nets in {spec.directory}/onnx are not those of its config.json: {found}.")
+
+
+class _Loader:
+    """Opens the sessions, all with the same options."""
+
+    def __init__(self, directory: Path, threads: int) -> None:
+        self._directory, self.threads = directory, threads
+        self._options = onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = threads
+        self._options.inter_op_num_threads = 1
+        self._options.log_severity_level = 3
+        # Sessions take turns: an idle one must neither spin on a core nor keep its largest prefill's memory.
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._options.enable_cpu_mem_arena = False
+
+    def __call__(self, name: str) -> Any:
+        path = self._directory / f"{name}.onnx"
+        if not path.is_file():
+            raise Unsupported(f"{path} is missing: export the nets with deploy/models/export_onnx.py.")
+        try:
+            return onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises types of its own for each cause
+            raise Unsupported(f"{path} cannot be loaded: {error}") from None
+
+
+def _require(condition: bool | np.bool_, complaint: str) -> None:
+    if not condition:
+        raise ValueError(complaint)

@@ -1,0 +1,236 @@
+"""Continuous batching: `step()` = admit -> prefill -> decode -> emit, on one thread, the device's."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from logging import getLogger
+
+from ..shared.errors import Cancelled, DeadlineExceeded, SailqError
+from ..shared.jobs import FinishReason, GenerationOptions, Priority, Usage
+from .engine.engine import Engine, Generation, Prepared
+
+_log = getLogger("sailq.worker")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a request ended. Durations in seconds, `first_token_at` on `time.monotonic`; None: it never came.
+
+    Attributes:
+        text: all that was given to `on_text`; of a cancelled or late request, what there was until then.
+        error: set where `finish_reason` is neither `stop` nor `length`.
+        vision_encode, prefill, decode: see `shared.jobs.Timings`.
+        inter_token_latency: mean time between two tokens.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    error: SailqError | None = None
+    usage: Usage = Usage()
+    vision_encode: float | None = None
+    prefill: float | None = None
+    decode: float | None = None
+    first_token_at: float | None = None
+    inter_token_latency: float | None = None
+
+    @classmethod
+    def unstarted(cls, reason: FinishReason, error: SailqError | None = None) -> Outcome:
+        """The outcome of a request that never got a slot."""
+        return cls("", reason, error)
+
+    @classmethod
+    def of(cls, generation: Generation, reason: FinishReason, error: SailqError | None = None) -> Outcome:
+        tokens, decode = len(generation.tokens), generation.last_token_at - generation.first_token_at
+        return cls(
+            generation.stream.text, reason, error, generation.usage,
+            vision_encode=generation.vision_encode, prefill=generation.prefill, decode=decode,
+            first_token_at=generation.first_token_at,
+            inter_token_latency=decode / (tokens - 1) if tokens > 1 else None,
+        )
+
+
+class Request:
+    """One answer to be made. `on_text` is called on the scheduler's thread and must return at once.
+
+    Args:
+        prepared: from `Engine.prepare`.
+        deadline: `time.monotonic` after which the answer is of no use, or None.
+        on_text: takes each piece of text when it is certain.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        options: GenerationOptions,
+        deadline: float | None = None,
+        priority: Priority = "normal",
+        on_text: Callable[[str], None] | None = None,
+    ) -> None:
+        self.prepared, self.options = prepared, options
+        self.deadline, self.priority, self.on_text = deadline, priority, on_text
+        self.generation: Generation | None = None
+        self.outcome: Outcome | None = None
+        self._cancelled, self._done = threading.Event(), threading.Event()
+
+    def cancel(self) -> None:
+        """End it within one step; nothing happens if it is over. May be called from any thread."""
+        self._cancelled.set()
+
+    def wait(self, timeout: float | None = None) -> Outcome:
+        """Its outcome; raises TimeoutError after `timeout` seconds."""
+        if not self._done.wait(timeout):
+            raise TimeoutError("The request is not over.")
+        assert self.outcome is not None
+        return self.outcome
+
+    def interrupted(self, now: float) -> tuple[FinishReason, SailqError] | None:
+        """Why it must end now, if it must."""
+        if self._cancelled.is_set():
+            return "cancelled", Cancelled("The job was cancelled.")
+        if self.deadline is not None and now >= self.deadline:
+            return "deadline", DeadlineExceeded("The job's deadline passed before its answer was complete.")
+        return None
+
+    def finish(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self._done.set()
+
+
+class Scheduler:
+    """Keeps the engine's slots full. `submit` may be called from any thread; one thread runs the steps.
+
+    First come, first served; `high` priority goes before `normal`, but takes no slot away.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._slots: list[Request | None] = [None] * engine.slots
+        self._waiting: dict[Priority, deque[Request]] = {"high": deque(), "normal": deque()}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; after `close` it is cancelled at once."""
+        with self._changed:
+            if not self._closing:
+                self._waiting[request.priority].append(request)
+                self._changed.notify()
+                return
+        request.finish(Outcome.unstarted("cancelled", Cancelled("The worker is shutting down.")))
+
+    def start(self) -> None:
+        """Run the loop on a thread of its own."""
+        self._thread = threading.Thread(target=self.run, name="sailq-scheduler", daemon=True)
+        self._thread.start()
+
+    def run(self) -> None:
+        """Step until `close`; then cancel what is left."""
+        while self._await_work():
+            self.step()
+        for request in [*self._take_waiting(lambda request: True), *filter(None, self._slots)]:
+            self._end(request, "cancelled", Cancelled("The worker is shutting down."))
+
+    def close(self) -> None:
+        """End the loop after its present step and wait for it. What is unfinished is cancelled."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def step(self) -> None:
+        """End what was interrupted, prefill at most one request, decode one token for every running one."""
+        self._drop_interrupted()
+        self._prefill_next()
+        running = [request for request in self._slots if request is not None]
+        if running:
+            self._decode(running)
+
+    def _await_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or any(self._slots) or any(self._waiting.values()))
+            return not self._closing
+
+    def _take_waiting(self, wanted: Callable[[Request], bool]) -> list[Request]:
+        """Remove all waiting requests that are `wanted`."""
+        with self._changed:
+            taken = []
+            for priority, queue in self._waiting.items():
+                taken += [request for request in queue if wanted(request)]
+                self._waiting[priority] = deque(request for request in queue if request not in taken)
+            return taken
+
+    def _drop_interrupted(self) -> None:
+        now = time.monotonic()
+        late = self._take_waiting(lambda request: request.interrupted(now) is not None)
+        for request in [*late, *filter(None, self._slots)]:
+            if (interruption := request.interrupted(now)) is not None:
+                self._end(request, *interruption)
+
+    def _prefill_next(self) -> None:
+        if None not in self._slots:
+            return
+        with self._changed:
+            queue = next((queue for queue in self._waiting.values() if queue), None)
+            request = queue.popleft() if queue else None
+        if request is None:
+            return
+        slot = self._slots.index(None)
+        try:
+            request.generation = self._engine.start(request.prepared, request.options, slot)
+        except Exception as error:
+            self._engine.release(slot)
+            self._end(request, "error", _as_failure(error, "prefill"))
+            return
+        self._slots[slot] = request
+        self._emit(request)
+
+    def _decode(self, running: list[Request]) -> None:
+        generations = [request.generation for request in running if request.generation is not None]
+        try:
+            self._engine.step(generations)
+        except Exception as error:
+            failure = _as_failure(error, "decode")
+            for request in running:
+                self._end(request, "error", failure)
+            return
+        for request in running:
+            self._emit(request)
+
+    def _emit(self, request: Request) -> None:
+        """Hand out the newest text, and end what is finished."""
+        generation = request.generation
+        assert generation is not None
+        try:
+            if generation.error is not None:
+                raise generation.error
+            if request.on_text is not None and generation.delta:
+                request.on_text(generation.delta)
+        except Exception as error:
+            self._end(request, "error", _as_failure(error, "sampling or streaming"))
+            return
+        if generation.finish_reason is not None:
+            self._end(request, generation.finish_reason)
+
+    def _end(self, request: Request, reason: FinishReason, error: SailqError | None = None) -> None:
+        """Free the request's slot, if it has one, and tell its waiter."""
+        generation = request.generation
+        if generation is None:
+            request.finish(Outcome.unstarted(reason, error))
+            return
+        self._slots[generation.slot] = None
+        self._engine.release(generation.slot)
+        request.finish(Outcome.of(generation, reason, error))
+
+
+def _as_failure(error: Exception, phase: str) -> SailqError:
+    """What the caller is told; anything but our own errors is logged with its traceback."""
+    if isinstance(error, SailqError):
+        return error
+    _log.error("%s failed", phase, exc_info=error)
+    return SailqError(f"The worker failed in {phase}: {error}.")
