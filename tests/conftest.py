@@ -1,0 +1,127 @@
+"""A real server for the whole run, empty for each test, and a real worker for the tests that ask for one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import redis
+from answering import Answerer
+from sailq.producer.client import Client
+from sailq.producer.companion import Companion, sailq_command
+from sailq.producer.embedded import embedded_server
+from sailq.producer.fleet import Fleet
+from sailq.shared.connection import connect
+from sailq.shared.settings import Settings
+
+WORKER_START_SECONDS = 90.0
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """The URL of this run's own server: no port, so that runs beside each other never meet."""
+    folder = Path(tempfile.mkdtemp(prefix="sailq-"))
+    try:
+        with embedded_server(unix=folder / "server.sock") as server:
+            yield server.url
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def redis_url(server_url: str) -> str:
+    """The URL of an empty database."""
+    url = f"{server_url}?db=0"
+    with connect(url) as connection:
+        connection.flushdb()
+    return url
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of the caller's settings."""
+    for name in [name for name in os.environ if name.startswith("SAILQ_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def connection(redis_url: str) -> Iterator[redis.Redis]:
+    """A connection of the test's own."""
+    with connect(redis_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    return Settings(redis_url=redis_url)
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    with Client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def start_worker(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Companion]]:
+    """Starts `sailq worker` processes. Each has announced itself when the call returns; all end with the test."""
+    with ExitStack() as stack:
+        count = itertools.count()
+        yield lambda *arguments: _worker(stack, redis_url, tmp_path / f"worker-{next(count)}.log", *arguments)
+
+
+@pytest.fixture
+def worker(start_worker: Callable[..., Companion]) -> Companion:
+    """A worker of the test's own, with sailq-tiny, on `redis_url`."""
+    return start_worker()
+
+
+@pytest.fixture(scope="session")
+def common_worker(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One worker for all tests that only need answers: the URL of its database, which nobody empties."""
+    url = f"{server_url}?db=1"
+    with ExitStack() as stack:
+        _worker(stack, url, tmp_path_factory.mktemp("worker") / "worker.log")
+        yield url
+
+
+@pytest.fixture
+def served_url(common_worker: str) -> str:
+    """The URL of a database that a worker with sailq-tiny serves."""
+    return common_worker
+
+
+def _worker(stack: ExitStack, url: str, log: Path, *arguments: str) -> Companion:
+    worker = Companion("worker", sailq_command("worker", "--redis-url", url, "--threads", "1", *arguments), log)
+    stack.callback(worker.stop)
+    with connect(url) as connection:
+        fleet = Fleet(connection)
+        worker.wait_until(lambda: worker.pid in {info.pid for info in fleet.workers()}, WORKER_START_SECONDS)
+    return worker
+
+
+@pytest.fixture
+def answerer(connection: redis.Redis) -> Answerer:
+    """Plays the worker on `redis_url`."""
+    return Answerer(connection)
+
+
+@pytest.fixture
+def eventually() -> Callable[..., None]:
+    """Waits until a condition holds; fails the test when it does not within `seconds`."""
+
+    def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
+        until = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > until:
+                pytest.fail(f"not within {seconds:g} s")
+            time.sleep(0.02)
+
+    return wait

@@ -1,0 +1,398 @@
+"""A job's way through a real server and real workers: in order, once, cancelled, late, refused, re-run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+from rq.job import Job as RQJob
+from rq.queue import Queue
+from sailq.producer import submission
+from sailq.producer.client import Client, Handle
+from sailq.producer.companion import Companion
+from sailq.producer.messages import Prepared
+from sailq.shared import keys
+from sailq.shared.errors import NotFound
+from sailq.shared.frames import encode_frames
+from sailq.shared.jobs import FramesPart, GenerationOptions, Message, Result, TextPart
+from sailq.shared.rqjob import Serializer
+from sailq.shared.settings import Settings
+from sailq.worker.catalog import resolve
+from sailq.worker.engine.engine import Engine
+
+QUEUE = keys.queue("sailq-tiny")
+SHORT = GenerationOptions(max_new_tokens=2)
+TALK = "Tell me."
+Start = Callable[..., Companion]
+Eventually = Callable[..., None]
+
+
+def said(text: str) -> Prepared:
+    return Prepared((Message(role="user", content=(TextPart(text=text),)),), {}, 0)
+
+
+@pytest.fixture(scope="module")
+def long() -> GenerationOptions:
+    """Options with which the model talks on and on: at this temperature at random, and never an end by this seed."""
+    engine = Engine.load(resolve("sailq-tiny"), threads=1)
+    for seed in range(200):
+        options = GenerationOptions(max_new_tokens=960, temperature=100.0, seed=seed)
+        generation = engine.start(engine.prepare(said(TALK).messages, {}, options), options, 0)
+        while generation.finish_reason is None:
+            engine.step([generation])
+        engine.release(0)
+        if generation.finish_reason == "length":
+            return options
+    pytest.fail("no seed gives a long answer")
+
+
+def shown(frames: int = 4, seed: int = 0, text: str = "Describe the video.", size: int = 84) -> Prepared:
+    clip = np.random.default_rng(seed).integers(0, 255, (frames, size, size, 3), np.uint8)
+    digest, blob = encode_frames(clip)
+    part = FramesPart(type="video", blob=digest, frames=frames, height=size, width=size)
+    return Prepared((Message(role="user", content=(part, TextPart(text=text))),), {digest: blob}, 0)
+
+
+def produce(url: str, producer: int, conversations: int, turns: int) -> None:
+    """One producer process: `turns` turns to each of its conversations, and one to each that all share."""
+    with Client(url) as client:
+        for turn in range(turns):
+            for number in range(conversations):
+                client.submit_prepared(said(f"turn {turn}"), conversation=f"p{producer}-{number}", options=SHORT)
+        for number in range(10):
+            client.submit_prepared(said("shared"), conversation=f"shared-{number}", options=SHORT)
+
+
+def test_1000_jobs_from_4_producers_finish_once_and_in_order(
+    redis_url: str, client: Client, start_worker: Start, eventually: Eventually
+) -> None:
+    workers = [start_worker("--slots", "4"), start_worker("--slots", "4")]
+    spawn = multiprocessing.get_context("spawn")
+    producers = [spawn.Process(target=produce, args=(redis_url, n, 30, 8)) for n in range(4)]
+    for producer in producers:
+        producer.start()
+    for producer in producers:
+        producer.join()
+        assert producer.exitcode == 0
+    eventually(lambda: len(client.connection.keys(keys.result("*"))) == 1000, 240)
+
+    conversations = client.conversations()
+    assert len(conversations) == 4 * 30 + 10
+    answered = 0
+    for conversation in conversations:
+        turns = client.history(conversation)
+        answered += len(turns)
+        results = [client.result(turn.job) for turn in turns]
+        assert [turn.turn for turn in turns] == list(range(8 if conversation[0] == "p" else 4))
+        finished = [result.finished_at for result in results if result]
+        assert finished == sorted(finished)
+        # Each turn's prompt held all that was said before it.
+        prompts = [result.usage.prompt_tokens for result in results if result]
+        assert prompts == sorted(set(prompts))
+        for turn, result in zip(turns, results, strict=True):
+            assert result and result.attempt == 1 and result.error is None
+            entries = client.connection.xrange(keys.stream(turn.job))
+            assert [fields for _, fields in entries] == [{b"attempt": b"1", b"end": b"1"}]
+    assert answered == 1000
+
+    eventually(lambda: client.connection.zcard(f"rq:wip:{QUEUE}") == 0)
+    counts = [int(client.connection.hget(f"rq:worker:{name.decode()}", "successful_job_count"))
+              for name in client.connection.zrange(keys.WORKERS, 0, -1)]
+    assert sum(counts) == 1000 and all(counts)
+    for worker in workers:
+        worker.check()
+    loads = [client.connection.hget(keys.worker(name.decode()), "model_loads")
+             for name in client.connection.zrange(keys.WORKERS, 0, -1)]
+    assert loads == [b"1", b"1"]
+
+
+def test_a_jobs_rq_hash_stays_small_whatever_it_shows_and_says(client: Client, connection: redis.Redis) -> None:
+    handle = client.submit_prepared(shown(frames=64, size=420, text="why? " * 20_000), metadata={"x": "y" * 5000})
+    job = connection.hgetall(RQJob.key_for(handle.job))
+    assert sum(len(name) + len(value) for name, value in job.items()) <= 8 * 1024
+    assert connection.memory_usage(RQJob.key_for(handle.job)) <= 8 * 1024
+
+
+def test_memory_returns_when_results_expire(
+    redis_url: str,
+    connection: redis.Redis,
+    start_worker: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Eventually,
+) -> None:
+    for name in ("RESULT_TTL", "JOB_TTL", "CONVERSATION_TTL"):
+        monkeypatch.setenv(f"SAILQ_{name}", "3")  # for the worker
+    monkeypatch.setattr(submission, "_RQ_RESULT_TTL", 3)
+    start_worker()
+    ours = (keys.job("*"), keys.result("*"), keys.stream("*"), keys.blob("*"), keys.conversation("*"), "rq:job:*")
+
+    def held() -> int:
+        return sum(len(connection.keys(pattern)) for pattern in ours) + connection.zcard(f"rq:finished:{QUEUE}")
+
+    def work(count: int, frames: int) -> None:
+        with Client(settings=Settings(redis_url=redis_url)) as client:
+            handles = [client.submit_prepared(shown(frames, seed), options=SHORT) for seed in range(count)]
+            for handle in handles:
+                assert client.wait(handle.job, 30).error is None
+        assert held() > 0
+        eventually(lambda: held() == 0, 30)
+
+    work(5, 4)  # scripts loaded, pools filled
+    start = connection.info("memory")["used_memory"]
+    work(60, 16)
+    eventually(lambda: connection.info("memory")["used_memory"] <= 1.05 * start, 20)
+
+
+def test_a_stream_gives_the_text_that_the_result_has(
+    client: Client, worker: Companion, long: GenerationOptions
+) -> None:
+    handle = client.submit_prepared(said(TALK), options=long, stream=True)
+    chunks = list(client.stream(handle.job, 30))
+    result = client.wait(handle.job, 30)
+    assert len(chunks) > 3 and not any(chunk.restarted for chunk in chunks)
+    assert "".join(chunk.text for chunk in chunks) == result.text
+    assert list(client.stream(handle.job, 30)) and client.result(handle.job) == result  # and again, afterwards
+
+
+def test_timings_add_up(client: Client, worker: Companion, long: GenerationOptions) -> None:
+    began = time.monotonic()
+    handle = client.submit_prepared(shown(text=TALK), options=long, metadata={"camera": 3})
+    result = client.wait(handle.job, 30)
+    elapsed = time.monotonic() - began
+    timings = result.timings
+    spans = (timings.queue_wait, timings.fetch, timings.preprocess, timings.vision_encode, timings.prefill)
+    assert all(span is not None and span >= 0 for span in spans)
+    assert timings.end_to_end and timings.decode and timings.time_to_first_token and timings.vision_encode
+    assert sum(span or 0 for span in spans) <= timings.time_to_first_token + 0.05
+    assert timings.time_to_first_token + timings.decode <= timings.end_to_end + 0.05
+    assert timings.end_to_end <= elapsed + 0.05
+    assert result.usage.completion_tokens > 10 and result.usage.vision_tokens == 18
+    assert result.tokens_per_second == pytest.approx((result.usage.completion_tokens - 1) / timings.decode)
+    assert (result.metadata, result.model, result.attempt) == ({"camera": 3}, "sailq-tiny", 1)
+
+
+def test_the_same_seed_gives_the_same_text_and_zero_temperature_is_greedy(client: Client, start_worker: Start) -> None:
+    start_worker("--slots", "4")
+
+    def texts(**options: object) -> list[str]:
+        handles = [client.submit_prepared(shown(seed=1), options=options) for _ in range(4)]
+        return [client.wait(handle.job, 30).text for handle in handles]
+
+    sampled = texts(temperature=2.0, top_p=0.95, seed=11, max_new_tokens=30)
+    assert len(set(sampled)) == 1
+    assert len(set(texts(temperature=2.0, max_new_tokens=30))) > 1
+    assert set(texts(temperature=1e-4, seed=3)) == set(texts(temperature=0.0))
+
+
+def test_cancel_of_a_waiting_job_is_at_once(client: Client) -> None:
+    handle = client.submit_prepared(said("hi"), metadata={"k": 1})
+    assert client.cancel(handle.job) == "cancelled"
+    result = client.result(handle.job)
+    assert result and (result.finish_reason, result.metadata) == ("cancelled", {"k": 1})
+    assert client.cancel(handle.job) == "finished"
+    with pytest.raises(NotFound):
+        client.cancel("nosuchjob")
+
+
+def test_cancel_of_a_running_job_ends_it_soon_and_the_next_is_served(
+    client: Client, worker: Companion, eventually: Eventually, long: GenerationOptions
+) -> None:
+    handle = client.submit_prepared(said(TALK), options=long, stream=True)
+    next(client.stream(handle.job, 30))
+    assert client.cancel(handle.job) == "running"
+    result = client.wait(handle.job, 2)
+    assert result.finish_reason == "cancelled"
+    assert client.wait(client.submit_prepared(said("hi")).job, 30).error is None
+
+
+def test_a_deadline_that_passes_in_the_queue_ends_the_job(client: Client, start_worker: Start) -> None:
+    late = client.submit_prepared(said("hi"), timeout=0.01)
+    in_time = client.submit_prepared(said("hi"), timeout=600)
+    start_worker()
+    result = client.wait(late.job, 30)
+    assert (result.finish_reason, result.error and result.error.code) == ("deadline", "deadline")
+    assert client.wait(in_time.job, 30).error is None
+
+
+def test_a_deadline_that_passes_in_mid_answer_keeps_the_text_so_far(
+    client: Client, worker: Companion, long: GenerationOptions
+) -> None:
+    client.wait(client.submit_prepared(said("hi")).job, 30)
+    full = client.wait(client.submit_prepared(said(TALK), options=long).job, 60)
+    assert full.timings.end_to_end
+    half = full.timings.end_to_end / 2
+    cut = client.wait(client.submit_prepared(said(TALK), options=long, timeout=half).job, 60)
+    assert cut.finish_reason == "deadline" and full.text.startswith(cut.text) and cut.text != full.text
+
+
+def test_high_priority_goes_first(client: Client, start_worker: Start) -> None:
+    normal = [client.submit_prepared(said("hi")) for _ in range(5)]
+    urgent = client.submit_prepared(said("hi"), priority="high")
+    start_worker()
+    first = min([*normal, urgent], key=lambda handle: client.wait(handle.job, 30).finished_at)
+    assert first == urgent
+
+
+def test_a_failed_turn_does_not_block_its_conversation(client: Client, worker: Companion) -> None:
+    turns = [
+        client.submit_prepared(said("hi"), conversation="c"),
+        client.submit_prepared(said("word " * 30_000), conversation="c"),
+        client.submit_prepared(shown(), conversation="c", timeout=0.001),
+        client.submit_prepared(said("hi"), conversation="c"),
+    ]
+    results = [client.wait(turn.job, 30) for turn in turns]
+    assert [result.error and result.error.code for result in results] == [None, "too_long", "deadline", None]
+    assert [turn.turn for turn in client.history("c")] == [0, 3]
+    client.clear("c")
+    assert client.history("c") == [] and "c" in client.conversations()
+    again = client.submit_prepared(said("hi"), conversation="c")
+    assert again.turn == 4
+    assert client.wait(again.job, 30).usage.prompt_tokens == results[0].usage.prompt_tokens
+
+
+def test_frames_that_expired_are_named(client: Client, connection: redis.Redis, start_worker: Start) -> None:
+    prepared = shown()
+    handle = client.submit_prepared(prepared)
+    connection.delete(keys.blob(next(iter(prepared.blobs))))
+    start_worker()
+    error = client.wait(handle.job, 30).error
+    assert error and error.code == "bad_media" and "expired" in error.message
+
+
+def test_a_job_for_another_model_on_this_queue_is_refused(
+    client: Client, connection: redis.Redis, worker: Companion
+) -> None:
+    handle = client.submit_prepared(said("hi"), model="other")
+    connection.rpush(f"rq:queue:{QUEUE}", handle.job)
+    error = client.wait(handle.job, 30).error
+    assert error and error.code == "unsupported" and "other" in error.message
+
+
+def wait_for_result(client: Client, job: str, eventually: Eventually) -> Result:
+    """A foreign job's result: until it is refused, no such job is known."""
+    eventually(lambda: client.connection.exists(keys.result(job)), 15)
+    result = client.result(job)
+    assert result
+    return result
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Path:
+    """A file that no refused job can have made."""
+    return tmp_path / "trap"
+
+
+def push_raw(connection: redis.Redis, job: str, fields: dict[str, bytes]) -> str:
+    connection.hset(RQJob.key_for(job), mapping=fields)
+    connection.rpush(f"rq:queue:{QUEUE}", job)
+    return job
+
+
+def test_hostile_entries_are_refused_and_the_next_job_is_served(
+    client: Client, connection: redis.Redis, worker: Companion, eventually: Eventually, trap: Path
+) -> None:
+    pickled = Queue(QUEUE, connection=connection)
+    msgpacked = Queue(QUEUE, connection=connection, serializer=Serializer)
+    connection.hset(keys.job("garbled"), "request", b"\x81\xa1v\xcc")
+    connection.hset(keys.job("oversized"), "request", b"\xc0" * (2 << 20))
+    refusals = {
+        pickled.enqueue(os.system, f"touch {trap}").id: "bad_request",
+        pickled.enqueue("sailq.run", "x", meta={"payload": object}).id: "bad_request",
+        msgpacked.enqueue("os.system", f"touch {trap}").id: "unsupported",
+        msgpacked.enqueue("builtins.eval", f"open({str(trap)!r}, 'w')").id: "unsupported",
+        msgpacked.enqueue("sailq.run").id: "bad_request",
+        msgpacked.enqueue("sailq.run", 7).id: "bad_request",
+        msgpacked.enqueue("sailq.run", "nosuchjob").id: "bad_request",
+        msgpacked.enqueue("sailq.run", "garbled", job_id="garbled").id: "bad_request",
+        msgpacked.enqueue("sailq.run", "oversized", job_id="oversized").id: "bad_request",
+        push_raw(connection, "no-date", {"data": b"x", "created_at": b"yesterday"}): "bad_request",
+        push_raw(connection, "bomb", {"data": b"\xdd\xff\xff\xff\xff", "created_at": b"2026-01-01T00:00:00.0Z"}):
+            "bad_request",
+    }
+    connection.set(RQJob.key_for("no-hash"), b"x")
+    connection.rpush(f"rq:queue:{QUEUE}", "no-hash", "nowhere", b"\xff\xfe")
+    refusals["no-hash"] = "bad_request"
+    for job, code in refusals.items():
+        error = wait_for_result(client, job, eventually).error
+        assert error and error.code == code and error.message.endswith("."), job
+    assert client.wait(client.submit_prepared(said("hi")).job, 30).error is None
+    assert not trap.exists()
+    worker.check()
+
+
+def test_a_killed_workers_job_is_run_again_by_another_and_streams_are_not_mixed(
+    client: Client, connection: redis.Redis, start_worker: Start, long: GenerationOptions
+) -> None:
+    workers = {worker.pid: worker for worker in (start_worker(), start_worker())}
+    handle = client.submit_prepared(said(TALK), options=long, stream=True)
+    chunks = client.stream(handle.job, 30)
+    text = next(chunks).text
+    name = connection.hget(keys.job(handle.job), "worker").decode()
+    pid = int(connection.hget(keys.worker(name), "pid"))
+    os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    for chunk in chunks:
+        if chunk.restarted:
+            assert time.monotonic() - killed < 10
+            text = ""
+        text += chunk.text
+    result = client.wait(handle.job, 30)
+    assert result.attempt == 2 and result.worker != name and text == result.text
+    workers.pop(pid).stop()
+    next(iter(workers.values())).check()
+
+
+def test_a_job_whose_workers_all_die_ends_as_an_error(
+    client: Client, connection: redis.Redis, start_worker: Start, eventually: Eventually, long: GenerationOptions
+) -> None:
+    handle = client.submit_prepared(said(TALK), options=long)
+    connection.hset(RQJob.key_for(handle.job), "retries_left", 0)
+    worker = start_worker()
+    eventually(lambda: connection.hget(keys.job(handle.job), "worker"))
+    os.kill(worker.pid, signal.SIGKILL)
+    start_worker()
+    error = client.wait(handle.job, 30).error
+    assert error and error.code == "internal" and "died" in error.message
+    eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1)
+
+
+def test_sigterm_lets_the_running_job_finish_and_takes_no_other(
+    client: Client, worker: Companion, long: GenerationOptions
+) -> None:
+    running = client.submit_prepared(said(TALK), options=long, stream=True)
+    next(client.stream(running.job, 30))
+    os.kill(worker.pid, signal.SIGTERM)
+    assert worker.stop(30) == 0
+    assert client.wait(running.job, 1).finish_reason in {"stop", "length"}
+    waiting = client.submit_prepared(said("hi"))
+    assert client.result(waiting.job) is None
+    assert client.connection.zrange(keys.WORKERS, 0, -1) == []
+
+
+def test_a_worker_holds_four_connections_whatever_its_slots(
+    redis_url: str, connection: redis.Redis, start_worker: Start
+) -> None:
+    others = {seen["id"] for seen in connection.client_list()}
+    start_worker("--slots", "8")
+    with Client(redis_url) as client:
+        handles = [client.submit_prepared(said("hi"), options=SHORT, stream=True) for _ in range(40)]
+        for handle in handles:
+            client.wait(handle.job, 30)
+    theirs = [seen for seen in connection.client_list() if seen["id"] not in others]
+    assert len(theirs) <= 4, theirs
+
+
+def test_handles_are_plain_records(client: Client) -> None:
+    handle = client.submit_prepared(said("hi"), conversation="mine")
+    assert handle == Handle(handle.job, "mine", 0) and client.result(handle.job) is None
+    with pytest.raises(NotFound):
+        client.result("nosuchjob")
+    with pytest.raises(NotFound):
+        client.wait("nosuchjob", 5)

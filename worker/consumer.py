@@ -1,0 +1,269 @@
+"""RQ's side of a worker process: one loop in the main thread, one thread for each execution.
+
+Stock RQ workers fork, or run one job at a time in-process; a model that lives on a TPU allows neither. This
+one claims a job only when a place is free, runs each execution in a thread of its own, and renews all
+leases from one beat thread. A worker that dies leaves leases that expire in `LEASE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from types import FrameType
+from typing import Any
+
+import redis
+from rq.command import parse_payload
+from rq.exceptions import AbandonedJobError, DeserializationError, StopRequested
+from rq.executions import Execution
+from rq.job import Job as RQJob
+from rq.queue import Queue
+from rq.registry import clean_registries
+from rq.timeouts import BaseDeathPenalty
+from rq.utils import now
+from rq.worker.base import BaseWorker
+from rq.worker_registration import clean_worker_registry
+
+from ..shared import keys
+from ..shared.errors import BadRequest, SailqError
+from ..shared.rqjob import LockedJob, Serializer
+from .execution import Executor
+
+LEASE_SECONDS = 6
+BEAT_SECONDS = 2.0
+_IDLE_BEATS = 3
+"""A worker without jobs has no leases to renew, and beats only so often that it is seen to live."""
+RECORD_SECONDS = int(BEAT_SECONDS * _IDLE_BEATS * 2.5)
+"""A worker whose record is older than this is gone."""
+_DEQUEUE_SECONDS = 2
+_MAINTENANCE_SECONDS = 2
+
+_log = logging.getLogger("sailq.worker")
+
+
+class NoDeathPenalty(BaseDeathPenalty):
+    """RQ's timers cannot interrupt a device call; deadlines are the scheduler's."""
+
+    def setup_death_penalty(self) -> None: ...
+
+    def cancel_death_penalty(self) -> None: ...
+
+
+class Consumer(BaseWorker):
+    """An RQ worker with `places` executions at a time.
+
+    `places` is the scheduler's slots plus a short look-ahead, so that the host work of the next jobs is
+    done while the device is busy, and no more is taken from other boxes than that.
+    """
+
+    death_penalty_class = NoDeathPenalty
+    job_class = LockedJob
+    log_result_lifespan = False
+
+    def __init__(
+        self, queue: str, executor: Executor, *, connection: redis.Redis, name: str, places: int,
+        announce: Callable[[redis.client.Pipeline], None],
+    ) -> None:
+        """`announce` adds the worker's own record to the pipeline of each beat."""
+        super().__init__(
+            [Queue(queue, connection=connection, job_class=LockedJob, serializer=Serializer)],
+            name=name, connection=connection, job_class=LockedJob, serializer=Serializer,
+            worker_ttl=_DEQUEUE_SECONDS + 15,  # RQ waits for jobs 15 s less than this
+            maintenance_interval=_MAINTENANCE_SECONDS, exception_handlers=[self._on_failure],
+            log_job_description=False,
+        )
+        LockedJob.registered = executor.run
+        self._executor = executor
+        self._announce = announce
+        self._free = threading.Semaphore(places)
+        self._threads = ThreadPoolExecutor(places, thread_name_prefix="sailq-job")
+        self._closing = threading.Lock()
+        self._stopped = threading.Event()
+        self._beat_thread = threading.Thread(target=self._beat_until_stopped, name="sailq-beat", daemon=True)
+
+    # The loop: wait for a place, then for a job, then give the job a thread.
+
+    def bootstrap(self, *args: Any, **kwargs: Any) -> None:
+        self.register_birth()
+        self.subscribe()
+        self._beat()
+        self._beat_thread.start()
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[RQJob, Queue] | None:
+        while not self._free.acquire(timeout=1.0):
+            if self.should_run_maintenance_tasks:
+                self.run_maintenance_tasks()
+        while True:
+            try:
+                return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+            except (StopRequested, SystemExit):
+                raise
+            except UnicodeDecodeError:
+                self._drop_unnameable()
+            except Exception as error:
+                # RQ names the job when its record cannot even be read; anything else is no job's fault.
+                if not hasattr(error, "job_id"):
+                    raise
+                self.connection.lrem(self.queues[0].intermediate_queue_key, 1, error.job_id)
+                self._executor.refuse(error.job_id, BadRequest("This job's record is not one that RQ wrote."))
+
+    def _drop_unnameable(self) -> None:
+        """Removes what was pushed on the queue and is no text, so that no job can ever have that id."""
+        taken = self.queues[0].intermediate_queue_key
+        for entry in self.connection.lrange(taken, 0, -1):
+            try:
+                entry.decode()
+            except UnicodeDecodeError:
+                _log.warning("dropped %r from the queue: no job has such an id", entry[:64])
+                self.connection.lrem(taken, 1, entry)
+
+    def execute_job(self, job: RQJob, queue: Queue) -> None:
+        try:
+            execution = self.prepare_execution(job)
+        except redis.RedisError as error:
+            # RQ's maintenance finds it among the taken jobs that nobody runs.
+            _log.warning("job %s was taken, but not started: %s", job.id, error)
+            self._free.release()
+            return
+        self._threads.submit(self._perform, job, queue, execution)
+
+    def _perform(self, job: RQJob, queue: Queue, execution: Execution) -> None:
+        try:
+            self.perform_job(job, queue, execution)
+        except Exception:
+            _log.exception("job %s: its end could not be recorded; its lease will expire", job.id)
+            self.executions.pop(execution.id, None)
+        finally:
+            self._free.release()
+
+    # RQ closes a job with one connection that watches and a second that reads. All threads share
+    # MAX_CONNECTIONS: two of them, each holding its first and waiting for its second, would wait for ever.
+
+    def handle_job_success(self, *args: Any, **kwargs: Any) -> None:
+        with self._closing:
+            super().handle_job_success(*args, **kwargs)
+
+    def handle_job_failure(self, *args: Any, **kwargs: Any) -> None:
+        with self._closing:
+            super().handle_job_failure(*args, **kwargs)
+
+    def procline(self, message: str) -> None:
+        """Worker threads must not rename the process."""
+
+    def heartbeat(self, timeout: int | None = None, pipeline: redis.client.Pipeline | None = None) -> None:
+        """RQ's loop beats here several times a job; the beat thread alone does it."""
+
+    def get_heartbeat_ttl(self, job: RQJob, working_time: float = 0.0) -> int:
+        return LEASE_SECONDS
+
+    # The beat: leases, the worker's record, marks of cancelled jobs.
+
+    def _beat(self) -> None:
+        executions = list(self.executions.values())
+        running = self._executor.running()
+        with self.connection.pipeline(transaction=False) as pipeline:
+            BaseWorker.heartbeat(self, pipeline=pipeline)
+            for execution in executions:
+                execution.heartbeat(self.queues[0].started_job_registry, LEASE_SECONDS, pipeline)
+            self._announce(pipeline)
+            for job_id in running:
+                pipeline.hexists(keys.job(job_id), "cancel")
+            replies = pipeline.execute()
+        marks = replies[len(replies) - len(running):]
+        for job_id, marked in zip(running, marks, strict=True):
+            if marked:
+                self._executor.cancel(job_id)
+
+    def _beat_until_stopped(self) -> None:
+        for beat in count():
+            if self._stopped.wait(BEAT_SECONDS):
+                return
+            if beat % _IDLE_BEATS and not self.executions:
+                continue  # hundreds of idle boxes share one server
+            try:
+                self._beat()
+            except redis.RedisError as error:
+                _log.warning("beat failed: %s", error)
+
+    def handle_payload(self, message: dict[str, Any]) -> None:
+        """RQ's commands. Its stop command, which a cancelling producer sends, is heard at once, not at the next
+        beat; RQ itself looks for the job among a worker's executions no further than the first."""
+        try:
+            payload = parse_payload(message)
+            if payload["command"] == "stop-job":
+                self._executor.cancel(payload["job_id"])
+            else:
+                super().handle_payload(message)
+        except (ValueError, KeyError, TypeError) as error:
+            _log.warning("ignored a command that is none of RQ's: %r", error)
+
+    # Maintenance: RQ's, by one worker of the fleet at a time.
+
+    def clean_registries(self) -> None:
+        queue = self.queues[0]
+        if self.connection.set(keys.maintenance(queue.name), self.name, nx=True, ex=_MAINTENANCE_SECONDS):
+            try:
+                clean_registries(queue, self._exc_handlers)
+                clean_worker_registry(queue)
+                self._drop_unnameable()
+                queue.intermediate_queue.cleanup(self, queue)
+            except (redis.ConnectionError, redis.TimeoutError):
+                raise  # RQ's loop waits for the server to return
+            except Exception:
+                _log.exception("maintenance met something in RQ's registries that RQ did not write")
+        self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ annotates it as None
+
+    def clean_group_registries(self) -> None:
+        """sailq uses no RQ groups."""
+
+    # Failures that no result speaks of yet.
+
+    def _on_failure(self, job: RQJob, kind: type[BaseException], error: BaseException, *_: Any) -> bool:
+        """Called by RQ with what `perform_job` raised, and for each job whose worker died."""
+        if isinstance(error, AbandonedJobError):
+            if not job.retries_left:
+                self._executor.refuse(job.id, SailqError("Every worker that took this job died while it ran."))
+        elif isinstance(error, DeserializationError):
+            self._refuse(job, BadRequest("This job's data is not msgpack of sailq's form."))
+        elif isinstance(error, SailqError):
+            self._refuse(job, error)
+        return True
+
+    def _refuse(self, job: RQJob, error: SailqError) -> None:
+        job.retries_left = 0  # it would fail the same way again
+        self._executor.refuse(job.id, error)
+
+    # The end: no new job, the running ones finish.
+
+    def _install_signal_handlers(self) -> None:
+        signal.signal(signal.SIGINT, self.request_stop)
+        signal.signal(signal.SIGTERM, self.request_stop)
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        if self._stop_requested:
+            _log.warning("second signal: leaving at once; running jobs go to other workers")
+            logging.shutdown()
+            os._exit(1)  # job threads may be in a device call that nothing can interrupt
+        _log.warning("stopping: %d running jobs finish first; signal again to leave at once", len(self.executions))
+        self._stop_requested = True
+
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        """RQ asks this at every turn of its loops, the idle one too, which ignores `_stop_requested`."""
+        if self._stop_requested:
+            raise StopRequested
+        return bool(super().should_run_maintenance_tasks)
+
+    def teardown(self) -> None:
+        self._threads.shutdown(wait=True)
+        self._stopped.set()
+        self._beat_thread.join()
+        self.register_death()
+        self.unsubscribe()

@@ -1,0 +1,196 @@
+"""One job's way through a worker: claim, fetch, prepare, generate, finish."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+import redis
+
+from ..shared import keys
+from ..shared.codec import decode
+from ..shared.connection import ServerClock
+from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, SailqError, Unsupported
+from ..shared.frames import Frames, decode_frames
+from ..shared.jobs import Failure, FramesPart, Job, Message, Result, TextPart, Timings, Turn
+from ..shared.lifecycle import Claim, Lifecycle
+from .engine.engine import Engine
+from .publisher import Publisher, Stream
+from .scheduler import Outcome, Request, Scheduler
+
+_log = logging.getLogger("sailq.worker")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """How results name their maker."""
+
+    worker: str
+    device: str
+
+
+class Executor:
+    """Runs jobs, one a thread, through one scheduler. `run` is the function that RQ calls."""
+
+    def __init__(
+        self, connection: redis.Redis, engine: Engine, scheduler: Scheduler, publisher: Publisher,
+        lifecycle: Lifecycle, identity: Identity, *, blob_ttl: int,
+    ) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._scheduler = scheduler
+        self._publisher = publisher
+        self._lifecycle = lifecycle
+        self._identity = identity
+        self._blob_ttl = blob_ttl
+        self._clock = ServerClock(connection)
+        self._running: dict[str, Request] = {}
+        self._lock = threading.Lock()
+
+    def run(self, job_id: str) -> None:
+        """One attempt at a job, from claim to result. Every failure that is the job's own becomes its result."""
+        claim = self._lifecycle.claim(job_id, self._identity.worker)
+        if claim == "done":
+            return
+        if claim == "gone":
+            raise BadRequest(f"There is no job {job_id!r}: it expired, or nobody submitted it through sailq.")
+        claimed_at = self._clock.now()
+        try:
+            job = decode(Job, claim.request)
+            if job.id != job_id:
+                raise BadRequest("The job's record names another job.")
+        except SailqError as error:
+            self.refuse(job_id, error, attempt=claim.attempt)
+            return
+        self._run_claimed(job, claim, claimed_at)
+
+    def refuse(self, job_id: str, error: SailqError, *, attempt: int | None = None) -> None:
+        """An error result for something on the queue that is no readable job."""
+        _log.warning("refused %s: %s: %s", job_id, error.code, error)
+        self._lifecycle.finish(
+            Result(job=job_id, conversation=job_id, turn=0, finish_reason="error",
+                   error=Failure(code=error.code, message=str(error)), worker=self._identity.worker,
+                   device=self._identity.device, model=self._engine.card.name, finished_at=self._clock.now()),
+            attempt=attempt,
+        )
+
+    def cancel(self, job_id: str) -> None:
+        """Cancels a job that runs here; nothing happens if it does not."""
+        with self._lock:
+            request = self._running.get(job_id)
+        if request is not None:
+            request.cancel()
+
+    def running(self) -> list[str]:
+        """Ids of the jobs that the scheduler has."""
+        with self._lock:
+            return list(self._running)
+
+    def _run_claimed(self, job: Job, claim: Claim, claimed_at: float) -> None:
+        timings = Timings(queue_wait=max(0.0, claimed_at - job.submitted_at))
+        stream = Stream(job.id, claim.attempt)
+        outcome = None
+        try:
+            if claim.cancelled:
+                outcome = Outcome.unstarted("cancelled")
+            else:
+                outcome, timings = self._generate(job, stream, timings)
+        except SailqError as error:
+            outcome = Outcome.unstarted("deadline" if isinstance(error, DeadlineExceeded) else "error", error)
+        except redis.RedisError:
+            raise  # not the job's fault: RQ hands it to another attempt
+        except Exception as error:
+            _log.exception("job %s", job.id)
+            failure = SailqError(f"The worker failed on this job: {type(error).__name__}.")
+            outcome = Outcome.unstarted("error", failure)
+        if job.stream:
+            self._publisher.flush()
+        result = self._result(job, claim, outcome, timings)
+        answered = result.finish_reason in {"stop", "length"}
+        turn = Turn(job=job.id, turn=job.turn, messages=job.messages, text=result.text) if answered else None
+        if not self._lifecycle.finish(result, attempt=claim.attempt, turn=turn):
+            _log.warning("job %s: another attempt has finished it; this one's result is dropped", job.id)
+
+    def _generate(self, job: Job, stream: Stream, timings: Timings) -> tuple[Outcome, Timings]:
+        if job.model != self._engine.card.name:
+            raise Unsupported(f"This worker serves {self._engine.card.name!r}, not {job.model!r}.")
+        deadline = None
+        if job.deadline is not None:
+            left = job.deadline - self._clock.now()
+            if left <= 0:
+                raise DeadlineExceeded("The job's deadline had passed before a worker was free.")
+            deadline = time.monotonic() + left
+        start = time.monotonic()
+        messages = self._history(job) + list(job.messages)
+        frames = self._frames(messages)
+        fetched = time.monotonic()
+        prepared = self._engine.prepare(messages, frames, job.options)
+        ready = time.monotonic()
+        request = Request(
+            prepared, job.options, deadline, job.priority,
+            (lambda text: self._publisher.put(stream, text)) if job.stream else None,
+        )
+        with self._lock:
+            self._running[job.id] = request
+        try:
+            self._scheduler.submit(request)
+            outcome = request.wait()
+        finally:
+            with self._lock:
+                del self._running[job.id]
+        first = outcome.first_token_at
+        return outcome, timings.model_copy(update={
+            "fetch": fetched - start,
+            "preprocess": ready - fetched,
+            "vision_encode": outcome.vision_encode,
+            "prefill": outcome.prefill,
+            "decode": outcome.decode,
+            "inter_token_latency": outcome.inter_token_latency,
+            "time_to_first_token":
+                None if first is None else max(0.0, self._clock.now() - (time.monotonic() - first) - job.submitted_at),
+        })
+
+    def _history(self, job: Job) -> list[Message]:
+        """What was said before this turn: the conversation's answered turns, in order."""
+        history: list[Message] = []
+        for data in self._connection.lrange(keys.turns(job.conversation), 0, -1):
+            turn = decode(Turn, data)
+            history.extend(turn.messages)
+            history.append(Message(role="assistant", content=(TextPart(text=turn.text),)))
+        return history
+
+    def _frames(self, messages: list[Message]) -> dict[str, Frames]:
+        """The frames of every medium that `messages` show, by blob digest; their blobs live on."""
+        parts = {part.blob: part for message in messages for part in message.content if isinstance(part, FramesPart)}
+        if not parts:
+            return {}
+        digests = list(parts)
+        with self._connection.pipeline(transaction=False) as pipeline:
+            for digest in digests:
+                pipeline.get(keys.blob(digest))
+                pipeline.expire(keys.blob(digest), self._blob_ttl)
+            blobs = pipeline.execute()[::2]
+        frames: dict[str, Frames] = {}
+        for digest, blob in zip(digests, blobs, strict=True):
+            if blob is None:
+                raise BadMedia("The frames of this job have expired; submit it again.")
+            part = parts[digest]
+            frames[digest] = decode_frames(blob, (part.frames, part.height, part.width))
+        return frames
+
+    def _result(self, job: Job, claim: Claim, outcome: Outcome, timings: Timings) -> Result:
+        now = self._clock.now()
+        tokens = outcome.usage.completion_tokens
+        rate = (tokens - 1) / outcome.decode if outcome.decode and tokens > 1 else None
+        error = outcome.error
+        return Result(
+            job=job.id, conversation=job.conversation, turn=job.turn, text=outcome.text,
+            finish_reason=outcome.finish_reason,
+            error=None if error is None else Failure(code=error.code, message=str(error)),
+            usage=outcome.usage,
+            timings=timings.model_copy(update={"end_to_end": max(0.0, now - job.submitted_at)}),
+            tokens_per_second=rate, worker=self._identity.worker, device=self._identity.device,
+            model=job.model, attempt=claim.attempt, metadata=job.metadata, finished_at=now,
+        )

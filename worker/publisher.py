@@ -1,0 +1,91 @@
+"""Tokens on their way out: the device thread leaves them here, one thread writes them, many in a pipeline."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+
+import redis
+
+from ..shared import keys
+
+FLUSH_SECONDS = 0.05
+"""A stream's reader sees text at most this much later than it was made; the first token goes at once."""
+
+_log = logging.getLogger("sailq.publisher")
+
+
+@dataclass(eq=False)
+class Stream:
+    """One attempt's stream. `sent` counts the characters already written."""
+
+    job: str
+    attempt: int
+    sent: int = 0
+    pending: list[str] = field(default_factory=list)
+
+
+class Publisher:
+    """Writes the text of all running jobs in one pipeline per flush.
+
+    Each entry says at which character of its attempt it begins (`at`), so that an entry written twice,
+    after a lost reply, does no harm to its reader.
+    """
+
+    def __init__(self, connection: redis.Redis, ttl: int) -> None:
+        """`ttl`: seconds that a stream outlives its newest entry."""
+        self._connection = connection
+        self._ttl = ttl
+        self._dirty: dict[Stream, None] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._flushing = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="sailq-publisher", daemon=True)
+        self._thread.start()
+
+    def put(self, stream: Stream, text: str) -> None:
+        """Takes text from the device thread; never blocks on the network."""
+        with self._changed:
+            stream.pending.append(text)
+            self._dirty[stream] = None
+            self._changed.notify()
+
+    def flush(self) -> None:
+        """Writes all that waits; returns when it is in Redis. Raises redis-py's errors."""
+        with self._flushing:
+            with self._changed:
+                streams = list(self._dirty)
+                self._dirty.clear()
+                texts = ["".join(stream.pending) for stream in streams]
+                for stream in streams:
+                    stream.pending.clear()
+            if not streams:
+                return
+            with self._connection.pipeline(transaction=False) as pipeline:
+                for stream, text in zip(streams, texts, strict=True):
+                    key = keys.stream(stream.job)
+                    pipeline.xadd(key, {"attempt": stream.attempt, "at": stream.sent, "text": text})
+                    pipeline.expire(key, self._ttl)
+                    stream.sent += len(text)
+                pipeline.execute()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._dirty or self._closed)
+                if self._closed:
+                    return
+            try:
+                self.flush()
+            except redis.RedisError as error:
+                # The text is lost to those who stream; the result, written later, has all of it.
+                _log.warning("streamed text was not written: %s", error)
+            pause.wait(FLUSH_SECONDS)

@@ -1,0 +1,94 @@
+"""A worker process, put together: settings -> model -> engine -> scheduler -> consumer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import redis
+
+from ..shared import keys
+from ..shared.codec import encode
+from ..shared.connection import ServerClock, connect, server_errors
+from ..shared.lifecycle import Lifecycle
+from ..shared.settings import Settings
+from .catalog import resolve
+from .consumer import RECORD_SECONDS, Consumer
+from .engine.engine import Engine
+from .execution import Executor, Identity
+from .publisher import Publisher
+from .scheduler import Scheduler
+
+LOOK_AHEAD = 2
+"""Jobs taken beyond the slots, so that their frames and tokens are ready when a slot frees."""
+MAX_CONNECTIONS = 4
+"""One waits for jobs, one for commands; two carry everything else, whatever the number of slots."""
+_CARD_TTL = 30 * 86_400
+
+_log = logging.getLogger("sailq.worker")
+
+
+def serve(settings: Settings, *, slots: int, threads: int | None) -> None:
+    """Loads the model once and serves its queue until SIGTERM or SIGINT.
+
+    `threads`: CPU threads of the runner, None for all cores. Raises Unsupported for an unknown model and
+    ServerUnavailable when the server does not answer at start; later it waits for the server to return.
+    """
+    model_dir = resolve(settings.model)
+    connection = connect(settings.redis_url, max_connections=MAX_CONNECTIONS)
+    with server_errors(connection):
+        connection.ping()
+    began = time.monotonic()
+    engine = Engine.load(model_dir, slots=slots, threads=threads)
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    _log.info("loaded %s on %s in %.1f s", engine.card.name, engine.device, time.monotonic() - began)
+    scheduler = Scheduler(engine)
+    publisher = Publisher(connection, settings.result_ttl)
+    executor = Executor(
+        connection, engine, scheduler, publisher,
+        Lifecycle(connection, result_ttl=settings.result_ttl, conversation_ttl=settings.conversation_ttl),
+        Identity(worker=name, device=engine.device), blob_ttl=max(settings.job_ttl, settings.conversation_ttl),
+    )
+    consumer = Consumer(
+        keys.queue(engine.card.name), executor, connection=connection, name=name, places=slots + LOOK_AHEAD,
+        announce=_announcer(engine, connection, name, slots, executor),
+    )
+    scheduler.start()
+    try:
+        with connection.pipeline() as pipeline:
+            pipeline.set(keys.model(engine.card.name), encode(engine.card), ex=_CARD_TTL)
+            pipeline.sadd(keys.MODELS, engine.card.name)
+            pipeline.execute()
+        _log.info("worker %s takes jobs for %s, %d at a time", name, engine.card.name, slots)
+        consumer.work()
+    finally:
+        scheduler.close()
+        publisher.close()
+        connection.delete(keys.worker(name))
+        connection.zrem(keys.WORKERS, name)
+
+
+def _announcer(
+    engine: Engine, connection: redis.Redis, name: str, slots: int, executor: Executor
+) -> Callable[[redis.client.Pipeline], None]:
+    """What each beat says of this worker: its record, which expires when the beats stop."""
+    clock = ServerClock(connection)
+    record = {
+        "name": name, "host": socket.gethostname(), "pid": os.getpid(), "model": engine.card.name,
+        "device": engine.device, "slots": slots, "version": version("sailq"), "started": clock.now(),
+        "model_loads": Engine.loads,
+    }
+
+    def announce(pipeline: redis.client.Pipeline) -> None:
+        now = clock.now()
+        pipeline.hset(keys.worker(name), mapping={**record, "running": len(executor.running()), "beat": now})
+        pipeline.expire(keys.worker(name), RECORD_SECONDS)
+        pipeline.zadd(keys.WORKERS, {name: now})
+        pipeline.zremrangebyscore(keys.WORKERS, 0, now - RECORD_SECONDS)
+
+    return announce
