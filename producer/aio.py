@@ -1,0 +1,207 @@
+"""The client for asyncio backends. Its waits cost no threads and one connection, however many there are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+
+from ..shared import keys
+from ..shared.connection import server_errors
+from ..shared.errors import NotFound, SailqError
+from ..shared.jobs import GenerationOptions, ModelCard, Priority, Result, Turn
+from ..shared.settings import Settings
+from .client import Client, Handle
+from .mailroom import Mail, Mailroom
+from .messages import Prepared
+from .replies import BLOCK_SECONDS, Chunk, Patience, read_result
+
+MAX_CONNECTIONS = 8
+"""One waits for all jobs; the others carry single commands."""
+
+
+class AsyncClient:
+    """`Client` with the same methods for one event loop.
+
+    >>> async with AsyncClient() as client:
+    ...     handle = await client.submit(messages, stream=True)
+    ...     async for chunk in client.stream(handle.job):
+    ...         print(chunk.text, end="")
+
+    Media are read, and jobs submitted, in threads; waiting and streaming stay in the loop. Every method raises
+    ServerUnavailable when the server does not answer.
+    """
+
+    def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
+        """As for `Client`."""
+        self._client = Client(redis_url, settings=settings)
+        self.settings = self._client.settings
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            self.settings.redis_url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=None,
+            socket_connect_timeout=5.0,
+            socket_timeout=3 * BLOCK_SECONDS,
+            health_check_interval=30,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), 3),
+            retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+        )
+        self.connection = redis.asyncio.Redis(connection_pool=pool)
+        self._mailroom = Mailroom(self.connection)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._mailroom.close()
+        await self.connection.connection_pool.disconnect()
+        self._client.close()
+
+    # Jobs
+
+    async def submit(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        conversation: str | None = None,
+        model: str | None = None,
+        options: GenerationOptions | Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        priority: Priority = "normal",
+        stream: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+        base: Path | None = None,
+    ) -> Handle:
+        """As `Client.submit`."""
+        return await asyncio.to_thread(
+            self._client.submit,
+            messages,
+            conversation=conversation,
+            model=model,
+            options=options,
+            timeout=timeout,
+            priority=priority,
+            stream=stream,
+            metadata=metadata,
+            base=base,
+        )
+
+    async def submit_prepared(
+        self,
+        prepared: Prepared,
+        *,
+        conversation: str | None = None,
+        model: str | None = None,
+        options: GenerationOptions | Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        priority: Priority = "normal",
+        stream: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Handle:
+        """As `Client.submit_prepared`."""
+        return await asyncio.to_thread(
+            self._client.submit_prepared,
+            prepared,
+            conversation=conversation,
+            model=model,
+            options=options,
+            timeout=timeout,
+            priority=priority,
+            stream=stream,
+            metadata=metadata,
+        )
+
+    async def result(self, job: str) -> Result | None:
+        """The job's result, or None while it has none. Raises NotFound for a job that is not there."""
+        with server_errors(self.connection):
+            async with self.connection.pipeline(transaction=False) as pipeline:
+                data, exists = await pipeline.get(keys.result(job)).exists(keys.job(job)).execute()
+        return read_result(job, data, exists)
+
+    async def wait(self, job: str, timeout: float | None = None) -> Result:
+        """The job's result, once it has one. Raises WaitTimeout after `timeout` seconds, and NotFound."""
+        async for _, result in self.as_completed([job], timeout):
+            return result
+        raise AssertionError("as_completed yields once for each job")
+
+    async def as_completed(
+        self, jobs: Iterable[str], timeout: float | None = None
+    ) -> AsyncIterator[tuple[str, Result]]:
+        """(job, result) of each of `jobs` as they finish.
+
+        Raises WaitTimeout when nothing has finished for `timeout` seconds, and NotFound.
+        """
+        waiting = set(jobs)
+        patience = Patience(timeout)
+        with self._mailroom.follow(waiting) as mail:
+            while waiting:
+                job, news = await _next(mail, patience)
+                if isinstance(news, SailqError):
+                    raise news
+                if news is None:
+                    waiting.remove(job)
+                    result = await self.result(job)
+                    if result is None:
+                        raise NotFound(f"Job {job!r} ended, but its result expired.")
+                    patience.renew()
+                    yield job, result
+
+    async def stream(self, job: str, timeout: float | None = None) -> AsyncIterator[Chunk]:
+        """The job's text as it comes; ends when the job has its result.
+
+        Submit with `stream=True`, else nothing comes before the end. Raises WaitTimeout when nothing has
+        come for `timeout` seconds, and NotFound.
+        """
+        patience = Patience(timeout)
+        with self._mailroom.follow([job]) as mail:
+            while True:
+                _, news = await _next(mail, patience)
+                if isinstance(news, SailqError):
+                    raise news
+                if news is None:
+                    return
+                for chunk in news:
+                    yield chunk
+                patience.renew()
+
+    async def cancel(self, job: str) -> Literal["cancelled", "running", "finished"]:
+        """As `Client.cancel`."""
+        return await asyncio.to_thread(self._client.cancel, job)
+
+    # Conversations and models: as `Client`'s.
+
+    async def conversations(self) -> list[str]:
+        return await asyncio.to_thread(self._client.conversations)
+
+    async def history(self, conversation: str) -> list[Turn]:
+        return await asyncio.to_thread(self._client.history, conversation)
+
+    async def clear(self, conversation: str) -> None:
+        await asyncio.to_thread(self._client.clear, conversation)
+
+    async def models(self) -> list[ModelCard]:
+        return await asyncio.to_thread(self._client.models)
+
+    async def card(self, name: str) -> ModelCard | None:
+        return await asyncio.to_thread(self._client.card, name)
+
+
+async def _next(mail: Mail, patience: Patience) -> tuple[str, list[Chunk] | SailqError | None]:
+    getting = asyncio.ensure_future(mail.get())
+    try:
+        while not getting.done():  # `asyncio.wait_for` could lose what comes in its last moment
+            await asyncio.wait({getting}, timeout=patience.left())
+        return getting.result()
+    finally:
+        getting.cancel()

@@ -1,0 +1,99 @@
+"""Many jobs through one client: media are read ahead in threads, a bounded window of jobs is in flight."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+
+from ...shared.connection import server_errors
+from ...shared.errors import NotFound, SailqError, ServerUnavailable
+from ...shared.jobs import GenerationOptions
+from ..client import Client, Handle
+from ..messages import Prepared, prepare
+from ..waiting import Waiter
+from .inputs import Clip
+from .rows import Row, as_row, failed_row
+
+READERS = min(4, os.cpu_count() or 1)
+"""Threads that read media."""
+_POLL_SECONDS = 0.05
+"""How soon a clip that was read is followed while others are still being read."""
+_IDLE_SECONDS = 2.0
+
+
+def run_batch(
+    client: Client,
+    clips: Iterable[Clip],
+    *,
+    model: str,
+    options: GenerationOptions,
+    window: int,
+    seen: Callable[[Clip, Prepared], None] | None = None,
+    idle: Callable[[], None] | None = None,
+) -> Generator[tuple[Clip, Row], None, None]:
+    """Each clip with its row (see `rows.as_row`), in the order in which they finish.
+
+    A clip that cannot be read gets an error row at once. When the caller stops iterating, or an error ends
+    the batch, the jobs still in flight are cancelled.
+
+    Args:
+        window: most clips being read or answered at a time.
+        seen: gets each clip's frames, in a reader's thread, before they are uploaded.
+        idle: called now and then while nothing comes.
+
+    Raises ServerUnavailable.
+    """
+
+    def submit(clip: Clip) -> Handle:
+        with server_errors(client.connection):
+            card = client.card(model)
+        prepared = prepare(clip.messages, base=clip.base, card=card)
+        if seen is not None:
+            seen(clip, prepared)
+        return client.submit_prepared(prepared, model=model, options=options)
+
+    waiter = Waiter(client.connection)
+    reading: dict[Future[Handle], Clip] = {}
+    running: dict[str, Clip] = {}
+    left = iter(clips)
+    quiet_since = time.monotonic()
+    pool = ThreadPoolExecutor(READERS, thread_name_prefix="sailq-read")
+    try:
+        while True:
+            while len(reading) + len(running) < window and (clip := next(left, None)) is not None:
+                reading[pool.submit(submit, clip)] = clip
+            if not reading and not running:
+                return
+            read, _ = wait(reading, 0 if running else None, FIRST_COMPLETED)
+            for future in read:
+                clip = reading.pop(future)
+                try:
+                    handle = future.result()
+                except ServerUnavailable:
+                    raise
+                except SailqError as error:
+                    yield clip, failed_row(error)
+                except Exception as error:  # a clip never stops the others, whatever it does to a decoder
+                    reason = f"This clip cannot be read: {type(error).__name__}: {error}."
+                    yield clip, failed_row(SailqError(reason))
+                else:
+                    running[handle.job] = clip
+                    waiter.add(handle.job)
+            if not running:
+                continue
+            for job, result in waiter.poll(_POLL_SECONDS if reading else _IDLE_SECONDS).ended:
+                quiet_since = time.monotonic()
+                yield running.pop(job), failed_row(result) if isinstance(result, NotFound) else as_row(result)
+            if idle is not None and time.monotonic() - quiet_since > _IDLE_SECONDS:
+                quiet_since = time.monotonic()
+                idle()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        handles = [one.result() for one in reading if not one.cancelled() and one.exception() is None]
+        with suppress(ServerUnavailable):  # then none can be cancelled
+            for job in [*running, *(handle.job for handle in handles)]:
+                with suppress(NotFound):
+                    client.cancel(job)

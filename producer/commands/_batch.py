@@ -1,0 +1,135 @@
+"""A batch at a terminal: progress while it runs, a table when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ..captioning.batch import Captioning, Summary, number, seconds
+from ..captioning.rows import Row, failed
+from ..captioning.thumbnails import Thumbnails
+from ..fleet import Fleet
+
+if TYPE_CHECKING:
+    from ..client import Client
+
+
+def run(
+    client: Client,
+    captioning: Captioning,
+    *,
+    report: Path | None,
+    console: Console,
+    each: Callable[[Row], None] | None = None,
+    watch: Callable[[], Any] | None = None,
+) -> Summary:
+    """Runs what is left to do; the report is written however it ends.
+
+    Args:
+        console: where progress and notes go, stderr's.
+        each: gets each new row.
+        watch: called while nothing comes; may raise to end the batch.
+    """
+    from ..captioning.report import write_report
+
+    def write() -> None:
+        if report is not None:
+            write_report(
+                report,
+                captioning.ordered(),
+                captioning.summary(),
+                thumbnails.by_index,
+                model=captioning.model,
+                questions={clip.index: clip.question for clip in captioning.clips},
+            )
+
+    thumbnails = Thumbnails()
+    write()  # a path that cannot be written is told before the work, not after it
+    waiting = _Waiting(client, captioning.model, console, watch)
+    total = len(captioning.clips)
+    progress = Progress(
+        TextColumn("captions"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    failures = sum(failed(row) for row in captioning.rows.values())
+    task = progress.add_task("", total=total, completed=len(captioning.rows), failed="", rate="")
+    try:
+        with (
+            progress,
+            closing(captioning.run(client, seen=thumbnails.take if report else None, idle=waiting.check)) as rows,
+        ):
+            for row in rows:
+                failures += failed(row)
+                speed = progress.tasks[task].speed
+                progress.update(
+                    task,
+                    advance=1,
+                    failed=f"[red]{failures} failed[/]" if failures else "",
+                    rate=f"{speed:.1f}/s" if speed else "",
+                )
+                if each is not None:
+                    each(row)
+    finally:
+        if report is not None:
+            with console.status("writing the report"):
+                thumbnails.fill(captioning, client)
+                write()
+    return captioning.summary()
+
+
+class _Waiting:
+    """Tells, once each time it becomes true, that nobody serves the model."""
+
+    def __init__(self, client: Client, model: str, console: Console, watch: Callable[[], Any] | None) -> None:
+        self._fleet = Fleet(client.connection)
+        self._model = model
+        self._console = console
+        self._watch = watch
+        self._told = False
+
+    def check(self) -> None:
+        if self._watch is not None:
+            self._watch()
+        missing = not self._fleet.workers(self._model)
+        if missing and not self._told:
+            self._console.print(f"no worker serves {self._model} now; waiting", style="yellow", highlight=False)
+        self._told = missing
+
+
+def closing_table(summary: Summary) -> Table:
+    """The batch in figures, for people."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    resumed = f" ({summary.resumed} by an earlier run)" if summary.resumed else ""
+    table.add_row("clips", f"{summary.clips}{resumed}")
+    table.add_row("failures", f"[red]{summary.failures}[/]" if summary.failures else "0")
+    first = summary.first_token_median, summary.first_token_p90
+    table.add_row("time to first token", f"{seconds(first[0])} median, {seconds(first[1])} p90")
+    each, together = summary.stream_tokens_per_second, summary.tokens_per_second
+    table.add_row("tokens/s", f"{number(each)} each, {number(together)} together")
+    table.add_row("captions/s", number(summary.captions_per_second))
+    table.add_row("wall time", seconds(summary.wall))
+    return table

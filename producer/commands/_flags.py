@@ -1,0 +1,191 @@
+"""The options that say what is asked, and how media and answers are made: shared by `ask`, `chat` and `caption`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+_ANSWER = "Options of the answer"
+_MEDIA = "Options of videos and images"
+
+System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message before the prompt.")]
+Videos = Annotated[
+    list[str] | None,
+    typer.Option("--video", metavar="FILE", help="A video: MP4, MKV, AVI, MOV or WebM. May be repeated."),
+]
+Images = Annotated[
+    list[str] | None,
+    typer.Option("--image", metavar="FILE", help="An image: PNG, JPEG, BMP or WebP. May be repeated."),
+]
+
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens", metavar="N", show_default="128", rich_help_panel=_ANSWER, help="Longest answer, in tokens."
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        show_default="0",
+        rich_help_panel=_ANSWER,
+        help="0 always takes the likeliest token; higher values vary more.",
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        metavar="P",
+        show_default="1",
+        rich_help_panel=_ANSWER,
+        help="Sample from the likeliest tokens that together reach this probability.",
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        metavar="K",
+        show_default="0, all",
+        rich_help_panel=_ANSWER,
+        help="Sample from the K likeliest tokens.",
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--repetition-penalty",
+        metavar="R",
+        show_default="1",
+        rich_help_panel=_ANSWER,
+        help="Above 1, tokens that were used become less likely.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", rich_help_panel=_ANSWER, help="Makes a sampled answer repeatable."),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop", metavar="TEXT", rich_help_panel=_ANSWER, help="End the answer before this text. May be repeated."
+    ),
+]
+
+NFrames = Annotated[
+    int | None,
+    typer.Option(
+        "--nframes",
+        metavar="N",
+        rich_help_panel=_MEDIA,
+        help="Frames to take from a video, evenly spread; not together with --fps.",
+    ),
+]
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        "--fps",
+        metavar="F",
+        show_default="2",
+        rich_help_panel=_MEDIA,
+        help="Frames to take for each second of a video.",
+    ),
+]
+ResizedHeight = Annotated[
+    int | None,
+    typer.Option(
+        "--resized-height",
+        metavar="PIXELS",
+        rich_help_panel=_MEDIA,
+        help="Frame height, rounded to a multiple of 28; only with --resized-width.",
+    ),
+]
+ResizedWidth = Annotated[
+    int | None,
+    typer.Option(
+        "--resized-width", metavar="PIXELS", rich_help_panel=_MEDIA, help="Frame width, rounded to a multiple of 28."
+    ),
+]
+MinPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--min-pixels",
+        metavar="N",
+        show_default="the model's",
+        rich_help_panel=_MEDIA,
+        help="Enlarge frames of fewer pixels (height × width).",
+    ),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        metavar="N",
+        show_default="the model's",
+        rich_help_panel=_MEDIA,
+        help="Shrink frames of more pixels (height × width).",
+    ),
+]
+VideoStart = Annotated[
+    float | None,
+    typer.Option("--video-start", metavar="SECONDS", rich_help_panel=_MEDIA, help="Where in the video to begin."),
+]
+VideoEnd = Annotated[
+    float | None,
+    typer.Option("--video-end", metavar="SECONDS", rich_help_panel=_MEDIA, help="Where in the video to end."),
+]
+VideoSampleNum = Annotated[
+    int | None,
+    typer.Option(
+        "--video-sample-num", metavar="N", rich_help_panel=_MEDIA, help="Of the frames taken, keep every N-th."
+    ),
+]
+
+_VIDEO_ONLY = {"nframes", "fps", "video_start", "video_end", "video_sample_num"}
+
+
+def given(**flags: Any) -> dict[str, Any]:
+    """The flags that were given."""
+    return {name: value for name, value in flags.items() if value not in (None, [])}
+
+
+def media_parts(videos: Iterable[str] | None, images: Iterable[str] | None) -> list[dict[str, Any]]:
+    """Parts of a message's content: the videos, then the images, each kind in its order."""
+    return [
+        *({"type": "video", "video": path} for path in videos or ()),
+        *({"type": "image", "image": path} for path in images or ()),
+    ]
+
+
+def default_prompt(parts: Iterable[Mapping[str, Any]]) -> str | None:
+    """What to ask about media when nothing was asked; None without media."""
+    kinds = [part["type"] for part in parts]
+    if "video" in kinds:
+        return "Describe the video."
+    if kinds:
+        return "Describe the picture." if len(kinds) == 1 else "Describe the pictures."
+    return None
+
+
+def fill_in(messages: Any, options: Mapping[str, Any]) -> Any:
+    """`messages`, with media `options` wherever their own leave them open; malformed ones stay as they are."""
+
+    def part(value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if kind == "video":
+            return {**options, **value}
+        if kind in {"image", "image_url"}:
+            return {**{name: set_to for name, set_to in options.items() if name not in _VIDEO_ONLY}, **value}
+        return value
+
+    def message(value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("content"), list):
+            return {**value, "content": [part(one) for one in value["content"]]}
+        return value
+
+    return [message(one) for one in messages] if isinstance(messages, list) else messages

@@ -1,0 +1,91 @@
+"""What the commands say: errors as a sentence or as JSON, timings, and whether anybody will answer."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ...shared.jobs import Result
+    from ..client import Client
+
+FAILURE = 1
+USAGE = 2
+INTERRUPTED = 130
+
+
+@contextmanager
+def command(as_json: bool = False) -> Iterator[None]:
+    """Every command's body: its errors become one line (or JSON on stdout) and an exit code.
+
+    SIGTERM ends it as Ctrl-C does, so that nothing is left behind.
+    """
+    from ...shared.errors import BadRequest, SailqError, Unsupported
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except SailqError as error:
+        if not as_json:
+            raise  # the `sailq` script prints it
+        print_json({"error": {"code": error.code, "message": str(error)}})
+        raise typer.Exit(USAGE if isinstance(error, BadRequest | Unsupported) else FAILURE) from None
+    except KeyboardInterrupt:
+        print("\nsailq: interrupted", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def note(text: str) -> None:
+    """A line for the person, out of the way of what is piped; dim on a terminal."""
+    print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    from ..captioning.rows import as_line
+
+    print(as_line(value), flush=True)
+
+
+def timings(result: Result) -> str:
+    """One line: time to first token, tokens/s, total."""
+    said = []
+    if result.timings.time_to_first_token is not None:
+        said.append(f"first token after {result.timings.time_to_first_token:.2f} s")
+    if result.tokens_per_second is not None:
+        said.append(f"{result.tokens_per_second:.0f} tokens/s")
+    said.append(f"{result.usage.completion_tokens} tokens")
+    if result.timings.end_to_end is not None:
+        said.append(f"{result.timings.end_to_end:.2f} s in all")
+    return ", ".join(said)
+
+
+def check_served(client: Client, model: str) -> None:
+    """Says so when nobody serves `model` yet; raises Unsupported when workers serve other models only."""
+    from ...shared.errors import Unsupported
+    from ..fleet import Fleet
+
+    workers = Fleet(client.connection).workers()
+    served = sorted({worker.model for worker in workers})
+    if model in served:
+        return
+    if served and client.card(model) is None:
+        raise Unsupported(f"No worker has ever served {model!r}; now {', '.join(served)} is served.")
+    note(f"no worker serves {model} yet; waiting")
+
+
+def print_piece(text: str) -> None:
+    """A piece of an answer, as it comes."""
+    print(text, end="", flush=True)
+
+
+def complain(result: Result) -> None:
+    """Why there is no whole answer."""
+    reason = result.error.message if result.error else f"The answer ended early: {result.finish_reason}."
+    print(f"sailq: {reason}", file=sys.stderr, flush=True)

@@ -1,0 +1,178 @@
+"""`sailq caption`: many clips, one row each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...shared.options import Json, Model, RedisUrl
+from . import _flags as flags
+
+if TYPE_CHECKING:
+    from ..captioning.inputs import Clip
+
+
+def caption(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE|FOLDER|GLOB]...",
+            show_default=False,
+            help="Videos and images; folders give all that is in them, at any depth.",
+        ),
+    ] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            "--messages",
+            metavar="FILE.jsonl",
+            help='Instead: rows {"messages": [...]}, media paths relative to the file. '
+            'Other keys of a row come back under "metadata".',
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", metavar="TEXT", show_default="a description", help="What to ask of each video and image."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="OUT.jsonl",
+            show_default="stdout",
+            help="Where the rows go, as they come, and at the end in the order of the input.",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="REPORT.html", help="Also write one page with pictures and timings."),
+    ] = None,
+    window: Annotated[
+        int, typer.Option("--window", metavar="N", min=1, max=4096, help="Most clips in flight at a time.")
+    ] = 64,
+    json: Json = False,
+    redis_url: RedisUrl = None,
+    model: Model = None,
+    max_new_tokens: flags.MaxNewTokens = None,
+    temperature: flags.Temperature = None,
+    top_p: flags.TopP = None,
+    top_k: flags.TopK = None,
+    repetition_penalty: flags.RepetitionPenalty = None,
+    seed: flags.Seed = None,
+    stop: flags.Stop = None,
+    nframes: flags.NFrames = None,
+    fps: flags.Fps = None,
+    resized_height: flags.ResizedHeight = None,
+    resized_width: flags.ResizedWidth = None,
+    min_pixels: flags.MinPixels = None,
+    max_pixels: flags.MaxPixels = None,
+    video_start: flags.VideoStart = None,
+    video_end: flags.VideoEnd = None,
+    video_sample_num: flags.VideoSampleNum = None,
+) -> None:
+    """Caption many clips as one batch.
+
+    One JSON row a clip. A clip that fails has its "error" in its row and stops
+    nothing; the exit code is then 1. Run the same command again with the same
+    --out: what was answered is kept, the rest is done.
+
+    The closing figures go to stderr; with --json they are JSON, and go to
+    stdout if the rows do not.
+
+    \b
+    Examples:
+      sailq caption recordings/ --out captions.jsonl --report report.html
+      sailq caption 'cam1/*.mp4' --prompt "Is anybody there?" > rows.jsonl
+      sailq caption --messages rows.jsonl --out answers.jsonl
+    """
+    from . import _terminal as terminal
+
+    with terminal.command(json):
+        from rich.console import Console
+
+        from ...shared.jobs import GenerationOptions, parse
+        from ...shared.settings import load_settings, model_name
+        from ..captioning.batch import Captioning
+        from ..client import Client
+        from . import _batch as batch
+
+        options = parse(
+            GenerationOptions,
+            flags.given(
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                repetition_penalty=repetition_penalty,
+                seed=seed,
+                stop=stop,
+            ),
+        )
+        media = flags.given(
+            nframes=nframes,
+            fps=fps,
+            resized_height=resized_height,
+            resized_width=resized_width,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            video_start=video_start,
+            video_end=video_end,
+            video_sample_num=video_sample_num,
+        )
+        settings = load_settings(redis_url=redis_url, model=model)
+        captioning = Captioning(
+            clips=_clips(paths or [], messages, prompt, media),
+            model=model_name(settings.model),
+            options=options,
+            out=out,
+            window=window,
+        )
+        console = Console(stderr=True)
+        with Client(settings=settings) as client:
+            terminal.check_served(client, captioning.model)
+            captioning.start()
+            if captioning.rows:
+                terminal.note(f"resuming: {len(captioning.rows)} of {len(captioning.clips)} are done")
+            try:
+                summary = batch.run(
+                    client, captioning, report=report, console=console, each=None if out else terminal.print_json
+                )
+            except KeyboardInterrupt:
+                if out:
+                    terminal.note(
+                        f"{len(captioning.rows)} of {len(captioning.clips)} are in {out}; "
+                        "the same command goes on from there"
+                    )
+                raise
+        if not json:
+            console.print(batch.closing_table(summary))
+        elif out:
+            terminal.print_json(summary.as_json())
+        else:
+            import json as encoder
+
+            terminal.note(encoder.dumps(summary.as_json()))
+    if summary.failures:
+        raise typer.Exit(terminal.FAILURE)
+
+
+def _clips(paths: list[str], messages: Path | None, prompt: str | None, media: dict[str, object]) -> list[Clip]:
+    from dataclasses import replace
+
+    from ...shared.errors import BadRequest
+    from ..captioning import inputs
+
+    if messages is not None:
+        if paths or prompt:
+            raise BadRequest("--messages says all that is asked: leave out the files and --prompt.")
+        clips = inputs.from_messages(messages)
+    elif paths:
+        prompts = {kind: prompt or str(flags.default_prompt([{"type": kind}])) for kind in ("video", "image")}
+        clips = inputs.from_paths(paths, prompts)
+    else:
+        raise BadRequest("There is nothing to caption: name files or folders, or give --messages.")
+    return [replace(clip, messages=flags.fill_in(clip.messages, media)) for clip in clips] if media else clips

@@ -1,0 +1,149 @@
+"""`sailq chat`: a conversation, line by line."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ...shared.options import Model, RedisUrl
+from . import _flags as flags
+
+if TYPE_CHECKING:
+    from ..client import Client
+
+_HELP = """\
+/image FILE   show an image with the next question
+/video FILE   show a video with the next question
+/clear        forget what was said, and what was to be shown
+/help         this
+q, /quit      leave (as does Ctrl-D); Ctrl-C stops an answer"""
+
+
+def chat(
+    video: flags.Videos = None,
+    image: flags.Images = None,
+    system: flags.System = None,
+    redis_url: RedisUrl = None,
+    model: Model = None,
+    max_new_tokens: flags.MaxNewTokens = None,
+    temperature: flags.Temperature = None,
+) -> None:
+    """Talk about videos and images; the model remembers what was said.
+
+    Each line is one question. Lines may be piped in, too; then the exit code is
+    1 if one was not answered. --video and --image are shown with the first
+    question. /help lists what else can be done.
+
+    \b
+    Examples:
+      sailq chat --video clip.mp4
+      printf 'What is it?\\nWhich colour?\\n' | sailq chat --image a.png
+    """
+    from . import _terminal as terminal
+
+    with terminal.command():
+        from ...shared.jobs import GenerationOptions, parse
+        from ...shared.settings import load_settings, model_name
+        from ..client import Client
+
+        options = parse(GenerationOptions, flags.given(max_new_tokens=max_new_tokens, temperature=temperature))
+        settings = load_settings(redis_url=redis_url, model=model)
+        name = model_name(settings.model)
+        with Client(settings=settings) as client:
+            talk = _Chat(client, name, options, system)
+            talk.attached = flags.media_parts(video, image)
+            terminal.check_served(client, name)
+            talk.run()
+    if talk.failures and not sys.stdin.isatty():
+        raise typer.Exit(terminal.FAILURE)
+
+
+class _Chat:
+    """One conversation. `attached`: media that the next question shows."""
+
+    def __init__(self, client: Client, model: str, options: Any, system: str | None) -> None:
+        self._client = client
+        self._model = model
+        self._options = options
+        self._system = system
+        self._conversation: str | None = None
+        self._begun = False
+        self.attached: list[dict[str, Any]] = []
+        self.failures = 0
+
+    def run(self) -> None:
+        """Reads lines until the user leaves."""
+        from ...shared.errors import SailqError, ServerUnavailable
+
+        interactive = sys.stdin.isatty()
+        if interactive:
+            import readline  # noqa: F401  (gives `input` its history and editing)
+
+            print("Ask, or /help.")
+        while True:
+            try:
+                line = input("> " if interactive else "").strip()
+            except EOFError:
+                return
+            if line in {"q", "/quit"}:
+                return
+            try:
+                if line.startswith("/"):
+                    self._command(line)
+                elif line:
+                    self._turn(line)
+            except ServerUnavailable:
+                raise
+            except SailqError as error:
+                self.failures += 1
+                print(f"sailq: {error}", file=sys.stderr, flush=True)
+
+    def _command(self, line: str) -> None:
+        from pathlib import Path
+
+        from ...shared.errors import BadMedia, BadRequest
+
+        word, _, rest = line.partition(" ")
+        path = rest.strip()
+        if word == "/help":
+            print(_HELP)
+        elif word == "/clear":
+            if self._conversation is not None:
+                self._client.clear(self._conversation)
+            self._begun, self.attached = False, []
+        elif word in {"/image", "/video"}:
+            if not Path(path).is_file():
+                raise BadMedia(f"There is no file {path!r}." if path else f"{word} needs a file.")
+            kind = word[1:]
+            self.attached.append({"type": kind, kind: path})
+        else:
+            raise BadRequest(f"There is no {word}; /help lists what there is.")
+
+    def _turn(self, question: str) -> None:
+        from ...shared.errors import SailqError
+        from ..captioning.rows import as_row, failed
+        from . import _terminal as terminal
+        from ._answer import receive
+
+        content, self.attached = [*self.attached, {"type": "text", "text": question}], []
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if self._system and not self._begun:
+            messages.insert(0, {"role": "system", "content": self._system})
+        handle = self._client.submit(
+            messages, conversation=self._conversation, model=self._model, options=self._options, stream=True
+        )
+        self._conversation = handle.conversation
+        try:
+            result = receive(self._client, handle.job, show=terminal.print_piece)
+        except KeyboardInterrupt:
+            print()
+            raise SailqError("The answer was stopped; the conversation goes on.") from None
+        print(flush=True)
+        if failed(as_row(result)):
+            self.failures += 1
+            terminal.complain(result)
+        else:
+            self._begun = True
+            terminal.note(terminal.timings(result))

@@ -1,0 +1,122 @@
+"""`sailq demo`: everything once, from rendered clips to captions beside the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...shared.options import Model, RedisUrl
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..captioning.batch import Captioning
+
+
+_WIDEST = 200
+"""Characters of a caption in the table; all of it is in the files."""
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where clips, captions, report and logs go.")
+    ] = Path("demo-out"),
+    count: Annotated[int, typer.Option("--count", metavar="N", min=1, max=10_000, help="How many samples.")] = 12,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Which samples.")] = 7,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the worker, and the server if it was started, running.")
+    ] = False,
+    redis_url: RedisUrl = None,
+    model: Model = None,
+) -> None:
+    """See it work: render clips, caption them through the queue, compare with the truth.
+
+    Starts an embedded server (unless you name one) and a worker, and stops them
+    at the end. Leaves clips, captions.jsonl, report.html and logs in --out.
+
+    \b
+    Examples:
+      sailq demo
+      sailq demo --count 50 --seed 1 --out /tmp/demo
+      SAILQ_REDIS_URL=redis://queue.local:6379/0 sailq demo
+    """
+    from . import _terminal as terminal
+
+    with terminal.command():
+        from contextlib import ExitStack
+
+        from rich.console import Console
+
+        from ...shared.errors import BadRequest
+        from ...shared.jobs import GenerationOptions
+        from ...shared.settings import load_settings, model_name
+        from ..captioning.batch import Captioning, right
+        from ..captioning.inputs import from_messages
+        from ..client import Client
+        from ..demo import set_up
+        from ..samples import SampleError, write_samples
+        from . import _batch as batch
+
+        console = Console(stderr=True)
+        settings = load_settings(redis_url=redis_url, model=model)
+        captions, report = out / "captions.jsonl", out / "report.html"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            captions.unlink(missing_ok=True)
+            for _ in write_samples(seed, count, out / "samples"):
+                pass
+        except (OSError, SampleError) as error:
+            raise BadRequest(f"The samples cannot be made in {out}: {error}.") from None
+        terminal.note(f"{count} samples in {out / 'samples'}")
+        with ExitStack() as stack:
+            stage = set_up(stack, redis_url=redis_url, model=settings.model, logs=out, say=terminal.note)
+            captioning = Captioning(
+                clips=from_messages(out / "samples" / "truth.jsonl"),
+                model=model_name(settings.model),
+                options=GenerationOptions(),
+                window=16,
+                out=captions,
+            )
+            with Client(stage.redis_url, settings=settings) as client:
+                captioning.start()
+                summary = batch.run(client, captioning, report=report, console=console, watch=stage.worker.check)
+            if keep:
+                stack.pop_all()
+        rows = captioning.ordered()
+        Console().print(_table(captioning))
+        Console().print(f"{sum(map(bool, map(right, rows)))} of {len(rows)} as the truth\n")
+        console.print(batch.closing_table(summary))
+        terminal.note(f"\ncaptions: {captions}\nreport:   {report}")
+        if keep:
+            processes = " ".join(str(one.pid) for one in reversed(stage.started))
+            terminal.note(
+                f"still running; use it:  export SAILQ_REDIS_URL={stage.redis_url}; sailq chat\n"
+                f"and stop it:  kill {processes}"
+            )
+    if summary.failures:
+        raise typer.Exit(terminal.FAILURE)
+
+
+def _table(captioning: Captioning) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..captioning.batch import right, seconds
+
+    table = Table()
+    for name in ("task", "caption", "truth", "ok"):
+        table.add_column(name, overflow="fold")  # Chinese has no spaces to break at
+    table.add_column("first token", justify="right")
+    for row in captioning.ordered():
+        about = row["metadata"]
+        if row["error"] is None:
+            said = Text(" ".join(row["text"].split())[:_WIDEST])
+        else:
+            said = Text(row["error"]["message"], style="red")
+        mark = Text("✓", style="green") if right(row) else Text("✗", style="red")
+        table.add_row(
+            about["task"], said, Text(about["answer"]), mark, seconds(row["metrics"]["timings"]["time_to_first_token"])
+        )
+    return table

@@ -1,0 +1,55 @@
+"""`sailq server`: a server for those who have none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def server(
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", show_default="nothing is kept", help="Keep the data here, for the next start."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", metavar="PORT", min=1, max=65535, show_default="6379", help="Port on 127.0.0.1."),
+    ] = None,
+    unix: Annotated[
+        Path | None,
+        typer.Option("--unix", metavar="PATH", help="A socket that only you may open, instead of a port."),
+    ] = None,
+) -> None:
+    """Run an embedded server until stopped, for this machine only.
+
+    With the default port the other commands find it by themselves; otherwise
+    give them the URL that is printed. For other machines run a server of your
+    own, with a password.
+
+    \b
+    Examples:
+      sailq server
+      sailq server --unix /tmp/sailq.sock --data ~/.sailq
+    """
+    from . import _terminal as terminal
+
+    with terminal.command():
+        import time
+
+        from ...shared.errors import BadRequest, ServerUnavailable
+        from ..embedded import embedded_server
+
+        if port is not None and unix is not None:
+            raise BadRequest("A server has a port or a socket: give --port or --unix, not both.")
+        try:
+            with embedded_server(port=None if unix else port or 6379, unix=unix, data=data) as embedded:
+                print(f"export SAILQ_REDIS_URL={embedded.url}", flush=True)
+                while embedded.alive():
+                    time.sleep(1.0)
+                raise ServerUnavailable("The server ended.")
+        except KeyboardInterrupt:
+            terminal.note("the server has stopped")

@@ -1,0 +1,76 @@
+"""What a demonstration runs on: a server, unless there is one, and a worker of its own."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from ..shared.connection import connect
+from ..shared.errors import SailqError
+from .companion import Companion, sailq_command
+from .fleet import Fleet
+
+_SERVER_SECONDS = 20.0
+_WORKER_SECONDS = 180.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The server's URL and the processes that were started, the one to be stopped first at the end."""
+
+    redis_url: str
+    started: list[Companion]
+
+    @property
+    def worker(self) -> Companion:
+        return self.started[-1]
+
+
+def set_up(stack: ExitStack, *, redis_url: str | None, model: str, logs: Path, say: Callable[[str], None]) -> Stage:
+    """Starts what is missing; closing `stack` stops it again, the worker first.
+
+    Args:
+        redis_url: the user's server, or None for an embedded one.
+        logs: folder for `server.log` and `worker.log`.
+
+    Raises SailqError with the last lines of its log for a process that does not get ready.
+    """
+    started: list[Companion] = []
+    if redis_url is None:
+        folder = Path(tempfile.mkdtemp(prefix="sailq-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        redis_url = f"unix://{folder}/redis.sock"
+        command = sailq_command("server", "--unix", f"{folder}/redis.sock")
+        started.append(_start(stack, "server", command, logs))
+        started[-1].wait_until(lambda: _answers(redis_url), _SERVER_SECONDS)
+        say(f"server at {redis_url}")
+    with connect(redis_url) as connection:
+        fleet = Fleet(connection)
+        fleet.workers()  # a server that is not there is told before a worker is started
+        command = sailq_command("worker", "--redis-url", redis_url, "--model", model)
+        worker = _start(stack, "worker", command, logs)
+        started.append(worker)
+        worker.wait_until(lambda: worker.pid in {one.pid for one in fleet.workers()}, _WORKER_SECONDS)
+        mine = next(one for one in fleet.workers() if one.pid == worker.pid)
+        say(f"worker with {mine.model} on {mine.device}, {mine.slots} answers at a time")
+    return Stage(redis_url, started)
+
+
+def _start(stack: ExitStack, name: str, command: list[str], logs: Path) -> Companion:
+    companion = Companion(name, command, logs / f"{name}.log")
+    stack.callback(companion.stop)
+    return companion
+
+
+def _answers(url: str) -> bool:
+    try:
+        with connect(url, retries=0) as connection:
+            return bool(connection.ping())
+    except (redis.RedisError, SailqError):
+        return False

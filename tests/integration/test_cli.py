@@ -1,0 +1,391 @@
+"""The command line as a person or a script uses it: each command is a process, the server is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from sailq.producer.client import Client
+from sailq.producer.companion import sailq_command
+from sailq.producer.samples import write_samples
+from sailq.shared import keys
+
+COMMANDS = ("ask", "caption", "chat", "demo", "server", "status", "worker")
+SECONDS = 90
+
+
+def sailq(*arguments: object, stdin: str = "", url: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **({"SAILQ_REDIS_URL": url} if url else {})}
+    return subprocess.run(
+        sailq_command(*map(str, arguments)), input=stdin, env=environment, capture_output=True, text=True,
+        timeout=SECONDS,
+    )
+
+
+def start(*arguments: object, url: str = "") -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **({"SAILQ_REDIS_URL": url} if url else {})}
+    return subprocess.Popen(
+        sailq_command(*map(str, arguments)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def told(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line on stderr of a command that failed with `code`."""
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    """Five samples, one of each task, and their truth.jsonl."""
+    list(write_samples(7, 5, tmp_path / "samples"))
+    return tmp_path / "samples"
+
+
+# Help and usage: no server is asked.
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_by_example(command: str) -> None:
+    done = sailq(command, "--help")
+    assert done.returncode == 0
+    assert "Examples:" in done.stdout and f"sailq {command}" in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["ask"], "nothing to ask"),
+    (["ask", "--prompt", "x", "--redis-url", "http://x"], "redis://"),
+    (["ask", "--prompt", "x", "--vision-inputs", '[{"type": '], "no JSON"),
+    (["ask", "--prompt", "x", "--temperature", "-1"], "temperature"),
+    (["caption"], "nothing to caption"),
+    (["caption", "/no/such/*.mp4"], "Nothing matches"),
+    (["caption", "--messages", "/no/such.jsonl"], "cannot be read"),
+    (["caption", "--messages", "x.jsonl", "--prompt", "x"], "--messages"),
+    (["server", "--port", "7000", "--unix", "/tmp/x"], "not both"),
+    (["worker", "--device", "gpu"], "there is cpu"),
+])
+def test_usage_errors_are_one_sentence_and_exit_2(arguments: list[str], words: str) -> None:
+    assert words in told(sailq(*arguments), 2)
+
+
+def test_a_setting_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAILQ_RESULT_TTL", "soon")
+    assert "SAILQ_RESULT_TTL is 'soon'" in told(sailq("ask", "--prompt", "x"), 2)
+
+
+def test_a_server_that_is_not_there() -> None:
+    url = "unix:///no/such.sock"
+    assert "No server answers" in told(sailq("status", url=url), 1)
+    done = sailq("ask", "--prompt", "x", "--json", url=url)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert json.loads(done.stdout)["error"]["code"] == "server_unavailable"
+
+
+def test_an_unknown_model_of_a_worker(redis_url: str) -> None:
+    done = sailq("worker", "--model", "/no/such/model", url=redis_url)
+    assert "There is no model" in told(done, 2)
+
+
+# Without a worker.
+
+def test_media_that_cannot_be_read_fail_at_once(redis_url: str, connection: redis.Redis) -> None:
+    done = sailq("ask", "--video", "/no/such.mp4", url=redis_url)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "sailq: /no/such.mp4: There is no such file."
+    done = sailq("ask", "--video", "/no/such.mp4", "--json", url=redis_url)
+    assert json.loads(done.stdout)["error"]["code"] == "bad_media"
+    assert not list(connection.scan_iter("sailq:job:*"))
+
+
+@pytest.mark.parametrize("arguments", [["ask", "--prompt", "x"], ["caption", "--messages", "ROWS", "--out", "OUT"]])
+def test_ctrl_c_cancels_what_waits(
+    arguments: list[str], redis_url: str, connection: redis.Redis, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}) + "\n")
+    names = {"ROWS": source, "OUT": out}
+    process = start(*(names.get(word, word) for word in arguments), url=redis_url)
+    try:
+        eventually(lambda: connection.llen(f"rq:queue:{keys.queue('sailq-tiny')}") == 1, 20)
+        eventually(lambda: connection.info("clients")["blocked_clients"] == 1, 20)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "no worker serves sailq-tiny yet; waiting" in errors
+    assert errors.splitlines()[-1] == "sailq: interrupted" and "Traceback" not in errors
+    assert not list(connection.scan_iter("sailq:job:*"))
+    with Client(redis_url) as client:
+        (result,) = connection.scan_iter("sailq:result:*")
+        cancelled = client.result(result.decode().removeprefix("sailq:result:"))
+    assert cancelled is not None and cancelled.finish_reason == "cancelled"
+
+
+def test_bad_clips_are_rows_in_order_and_exit_1(redis_url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "clips" / "deep"
+    folder.mkdir(parents=True)
+    (folder / "b.mp4").write_text("not a video")
+    (folder.parent / "a.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("not a clip")
+    out = tmp_path / "out.jsonl"
+    done = sailq("caption", folder.parent, tmp_path / "gone.mp4", "--out", out, "--json", url=redis_url)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["failures"] == 3
+    written = rows(out)
+    assert [row["index"] for row in written] == [0, 1, 2]
+    assert [Path(row["source"]).name for row in written] == ["a.png", "b.mp4", "gone.mp4"]
+    assert {row["error"]["code"] for row in written} == {"bad_media"}
+
+
+@pytest.mark.parametrize("line", ["{broken", '{"prompt": "x"}', "[]", '{"messages": []}'])
+def test_a_broken_line_is_named_and_nothing_is_submitted(
+    line: str, redis_url: str, connection: redis.Redis, tmp_path: Path
+) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}) + f"\n{line}\n")
+    assert "Line 2 of" in told(sailq("caption", "--messages", source, url=redis_url), 2)
+    assert not list(connection.scan_iter("*"))
+
+
+def test_a_file_of_something_else_is_never_overwritten(redis_url: str, tmp_path: Path) -> None:
+    for content in ("my notes", "my notes\n", '{"index": 1}\n', '{"a": 1}'):
+        (tmp_path / "out.jsonl").write_text(content)
+        done = sailq("caption", tmp_path / "gone.mp4", "--out", tmp_path / "out.jsonl", url=redis_url)
+        assert done.returncode == 2 and "choose another --out" in done.stderr
+        assert (tmp_path / "out.jsonl").read_text() == content
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_work(
+    redis_url: str, connection: redis.Redis, tmp_path: Path
+) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}))
+    done = sailq("caption", "--messages", source, "--report", tmp_path, url=redis_url)
+    assert done.returncode == 2 and "The report cannot be written" in done.stderr
+    assert not list(connection.scan_iter("*"))
+
+
+def test_status_shows_what_waits(redis_url: str) -> None:
+    with Client(redis_url) as client:
+        handle = client.submit([{"role": "user", "content": "x"}], model="some-model")
+        client.submit([{"role": "user", "content": "x"}], model="some-model", conversation=handle.conversation)
+    said = json.loads(sailq("status", "--json", "--memory", url=redis_url).stdout)
+    (queue,) = said["queues"]
+    assert queue["model"] == "some-model"
+    assert (queue["waiting"], queue["deferred"], queue["started"], queue["failed"]) == (1, 1, 0, 0)
+    assert 0 <= queue["oldest_wait"] < 60
+    assert (said["workers"], said["conversations"]) == ([], 1)
+    assert said["memory_used"] > 0
+    assert "sailq:job" in {kind["kind"] for kind in said["memory_by_kind"]}
+    page = sailq("status", url=redis_url)
+    assert page.returncode == 0 and "no workers" in page.stdout and "some-model" in page.stdout
+
+
+# The embedded server.
+
+def test_server_runs_until_sigterm_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    process = start("server", "--unix", path, "--data", tmp_path / "data")
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"export SAILQ_REDIS_URL=unix://{path}\n"
+        with redis.Redis(unix_socket_path=str(path)) as connection:
+            pid = connection.info("server")["process_id"]
+            assert connection.config_get("port")["port"] == "0"
+            connection.set("kept", "yes")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert not path.exists()
+    assert (tmp_path / "data").is_dir()
+
+
+def test_server_on_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "in use" in told(sailq("server", "--port", taken.getsockname()[1]), 2)
+
+
+# With a worker.
+
+def test_ask_answers_the_same_streamed_or_not(served_url: str, samples: Path) -> None:
+    question = ["ask", "--video", samples / "clips" / "0000.mp4", "--nframes", 4, "--max-new-tokens", 24]
+    plain = sailq(*question, url=served_url)
+    assert plain.returncode == 0, plain.stderr
+    assert "tokens/s" in plain.stderr
+    assert sailq(*question, "--stream", url=served_url).stdout == plain.stdout
+    said = json.loads(sailq(*question, "--json", url=served_url).stdout)
+    assert said["text"] + "\n" == plain.stdout
+    assert said["error"] is None and said["finish_reason"] in {"stop", "length"}
+    assert said["metrics"]["usage"]["vision_tokens"] > 0
+    assert said["metrics"]["timings"]["time_to_first_token"] > 0
+    *chunks, last = map(json.loads, sailq(*question, "--json", "--stream", url=served_url).stdout.splitlines())
+    assert "".join(chunk["chunk"] for chunk in chunks) == last["text"] == said["text"]
+
+
+def test_ask_goes_on_with_a_conversation(served_url: str, samples: Path) -> None:
+    for prompt, media in (("What is it?", ["--image", samples / "images" / "0001_0.png"]), ("And its colour?", [])):
+        done = sailq("ask", *media, "--prompt", prompt, "--conversation", "cli-talk", "--max-new-tokens", 8, "--json",
+                     url=served_url)
+        assert json.loads(done.stdout)["conversation"] == "cli-talk"
+    with Client(served_url) as client:
+        assert [turn.messages[-1].content[-1].text for turn in client.history("cli-talk")] == [
+            "What is it?", "And its colour?"]
+
+
+def test_ask_for_a_model_that_nobody_serves(served_url: str) -> None:
+    assert "sailq-tiny is served" in told(sailq("ask", "--prompt", "x", "--model", "other", url=served_url), 2)
+
+
+def test_ask_gets_the_workers_refusal(served_url: str) -> None:
+    done = sailq("ask", "--prompt", "word " * 20_000, "--json", url=served_url)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["code"] == "too_long"
+
+
+def test_chat_remembers_and_clears(served_url: str, samples: Path) -> None:
+    image = samples / "images" / "0001_0.png"
+    with Client(served_url) as client:
+        known = set(client.conversations())
+        lines = f"/image {image}\nWhat is it?\nWhat colour?\n/image /no/such.png\n"
+        done = sailq("chat", "--max-new-tokens", 8, stdin=f"{lines}q\nnever asked\n", url=served_url)
+        (talk,) = set(client.conversations()) - known
+        turns = client.history(talk)
+        assert [turn.messages[-1].content[-1].text for turn in turns] == ["What is it?", "What colour?"]
+        assert [len(turn.messages[-1].content) for turn in turns] == [2, 1]
+        assert done.stdout == "".join(f"{turn.text}\n" for turn in turns)
+        assert done.returncode == 1 and "There is no file '/no/such.png'." in done.stderr
+
+        known |= {talk}
+        done = sailq("chat", "--max-new-tokens", 8, stdin="Hello\n/clear\nHello\n", url=served_url)
+        (talk,) = set(client.conversations()) - known
+        (turn,) = client.history(talk)
+        assert done.returncode == 0 and turn.turn == 1
+
+
+def test_caption_keeps_order_metadata_and_what_is_done(served_url: str, samples: Path, tmp_path: Path) -> None:
+    truth = rows(samples / "truth.jsonl")
+    missing = {"messages": [{"role": "user", "content": [{"type": "video", "video": "later.mp4"}]}], "camera": 3}
+    source, out, report = samples / "batch.jsonl", tmp_path / "out.jsonl", tmp_path / "report.html"
+    source.write_text("".join(json.dumps(row) + "\n" for row in [*truth[:2], missing, *truth[2:]]))
+    command = ["caption", "--messages", source, "--out", out, "--report", report, "--window", 2]
+
+    first = sailq(*command, url=served_url)
+    written = rows(out)
+    assert first.returncode == 1, first.stderr
+    assert [row["index"] for row in written] == list(range(6))
+    assert [row["error"] is None for row in written] == [True, True, False, True, True, True]
+    assert written[0]["metadata"] == {key: truth[0][key] for key in ("task", "lang", "answer")}
+    assert [row["text"] for row in written if "answer" in row["metadata"]] == [row["answer"] for row in truth]
+    assert written[2]["metadata"] == {"camera": 3} and written[2]["error"]["code"] == "bad_media"
+    assert "time to first token" in first.stderr and "captions/s" in first.stderr
+
+    (samples / "later.mp4").write_bytes((samples / "clips" / "0000.mp4").read_bytes())
+    with out.open("a") as file:
+        file.write('{"index": 9, "sou')  # as if the run had died here
+    second = sailq(*command, url=served_url)
+    again = rows(out)
+    assert second.returncode == 0, second.stderr
+    assert "resuming: 5 of 6 are done" in second.stderr
+    assert [row["job"] for row in again[:2] + again[3:]] == [row["job"] for row in written[:2] + written[3:]]
+    assert again[2]["error"] is None and [row["index"] for row in again] == list(range(6))
+    page = report.read_text()
+    assert page.count("<article") == 6 and page.count('src="data:image/jpeg') >= 4
+
+    other = sailq(*command, "--temperature", "0.5", url=served_url)
+    assert other.returncode == 2 and "something else" in other.stderr
+    assert rows(out) == again
+
+
+def test_caption_writes_rows_to_stdout(served_url: str, samples: Path) -> None:
+    done = sailq("caption", samples / "images", samples / "clips" / "*.mp4", "--max-new-tokens", 4, url=served_url)
+    assert done.returncode == 0, done.stderr
+    said = sorted(map(json.loads, done.stdout.splitlines()), key=lambda row: row["index"])
+    files = [*sorted((samples / "images").iterdir()), *sorted((samples / "clips").iterdir())]
+    assert [row["source"] for row in said] == [str(file) for file in files]
+
+
+def test_status_shows_the_worker(served_url: str) -> None:
+    (worker,) = json.loads(sailq("status", "--json", url=served_url).stdout)["workers"]
+    assert worker["model"] == "sailq-tiny" and worker["slots"] > 0 and worker["beat_age"] < 30
+    assert "sailq-tiny" in sailq("status", url=served_url).stdout
+
+
+# The demo.
+
+def living(marker: str) -> list[str]:
+    """Command lines of processes that name `marker`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if marker in line:
+                found.append(line)
+    return found
+
+
+def sockets(log: str) -> str:
+    """The folder of the embedded server that a demo's stderr names."""
+    return log.split("server at unix://")[1].split("/redis.sock")[0]
+
+
+def test_demo_runs_on_its_own_and_leaves_nothing_running(tmp_path: Path) -> None:
+    done = sailq("demo", "--count", 5, "--out", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
+    captions = rows(tmp_path / "demo" / "captions.jsonl")
+    assert [row["metadata"]["task"] for row in captions] == ["video", "image", "images", "follow_up", "text"]
+    assert all(row["metadata"]["answer"] == row["text"] for row in captions)
+    assert "5 of 5 as the truth" in done.stdout
+    assert (tmp_path / "demo" / "report.html").stat().st_size > 5000
+    assert not living(sockets(done.stderr)) and not Path(sockets(done.stderr)).exists()
+
+
+def test_demo_uses_the_users_server(redis_url: str, connection: redis.Redis, tmp_path: Path) -> None:
+    done = sailq("demo", "--count", 2, "--out", tmp_path / "demo", url=redis_url)
+    assert done.returncode == 0, done.stderr
+    assert "server at" not in done.stderr
+    assert len(list(connection.scan_iter("sailq:result:*"))) == 2
+    assert not connection.zcard(keys.WORKERS)
+
+
+def test_demo_with_a_worker_that_does_not_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    done = sailq("demo", "--count", 1, "--out", tmp_path / "demo", "--model", tmp_path / "broken")
+    assert done.returncode == 1
+    assert "The worker ended at once" in done.stderr and "worker.log" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not living(sockets(done.stderr))
+
+
+def test_demo_stops_what_it_started_on_ctrl_c(tmp_path: Path, eventually: Callable[..., None]) -> None:
+    process = start("demo", "--count", 1, "--out", tmp_path / "demo")
+    try:
+        log = tmp_path / "demo" / "server.log"
+        eventually(lambda: log.exists() and "unix://" in log.read_text(), 30)
+        folder = log.read_text().split("unix://")[1].split("/redis.sock")[0]
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=40)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert not living(folder) and not Path(folder).exists()

@@ -1,0 +1,94 @@
+"""What can be known of the tree without running it: ruff, strict mypy on the installed package, containers."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("sailq.shared", "sailq.producer", "sailq.worker")
+DOCKERFILES = sorted(ROOT.glob("deploy/**/*Dockerfile"))
+
+
+def run(*command: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ruff() -> None:
+    run(sys.executable, "-m", "ruff", "check", ".")
+
+
+def test_strict_mypy_on_the_installed_package(tmp_path: Path) -> None:
+    # From a copy: setuptools leaves its build folder beside what it builds, and reads it again.
+    source, installed = tmp_path / "source", tmp_path / "installed"
+    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "tests", "demo-out", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
+        "--target", str(installed), str(source))
+    config = ["--config-file", str(ROOT / "pyproject.toml")]
+    packages = [argument for package in PACKAGES for argument in ("-p", package)]
+    run(sys.executable, "-m", "mypy", *config, *packages, cwd=installed, env={"MYPYPATH": str(installed)})
+
+
+def imports(folder: str) -> set[str]:
+    """Every module that the files under `folder` import, relative ones resolved."""
+    found = set()
+    for file in (ROOT / folder).rglob("*.py"):
+        package = ["sailq", *file.relative_to(ROOT).parent.parts]
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found.update(name.name for name in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = package[: len(package) - node.level + 1] if node.level else []
+                found.add(".".join([*base, node.module or ""]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("side", "foreign"),
+    [("shared", ("sailq.producer", "sailq.worker")), ("producer", ("sailq.worker",)), ("worker", ("sailq.producer",))],
+)
+def test_no_side_imports_the_other(side: str, foreign: tuple[str, ...]) -> None:
+    assert not [name for name in imports(side) if name.startswith(foreign)]
+
+
+@pytest.mark.parametrize("side", ["shared", "producer", "worker"])
+def test_torch_is_no_dependency_of_the_package(side: str) -> None:
+    assert not [name for name in imports(side) if name.split(".")[0] in {"torch", "torchvision"}]
+
+
+def test_compose_names_files_that_exist_and_only_services_that_it_has() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    services = compose["services"]
+    for service in services.values():
+        if "build" in service:
+            assert (ROOT / service["build"]["dockerfile"]).is_file()
+        assert set(service.get("depends_on", {})) <= set(services)
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source.startswith("./") or source in compose["volumes"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_images_are_pinned_not_root_and_copy_what_exists(path: Path) -> None:
+    lines = [line.split() for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    instructions = [(words[0], words[1:]) for words in lines]
+    images = [words[0] for name, words in instructions if name == "FROM"]
+    assert images and all(":" in image and not image.endswith(":latest") for image in images)
+    assert [words for name, words in instructions if name == "USER"][-1] != ["root"]
+    assert instructions[-1][0] in {"CMD", "ENTRYPOINT"} and instructions[-1][1][0].startswith("[")
+    for name, words in instructions:
+        if name == "COPY" and not words[0].startswith("--from"):
+            assert all((ROOT / source).exists() for source in words[:-1]), words
+
+
+def test_there_are_images_for_both_sides() -> None:
+    assert {path.name for path in DOCKERFILES} >= {"worker.Dockerfile", "producer.Dockerfile"}
