@@ -1,0 +1,29 @@
+# Two commands: `make demo` and `make test`. Both set up what they need in .venv, from any Python >= 3.11.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell \
+	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+BIN = .venv/bin
+
+.PHONY: demo test proofs lint clean
+
+demo: .venv/demo  ## Caption rendered clips through a server and a worker of its own; see demo-out/report.html
+	$(BIN)/sailq demo --out demo-out
+
+test: .venv/dev  ## Static checks and all tests but the slow proofs
+	$(BIN)/python -m pytest -m "not slow"
+
+proofs: .venv/dev  ## The slow proofs: what takes minutes, once before a release and in CI
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/dev
+	$(BIN)/python -m pytest tests/unit/test_static.py
+
+clean:
+	rm -rf .venv demo-out build *.egg-info
+
+.venv/demo .venv/dev: .venv/%: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "sailq needs Python 3.11 or newer: apt install python3 python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+		{ rm -rf .venv; echo "This Python has no venv module: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,19 @@
+# syntax=docker/dockerfile:1
+# The light client: `sailq caption`, `sailq ask`, `sailq status`, and the Python API for a backend.
+#   docker build -f deploy/images/producer.Dockerfile -t sailq-producer .
+FROM python:3.12.8-slim-bookworm AS build
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY shared shared
+COPY producer producer
+COPY worker worker
+RUN python -m venv /opt/sailq && /opt/sailq/bin/pip install --no-cache-dir .
+
+FROM python:3.12.8-slim-bookworm
+RUN useradd --create-home --uid 10001 sailq
+COPY --from=build /opt/sailq /opt/sailq
+ENV PATH=/opt/sailq/bin:$PATH PYTHONUNBUFFERED=1
+USER sailq
+WORKDIR /media
+ENTRYPOINT ["sailq"]
+CMD ["status"]
