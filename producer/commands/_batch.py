@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -40,7 +41,7 @@ def run(
 
     Args:
         console: where progress and notes go, stderr's.
-        each: gets each new row.
+        each: gets each new row; may print it to stdout.
         watch: called while nothing comes; may raise to end the batch.
     """
     from ..captioning.report import write_report
@@ -70,7 +71,9 @@ def run(
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        # A bar would tear rows that are printed on the same screen; into a file they must go past it.
+        disable=not console.is_terminal or (each is not None and sys.stdout.isatty()),
+        redirect_stdout=False,
         transient=True,
     )
     failures = sum(failed(row) for row in captioning.rows.values())

@@ -37,6 +37,20 @@ def start(*arguments: object, url: str = "") -> subprocess.Popen[str]:
     )
 
 
+def at_a_terminal(*arguments: object, url: str) -> tuple[subprocess.CompletedProcess[str], str]:
+    """With stderr on a terminal and stdout in a pipe; also gives what the terminal got."""
+    terminal, stderr = os.openpty()
+    try:
+        done = subprocess.run(
+            sailq_command(*map(str, arguments)), env={**os.environ, "SAILQ_REDIS_URL": url, "TERM": "xterm"},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=SECONDS,
+        )
+        return done, os.read(terminal, 1 << 16).decode()
+    finally:
+        os.close(stderr)
+        os.close(terminal)
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -319,6 +333,14 @@ def test_caption_writes_rows_to_stdout(served_url: str, samples: Path) -> None:
     said = sorted(map(json.loads, done.stdout.splitlines()), key=lambda row: row["index"])
     files = [*sorted((samples / "images").iterdir()), *sorted((samples / "clips").iterdir())]
     assert [row["source"] for row in said] == [str(file) for file in files]
+
+
+def test_rows_reach_the_file_while_a_terminal_shows_the_progress(served_url: str, samples: Path) -> None:
+    done, screen = at_a_terminal("caption", samples / "images", "--max-new-tokens", 4, url=served_url)
+    assert done.returncode == 0, screen
+    assert len(done.stdout.splitlines()) == len(list((samples / "images").iterdir()))
+    assert all(json.loads(line)["error"] is None for line in done.stdout.splitlines())
+    assert "captions" in screen and "conversation" not in screen
 
 
 def test_status_shows_the_worker(served_url: str) -> None:
