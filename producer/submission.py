@@ -11,8 +11,8 @@ from rq.job import Job as RQJob
 from rq.queue import Queue
 
 from ..shared import keys
-from ..shared.codec import encode
-from ..shared.jobs import Job
+from ..shared.codec import decode, encode
+from ..shared.jobs import Job, Result
 from ..shared.rqjob import FAILURE_TTL, FUNCTION, MAX_ATTEMPTS, LockedJob, Serializer
 from ..shared.settings import Settings
 
@@ -68,7 +68,18 @@ class Submitter:
                     pipeline.execute()
                     return numbered
                 except redis.WatchError:
-                    continue
+                    # redis-py says the same of a lost reply; enqueued again, the job would wait for itself.
+                    if (turn := self._turn_of(job)) is not None:
+                        return job.model_copy(update={"turn": turn})
+
+    def _turn_of(self, job: Job) -> int | None:
+        """The turn that an enqueued job has become, from its record or its result; None before that."""
+        with self._connection.pipeline(transaction=False) as pipeline:
+            pipeline.hget(keys.job(job.id), "request").get(keys.result(job.id))
+            request, result = pipeline.execute()
+        if request is not None:
+            return decode(Job, request).turn
+        return None if result is None else decode(Result, result).turn
 
     def _enqueue(self, pipeline: Pipeline, job: Job, previous: str | None) -> None:
         settings = self._settings
