@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...shared.errors import BadRequest
 from .batch import Summary, number, right, seconds
-from .rows import Row, failed
+from .rows import Row, failed, why
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f5f6f8; --card: #fff; --text: #1b1e24; --dim: #656d7a;
@@ -116,11 +116,9 @@ def _body(row: Row, question: str) -> Iterable[str]:
         yield f'<p class="question">{escape(question)}</p>\n'
     if row["text"]:
         yield f'<p class="text">{escape(row["text"])}{_mark(right(row))}</p>\n'
-    if row["error"] is not None:
-        error = row["error"]
-        yield f'<p class="bad">{escape(error["message"])} <small>({escape(error["code"])})</small></p>\n'
-    elif failed(row):
-        yield f'<p class="bad">The answer ended early: {escape(row["finish_reason"])}.</p>\n'
+    if (reason := why(row)) is not None:
+        code = f" <small>({escape(row['error']['code'])})</small>" if row["error"] else ""
+        yield f'<p class="bad">{escape(reason)}{code}</p>\n'
     if right(row) is False:
         yield f'<p class="truth">truth: {escape(str(row["metadata"]["answer"]))}</p>\n'
 

@@ -64,6 +64,15 @@ def failed(row: Row) -> bool:
     return row["error"] is not None or row["finish_reason"] not in {"stop", "length"}
 
 
+def why(row: Row) -> str | None:
+    """The sentence that says why there is no whole answer; None where there is one."""
+    if not failed(row):
+        return None
+    if row["error"] is not None:
+        return str(row["error"]["message"])
+    return f"The answer ended early: {row['finish_reason']}."
+
+
 def as_line(value: Any) -> str:
     """JSON on one line, readable, and escaped where it is no valid Unicode (names of files need not be)."""
     line = json.dumps(value, ensure_ascii=False)

@@ -20,12 +20,14 @@ from rich.progress import (
 from rich.table import Table
 
 from ..captioning.batch import Captioning, Summary, number, seconds
-from ..captioning.rows import Row, failed
+from ..captioning.rows import Row, failed, why
 from ..captioning.thumbnails import Thumbnails
 from ..fleet import Fleet
 
 if TYPE_CHECKING:
     from ..client import Client
+
+_TOLD = 5
 
 
 def run(
@@ -119,6 +121,15 @@ class _Waiting:
         if missing and not self._told:
             self._console.print(f"no worker serves {self._model} now; waiting", style="yellow", highlight=False)
         self._told = missing
+
+
+def tell_failures(captioning: Captioning, console: Console) -> None:
+    """Why the first few failed, for people; all of it is in the rows."""
+    reasons = [reason for row in captioning.ordered() if (reason := why(row)) is not None]
+    for reason in reasons[:_TOLD]:
+        console.print(reason, style="red", markup=False, highlight=False, soft_wrap=True)
+    if len(reasons) > _TOLD:
+        console.print(f"and {len(reasons) - _TOLD} more", style="red")
 
 
 def closing_table(summary: Summary) -> Table:

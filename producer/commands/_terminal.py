@@ -83,9 +83,3 @@ def check_served(client: Client, model: str) -> None:
 def print_piece(text: str) -> None:
     """A piece of an answer, as it comes."""
     print(text, end="", flush=True)
-
-
-def complain(result: Result) -> None:
-    """Why there is no whole answer."""
-    reason = result.error.message if result.error else f"The answer ended early: {result.finish_reason}."
-    print(f"sailq: {reason}", file=sys.stderr, flush=True)

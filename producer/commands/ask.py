@@ -75,10 +75,10 @@ def ask(
     from . import _terminal as terminal
 
     with terminal.command(json):
-        from ...shared.errors import BadRequest
+        from ...shared.errors import BadRequest, SailqError
         from ...shared.jobs import GenerationOptions, parse
         from ...shared.settings import load_settings, model_name
-        from ..captioning.rows import as_row, failed
+        from ..captioning.rows import as_row, why
         from ..client import Client
         from ..vision_inputs import to_parts
         from ._answer import receive
@@ -127,12 +127,15 @@ def ask(
             )
             show = (lambda text: terminal.print_json({"chunk": text})) if json else terminal.print_piece
             result = receive(client, handle.job, timeout=timeout, show=show if stream else None)
+        row = as_row(result)
+        reason = why(row)
         if json:
-            terminal.print_json(as_row(result))
-        else:
+            terminal.print_json(row)
+            if reason is not None:
+                raise typer.Exit(terminal.FAILURE)
+            return
+        if result.text or reason is None:
             print("" if stream else result.text, flush=True)
-            terminal.note(terminal.timings(result))
-        if failed(as_row(result)):
-            if not json:
-                terminal.complain(result)
-            raise typer.Exit(terminal.FAILURE)
+        if reason is not None:
+            raise SailqError(reason)
+        terminal.note(terminal.timings(result))

@@ -149,6 +149,7 @@ def caption(
                     )
                 raise
         if not json:
+            batch.tell_failures(captioning, console)
             console.print(batch.closing_table(summary))
         elif out:
             terminal.print_json(summary.as_json())

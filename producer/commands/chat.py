@@ -123,7 +123,7 @@ class _Chat:
 
     def _turn(self, question: str) -> None:
         from ...shared.errors import SailqError
-        from ..captioning.rows import as_row, failed
+        from ..captioning.rows import as_row, why
         from . import _terminal as terminal
         from ._answer import receive
 
@@ -141,9 +141,7 @@ class _Chat:
             print()
             raise SailqError("The answer was stopped; the conversation goes on.") from None
         print(flush=True)
-        if failed(as_row(result)):
-            self.failures += 1
-            terminal.complain(result)
-        else:
-            self._begun = True
-            terminal.note(terminal.timings(result))
+        if (reason := why(as_row(result))) is not None:
+            raise SailqError(reason)
+        self._begun = True
+        terminal.note(terminal.timings(result))

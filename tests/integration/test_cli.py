@@ -159,6 +159,8 @@ def test_bad_clips_are_rows_in_order_and_exit_1(redis_url: str, tmp_path: Path) 
     done = sailq("caption", folder.parent, tmp_path / "gone.mp4", "--out", out, "--json", url=redis_url)
     assert done.returncode == 1
     assert json.loads(done.stdout)["failures"] == 3
+    again = sailq("caption", folder.parent, tmp_path / "gone.mp4", "--out", out, url=redis_url)
+    assert f"{tmp_path / 'gone.mp4'}: There is no such file." in again.stderr.splitlines()
     written = rows(out)
     assert [row["index"] for row in written] == [0, 1, 2]
     assert [Path(row["source"]).name for row in written] == ["a.png", "b.mp4", "gone.mp4"]
@@ -268,9 +270,12 @@ def test_ask_for_a_model_that_nobody_serves(served_url: str) -> None:
 
 
 def test_ask_gets_the_workers_refusal(served_url: str) -> None:
-    done = sailq("ask", "--prompt", "word " * 20_000, "--json", url=served_url)
+    question = ["ask", "--prompt", "word " * 20_000]
+    done = sailq(*question, "--json", url=served_url)
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["code"] == "too_long"
+    done = sailq(*question, url=served_url)
+    assert done.stdout == "" and "tokens" in told(done, 1)
 
 
 def test_chat_remembers_and_clears(served_url: str, samples: Path) -> None:
