@@ -16,11 +16,6 @@ from ..shared.errors import BadRequest
 KINDS = ("video", "image", "image_url")
 
 
-def to_messages(text: str, prompt: str) -> list[dict[str, Any]]:
-    """One user message: the media in the order of the JSON `text`, then the prompt."""
-    return [{"role": "user", "content": [*to_parts(text), {"type": "text", "text": prompt}]}]
-
-
 def to_parts(text: str) -> list[dict[str, Any]]:
     """The media as parts of a message's content; none for an empty `text`. Raises BadRequest.
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from media_files import coded, number_of, write_clip, write_image
 from sailq.producer.messages import prepare
-from sailq.producer.vision_inputs import to_messages, to_parts
+from sailq.producer.vision_inputs import to_parts
 from sailq.shared.errors import BadRequest
 from sailq.shared.frames import decode_frames
 from sailq.shared.jobs import FramesPart
@@ -28,6 +28,7 @@ IMAGE = {"type": "image", "image": "a.jpg"}
         ([{"type": "video", "path": "clip.mp4", "fps": 1}], [{**CLIP, "fps": 1}]),
         ([{"type": "image_url", "image_url": {"url": "a.jpg"}}],) * 2,
         ([], []),
+        ({}, []),
         # older
         (
             {"video": [{"path": "clip.mp4", "preprocess_config": {**SIZE, "fps": 2}}], "image": []},
@@ -44,21 +45,13 @@ def test_both_forms_become_parts_in_the_order_given(given: Any, expected: list[d
     assert to_parts(json.dumps(given)) == expected
 
 
-def test_the_prompt_comes_last_and_nothing_is_no_media() -> None:
-    text = {"type": "text", "text": "Describe this video."}
-    assert to_messages('{"video": ["clip.mp4"]}', "Describe this video.") == [
-        {"role": "user", "content": [CLIP, text]}
-    ]
-    assert to_messages("", "Describe this video.") == [{"role": "user", "content": [text]}]
-
-
 def test_the_readmes_example_is_served(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.mp4")
     write_image(tmp_path / "panda.png", coded(7))
     config = {"resized_height": 140, "resized_width": 210, "video_sample_num": 2}
     given = {"video": [{"path": "clip.mp4", "preprocess_config": config}], "image": [{"path": "panda.png"}]}
-    prepared = prepare(to_messages(json.dumps(given), "Describe it."), base=tmp_path)
-    clip, panda, _ = prepared.messages[0].content
+    prepared = prepare([{"role": "user", "content": to_parts(json.dumps(given))}], base=tmp_path)
+    clip, panda = prepared.messages[0].content
     assert isinstance(clip, FramesPart) and isinstance(panda, FramesPart)
     # 2.4 s at 2 frames a second are 4 frames, and every second one is kept; 210 is 7.5 tokens, rounded to 8
     assert (clip.frames, clip.height, clip.width) == (2, 140, 224)
@@ -101,6 +94,6 @@ def test_what_is_neither_form_is_refused_in_one_sentence(text: str, told: str) -
 @pytest.mark.parametrize("config", ['{"nframes": NaN}', '{"frames": 2}', '{"resized_height": "140"}'])
 def test_bad_options_are_refused_when_they_are_used(tmp_path: Path, config: str) -> None:
     write_clip(tmp_path / "clip.mp4")
-    messages = to_messages(f'{{"video": [{{"path": "clip.mp4", "preprocess_config": {config}}}]}}', "?")
+    parts = to_parts(f'{{"video": [{{"path": "clip.mp4", "preprocess_config": {config}}}]}}')
     with pytest.raises(BadRequest, match=r"^clip\.mp4: "):
-        prepare(messages, base=tmp_path)
+        prepare([{"role": "user", "content": parts}], base=tmp_path)
