@@ -3,19 +3,21 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 BIN = .venv/bin
+SHELL = /bin/bash
+.SHELLFLAGS = -o pipefail -c
 
-.PHONY: demo test proofs lint clean
+.PHONY: demo test figures lint clean
 
 demo: .venv/demo  ## Caption rendered clips through a server and a worker of its own; see demo-out/report.html
 	$(BIN)/sailq demo --out demo-out
 
-test: .venv/dev  ## Static checks and all tests but the slow proofs
-	$(BIN)/python -m pytest -m "not slow"
+test: .venv/dev  ## Static checks and all tests
+	$(BIN)/python -m pytest
 
-proofs: .venv/dev  ## The slow proofs: what takes minutes, once before a release and in CI
-	$(BIN)/python -m pytest -m slow
+figures: .venv/dev  ## The figures of the README, printed by the tests that hold them to their bounds
+	$(BIN)/python -m pytest --quiet --capture=no tests | grep --text "figure:"
 
-lint: .venv/dev
+lint: .venv/dev  ## Static checks alone
 	$(BIN)/python -m pytest tests/unit/test_static.py
 
 clean:

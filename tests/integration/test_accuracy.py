@@ -58,8 +58,8 @@ def test_at_least_97_percent_are_exact_and_93_of_each_task(verdicts: list[dict[s
         groups[verdict["task"]].append(verdict)
         groups[verdict["lang"]].append(verdict)
     figures = {name: share_right(group) for name, group in sorted(groups.items())}
-    print(f"\n{COUNT} held-out samples of seed {SEED}: {share_right(verdicts):.1%} exact;",
-          ", ".join(f"{name} {share:.1%}" for name, share in figures.items()))
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in figures.items())
+    print(f"\nfigure: {COUNT} held-out samples of seed {SEED}: {share_right(verdicts):.1%} exact; {shares}")
     wrong = [verdict for verdict in verdicts if verdict["text"] != verdict["answer"]]
     assert share_right(verdicts) >= 0.97, wrong
     assert set(TASKS) < set(figures) and all(figures[task] >= 0.93 for task in TASKS), wrong

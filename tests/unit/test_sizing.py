@@ -88,6 +88,7 @@ def test_frames_and_sizes_of_clips_equal_qwen_vl_utils() -> None:
         ours = attempt(our_plan, total, fps, height, width, given)
         assert ours == expected, (total, fps, height, width, given)
         refused += ours is None
+    print(f"\nfigure: frame numbers and sizes against qwen-vl-utils: 2000 clips equal, {refused} of them refusals")
     assert 300 < refused < 1700
 
 
