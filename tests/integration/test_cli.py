@@ -9,25 +9,16 @@ import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
+from commands import SECONDS, rows, sailq, told
 from sailq.producer.client import Client
 from sailq.producer.companion import sailq_command
 from sailq.producer.samples import write_samples
 from sailq.shared import keys
 
 COMMANDS = ("ask", "caption", "chat", "demo", "server", "status", "worker")
-SECONDS = 90
-
-
-def sailq(*arguments: object, stdin: str = "", url: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **({"SAILQ_REDIS_URL": url} if url else {})}
-    return subprocess.run(
-        sailq_command(*map(str, arguments)), input=stdin, env=environment, capture_output=True, text=True,
-        timeout=SECONDS,
-    )
 
 
 def start(*arguments: object, url: str = "") -> subprocess.Popen[str]:
@@ -49,18 +40,6 @@ def at_a_terminal(*arguments: object, url: str) -> tuple[subprocess.CompletedPro
     finally:
         os.close(stderr)
         os.close(terminal)
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def told(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """The one line on stderr of a command that failed with `code`."""
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    (line,) = done.stderr.splitlines()
-    return line
 
 
 @pytest.fixture
