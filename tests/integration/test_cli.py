@@ -17,14 +17,17 @@ from sailq.producer.client import Client
 from sailq.producer.companion import sailq_command
 from sailq.producer.samples import write_samples
 from sailq.shared import keys
+from sailq.shared.codec import decode
+from sailq.shared.jobs import Job
 
 COMMANDS = ("ask", "caption", "chat", "demo", "server", "status", "worker")
 
 
-def start(*arguments: object, url: str = "") -> subprocess.Popen[str]:
+def start(*arguments: object, url: str = "", stdin: int | None = None) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **({"SAILQ_REDIS_URL": url} if url else {})}
     return subprocess.Popen(
-        sailq_command(*map(str, arguments)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        sailq_command(*map(str, arguments)), env=environment, stdin=stdin, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
     )
 
 
@@ -126,6 +129,33 @@ def test_ctrl_c_cancels_what_waits(
         (result,) = connection.scan_iter("sailq:result:*")
         cancelled = client.result(result.decode().removeprefix("sailq:result:"))
     assert cancelled is not None and cancelled.finish_reason == "cancelled"
+
+
+def test_ctrl_c_in_a_chat_stops_the_answer_and_keeps_what_was_shown(
+    redis_url: str, connection: redis.Redis, samples: Path, eventually: Callable[..., None]
+) -> None:
+    process = start("chat", "--image", samples / "images" / "0001_0.png", url=redis_url, stdin=subprocess.PIPE)
+
+    def ask_and_stop(line: str) -> Job:
+        assert process.stdin is not None
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()
+        eventually(lambda: list(connection.scan_iter("sailq:job:*")), 20)
+        eventually(lambda: connection.info("clients")["blocked_clients"] == 1, 20)
+        (key,) = connection.scan_iter("sailq:job:*")
+        job = decode(Job, connection.hget(key, "request"))
+        process.send_signal(signal.SIGINT)
+        eventually(lambda: not list(connection.scan_iter("sailq:job:*")), 20)
+        return job
+
+    try:
+        first, again = map(ask_and_stop, ("What is it?", "What colour?"))
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert errors.count("The answer was stopped; the conversation goes on.") == 2
+    assert (again.conversation, again.turn) == (first.conversation, 1)
+    assert [part.type for part in again.messages[0].content] == ["image", "text"]
 
 
 def test_bad_clips_are_rows_in_order_and_exit_1(redis_url: str, tmp_path: Path) -> None:
@@ -261,7 +291,7 @@ def test_chat_remembers_and_clears(served_url: str, samples: Path) -> None:
     image = samples / "images" / "0001_0.png"
     with Client(served_url) as client:
         known = set(client.conversations())
-        lines = f"/image {image}\nWhat is it?\nWhat colour?\n/image /no/such.png\n"
+        lines = f"/image '{image}'\nWhat is it?\nWhat colour?\n/image /no/such.png\n"
         done = sailq("chat", "--max-new-tokens", 8, stdin=f"{lines}q\nnever asked\n", url=served_url)
         (talk,) = set(client.conversations()) - known
         turns = client.history(talk)
@@ -325,6 +355,12 @@ def test_rows_reach_the_file_while_a_terminal_shows_the_progress(served_url: str
     assert len(done.stdout.splitlines()) == len(list((samples / "images").iterdir()))
     assert all(json.loads(line)["error"] is None for line in done.stdout.splitlines())
     assert "captions" in screen and "conversation" not in screen
+
+
+def test_chat_reads_paths_as_a_shell_would(served_url: str, samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(samples))
+    done = sailq("chat", stdin="/image ~/images/0001_0.png\n/image ''\n", url=served_url)
+    assert done.stderr.splitlines() == ["sailq: /image needs a file."]
 
 
 def test_status_shows_the_worker(served_url: str) -> None:
