@@ -8,6 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 
 import redis
@@ -15,6 +16,7 @@ import redis
 from ..shared import keys
 from ..shared.codec import encode
 from ..shared.connection import ServerClock, connect, server_errors
+from ..shared.errors import SailqError
 from ..shared.lifecycle import Lifecycle
 from ..shared.settings import Settings
 from .catalog import resolve
@@ -66,11 +68,14 @@ def serve(settings: Settings, *, slots: int, threads: int | None) -> None:
             pipeline.execute()
         _log.info("worker %s takes jobs for %s, %d at a time", name, engine.card.name, slots)
         consumer.work()
+        if not consumer.stop_requested:
+            raise SailqError("The worker's loop broke; its log says why.")
     finally:
         scheduler.close()
         publisher.close()
-        connection.delete(keys.worker(name))
-        connection.zrem(keys.WORKERS, name)
+        with suppress(redis.RedisError):  # both age out
+            connection.delete(keys.worker(name))
+            connection.zrem(keys.WORKERS, name)
 
 
 def _announcer(

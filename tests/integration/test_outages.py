@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import select
 import shutil
+import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import redis
 from rq.job import Job as RQJob
 from sailq.producer.client import Client
+from sailq.producer.companion import Companion, sailq_command
+from sailq.producer.embedded import embedded_server
+from sailq.producer.fleet import Fleet
 from sailq.producer.messages import Prepared
 from sailq.shared import keys
-from sailq.shared.jobs import Message, TextPart
+from sailq.shared.jobs import GenerationOptions, Message, TextPart
 
 QUEUE = keys.queue("sailq-tiny")
+ENDLESS = GenerationOptions(max_new_tokens=960, temperature=100.0, seed=1)
+Eventually = Callable[..., None]
 
 
 def said(text: str) -> Prepared:
@@ -93,3 +101,28 @@ def test_a_submission_whose_reply_is_lost_is_there_once(
     assert connection.lrange(f"rq:queue:{QUEUE}", 0, -1) == [first.encode()]
     dependents = [connection.smembers(RQJob.dependents_key_for(job)) for job in (first, *others)]
     assert dependents == [{others[0].encode()}, {others[1].encode()}, set()]
+
+
+def test_an_outage_ends_no_worker_and_loses_no_job(folder: Path, eventually: Eventually) -> None:
+    """It comes while every place is taken, so that the worker meets it in its maintenance and at its jobs' ends."""
+    socket_path, log = folder / "s.sock", folder / "worker.log"
+    with ExitStack() as stack:
+        with embedded_server(unix=socket_path, data=folder / "data") as server:
+            url = server.url
+            worker = Companion("worker", sailq_command("worker", "--redis-url", url, "--slots", "1"), log)
+            stack.callback(worker.stop)
+            client = stack.enter_context(Client(url))
+            fleet = Fleet(client.connection)
+            worker.wait_until(fleet.workers, 90)
+            jobs = [client.submit_prepared(said("Tell me."), options=ENDLESS, stream=True).job for _ in range(6)]
+            next(client.stream(jobs[0], 30))
+        eventually(lambda: log.read_text().count("end could not be recorded") == 3, 30)  # its place and its look-ahead
+        worker.check()
+        with embedded_server(unix=socket_path, data=folder / "data"):
+            for job in jobs:
+                result = client.wait(job, 60)
+                assert result.error is None and result.finish_reason in {"stop", "length"}
+            worker.check()
+        os.kill(worker.pid, signal.SIGTERM)
+        assert worker.stop(30) == 0
+        assert "Traceback" not in log.read_text().split("stopping:")[1]
