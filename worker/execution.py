@@ -46,7 +46,8 @@ class Executor:
         self._identity = identity
         self._blob_ttl = blob_ttl
         self._clock = ServerClock(connection)
-        self._running: dict[str, Request] = {}
+        # A worker that lost its lease may be given the job again: two requests of one job.
+        self._running: dict[Request, str] = {}
         self._lock = threading.Lock()
 
     def run(self, job_id: str) -> None:
@@ -79,14 +80,14 @@ class Executor:
     def cancel(self, job_id: str) -> None:
         """Cancels a job that runs here; nothing happens if it does not."""
         with self._lock:
-            request = self._running.get(job_id)
-        if request is not None:
+            requests = [request for request, running in self._running.items() if running == job_id]
+        for request in requests:
             request.cancel()
 
     def running(self) -> list[str]:
         """Ids of the jobs that the scheduler has."""
         with self._lock:
-            return list(self._running)
+            return list(dict.fromkeys(self._running.values()))
 
     def _run_claimed(self, job: Job, claim: Claim, claimed_at: float) -> None:
         timings = Timings(queue_wait=max(0.0, claimed_at - job.submitted_at))
@@ -133,13 +134,13 @@ class Executor:
             (lambda text: self._publisher.put(stream, text)) if job.stream else None,
         )
         with self._lock:
-            self._running[job.id] = request
+            self._running[request] = job.id
         try:
             self._scheduler.submit(request)
             outcome = request.wait()
         finally:
             with self._lock:
-                del self._running[job.id]
+                del self._running[request]
         first = outcome.first_token_at
         return outcome, timings.model_copy(update={
             "fetch": fetched - start,
