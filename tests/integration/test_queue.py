@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -321,6 +322,8 @@ def test_hostile_entries_are_refused_and_the_next_job_is_served(
         push_raw(connection, "no-date", {"data": b"x", "created_at": b"yesterday"}): "bad_request",
         push_raw(connection, "bomb", {"data": b"\xdd\xff\xff\xff\xff", "created_at": b"2026-01-01T00:00:00.0Z"}):
             "bad_request",
+        push_raw(connection, "no-text", {"data": b"x", "origin": b"\xff\xfe"}): "bad_request",
+        push_raw(connection, "unpacks", {"data": zlib.compress(bytes(256 << 20))}): "bad_request",
     }
     connection.set(RQJob.key_for("no-hash"), b"x")
     connection.rpush(f"rq:queue:{QUEUE}", "no-hash", "nowhere", b"\xff\xfe")
@@ -331,6 +334,16 @@ def test_hostile_entries_are_refused_and_the_next_job_is_served(
     assert client.wait(client.submit_prepared(said("hi")).job, 30).error is None
     assert not trap.exists()
     worker.check()
+
+
+def test_a_job_that_fails_each_attempt_ends_as_an_error(
+    client: Client, connection: redis.Redis, worker: Companion, eventually: Eventually
+) -> None:
+    connection.set(keys.turns("c"), "no list")
+    handle = client.submit_prepared(said("hi"), conversation="c")
+    eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1, 30)
+    error = client.wait(handle.job, 5).error
+    assert error and error.code == "internal" and error.message.endswith("ResponseError.")
 
 
 def test_a_killed_workers_job_is_run_again_by_another_and_streams_are_not_mixed(
