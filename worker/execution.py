@@ -13,7 +13,7 @@ from ..shared import keys
 from ..shared.codec import decode
 from ..shared.connection import ServerClock
 from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, SailqError, Unsupported
-from ..shared.frames import Frames, decode_frames
+from ..shared.frames import MAX_BLOB_BYTES, Frames, decode_frames
 from ..shared.jobs import Failure, FramesPart, Job, Message, Result, TextPart, Timings, Turn
 from ..shared.lifecycle import Claim, Lifecycle
 from .engine.engine import Engine
@@ -125,6 +125,7 @@ class Executor:
             deadline = time.monotonic() + left
         start = time.monotonic()
         messages = self._history(job) + list(job.messages)
+        self._engine.media(messages)
         frames = self._frames(messages)
         fetched = time.monotonic()
         prepared = self._engine.prepare(messages, frames, job.options)
@@ -170,12 +171,12 @@ class Executor:
         digests = list(parts)
         with self._connection.pipeline(transaction=False) as pipeline:
             for digest in digests:
-                pipeline.get(keys.blob(digest))
+                pipeline.getrange(keys.blob(digest), 0, MAX_BLOB_BYTES)  # one byte too many is refused
                 pipeline.expire(keys.blob(digest), self._blob_ttl)
             blobs = pipeline.execute()[::2]
         frames: dict[str, Frames] = {}
         for digest, blob in zip(digests, blobs, strict=True):
-            if blob is None:
+            if not blob:
                 raise BadMedia("The frames of this job have expired; submit it again.")
             part = parts[digest]
             frames[digest] = decode_frames(blob, (part.frames, part.height, part.width))

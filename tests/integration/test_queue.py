@@ -23,7 +23,7 @@ from sailq.shared import keys
 from sailq.shared.errors import NotFound
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, Result, TextPart
-from sailq.shared.rqjob import Serializer
+from sailq.shared.rqjob import LockedJob, Serializer
 from sailq.shared.settings import Settings
 from sailq.worker.catalog import resolve
 from sailq.worker.engine.engine import Engine
@@ -271,6 +271,36 @@ def test_frames_that_expired_are_named(client: Client, connection: redis.Redis, 
     start_worker()
     error = client.wait(handle.job, 30).error
     assert error and error.code == "bad_media" and "expired" in error.message
+
+
+def test_media_that_cannot_fit_are_refused_before_they_are_fetched(client: Client, worker: Companion) -> None:
+    """Decoded, these frames would take 154 GB."""
+    huge = FramesPart(type="video", blob="0" * 64, frames=768, height=8176, width=8176)
+    long = FramesPart(type="video", blob="0" * 64, frames=768, height=84, width=84)
+    for part in (huge, long):
+        prepared = Prepared((Message(role="user", content=(part,)),), {}, 0)
+        error = client.wait(client.submit_prepared(prepared).job, 30).error
+        assert error and error.code == "too_long"
+
+
+def test_an_expired_turn_does_not_block_its_conversation(
+    redis_url: str, client: Client, connection: redis.Redis, start_worker: Start
+) -> None:
+    with Client(settings=Settings(redis_url=redis_url, job_ttl=1)) as brief:
+        expired = brief.submit_prepared(said("hi"), conversation="c")
+    turns = [client.submit_prepared(said("hi"), conversation="c") for _ in range(2)]
+    while connection.exists(keys.job(expired.job)):
+        time.sleep(0.05)
+    start_worker()
+    assert [client.wait(turn.job, 30).error for turn in turns] == [None, None]
+    error = client.wait(expired.job, 5).error
+    assert error and "expired" in error.message
+
+
+def test_high_priority_goes_first_when_its_turn_comes(client: Client, connection: redis.Redis) -> None:
+    turns = [client.submit_prepared(said("hi"), conversation="c", priority=p) for p in ("normal", "high", "normal")]
+    jobs = [LockedJob.fetch(turn.job, connection=connection, serializer=Serializer) for turn in turns]
+    assert [job.should_enqueue_at_front() for job in jobs] == [False, True, False]
 
 
 def test_a_job_for_another_model_on_this_queue_is_refused(
