@@ -94,7 +94,7 @@ def caption(
     with terminal.command(json):
         from rich.console import Console
 
-        from ...shared.errors import BadRequest
+        from ...shared.errors import BadRequest, SailqError
         from ...shared.jobs import GenerationOptions, parse
         from ...shared.settings import load_settings, model_name
         from ..captioning.batch import Captioning
@@ -144,7 +144,7 @@ def caption(
                 summary = batch.run(
                     client, captioning, report=report, console=console, each=None if out else terminal.print_json
                 )
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SailqError):
                 if out:
                     terminal.note(
                         f"{len(captioning.rows)} of {len(captioning.clips)} are in {out}; "

@@ -196,6 +196,13 @@ def test_a_file_of_something_else_is_never_overwritten(redis_url: str, tmp_path:
         assert (tmp_path / "out.jsonl").read_text() == content
 
 
+def test_rows_that_cannot_be_written(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\n")
+    for out, words in ((tmp_path, "Is a directory."), (tmp_path / "binary.jsonl", "choose another --out.")):
+        done = sailq("caption", tmp_path / "gone.mp4", "--out", out, url=redis_url)
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith(words)
+
+
 def test_a_report_that_cannot_be_written_is_told_before_the_work(
     redis_url: str, connection: redis.Redis, tmp_path: Path
 ) -> None:
@@ -242,6 +249,29 @@ def test_server_runs_until_sigterm_and_leaves_nothing(tmp_path: Path) -> None:
         os.kill(pid, 0)
     assert not path.exists()
     assert (tmp_path / "data").is_dir()
+
+
+def test_a_server_that_ends_in_mid_batch_loses_no_row(tmp_path: Path, eventually: Callable[..., None]) -> None:
+    url, out, source = f"unix://{tmp_path}/s.sock", tmp_path / "out.jsonl", tmp_path / "rows.jsonl"
+    contents = [[{"type": "image", "image": "gone.png"}], "x"]
+    source.write_text("".join(json.dumps({"messages": [{"role": "user", "content": one}]}) + "\n" for one in contents))
+    server = start("server", "--unix", tmp_path / "s.sock")
+    batch = None
+    try:
+        assert server.stdout is not None and server.stdout.readline()
+        batch = start("caption", "--messages", source, "--out", out, url=url)
+        eventually(lambda: out.exists() and len(rows(out)) == 1, 20)
+        server.send_signal(signal.SIGTERM)
+        _, errors = batch.communicate(timeout=60)
+    finally:
+        server.terminate()  # it takes the embedded server with it
+        server.wait(20)
+        if batch is not None:
+            batch.kill()
+    assert batch.returncode == 1 and "Traceback" not in errors
+    assert f"1 of 2 are in {out}; the same command goes on from there" in errors.splitlines()
+    assert errors.splitlines()[-1].startswith("sailq: No server answers")
+    assert len(rows(out)) == 1
 
 
 def test_server_on_a_port_in_use() -> None:
