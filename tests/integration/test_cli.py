@@ -178,6 +178,15 @@ def test_bad_clips_are_rows_in_order_and_exit_1(redis_url: str, tmp_path: Path) 
     assert {row["error"]["code"] for row in written} == {"bad_media"}
 
 
+def test_a_few_failures_are_told_and_the_rest_counted(redis_url: str, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"messages": ["x"]}\n' * 7)
+    done = sailq("caption", "--messages", source, url=redis_url)
+    lines = [line for line in done.stderr.splitlines() if "A message is a map" in line]
+    assert [line.split(": ")[0] for line in lines] == [f"rows.jsonl:{number}" for number in range(1, 6)]
+    assert "and 2 more" in done.stderr.splitlines()
+
+
 @pytest.mark.parametrize("line", ["{broken", '{"prompt": "x"}', "[]", '{"messages": []}'])
 def test_a_broken_line_is_named_and_nothing_is_submitted(
     line: str, redis_url: str, connection: redis.Redis, tmp_path: Path
