@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import BadRequest
 
-MAX_TEXT_BYTES = 256 * 1024
+MAX_TEXT_CHARACTERS = 256 * 1024
 """Longest text of one message part; more than any context this project serves holds."""
 MAX_PARTS = 1024
 MAX_MESSAGES = 1024
@@ -33,7 +33,7 @@ class Record(BaseModel):
 
 class TextPart(Record):
     type: Literal["text"] = "text"
-    text: Annotated[str, Field(max_length=MAX_TEXT_BYTES)]
+    text: Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
 
 
 class FramesPart(Record):
@@ -81,7 +81,7 @@ class Job(Record):
     """One turn of one conversation, ready for a worker.
 
     Attributes:
-        id: sorts by submission time (`new_id`).
+        id: sorts by submission time (`IdFactory`).
         turn: 0 for a conversation's first; given when the job is submitted.
         messages: what this turn adds; the worker puts the conversation's finished turns before it.
         deadline: server time in seconds since the epoch after which an answer is of no use, or None.
