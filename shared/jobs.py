@@ -21,7 +21,10 @@ MAX_SIDE = 8192
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 Priority = Literal["normal", "high"]
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
+_IDENTIFIER = r"^[A-Za-z0-9._-]{1,128}$"
+_DIGEST = r"^[0-9a-f]{64}$"
+_PATTERNS = {_IDENTIFIER: "takes 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'", _DIGEST: "takes a sha256 in hex"}
+Identifier = Annotated[str, Field(pattern=_IDENTIFIER)]
 """Names that become part of a Redis key: nothing that could leave its key's place."""
 
 
@@ -46,7 +49,7 @@ class FramesPart(Record):
     """
 
     type: Literal["image", "video"]
-    blob: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    blob: Annotated[str, Field(pattern=_DIGEST)]
     frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)]
     height: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
     width: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
@@ -217,10 +220,13 @@ def parse(kind: type[R], fields: Any) -> R:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise BadRequest(f"{kind.__name__.lower()}: {_sentence(error)}") from None
+        raise BadRequest(_sentence(error)) from None
 
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(step) for step in first["loc"])
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}." if where else f"{first['msg']}."
+    message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    if first["type"] == "string_pattern_mismatch":
+        message = _PATTERNS[first["ctx"]["pattern"]]
+    return f"{where}: {message}." if where else f"{message}."

@@ -23,6 +23,7 @@ import redis
 from rq.command import parse_payload
 from rq.exceptions import AbandonedJobError, DeserializationError, StopRequested
 from rq.executions import Execution
+from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job as RQJob
 from rq.queue import Queue
 from rq.registry import clean_registries
@@ -44,6 +45,8 @@ RECORD_SECONDS = int(BEAT_SECONDS * _IDLE_BEATS * 2.5)
 """A worker whose record is older than this is gone."""
 _DEQUEUE_SECONDS = 2
 _MAINTENANCE_SECONDS = 2
+_TAKEN_SECONDS = 5
+"""Within 10 s of a worker's death, between two looks, the job it had taken is on its queue again."""
 _OUTAGE_SECONDS = 1.0
 
 _log = logging.getLogger("sailq.worker")
@@ -55,6 +58,14 @@ class NoDeathPenalty(BaseDeathPenalty):
     def setup_death_penalty(self) -> None: ...
 
     def cancel_death_penalty(self) -> None: ...
+
+
+class _TakenJobs(IntermediateQueue):
+    """Jobs between their queue and their start. RQ leaves one there for a minute; a live worker, a moment."""
+
+    def should_be_cleaned_up(self, job_id: str) -> bool:
+        seen = self.get_first_seen(job_id)
+        return seen is not None and (now() - seen).total_seconds() > _TAKEN_SECONDS
 
 
 class Consumer(BaseWorker):
@@ -247,7 +258,7 @@ class Consumer(BaseWorker):
                 clean_registries(queue, self._exc_handlers)
                 clean_worker_registry(queue)
                 self._drop_unnameable()
-                queue.intermediate_queue.cleanup(self, queue)
+                _TakenJobs(queue.key, connection=self.connection).cleanup(self, queue)
             except (redis.ConnectionError, redis.TimeoutError):
                 raise
             except Exception:

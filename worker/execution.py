@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import redis
@@ -68,14 +69,19 @@ class Executor:
         self._run_claimed(job, claim, claimed_at)
 
     def refuse(self, job_id: str, error: SailqError, *, attempt: int | None = None) -> None:
-        """An error result for something on the queue that is no readable job."""
+        """An error result for what cannot be run: no readable job, or one whose workers all died."""
         _log.warning("refused %s: %s: %s", job_id, error.code, error)
-        self._lifecycle.finish(
-            Result(job=job_id, conversation=job_id, turn=0, finish_reason="error",
-                   error=Failure(code=error.code, message=str(error)), worker=self._identity.worker,
-                   device=self._identity.device, model=self._engine.card.name, finished_at=self._clock.now()),
-            attempt=attempt,
+        result = Result(
+            job=job_id, conversation=job_id, turn=0, finish_reason="error",
+            error=Failure(code=error.code, message=str(error)), worker=self._identity.worker,
+            device=self._identity.device, model=self._engine.card.name, finished_at=self._clock.now(),
         )
+        with suppress(SailqError):  # what is readable of the job is its owner's to have back
+            job = decode(Job, self._connection.hget(keys.job(job_id), "request") or b"")
+            result = result.model_copy(update={
+                "conversation": job.conversation, "turn": job.turn, "metadata": job.metadata, "model": job.model,
+            })
+        self._lifecycle.finish(result, attempt=attempt)
 
     def cancel(self, job_id: str) -> None:
         """Cancels a job that runs here; nothing happens if it does not."""

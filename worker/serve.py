@@ -58,7 +58,7 @@ def serve(settings: Settings, *, slots: int, threads: int | None) -> None:
     )
     consumer = Consumer(
         keys.queue(engine.card.name), executor, connection=connection, name=name, places=slots + LOOK_AHEAD,
-        announce=_announcer(engine, connection, name, slots, executor),
+        announce=_announcer(engine, connection, name, slots, scheduler),
     )
     scheduler.start()
     try:
@@ -79,7 +79,7 @@ def serve(settings: Settings, *, slots: int, threads: int | None) -> None:
 
 
 def _announcer(
-    engine: Engine, connection: redis.Redis, name: str, slots: int, executor: Executor
+    engine: Engine, connection: redis.Redis, name: str, slots: int, scheduler: Scheduler
 ) -> Callable[[redis.client.Pipeline], None]:
     """What each beat says of this worker: its record, which expires when the beats stop."""
     clock = ServerClock(connection)
@@ -91,7 +91,7 @@ def _announcer(
 
     def announce(pipeline: redis.client.Pipeline) -> None:
         now = clock.now()
-        pipeline.hset(keys.worker(name), mapping={**record, "running": len(executor.running()), "beat": now})
+        pipeline.hset(keys.worker(name), mapping={**record, "running": scheduler.running, "beat": now})
         pipeline.expire(keys.worker(name), RECORD_SECONDS)
         pipeline.zadd(keys.WORKERS, {name: now})
         pipeline.zremrangebyscore(keys.WORKERS, 0, now - RECORD_SECONDS)

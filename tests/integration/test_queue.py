@@ -401,15 +401,27 @@ def test_a_killed_workers_job_is_run_again_by_another_and_streams_are_not_mixed(
 def test_a_job_whose_workers_all_die_ends_as_an_error(
     client: Client, connection: redis.Redis, start_worker: Start, eventually: Eventually, long: GenerationOptions
 ) -> None:
-    handle = client.submit_prepared(said(TALK), options=long)
+    handle = client.submit_prepared(said(TALK), options=long, conversation="mine", metadata={"camera": 3})
     connection.hset(RQJob.key_for(handle.job), "retries_left", 0)
     worker = start_worker()
     eventually(lambda: connection.hget(keys.job(handle.job), "worker"))
     os.kill(worker.pid, signal.SIGKILL)
     start_worker()
-    error = client.wait(handle.job, 30).error
-    assert error and error.code == "internal" and "died" in error.message
+    result = client.wait(handle.job, 30)
+    assert result.error and result.error.code == "internal" and "died" in result.error.message
+    assert (result.conversation, result.metadata) == ("mine", {"camera": 3})
     eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1)
+
+
+def test_a_job_that_was_taken_by_a_worker_that_died_before_it_began_is_run_within_10_s(
+    client: Client, connection: redis.Redis, start_worker: Start
+) -> None:
+    handle = client.submit_prepared(said("hi"))
+    connection.lmove(f"rq:queue:{QUEUE}", f"rq:queue:{QUEUE}:intermediate")  # what a worker's taking does
+    start_worker()
+    began = time.monotonic()
+    assert client.wait(handle.job, 30).error is None
+    assert time.monotonic() - began < 10
 
 
 def test_sigterm_lets_the_running_job_finish_and_takes_no_other(
