@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,10 @@ from sailq.shared.connection import connect
 from sailq.shared.settings import Settings
 
 WORKER_START_SECONDS = 90.0
+
+# A shell without job control starts what it puts in the background with SIGINT ignored, and children inherit
+# that; the tests of Ctrl-C need it as a terminal gives it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
