@@ -251,7 +251,7 @@ def _tensors(
     return result
 
 
-def _fits(net: Net, stage: Any, given: Sequence[DeviceTensor]) -> bool:
+def _fits(net: Net, stage: Any, given: ctypes.Array[DeviceTensor]) -> bool:
     """Static: these shapes. Dynamic: no more than these."""
     for index, tensor in enumerate(given):
         most, dims = _dims(stage.input_shapes[index]), _dims(tensor.shape)
