@@ -11,7 +11,7 @@
 #   --out                gets NAME_bm1684x_QUANTIZE_seqN_1dev.bmodel, and a folder of work beside it
 #
 # Run again after an interruption, it goes on with the net where it stopped. Needs Python 3.10 for the compiler
-# (PYTHON310, default python3.10) and, to export, a Python with torch, onnx and transformers (PYTHON, default
+# (PYTHON310, default python3.10 or pyenv's) and, to export, a Python with torch, onnx and transformers (PYTHON, default
 # .venv/bin/python). The compiler gets an environment of its own: TPU_ENV, default .venv-tpu in the tree.
 set -euo pipefail
 
@@ -33,9 +33,11 @@ step() {
 
 make_environment() {
     [ -e "$tpu_env/ready" ] && return
-    local python=${PYTHON310:-python3.10}
-    "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null ||
-        stop "tpu_mlir needs Python 3.10: install it, or name it in PYTHON310"
+    local python=''
+    for candidate in ${PYTHON310:-python3.10 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10.*/bin/python}; do
+        "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null && python=$candidate
+    done
+    [ -n "$python" ] || stop "tpu_mlir needs Python 3.10: install it, or name it in PYTHON310"
     for tool in cmake make gcc; do
         command -v $tool >/dev/null || stop "tpu_mlir needs $tool: apt install cmake make gcc"
     done
