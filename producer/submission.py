@@ -91,13 +91,16 @@ class Submitter:
             timeout=-1,
             result_ttl=_RQ_RESULT_TTL,
             failure_ttl=FAILURE_TTL,
-            ttl=settings.job_ttl,
+            # Longer than the job: a turn that waits for one that RQ forgot would wait for ever, and so would
+            # each after it. A worker that meets an expired job says so, and the next turn's time has come.
+            ttl=settings.job_ttl + FAILURE_TTL,
             description=f"sailq {job.conversation} #{job.turn}",
             retry=Retry(max=MAX_ATTEMPTS - 1),
             depends_on=Dependency(jobs=[previous], allow_failure=True) if previous else None,
         )
+        rq_job.enqueue_at_front = job.priority == "high"  # also when its turn comes
         # RQ starts the transaction itself, after it has watched what the job depends on.
-        queue.enqueue_job(rq_job, pipeline=pipeline, at_front=job.priority == "high")
+        queue.enqueue_job(rq_job, pipeline=pipeline, at_front=rq_job.enqueue_at_front)
         conversation = keys.conversation(job.conversation)
         pipeline.hset(keys.job(job.id), "request", encode(job))
         pipeline.expire(keys.job(job.id), settings.job_ttl)

@@ -17,6 +17,7 @@ _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0
 """Longer than any command blocks on purpose."""
 _RETRIES = 3
+_CLOCK_SECONDS = 60.0
 
 
 def connect(url: str, *, max_connections: int | None = None, retries: int = _RETRIES) -> redis.Redis:
@@ -84,17 +85,25 @@ def address(connection: redis.Redis) -> str:
 class ServerClock:
     """The server's time, so that boxes whose own clocks differ agree on deadlines and waits.
 
-    The offset is read once, at the first use, by one TIME command; it is right to half its round trip.
+    The offset is read by one TIME command, right to half its round trip, and again after `_CLOCK_SECONDS`: a
+    box without a battery for its clock starts at some date, which is set right while the worker runs.
     """
 
     def __init__(self, connection: redis.Redis) -> None:
         self._connection = connection
         self._offset: float | None = None
+        self._read_at = 0.0
 
     def now(self) -> float:
         """Seconds since the epoch."""
-        if self._offset is None:
+        if self._offset is None or time.monotonic() - self._read_at >= _CLOCK_SECONDS:
             before = time.time()
-            seconds, microseconds = self._connection.time()
+            try:
+                seconds, microseconds = self._connection.time()
+            except redis.RedisError:
+                if self._offset is None:
+                    raise
+                return time.time() + self._offset
             self._offset = seconds + microseconds / 1e6 - (before + time.time()) / 2
+            self._read_at = time.monotonic()
         return time.time() + self._offset

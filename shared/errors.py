@@ -65,9 +65,3 @@ class WaitTimeout(SailqError):
     """The result did not arrive within the time the caller was ready to wait; the job goes on."""
 
     code = "wait_timeout"
-
-
-class Superseded(SailqError):
-    """Another execution of the same job took over; this one may write nothing more."""
-
-    code = "superseded"

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import BadRequest
 
-MAX_TEXT_BYTES = 256 * 1024
+MAX_TEXT_CHARACTERS = 256 * 1024
 """Longest text of one message part; more than any context this project serves holds."""
 MAX_PARTS = 1024
 MAX_MESSAGES = 1024
@@ -21,7 +21,10 @@ MAX_SIDE = 8192
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 Priority = Literal["normal", "high"]
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
+_IDENTIFIER = r"^[A-Za-z0-9._-]{1,128}$"
+_DIGEST = r"^[0-9a-f]{64}$"
+_PATTERNS = {_IDENTIFIER: "takes 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'", _DIGEST: "takes a sha256 in hex"}
+Identifier = Annotated[str, Field(pattern=_IDENTIFIER)]
 """Names that become part of a Redis key: nothing that could leave its key's place."""
 
 
@@ -33,7 +36,7 @@ class Record(BaseModel):
 
 class TextPart(Record):
     type: Literal["text"] = "text"
-    text: Annotated[str, Field(max_length=MAX_TEXT_BYTES)]
+    text: Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
 
 
 class FramesPart(Record):
@@ -46,7 +49,7 @@ class FramesPart(Record):
     """
 
     type: Literal["image", "video"]
-    blob: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    blob: Annotated[str, Field(pattern=_DIGEST)]
     frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)]
     height: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
     width: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
@@ -81,7 +84,7 @@ class Job(Record):
     """One turn of one conversation, ready for a worker.
 
     Attributes:
-        id: sorts by submission time (`new_id`).
+        id: sorts by submission time (`IdFactory`).
         turn: 0 for a conversation's first; given when the job is submitted.
         messages: what this turn adds; the worker puts the conversation's finished turns before it.
         deadline: server time in seconds since the epoch after which an answer is of no use, or None.
@@ -217,10 +220,13 @@ def parse(kind: type[R], fields: Any) -> R:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise BadRequest(f"{kind.__name__.lower()}: {_sentence(error)}") from None
+        raise BadRequest(_sentence(error)) from None
 
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(step) for step in first["loc"])
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}." if where else f"{first['msg']}."
+    message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    if first["type"] == "string_pattern_mismatch":
+        message = _PATTERNS[first["ctx"]["pattern"]]
+    return f"{where}: {message}." if where else f"{message}."

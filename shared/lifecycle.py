@@ -17,6 +17,8 @@ from .jobs import Result, Turn
 
 STREAM_TTL = 600
 """Seconds that a stream outlives its job: the result has all of its text, and even an empty stream takes 4 KB."""
+CLAIMED_TTL = 86_400
+"""Seconds that a claimed job's record stays: without it, its result could not be written."""
 
 _CLAIM = """
 if redis.call('EXISTS', KEYS[2]) == 1 then return {'done'} end
@@ -24,6 +26,7 @@ local request = redis.call('HGET', KEYS[1], 'request')
 if not request then return {'gone'} end
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
 redis.call('HSET', KEYS[1], 'worker', ARGV[1])
+if redis.call('TTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
 return {'run', request, attempt, redis.call('HEXISTS', KEYS[1], 'cancel')}
 """
 
@@ -78,7 +81,7 @@ class Lifecycle:
 
     def claim(self, job_id: str, worker: str) -> Claim | Literal["done", "gone"]:
         """A new attempt by `worker`; "done" if the job has a result, "gone" if it expired or never was."""
-        reply = self._claim(keys=[keys.job(job_id), keys.result(job_id)], args=[worker])
+        reply = self._claim(keys=[keys.job(job_id), keys.result(job_id)], args=[worker, CLAIMED_TTL])
         state = reply[0].decode()
         if state != "run":
             return "done" if state == "done" else "gone"

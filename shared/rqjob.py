@@ -6,6 +6,7 @@ sides use this class for every queue, worker and fetch, so that neither can happ
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from .errors import BadRequest, Unsupported
 FUNCTION = "sailq.run"
 """The only function name that a worker accepts; its one argument is the sailq job's id."""
 MAX_RQ_BYTES = 8 * 1024
+_MAX_INFLATED_BYTES = 1024 * 1024
+"""What RQ may unpack of a job's compressed fields before it looks at them: data, or a failure's traceback."""
 FAILURE_TTL = 7 * 86_400
 """Seconds that RQ's failed registry remembers a job; RQ's own default is a year."""
 MAX_ATTEMPTS = 3
@@ -46,6 +49,8 @@ class LockedJob(RQJob):
         super().__init__(id, connection, Serializer)
 
     def restore(self, raw_data: Any) -> Any:
+        for name in (b"data", b"exc_info"):
+            _check_inflated(raw_data.get(name, b""))
         super().restore(raw_data)
         # Both are read from the job's hash, which any producer can write.
         self._success_callback_name = self._failure_callback_name = self._stopped_callback_name = None
@@ -63,3 +68,13 @@ class LockedJob(RQJob):
         if registered is None:
             raise Unsupported("This process runs no jobs.")
         return registered
+
+
+def _check_inflated(data: bytes) -> None:
+    inflater = zlib.decompressobj()
+    try:
+        inflater.decompress(data, _MAX_INFLATED_BYTES)
+    except zlib.error:
+        return  # RQ takes it as it is
+    if inflater.unconsumed_tail:
+        raise BadRequest("This job's record unpacks to more than any job's.")

@@ -23,7 +23,7 @@ def worker(
     ] = 8,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, max=1024, show_default="all cores", help="CPU threads of the model."),
+        typer.Option("--threads", min=1, max=1024, show_default="as many as help", help="CPU threads of the model."),
     ] = None,
 ) -> None:
     """Load a model once and answer its jobs until stopped.
@@ -52,7 +52,10 @@ def worker(
 
 def _log_to_stderr() -> None:
     import logging
+    import os
 
+    # Else transformers, of which a worker uses the tokenizer alone, says first of all that it misses PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("sailq").setLevel(logging.INFO)
     # RQ says at INFO, twice, that a job is done.

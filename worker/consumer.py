@@ -11,8 +11,10 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count
 from types import FrameType
 from typing import Any
@@ -21,6 +23,7 @@ import redis
 from rq.command import parse_payload
 from rq.exceptions import AbandonedJobError, DeserializationError, StopRequested
 from rq.executions import Execution
+from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job as RQJob
 from rq.queue import Queue
 from rq.registry import clean_registries
@@ -42,6 +45,9 @@ RECORD_SECONDS = int(BEAT_SECONDS * _IDLE_BEATS * 2.5)
 """A worker whose record is older than this is gone."""
 _DEQUEUE_SECONDS = 2
 _MAINTENANCE_SECONDS = 2
+_TAKEN_SECONDS = 5
+"""Within 10 s of a worker's death, between two looks, the job it had taken is on its queue again."""
+_OUTAGE_SECONDS = 1.0
 
 _log = logging.getLogger("sailq.worker")
 
@@ -54,6 +60,14 @@ class NoDeathPenalty(BaseDeathPenalty):
     def cancel_death_penalty(self) -> None: ...
 
 
+class _TakenJobs(IntermediateQueue):
+    """Jobs between their queue and their start. RQ leaves one there for a minute; a live worker, a moment."""
+
+    def should_be_cleaned_up(self, job_id: str) -> bool:
+        seen = self.get_first_seen(job_id)
+        return seen is not None and (now() - seen).total_seconds() > _TAKEN_SECONDS
+
+
 class Consumer(BaseWorker):
     """An RQ worker with `places` executions at a time.
 
@@ -64,6 +78,7 @@ class Consumer(BaseWorker):
     death_penalty_class = NoDeathPenalty
     job_class = LockedJob
     log_result_lifespan = False
+    max_connection_wait_time = 5.0  # RQ's minute would be a minute without work after an outage
 
     def __init__(
         self, queue: str, executor: Executor, *, connection: redis.Redis, name: str, places: int,
@@ -102,17 +117,27 @@ class Consumer(BaseWorker):
                 self.run_maintenance_tasks()
         while True:
             try:
+                return self._dequeue(timeout, max_idle_time)
+            except redis.RedisError as error:
+                # RQ's loop waits for the server only where it waits for jobs, and ends the worker elsewhere.
+                _log.warning("the server fails: %s", error)
+                if self._stop_requested:
+                    raise StopRequested from None
+                time.sleep(_OUTAGE_SECONDS)
+
+    def _dequeue(self, timeout: int | None, max_idle_time: int | None) -> tuple[RQJob, Queue] | None:
+        while True:
+            try:
                 return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
-            except (StopRequested, SystemExit):
-                raise
-            except UnicodeDecodeError:
-                self._drop_unnameable()
             except Exception as error:
-                # RQ names the job when its record cannot even be read; anything else is no job's fault.
-                if not hasattr(error, "job_id"):
+                # RQ names the job when its record cannot even be read.
+                if hasattr(error, "job_id"):
+                    self.connection.lrem(self.queues[0].intermediate_queue_key, 1, error.job_id)
+                    self._executor.refuse(error.job_id, BadRequest("This job's record is not one that RQ wrote."))
+                elif isinstance(error, UnicodeDecodeError):
+                    self._drop_unnameable()
+                else:
                     raise
-                self.connection.lrem(self.queues[0].intermediate_queue_key, 1, error.job_id)
-                self._executor.refuse(error.job_id, BadRequest("This job's record is not one that RQ wrote."))
 
     def _drop_unnameable(self) -> None:
         """Removes what was pushed on the queue and is no text, so that no job can ever have that id."""
@@ -125,11 +150,14 @@ class Consumer(BaseWorker):
                 self.connection.lrem(taken, 1, entry)
 
     def execute_job(self, job: RQJob, queue: Queue) -> None:
+        known = set(self.executions)
         try:
             execution = self.prepare_execution(job)
         except redis.RedisError as error:
-            # RQ's maintenance finds it among the taken jobs that nobody runs.
+            # RQ's maintenance finds it among the taken jobs that nobody runs, unless its lease were renewed.
             _log.warning("job %s was taken, but not started: %s", job.id, error)
+            for unused in set(self.executions) - known:
+                self.executions.pop(unused, None)
             self._free.release()
             return
         self._threads.submit(self._perform, job, queue, execution)
@@ -191,6 +219,8 @@ class Consumer(BaseWorker):
                 self._beat()
             except redis.RedisError as error:
                 _log.warning("beat failed: %s", error)
+            except Exception:  # without beats every lease expires, and jobs are run over and over
+                _log.exception("beat failed")
 
     def handle_payload(self, message: dict[str, Any]) -> None:
         """RQ's commands. Its stop command, which a cancelling producer sends, is heard at once, not at the next
@@ -201,10 +231,25 @@ class Consumer(BaseWorker):
                 self._executor.cancel(payload["job_id"])
             else:
                 super().handle_payload(message)
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # anybody may publish anything, and this thread is the only one to hear it
             _log.warning("ignored a command that is none of RQ's: %r", error)
 
+    def _pubsub_exception_handler(self, error: Exception, *_: Any) -> None:
+        """RQ's own ends the thread at the first timeout."""
+        _log.warning("commands are not heard: %s", error)
+        self._stopped.wait(_OUTAGE_SECONDS)
+
+    def check_for_suspension(self, burst: bool) -> None:
+        with suppress(redis.RedisError):  # the dequeuing that follows waits for the server
+            super().check_for_suspension(burst)
+
     # Maintenance: RQ's, by one worker of the fleet at a time.
+
+    def run_maintenance_tasks(self) -> None:
+        try:
+            super().run_maintenance_tasks()
+        except redis.RedisError as error:
+            _log.warning("maintenance failed: %s", error)
 
     def clean_registries(self) -> None:
         queue = self.queues[0]
@@ -213,9 +258,9 @@ class Consumer(BaseWorker):
                 clean_registries(queue, self._exc_handlers)
                 clean_worker_registry(queue)
                 self._drop_unnameable()
-                queue.intermediate_queue.cleanup(self, queue)
+                _TakenJobs(queue.key, connection=self.connection).cleanup(self, queue)
             except (redis.ConnectionError, redis.TimeoutError):
-                raise  # RQ's loop waits for the server to return
+                raise
             except Exception:
                 _log.exception("maintenance met something in RQ's registries that RQ did not write")
         self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ annotates it as None
@@ -234,6 +279,8 @@ class Consumer(BaseWorker):
             self._refuse(job, BadRequest("This job's data is not msgpack of sailq's form."))
         elif isinstance(error, SailqError):
             self._refuse(job, error)
+        elif not job.retries_left:
+            self._executor.refuse(job.id, SailqError(f"The worker failed on this job: {type(error).__name__}."))
         return True
 
     def _refuse(self, job: RQJob, error: SailqError) -> None:
@@ -265,5 +312,13 @@ class Consumer(BaseWorker):
         self._threads.shutdown(wait=True)
         self._stopped.set()
         self._beat_thread.join()
-        self.register_death()
-        self.unsubscribe()
+        try:
+            self.register_death()
+            self.unsubscribe()
+        except redis.RedisError as error:
+            _log.warning("left without telling the server: %s", error)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the loop ended because it was told to."""
+        return bool(self._stop_requested)

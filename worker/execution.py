@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import redis
@@ -13,7 +14,7 @@ from ..shared import keys
 from ..shared.codec import decode
 from ..shared.connection import ServerClock
 from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, SailqError, Unsupported
-from ..shared.frames import Frames, decode_frames
+from ..shared.frames import MAX_BLOB_BYTES, Frames, decode_frames
 from ..shared.jobs import Failure, FramesPart, Job, Message, Result, TextPart, Timings, Turn
 from ..shared.lifecycle import Claim, Lifecycle
 from .engine.engine import Engine
@@ -46,7 +47,8 @@ class Executor:
         self._identity = identity
         self._blob_ttl = blob_ttl
         self._clock = ServerClock(connection)
-        self._running: dict[str, Request] = {}
+        # A worker that lost its lease may be given the job again: two requests of one job.
+        self._running: dict[Request, str] = {}
         self._lock = threading.Lock()
 
     def run(self, job_id: str) -> None:
@@ -67,26 +69,31 @@ class Executor:
         self._run_claimed(job, claim, claimed_at)
 
     def refuse(self, job_id: str, error: SailqError, *, attempt: int | None = None) -> None:
-        """An error result for something on the queue that is no readable job."""
+        """An error result for what cannot be run: no readable job, or one whose workers all died."""
         _log.warning("refused %s: %s: %s", job_id, error.code, error)
-        self._lifecycle.finish(
-            Result(job=job_id, conversation=job_id, turn=0, finish_reason="error",
-                   error=Failure(code=error.code, message=str(error)), worker=self._identity.worker,
-                   device=self._identity.device, model=self._engine.card.name, finished_at=self._clock.now()),
-            attempt=attempt,
+        result = Result(
+            job=job_id, conversation=job_id, turn=0, finish_reason="error",
+            error=Failure(code=error.code, message=str(error)), worker=self._identity.worker,
+            device=self._identity.device, model=self._engine.card.name, finished_at=self._clock.now(),
         )
+        with suppress(SailqError):  # what is readable of the job is its owner's to have back
+            job = decode(Job, self._connection.hget(keys.job(job_id), "request") or b"")
+            result = result.model_copy(update={
+                "conversation": job.conversation, "turn": job.turn, "metadata": job.metadata, "model": job.model,
+            })
+        self._lifecycle.finish(result, attempt=attempt)
 
     def cancel(self, job_id: str) -> None:
         """Cancels a job that runs here; nothing happens if it does not."""
         with self._lock:
-            request = self._running.get(job_id)
-        if request is not None:
+            requests = [request for request, running in self._running.items() if running == job_id]
+        for request in requests:
             request.cancel()
 
     def running(self) -> list[str]:
         """Ids of the jobs that the scheduler has."""
         with self._lock:
-            return list(self._running)
+            return list(dict.fromkeys(self._running.values()))
 
     def _run_claimed(self, job: Job, claim: Claim, claimed_at: float) -> None:
         timings = Timings(queue_wait=max(0.0, claimed_at - job.submitted_at))
@@ -124,6 +131,7 @@ class Executor:
             deadline = time.monotonic() + left
         start = time.monotonic()
         messages = self._history(job) + list(job.messages)
+        self._engine.media(messages)
         frames = self._frames(messages)
         fetched = time.monotonic()
         prepared = self._engine.prepare(messages, frames, job.options)
@@ -133,13 +141,13 @@ class Executor:
             (lambda text: self._publisher.put(stream, text)) if job.stream else None,
         )
         with self._lock:
-            self._running[job.id] = request
+            self._running[request] = job.id
         try:
             self._scheduler.submit(request)
             outcome = request.wait()
         finally:
             with self._lock:
-                del self._running[job.id]
+                del self._running[request]
         first = outcome.first_token_at
         return outcome, timings.model_copy(update={
             "fetch": fetched - start,
@@ -169,12 +177,12 @@ class Executor:
         digests = list(parts)
         with self._connection.pipeline(transaction=False) as pipeline:
             for digest in digests:
-                pipeline.get(keys.blob(digest))
+                pipeline.getrange(keys.blob(digest), 0, MAX_BLOB_BYTES)  # one byte too many is refused
                 pipeline.expire(keys.blob(digest), self._blob_ttl)
             blobs = pipeline.execute()[::2]
         frames: dict[str, Frames] = {}
         for digest, blob in zip(digests, blobs, strict=True):
-            if blob is None:
+            if not blob:
                 raise BadMedia("The frames of this job have expired; submit it again.")
             part = parts[digest]
             frames[digest] = decode_frames(blob, (part.frames, part.height, part.width))

@@ -52,7 +52,10 @@ class Publisher:
             self._changed.notify()
 
     def flush(self) -> None:
-        """Writes all that waits; returns when it is in Redis. Raises redis-py's errors."""
+        """Writes all that waits; returns when it is in Redis. Raises redis-py's errors.
+
+        What an outage kept from being written, or may have, waits on.
+        """
         with self._flushing:
             with self._changed:
                 streams = list(self._dirty)
@@ -62,13 +65,21 @@ class Publisher:
                     stream.pending.clear()
             if not streams:
                 return
-            with self._connection.pipeline(transaction=False) as pipeline:
-                for stream, text in zip(streams, texts, strict=True):
-                    key = keys.stream(stream.job)
-                    pipeline.xadd(key, {"attempt": stream.attempt, "at": stream.sent, "text": text})
-                    pipeline.expire(key, self._ttl)
-                    stream.sent += len(text)
-                pipeline.execute()
+            try:
+                with self._connection.pipeline(transaction=False) as pipeline:
+                    for stream, text in zip(streams, texts, strict=True):
+                        key = keys.stream(stream.job)
+                        pipeline.xadd(key, {"attempt": stream.attempt, "at": stream.sent, "text": text})
+                        pipeline.expire(key, self._ttl)
+                    pipeline.execute()
+            except (redis.ConnectionError, redis.TimeoutError):
+                with self._changed:
+                    for stream, text in zip(streams, texts, strict=True):
+                        stream.pending.insert(0, text)
+                        self._dirty[stream] = None
+                raise
+            for stream, text in zip(streams, texts, strict=True):
+                stream.sent += len(text)
 
     def close(self) -> None:
         with self._changed:
@@ -86,6 +97,7 @@ class Publisher:
             try:
                 self.flush()
             except redis.RedisError as error:
-                # The text is lost to those who stream; the result, written later, has all of it.
                 _log.warning("streamed text was not written: %s", error)
+            except Exception:  # the other jobs' readers still wait for theirs
+                _log.exception("streamed text was not written")
             pause.wait(FLUSH_SECONDS)

@@ -114,6 +114,11 @@ class Scheduler:
         self._closing = False
         self._thread: threading.Thread | None = None
 
+    @property
+    def running(self) -> int:
+        """Slots in use."""
+        return sum(request is not None for request in self._slots)
+
     def submit(self, request: Request) -> None:
         """Queue a request; after `close` it is cancelled at once."""
         with self._changed:

@@ -8,6 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 
 import redis
@@ -15,6 +16,7 @@ import redis
 from ..shared import keys
 from ..shared.codec import encode
 from ..shared.connection import ServerClock, connect, server_errors
+from ..shared.errors import SailqError
 from ..shared.lifecycle import Lifecycle
 from ..shared.settings import Settings
 from .catalog import resolve
@@ -56,7 +58,7 @@ def serve(settings: Settings, *, slots: int, threads: int | None) -> None:
     )
     consumer = Consumer(
         keys.queue(engine.card.name), executor, connection=connection, name=name, places=slots + LOOK_AHEAD,
-        announce=_announcer(engine, connection, name, slots, executor),
+        announce=_announcer(engine, connection, name, slots, scheduler),
     )
     scheduler.start()
     try:
@@ -66,15 +68,18 @@ def serve(settings: Settings, *, slots: int, threads: int | None) -> None:
             pipeline.execute()
         _log.info("worker %s takes jobs for %s, %d at a time", name, engine.card.name, slots)
         consumer.work()
+        if not consumer.stop_requested:
+            raise SailqError("The worker's loop broke; its log says why.")
     finally:
         scheduler.close()
         publisher.close()
-        connection.delete(keys.worker(name))
-        connection.zrem(keys.WORKERS, name)
+        with suppress(redis.RedisError):  # both age out
+            connection.delete(keys.worker(name))
+            connection.zrem(keys.WORKERS, name)
 
 
 def _announcer(
-    engine: Engine, connection: redis.Redis, name: str, slots: int, executor: Executor
+    engine: Engine, connection: redis.Redis, name: str, slots: int, scheduler: Scheduler
 ) -> Callable[[redis.client.Pipeline], None]:
     """What each beat says of this worker: its record, which expires when the beats stop."""
     clock = ServerClock(connection)
@@ -86,7 +91,7 @@ def _announcer(
 
     def announce(pipeline: redis.client.Pipeline) -> None:
         now = clock.now()
-        pipeline.hset(keys.worker(name), mapping={**record, "running": len(executor.running()), "beat": now})
+        pipeline.hset(keys.worker(name), mapping={**record, "running": scheduler.running, "beat": now})
         pipeline.expire(keys.worker(name), RECORD_SECONDS)
         pipeline.zadd(keys.WORKERS, {name: now})
         pipeline.zremrangebyscore(keys.WORKERS, 0, now - RECORD_SECONDS)

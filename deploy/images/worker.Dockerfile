@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# A worker on any CPU. For a BM1684X, libsophon comes from the box: deploy/ says how to mount it.
+# A worker on any CPU.
 #   docker build -f deploy/images/worker.Dockerfile -t sailq-worker .
 FROM python:3.12.8-slim-bookworm AS build
 WORKDIR /src

@@ -100,8 +100,8 @@ class RowFile:
             self._file = path.open("r+" if path.exists() else "x", encoding="utf-8")
             self._file.seek(whole)
             self._file.truncate()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadRequest(f"{path} cannot be used for the rows: {error}.") from None
+        except OSError as error:
+            raise BadRequest(f"{path} cannot be used for the rows: {error.strerror}.") from None
 
     def _read(self, data: bytes) -> int:
         """Takes note of the rows in `data`; returns how many bytes of it are whole lines."""

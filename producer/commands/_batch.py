@@ -125,9 +125,10 @@ class _Waiting:
 
 def tell_failures(captioning: Captioning, console: Console) -> None:
     """Why the first few failed, for people; all of it is in the rows."""
-    reasons = [reason for row in captioning.ordered() if (reason := why(row)) is not None]
-    for reason in reasons[:_TOLD]:
-        console.print(reason, style="red", markup=False, highlight=False, soft_wrap=True)
+    reasons = [(str(row["source"]), reason) for row in captioning.ordered() if (reason := why(row)) is not None]
+    for source, reason in reasons[:_TOLD]:
+        told = reason if reason.startswith(source) else f"{source}: {reason}"
+        console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
     if len(reasons) > _TOLD:
         console.print(f"and {len(reasons) - _TOLD} more", style="red")
 

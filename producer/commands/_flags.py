@@ -154,6 +154,16 @@ def given(**flags: Any) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value not in (None, [])}
 
 
+def media_options(**flags: Any) -> dict[str, Any]:
+    """The media options that were given. Raises BadRequest for one that would do nothing without its other half."""
+    from ...shared.errors import BadRequest
+
+    options = given(**flags)
+    if ("resized_height" in options) != ("resized_width" in options):
+        raise BadRequest("A size has two sides: give --resized-height and --resized-width together.")
+    return options
+
+
 def media_parts(videos: Iterable[str] | None, images: Iterable[str] | None) -> list[dict[str, Any]]:
     """Parts of a message's content: the videos, then the images, each kind in its order."""
     return [

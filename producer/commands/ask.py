@@ -95,7 +95,7 @@ def ask(
                 stop=stop,
             ),
         )
-        media = flags.given(
+        media = flags.media_options(
             nframes=nframes,
             fps=fps,
             resized_height=resized_height,

@@ -94,6 +94,7 @@ def caption(
     with terminal.command(json):
         from rich.console import Console
 
+        from ...shared.errors import BadRequest, SailqError
         from ...shared.jobs import GenerationOptions, parse
         from ...shared.settings import load_settings, model_name
         from ..captioning.batch import Captioning
@@ -112,7 +113,7 @@ def caption(
                 stop=stop,
             ),
         )
-        media = flags.given(
+        media = flags.media_options(
             nframes=nframes,
             fps=fps,
             resized_height=resized_height,
@@ -123,6 +124,8 @@ def caption(
             video_end=video_end,
             video_sample_num=video_sample_num,
         )
+        if out is not None and report is not None and out.resolve() == report.resolve():
+            raise BadRequest("--out and --report name the same file.")
         settings = load_settings(redis_url=redis_url, model=model)
         captioning = Captioning(
             clips=_clips(paths or [], messages, prompt, media),
@@ -141,7 +144,7 @@ def caption(
                 summary = batch.run(
                     client, captioning, report=report, console=console, each=None if out else terminal.print_json
                 )
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SailqError):
                 if out:
                     terminal.note(
                         f"{len(captioning.rows)} of {len(captioning.clips)} are in {out}; "

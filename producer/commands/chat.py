@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +102,10 @@ class _Chat:
                 print(f"sailq: {error}", file=sys.stderr, flush=True)
 
     def _command(self, line: str) -> None:
-        from pathlib import Path
-
         from ...shared.errors import BadMedia, BadRequest
 
         word, _, rest = line.partition(" ")
-        path = rest.strip()
+        path = _file(rest.strip())
         if word == "/help":
             print(_HELP)
         elif word == "/clear":
@@ -114,7 +113,7 @@ class _Chat:
                 self._client.clear(self._conversation)
             self._begun, self.attached = False, []
         elif word in {"/image", "/video"}:
-            if not Path(path).is_file():
+            if not os.path.isfile(path):
                 raise BadMedia(f"There is no file {path!r}." if path else f"{word} needs a file.")
             kind = word[1:]
             self.attached.append({"type": kind, kind: path})
@@ -127,8 +126,8 @@ class _Chat:
         from . import _terminal as terminal
         from ._answer import receive
 
-        content, self.attached = [*self.attached, {"type": "text", "text": question}], []
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        shown, self.attached = self.attached, []
+        messages: list[dict[str, Any]] = [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
         if self._system and not self._begun:
             messages.insert(0, {"role": "system", "content": self._system})
         handle = self._client.submit(
@@ -137,11 +136,19 @@ class _Chat:
         self._conversation = handle.conversation
         try:
             result = receive(self._client, handle.job, show=terminal.print_piece)
+            reason = why(as_row(result))
         except KeyboardInterrupt:
-            print()
-            raise SailqError("The answer was stopped; the conversation goes on.") from None
+            reason = "The answer was stopped; the conversation goes on."
         print(flush=True)
-        if (reason := why(as_row(result))) is not None:
+        if reason is not None:
+            self.attached = shown  # what was not answered is no part of the conversation
             raise SailqError(reason)
         self._begun = True
         terminal.note(terminal.timings(result))
+
+
+def _file(typed: str) -> str:
+    """The path that was typed, or pasted with the quotes that a terminal puts around a dropped file."""
+    if typed[:1] in {"'", '"'} and typed[-1] == typed[0]:
+        return typed[1:-1]
+    return os.path.expanduser(typed)

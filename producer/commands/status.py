@@ -100,10 +100,9 @@ def _page(snapshot: Snapshot, kinds: list[MemoryKind] | None) -> Group:
         failures = f"[red]{queue.failed}[/]" if queue.failed else "0"
         queues.add_row(queue.model, str(queue.waiting), oldest, str(queue.deferred), str(queue.started), failures)
     limit = f" of {decimal(snapshot.memory_limit)}" if snapshot.memory_limit else ""
-    shown: list[Any] = [
-        workers if snapshot.workers else "[yellow]no workers[/]",
-        queues if snapshot.queues else "no queues",
+    shown: list[Any] = [  # the workers last: hundreds of them may not fit the screen
         f"{snapshot.conversations} conversations, {decimal(snapshot.memory_used)}{limit} in {snapshot.server}",
+        queues if snapshot.queues else "no queues",
     ]
     if kinds is not None:
         held = Table("keys", title="memory", title_justify="left")
@@ -112,6 +111,7 @@ def _page(snapshot: Snapshot, kinds: list[MemoryKind] | None) -> Group:
         for kind in kinds:
             held.add_row(kind.kind, str(kind.keys), decimal(kind.bytes))
         shown.append(held)
+    shown.append(workers if snapshot.workers else "[yellow]no workers[/]")
     return Group(*shown)
 
 

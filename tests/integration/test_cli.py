@@ -17,14 +17,17 @@ from sailq.producer.client import Client
 from sailq.producer.companion import sailq_command
 from sailq.producer.samples import write_samples
 from sailq.shared import keys
+from sailq.shared.codec import decode
+from sailq.shared.jobs import Job
 
 COMMANDS = ("ask", "caption", "chat", "demo", "server", "status", "worker")
 
 
-def start(*arguments: object, url: str = "") -> subprocess.Popen[str]:
+def start(*arguments: object, url: str = "", stdin: int | None = None) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **({"SAILQ_REDIS_URL": url} if url else {})}
     return subprocess.Popen(
-        sailq_command(*map(str, arguments)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        sailq_command(*map(str, arguments)), env=environment, stdin=stdin, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
     )
 
 
@@ -63,7 +66,9 @@ def test_help_teaches_by_example(command: str) -> None:
     (["ask", "--prompt", "x", "--redis-url", "http://x"], "redis://"),
     (["ask", "--prompt", "x", "--vision-inputs", '[{"type": '], "no JSON"),
     (["ask", "--prompt", "x", "--temperature", "-1"], "temperature"),
+    (["ask", "--video", "x.mp4", "--resized-height", "140"], "--resized-width"),
     (["caption"], "nothing to caption"),
+    (["caption", "x.mp4", "--out", "x.jsonl", "--report", "./x.jsonl"], "the same file"),
     (["caption", "/no/such/*.mp4"], "Nothing matches"),
     (["caption", "--messages", "/no/such.jsonl"], "cannot be read"),
     (["caption", "--messages", "x.jsonl", "--prompt", "x"], "--messages"),
@@ -128,6 +133,33 @@ def test_ctrl_c_cancels_what_waits(
     assert cancelled is not None and cancelled.finish_reason == "cancelled"
 
 
+def test_ctrl_c_in_a_chat_stops_the_answer_and_keeps_what_was_shown(
+    redis_url: str, connection: redis.Redis, samples: Path, eventually: Callable[..., None]
+) -> None:
+    process = start("chat", "--image", samples / "images" / "0001_0.png", url=redis_url, stdin=subprocess.PIPE)
+
+    def ask_and_stop(line: str) -> Job:
+        assert process.stdin is not None
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()
+        eventually(lambda: list(connection.scan_iter("sailq:job:*")), 20)
+        eventually(lambda: connection.info("clients")["blocked_clients"] == 1, 20)
+        (key,) = connection.scan_iter("sailq:job:*")
+        job = decode(Job, connection.hget(key, "request"))
+        process.send_signal(signal.SIGINT)
+        eventually(lambda: not list(connection.scan_iter("sailq:job:*")), 20)
+        return job
+
+    try:
+        first, again = map(ask_and_stop, ("What is it?", "What colour?"))
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert errors.count("The answer was stopped; the conversation goes on.") == 2
+    assert (again.conversation, again.turn) == (first.conversation, 1)
+    assert [part.type for part in again.messages[0].content] == ["image", "text"]
+
+
 def test_bad_clips_are_rows_in_order_and_exit_1(redis_url: str, tmp_path: Path) -> None:
     folder = tmp_path / "clips" / "deep"
     folder.mkdir(parents=True)
@@ -146,6 +178,15 @@ def test_bad_clips_are_rows_in_order_and_exit_1(redis_url: str, tmp_path: Path) 
     assert {row["error"]["code"] for row in written} == {"bad_media"}
 
 
+def test_a_few_failures_are_told_and_the_rest_counted(redis_url: str, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"messages": ["x"]}\n' * 7)
+    done = sailq("caption", "--messages", source, url=redis_url)
+    lines = [line for line in done.stderr.splitlines() if "A message is a map" in line]
+    assert [line.split(": ")[0] for line in lines] == [f"rows.jsonl:{number}" for number in range(1, 6)]
+    assert "and 2 more" in done.stderr.splitlines()
+
+
 @pytest.mark.parametrize("line", ["{broken", '{"prompt": "x"}', "[]", '{"messages": []}'])
 def test_a_broken_line_is_named_and_nothing_is_submitted(
     line: str, redis_url: str, connection: redis.Redis, tmp_path: Path
@@ -162,6 +203,13 @@ def test_a_file_of_something_else_is_never_overwritten(redis_url: str, tmp_path:
         done = sailq("caption", tmp_path / "gone.mp4", "--out", tmp_path / "out.jsonl", url=redis_url)
         assert done.returncode == 2 and "choose another --out" in done.stderr
         assert (tmp_path / "out.jsonl").read_text() == content
+
+
+def test_rows_that_cannot_be_written(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\n")
+    for out, words in ((tmp_path, "Is a directory."), (tmp_path / "binary.jsonl", "choose another --out.")):
+        done = sailq("caption", tmp_path / "gone.mp4", "--out", out, url=redis_url)
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith(words)
 
 
 def test_a_report_that_cannot_be_written_is_told_before_the_work(
@@ -210,6 +258,29 @@ def test_server_runs_until_sigterm_and_leaves_nothing(tmp_path: Path) -> None:
         os.kill(pid, 0)
     assert not path.exists()
     assert (tmp_path / "data").is_dir()
+
+
+def test_a_server_that_ends_in_mid_batch_loses_no_row(tmp_path: Path, eventually: Callable[..., None]) -> None:
+    url, out, source = f"unix://{tmp_path}/s.sock", tmp_path / "out.jsonl", tmp_path / "rows.jsonl"
+    contents = [[{"type": "image", "image": "gone.png"}], "x"]
+    source.write_text("".join(json.dumps({"messages": [{"role": "user", "content": one}]}) + "\n" for one in contents))
+    server = start("server", "--unix", tmp_path / "s.sock")
+    batch = None
+    try:
+        assert server.stdout is not None and server.stdout.readline()
+        batch = start("caption", "--messages", source, "--out", out, url=url)
+        eventually(lambda: out.exists() and len(rows(out)) == 1, 20)
+        server.send_signal(signal.SIGTERM)
+        _, errors = batch.communicate(timeout=60)
+    finally:
+        server.terminate()  # it takes the embedded server with it
+        server.wait(20)
+        if batch is not None:
+            batch.kill()
+    assert batch.returncode == 1 and "Traceback" not in errors
+    assert f"1 of 2 are in {out}; the same command goes on from there" in errors.splitlines()
+    assert errors.splitlines()[-1].startswith("sailq: No server answers")
+    assert len(rows(out)) == 1
 
 
 def test_server_on_a_port_in_use() -> None:
@@ -261,7 +332,7 @@ def test_chat_remembers_and_clears(served_url: str, samples: Path) -> None:
     image = samples / "images" / "0001_0.png"
     with Client(served_url) as client:
         known = set(client.conversations())
-        lines = f"/image {image}\nWhat is it?\nWhat colour?\n/image /no/such.png\n"
+        lines = f"/image '{image}'\nWhat is it?\nWhat colour?\n/image /no/such.png\n"
         done = sailq("chat", "--max-new-tokens", 8, stdin=f"{lines}q\nnever asked\n", url=served_url)
         (talk,) = set(client.conversations()) - known
         turns = client.history(talk)
@@ -325,6 +396,12 @@ def test_rows_reach_the_file_while_a_terminal_shows_the_progress(served_url: str
     assert len(done.stdout.splitlines()) == len(list((samples / "images").iterdir()))
     assert all(json.loads(line)["error"] is None for line in done.stdout.splitlines())
     assert "captions" in screen and "conversation" not in screen
+
+
+def test_chat_reads_paths_as_a_shell_would(served_url: str, samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(samples))
+    done = sailq("chat", stdin="/image ~/images/0001_0.png\n/image ''\n", url=served_url)
+    assert done.stderr.splitlines() == ["sailq: /image needs a file."]
 
 
 def test_status_shows_the_worker(served_url: str) -> None:

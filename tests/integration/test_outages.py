@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import select
 import shutil
+import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import redis
 from rq.job import Job as RQJob
 from sailq.producer.client import Client
+from sailq.producer.companion import Companion, sailq_command
+from sailq.producer.embedded import embedded_server
+from sailq.producer.fleet import Fleet
 from sailq.producer.messages import Prepared
 from sailq.shared import keys
-from sailq.shared.jobs import Message, TextPart
+from sailq.shared.jobs import GenerationOptions, Message, TextPart
+from sailq.shared.lifecycle import Lifecycle
+from sailq.shared.rqjob import LockedJob, Serializer
+from sailq.worker.catalog import resolve
+from sailq.worker.consumer import Consumer
+from sailq.worker.engine.engine import Engine
+from sailq.worker.execution import Executor, Identity
+from sailq.worker.publisher import Publisher
+from sailq.worker.scheduler import Scheduler
 
 QUEUE = keys.queue("sailq-tiny")
+ENDLESS = GenerationOptions(max_new_tokens=960, temperature=100.0, seed=1)
+Eventually = Callable[..., None]
 
 
 def said(text: str) -> Prepared:
@@ -93,3 +109,76 @@ def test_a_submission_whose_reply_is_lost_is_there_once(
     assert connection.lrange(f"rq:queue:{QUEUE}", 0, -1) == [first.encode()]
     dependents = [connection.smembers(RQJob.dependents_key_for(job)) for job in (first, *others)]
     assert dependents == [{others[0].encode()}, {others[1].encode()}, set()]
+
+
+def test_an_outage_ends_no_worker_and_loses_no_job(folder: Path, eventually: Eventually) -> None:
+    """It comes while every place is taken, so that the worker meets it in its maintenance and at its jobs' ends."""
+    socket_path, log = folder / "s.sock", folder / "worker.log"
+    with ExitStack() as stack:
+        with embedded_server(unix=socket_path, data=folder / "data") as server:
+            url = server.url
+            worker = Companion("worker", sailq_command("worker", "--redis-url", url, "--slots", "1"), log)
+            stack.callback(worker.stop)
+            client = stack.enter_context(Client(url))
+            fleet = Fleet(client.connection)
+            worker.wait_until(fleet.workers, 90)
+            jobs = [client.submit_prepared(said("Tell me."), options=ENDLESS, stream=True).job for _ in range(6)]
+            next(client.stream(jobs[0], 30))
+        eventually(lambda: log.read_text().count("end could not be recorded") == 3, 30)  # its place and its look-ahead
+        worker.check()
+        with embedded_server(unix=socket_path, data=folder / "data"):
+            for job in jobs:
+                result = client.wait(job, 60)
+                assert result.error is None and result.finish_reason in {"stop", "length"}
+            worker.check()
+        os.kill(worker.pid, signal.SIGTERM)
+        assert worker.stop(30) == 0
+        assert "Traceback" not in log.read_text().split("stopping:")[1]
+
+
+@pytest.fixture
+def executor(connection: redis.Redis) -> Iterator[Executor]:
+    """A worker's inside, without its queue."""
+    engine = Engine.load(resolve("sailq-tiny"), slots=2, threads=1)
+    scheduler, publisher = Scheduler(engine), Publisher(connection, 60)
+    scheduler.start()
+    lifecycle = Lifecycle(connection, result_ttl=60, conversation_ttl=60)
+    yield Executor(connection, engine, scheduler, publisher, lifecycle, Identity("w", "cpu"), blob_ttl=60)
+    scheduler.close()
+    publisher.close()
+
+
+def test_a_worker_given_a_job_that_it_still_runs_answers_it(
+    client: Client, executor: Executor, eventually: Eventually
+) -> None:
+    """As after an outage or a suspended machine: its lease has expired, and nobody else takes the job."""
+    job = client.submit_prepared(said("Tell me."), options=ENDLESS).job
+    attempts = [threading.Thread(target=executor.run, args=(job,)) for _ in range(2)]
+    attempts[0].start()
+    eventually(lambda: executor.running() == [job])
+    attempts[1].start()
+    for attempt in attempts:
+        attempt.join(60)
+    result = client.result(job)
+    assert result and result.error is None and result.attempt == 2
+    assert executor.running() == []
+
+
+def test_a_job_that_could_not_be_started_has_no_lease_renewed(
+    client: Client, connection: redis.Redis, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reply was lost, so the server has a lease of an execution that will never run."""
+    handle = client.submit_prepared(said("hi"))
+    consumer = Consumer(QUEUE, executor, connection=connection, name="w", places=1, announce=lambda _: None)
+    queue = consumer.queues[0]
+    job = LockedJob.fetch(handle.job, connection=connection, serializer=Serializer)
+    prepare = consumer.prepare_execution
+
+    def lose_reply(job: RQJob) -> None:
+        prepare(job)
+        raise redis.ConnectionError("the reply was lost")
+
+    monkeypatch.setattr(consumer, "prepare_execution", lose_reply)
+    consumer.execute_job(job, queue)
+    assert connection.zcard(f"rq:wip:{QUEUE}") == 1
+    assert not consumer.executions

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from sailq.shared import keys
 from sailq.shared.errors import NotFound
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, Result, TextPart
-from sailq.shared.rqjob import Serializer
+from sailq.shared.rqjob import LockedJob, Serializer
 from sailq.shared.settings import Settings
 from sailq.worker.catalog import resolve
 from sailq.worker.engine.engine import Engine
@@ -272,6 +273,36 @@ def test_frames_that_expired_are_named(client: Client, connection: redis.Redis, 
     assert error and error.code == "bad_media" and "expired" in error.message
 
 
+def test_media_that_cannot_fit_are_refused_before_they_are_fetched(client: Client, worker: Companion) -> None:
+    """Decoded, these frames would take 154 GB."""
+    huge = FramesPart(type="video", blob="0" * 64, frames=768, height=8176, width=8176)
+    long = FramesPart(type="video", blob="0" * 64, frames=768, height=84, width=84)
+    for part in (huge, long):
+        prepared = Prepared((Message(role="user", content=(part,)),), {}, 0)
+        error = client.wait(client.submit_prepared(prepared).job, 30).error
+        assert error and error.code == "too_long"
+
+
+def test_an_expired_turn_does_not_block_its_conversation(
+    redis_url: str, client: Client, connection: redis.Redis, start_worker: Start
+) -> None:
+    with Client(settings=Settings(redis_url=redis_url, job_ttl=1)) as brief:
+        expired = brief.submit_prepared(said("hi"), conversation="c")
+    turns = [client.submit_prepared(said("hi"), conversation="c") for _ in range(2)]
+    while connection.exists(keys.job(expired.job)):
+        time.sleep(0.05)
+    start_worker()
+    assert [client.wait(turn.job, 30).error for turn in turns] == [None, None]
+    error = client.wait(expired.job, 5).error
+    assert error and "expired" in error.message
+
+
+def test_high_priority_goes_first_when_its_turn_comes(client: Client, connection: redis.Redis) -> None:
+    turns = [client.submit_prepared(said("hi"), conversation="c", priority=p) for p in ("normal", "high", "normal")]
+    jobs = [LockedJob.fetch(turn.job, connection=connection, serializer=Serializer) for turn in turns]
+    assert [job.should_enqueue_at_front() for job in jobs] == [False, True, False]
+
+
 def test_a_job_for_another_model_on_this_queue_is_refused(
     client: Client, connection: redis.Redis, worker: Companion
 ) -> None:
@@ -321,6 +352,8 @@ def test_hostile_entries_are_refused_and_the_next_job_is_served(
         push_raw(connection, "no-date", {"data": b"x", "created_at": b"yesterday"}): "bad_request",
         push_raw(connection, "bomb", {"data": b"\xdd\xff\xff\xff\xff", "created_at": b"2026-01-01T00:00:00.0Z"}):
             "bad_request",
+        push_raw(connection, "no-text", {"data": b"x", "origin": b"\xff\xfe"}): "bad_request",
+        push_raw(connection, "unpacks", {"data": zlib.compress(bytes(256 << 20))}): "bad_request",
     }
     connection.set(RQJob.key_for("no-hash"), b"x")
     connection.rpush(f"rq:queue:{QUEUE}", "no-hash", "nowhere", b"\xff\xfe")
@@ -331,6 +364,16 @@ def test_hostile_entries_are_refused_and_the_next_job_is_served(
     assert client.wait(client.submit_prepared(said("hi")).job, 30).error is None
     assert not trap.exists()
     worker.check()
+
+
+def test_a_job_that_fails_each_attempt_ends_as_an_error(
+    client: Client, connection: redis.Redis, worker: Companion, eventually: Eventually
+) -> None:
+    connection.set(keys.turns("c"), "no list")
+    handle = client.submit_prepared(said("hi"), conversation="c")
+    eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1, 30)
+    error = client.wait(handle.job, 5).error
+    assert error and error.code == "internal" and error.message.endswith("ResponseError.")
 
 
 def test_a_killed_workers_job_is_run_again_by_another_and_streams_are_not_mixed(
@@ -358,15 +401,27 @@ def test_a_killed_workers_job_is_run_again_by_another_and_streams_are_not_mixed(
 def test_a_job_whose_workers_all_die_ends_as_an_error(
     client: Client, connection: redis.Redis, start_worker: Start, eventually: Eventually, long: GenerationOptions
 ) -> None:
-    handle = client.submit_prepared(said(TALK), options=long)
+    handle = client.submit_prepared(said(TALK), options=long, conversation="mine", metadata={"camera": 3})
     connection.hset(RQJob.key_for(handle.job), "retries_left", 0)
     worker = start_worker()
     eventually(lambda: connection.hget(keys.job(handle.job), "worker"))
     os.kill(worker.pid, signal.SIGKILL)
     start_worker()
-    error = client.wait(handle.job, 30).error
-    assert error and error.code == "internal" and "died" in error.message
+    result = client.wait(handle.job, 30)
+    assert result.error and result.error.code == "internal" and "died" in result.error.message
+    assert (result.conversation, result.metadata) == ("mine", {"camera": 3})
     eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1)
+
+
+def test_a_job_that_was_taken_by_a_worker_that_died_before_it_began_is_run_within_10_s(
+    client: Client, connection: redis.Redis, start_worker: Start
+) -> None:
+    handle = client.submit_prepared(said("hi"))
+    connection.lmove(f"rq:queue:{QUEUE}", f"rq:queue:{QUEUE}:intermediate")  # what a worker's taking does
+    start_worker()
+    began = time.monotonic()
+    assert client.wait(handle.job, 30).error is None
+    assert time.monotonic() - began < 10
 
 
 def test_sigterm_lets_the_running_job_finish_and_takes_no_other(

@@ -125,3 +125,9 @@ def test_any_bytes_give_a_value_or_the_typed_error(data: bytes) -> None:
         with pytest.raises(BadRequest):
             decode(kind, data)
     assert time.perf_counter() - start < 1
+
+
+def test_a_refusal_is_a_sentence_for_people() -> None:
+    body = {**msgpack.unpackb(encode(JOB))["body"], "conversation": "a b"}
+    with pytest.raises(BadRequest, match=r"^conversation: takes 1 to 128 of A-Z, a-z, 0-9, '\.', '_' and '-'\.$"):
+        decode(Job, reencoded(body=body))

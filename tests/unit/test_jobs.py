@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
-from sailq.shared.connection import connect, server_errors, without_password
+import redis
+from sailq.shared.connection import ServerClock, connect, server_errors, without_password
 from sailq.shared.errors import BadRequest, ServerUnavailable
 from sailq.shared.jobs import IdFactory
 from sailq.shared.settings import Settings
@@ -44,6 +46,17 @@ def test_no_server_is_one_readable_sentence() -> None:
     connection = connect("redis://127.0.0.1:1/0", retries=0)
     with pytest.raises(ServerUnavailable, match="No server answers at 127.0.0.1:1"), server_errors(connection):
         connection.ping()
+
+
+def test_the_servers_time_is_kept_when_this_machines_clock_is_set(
+    connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, wall, steady = ServerClock(connection), time.time, time.monotonic
+    monkeypatch.setattr(time, "time", lambda: wall() - 1e9)  # no battery: some old date
+    assert clock.now() == pytest.approx(wall(), abs=1)
+    monkeypatch.setattr(time, "time", wall)
+    monkeypatch.setattr(time, "monotonic", lambda: steady() + 61)
+    assert clock.now() == pytest.approx(wall(), abs=1)
 
 
 def test_a_password_is_never_shown() -> None:

@@ -114,6 +114,24 @@ class Engine:
         """What runs the model, for people to read."""
         return self.runner.device
 
+    def media(self, messages: Sequence[Message]) -> tuple[list[FramesPart], list[Grid], list[int]]:
+        """The media, their grids and their numbers of tokens, by what the messages state of them.
+
+        For those who fetch frames, too: what this refuses may be too large to decode.
+
+        Raises:
+            BadRequest, TooLong: as `prepare`.
+        """
+        parts = [part for message in messages for part in message.content if isinstance(part, FramesPart)]
+        grids = [self._grid(part) for part in parts]
+        counts = [t * h * w // self._spec.merge_size**2 for t, h, w in grids]
+        if sum(counts) >= self.runner.context:
+            raise TooLong(
+                f"The prompt's media have {sum(counts)} vision tokens; the model's context of "
+                f"{self.runner.context} must also hold its text and at least one token of answer."
+            )
+        return parts, grids, counts
+
     def prepare(
         self, messages: Sequence[Message], frames: Mapping[str, Frames], options: GenerationOptions
     ) -> Prepared:
@@ -128,9 +146,7 @@ class Engine:
             TooLong: the prompt leaves no room for an answer, or a frame has too many patches for the runner.
         """
         spec = self._spec
-        parts = [part for message in messages for part in message.content if isinstance(part, FramesPart)]
-        grids = [self._grid(part) for part in parts]
-        counts = [t * h * w // spec.merge_size**2 for t, h, w in grids]
+        parts, grids, counts = self.media(messages)
         tokens, vision = self._prompter.encode(messages, counts)
         context = self.runner.context
         if len(tokens) + 1 > context:

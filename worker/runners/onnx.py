@@ -41,7 +41,7 @@ class OnnxRunner:
         self._vit, self._embedding, self._lm_head = load("vit"), load("embedding"), load("lm_head")
         self._blocks = [load(f"block_{index}") for index in range(spec.layers)]
         self._block_caches = [load(f"block_cache_{index}") for index in range(spec.layers)]
-        self.device = f"CPU, ONNX Runtime {onnxruntime.__version__}, {load.threads} thread(s)"
+        self.device = f"CPU, {load.threads} thread{'s'[: load.threads > 1]}"
         self._check_nets()
         self._lengths = np.zeros(slots, np.int32)
         self._cache = self._new_cache(0)
