@@ -1,10 +1,12 @@
 """Export a Qwen2-VL checkpoint as the ONNX nets that every runner drives.
 
     python deploy/models/export_onnx.py --model_path DIR --out DIR/onnx [--opset 17]
+    python deploy/models/export_onnx.py --model_path DIR --out OUT --seq_length 512 --vision_seq_length 600
 
 `--model_path` is a Hugging Face Qwen2-VL directory. `--out` gets `vit`, `embedding`, `block_i` (prefill),
-`block_cache_i` (decode) and `lm_head`, named and shaped as in sophon-demo with dynamic axes, and one
-`weights.bin` that they share: each parameter once, fp32.
+`block_cache_i` (decode) and `lm_head`, named and shaped as in sophon-demo, and one `weights.bin` that they
+share: each parameter once, fp32. Without lengths the axes are dynamic, for a CPU. With them they are static,
+for the TPU's compiler, and `embedding_cache` and `greedy_head` join; see `qwen2_vl_nets.Sizes`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import BinaryIO
 
 import onnx
 import torch
-from qwen2_vl_nets import Net, cut
+from qwen2_vl_nets import Net, Sizes, cut
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -61,7 +63,7 @@ def export_net(net: Net, weights: Weights, out: Path, opset: int) -> None:
         warnings.simplefilter("ignore")  # the exporter's own deprecation, and its notes on traced shapes
         torch.onnx.export(
             net.module.eval(), tuple(net.inputs.values()), path, input_names=list(net.inputs),
-            output_names=list(net.outputs), dynamic_axes=net.axes, opset_version=opset, dynamo=False,
+            output_names=list(net.outputs), dynamic_axes=net.axes or None, opset_version=opset, dynamo=False,
             export_params=False, do_constant_folding=False,
         )
     model = onnx.load(path)
@@ -76,15 +78,15 @@ def export_net(net: Net, weights: Weights, out: Path, opset: int) -> None:
     onnx.checker.check_model(path)
 
 
-def export(model_path: Path, out: Path, opset: int = 17) -> None:
-    """Export every net of the checkpoint in `model_path` into `out`."""
+def export(model_path: Path, out: Path, opset: int = 17, sizes: Sizes | None = None) -> None:
+    """Export every net of the checkpoint in `model_path` into `out`; `sizes`: see `cut`."""
     out.mkdir(parents=True, exist_ok=True)
     file = model_path / "preprocessor_config.json"
     processor = _PROCESSOR | (json.loads(file.read_text("utf-8")) if file.exists() else {})
     model = Qwen2VLForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32)
     with (out / WEIGHTS).open("wb") as data:
         weights = Weights(data)
-        for net in cut(model, processor):
+        for net in cut(model, processor, sizes):
             export_net(net, weights, out, opset)
             data.flush()
 
@@ -94,8 +96,18 @@ def main() -> None:
     parser.add_argument("--model_path", type=Path, required=True, help="Hugging Face directory")
     parser.add_argument("--out", type=Path, required=True, help="directory for the nets, e.g. DIR/onnx")
     parser.add_argument("--opset", type=int, default=17, choices=range(13, 18), help="default: %(default)s")
+    parser.add_argument("--seq_length", type=int, help="static nets: tokens of the context")
+    parser.add_argument("--vision_seq_length", type=int, help="static nets: patches of one temporal grid")
+    parser.add_argument("--batch", type=int, default=1, help="static nets: slots; default: %(default)s")
     arguments = parser.parse_args()
-    export(arguments.model_path, arguments.out, arguments.opset)
+    if (arguments.seq_length is None) != (arguments.vision_seq_length is None):
+        parser.error("--seq_length and --vision_seq_length go together")
+    sizes = None
+    if arguments.seq_length is not None:
+        sizes = Sizes(arguments.batch, arguments.seq_length, arguments.vision_seq_length)
+        if min(sizes) < 1 or sizes.vision_seq_length % 4:
+            parser.error("lengths are positive, and --vision_seq_length is a multiple of 4: patches merge by 2 x 2")
+    export(arguments.model_path, arguments.out, arguments.opset, sizes)
 
 
 if __name__ == "__main__":

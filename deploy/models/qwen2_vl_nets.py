@@ -188,9 +188,8 @@ class Layer(nn.Module):
     ) -> Tensor:
         """One query a row over its past and itself, without a copy of the past for each group of heads.
 
-        With keys joined and repeated, as `attend` takes them, a CPU is 4 to 17 times slower here (batch 8,
-        512 columns). For the TPU's fused attention, take
-        `attend(q, repeat(cat(past_k, k)), repeat(cat(past_v, v)), mask)`: the same from the same inputs.
+        With keys joined and repeated, as `attend_fused` has them, a CPU is 4 to 17 times slower here (batch 8,
+        512 columns).
         """
         groups = self.heads // self.kv_heads
         q = q.reshape(-1, self.kv_heads, groups, self.dim) * (1 / math.sqrt(self.dim))
@@ -200,6 +199,13 @@ class Layer(nn.Module):
         scores = torch.cat((torch.matmul(q, past_k.transpose(2, 3)), own), dim=-1)
         weights = functional.softmax(scores + mask, dim=-1)
         return torch.matmul(weights[..., :-1], past_v) + weights[..., -1:] * v
+
+    def attend_fused(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, past: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """The same from the same inputs, in the form that becomes the TPU's fused attention."""
+        k, v = (self.repeat(torch.cat((cache, new), dim=1)) for cache, new in zip(past, (k, v), strict=True))
+        return attend(q, k, v, mask)
 
 
 class Block(nn.Module):
@@ -220,15 +226,16 @@ class BlockCache(nn.Module):
     [B, L, kv heads, dim] -> hidden, and the new rows of k and v. The last mask column is the token itself.
     """
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, fused: bool) -> None:
         super().__init__()
         self.layer = layer
+        self.attend = layer.attend_fused if fused else layer.attend_cached
 
     def forward(
         self, hidden: Tensor, position_ids: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.layer.qkv(hidden, position_ids)
-        attention = self.layer.attend_cached(q, k, v, mask, (past_k, past_v))
+        attention = self.attend(q, k, v, mask, (past_k, past_v))
         return self.layer.finish(hidden, attention), k, v
 
 
@@ -254,8 +261,29 @@ class LmHead(nn.Module):
         return torch.matmul(self.norm(hidden), self.weight.t())
 
 
+class GreedyHead(nn.Module):
+    """logits [B, vocabulary] -> token int32 [B, 1], the likeliest."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return torch.topk(logits, 1)[1].int()
+
+
+class Sizes(NamedTuple):
+    """What static nets are compiled for.
+
+    Attributes:
+        batch: sequences that are decoded together; a prompt is prefilled alone.
+        seq_length: tokens of a prompt and columns of the cache.
+        vision_seq_length: patches of one temporal grid.
+    """
+
+    batch: int
+    seq_length: int
+    vision_seq_length: int
+
+
 class Net(NamedTuple):
-    """One graph to export: example inputs by name, and each tensor's dynamic axes."""
+    """One graph to export: example inputs by name, and each tensor's dynamic axes (none: it is static)."""
 
     name: str
     module: nn.Module
@@ -264,12 +292,21 @@ class Net(NamedTuple):
     axes: dict[str, dict[int, str]]
 
 
-def cut(model: Any, processor: Mapping[str, Any]) -> Iterator[Net]:
-    """The nets of an fp32 model in evaluation mode; `processor`: fields of preprocessor_config.json."""
+def cut(model: Any, processor: Mapping[str, Any], sizes: Sizes | None = None) -> Iterator[Net]:
+    """The nets of an fp32 model in evaluation mode: with dynamic axes for a CPU, or of `sizes` for a TPU.
+
+    `processor`: fields of preprocessor_config.json.
+    """
+    for net in _nets(model, processor, sizes):
+        yield net if sizes is None else net._replace(axes={})
+
+
+def _nets(model: Any, processor: Mapping[str, Any], sizes: Sizes | None) -> Iterator[Net]:
     text, spec = model.model.language_model, model.config.text_config
     hidden, kv_heads = spec.hidden_size, spec.num_key_value_heads
     dim = hidden // spec.num_attention_heads
-    batch, length, past, patches = 2, 3, 5, 8
+    batch, length, patches = sizes or Sizes(2, 5, 8)
+    prompts = 1 if sizes else batch
     vit = Vit(
         model.model.visual, processor["rescale_factor"], processor["image_mean"], processor["image_std"]
     )
@@ -279,9 +316,9 @@ def cut(model: Any, processor: Mapping[str, Any]) -> Iterator[Net]:
          "pos_ids": torch.zeros(patches, 2, dtype=torch.int32), "mask": torch.zeros(1, patches, patches)},
         ("embeds",), {"pixels": {0: "N"}, "pos_ids": {0: "N"}, "mask": {1: "N", 2: "N"}, "embeds": {0: "M"}},
     )
+    embedding = Embedding(text.embed_tokens.weight)
     yield Net(
-        "embedding", Embedding(text.embed_tokens.weight),
-        {"input_ids": torch.zeros(batch, length, dtype=torch.int32)},
+        "embedding", embedding, {"input_ids": torch.zeros(prompts, length, dtype=torch.int32)},
         ("hidden",), {name: {0: "B", 1: "S"} for name in ("input_ids", "hidden")},
     )
     rotary = Rotary(text.rotary_emb, spec.max_position_embeddings)
@@ -289,19 +326,19 @@ def cut(model: Any, processor: Mapping[str, Any]) -> Iterator[Net]:
         layer = Layer(source, rotary)
         yield Net(
             f"block_{index}", Block(layer),
-            {"hidden": torch.zeros(batch, length, hidden),
-             "position_ids": torch.zeros(3, batch, length, dtype=torch.int32),
-             "mask": torch.zeros(batch, 1, length, length)},
+            {"hidden": torch.zeros(prompts, length, hidden),
+             "position_ids": torch.zeros(3, prompts, length, dtype=torch.int32),
+             "mask": torch.zeros(prompts, 1, length, length)},
             ("hidden_out", "k", "v"),
             {"position_ids": {1: "B", 2: "S"}, "mask": {0: "B", 2: "S", 3: "S"},
              **{name: {0: "B", 1: "S"} for name in ("hidden", "hidden_out", "k", "v")}},
         )
-        row = torch.zeros(batch, past, kv_heads, dim)
+        row = torch.zeros(batch, length, kv_heads, dim)
         yield Net(
-            f"block_cache_{index}", BlockCache(layer),
+            f"block_cache_{index}", BlockCache(layer, fused=sizes is not None),
             {"hidden": torch.zeros(batch, 1, hidden),
              "position_ids": torch.zeros(3, batch, 1, dtype=torch.int32),
-             "mask": torch.zeros(batch, 1, 1, past + 1), "past_k": row, "past_v": row.clone()},
+             "mask": torch.zeros(batch, 1, 1, length + 1), "past_k": row, "past_v": row.clone()},
             ("hidden_out", "k", "v"),
             {"position_ids": {1: "B"}, "mask": {0: "B", 3: "L1"}, "past_k": {0: "B", 1: "L"},
              "past_v": {0: "B", 1: "L"}, **{name: {0: "B"} for name in ("hidden", "hidden_out", "k", "v")}},
@@ -310,3 +347,7 @@ def cut(model: Any, processor: Mapping[str, Any]) -> Iterator[Net]:
         "lm_head", LmHead(text.norm, model.lm_head.weight), {"hidden": torch.zeros(batch, hidden)},
         ("logits",), {"hidden": {0: "B"}, "logits": {0: "B"}},
     )
+    if sizes:  # a net has one shape on a TPU, and its host leaves what it can to it
+        ids = torch.zeros(batch, 1, dtype=torch.int32)
+        yield Net("embedding_cache", embedding, {"input_ids": ids}, ("hidden",), {})
+        yield Net("greedy_head", GreedyHead(), {"logits": torch.zeros(batch, spec.vocab_size)}, ("token",), {})

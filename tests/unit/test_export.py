@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import onnx
 import pytest
 import torch
-from qwen2vl import random_model
+from qwen2vl import ROOT, random_model
 from sailq.worker.engine.model import ModelSpec
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -54,3 +57,22 @@ def test_each_weight_is_stored_once() -> None:
     weights = sum(parameter.numel() for parameter in model.parameters())
     tables = ModelSpec.load(directory).context * D
     assert (directory / "onnx/weights.bin").stat().st_size < 4 * (weights + tables) * 1.02
+
+
+def test_static_nets_have_one_shape_and_no_other_axes(tmp_path: Path) -> None:
+    script = ROOT / "deploy/models/export_onnx.py"
+    sizes = ["--seq_length", "32", "--vision_seq_length", "8"]
+    command = [sys.executable, str(script), "--model_path", str(random_model()), "--out", str(tmp_path), *sizes]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    expected = {
+        "vit": [[8, 1176], [8, 2], [1, 8, 8]],
+        "embedding": [[1, 32]],
+        "embedding_cache": [[1, 1]],
+        "block_1": [[1, 32, H], [3, 1, 32], [1, 1, 32, 32]],
+        "block_cache_1": [[1, 1, H], [3, 1, 1], [1, 1, 1, 33], [1, 32, KV, D], [1, 32, KV, D]],
+        "lm_head": [[1, H]],
+        "greedy_head": [[1, V]],
+    }
+    for name, shapes in expected.items():
+        model = onnx.load(tmp_path / f"{name}.onnx", load_external_data=False)
+        assert list(_shapes(list(model.graph.input)).values()) == shapes, name

@@ -14,6 +14,7 @@ import onnxruntime
 from ...shared.errors import Unsupported
 from ..engine.model import ModelSpec
 from .base import Bytes, Float, Int
+from .checks import check_pixels, check_tokens, check_vision, require
 from .inputs import causal_mask, grid_positions, past_mask
 
 MAX_CONTEXT = 8192
@@ -48,23 +49,19 @@ class OnnxRunner:
     def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
         """One call for each temporal grid, because patches attend within their own only."""
         t, h, w = grid
-        size = 3 * self._spec.temporal_patch_size * self._spec.patch_size**2
-        _require(pixels.dtype == np.uint8 and pixels.shape == (t * h * w, size), "pixels do not fit the grid")
-        _require(0 < h * w <= self.max_patches, f"{h * w} patches; at most {self.max_patches} fit")
+        check_pixels(self._spec, pixels, grid, self.max_patches)
         positions, mask = grid_positions(h, w, self._spec.merge_size), np.zeros((1, h * w, h * w), np.float32)
-        grids = pixels.reshape(t, h * w, size).astype(np.float32)
+        grids = pixels.reshape(t, h * w, -1).astype(np.float32)
         feeds = {"pos_ids": positions, "mask": mask}
         return np.concatenate([self._vit.run(None, {"pixels": one, **feeds})[0] for one in grids])
 
     def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Float:
         """See `base.Runner.prefill`; runs at the prompt's own length."""
         length = len(tokens)
-        _require(0 <= slot < self.slots, f"there is no slot {slot}")
-        _require(0 < length < self.context, f"a prompt of {length} tokens does not fit")
-        self._check_tokens(tokens, positions)
-        _require(vision.dtype == np.float32, "vision embeddings are float32")
-        _require(vision.shape == (len(places), self.hidden), "the vision embeddings do not fit their places")
-        _require(np.isin(places, np.arange(length)).all(), "a vision token has no place in the prompt")
+        require(0 <= slot < self.slots, f"there is no slot {slot}")
+        require(0 < length < self.context, f"a prompt of {length} tokens does not fit")
+        check_tokens(self._spec, tokens, positions)
+        check_vision(self._spec, length, vision, places)
         self._lengths[slot] = 0
         self._fit(length + 1)
         hidden = self._embedding.run(None, {"input_ids": tokens[None]})[0]
@@ -80,12 +77,12 @@ class OnnxRunner:
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Float:
         """See `base.Runner.decode`; rows of slots that take no part are computed too, and dropped."""
         rows = np.array(slots, np.int32)
-        _require(len(set(slots)) == len(slots) > 0, "slots are distinct, and at least one")
-        _require(rows.min() >= 0 and rows.max() < self.slots, "there is no such slot")
+        require(len(set(slots)) == len(slots) > 0, "slots are distinct, and at least one")
+        require(rows.min() >= 0 and rows.max() < self.slots, "there is no such slot")
         lengths = self._lengths[rows]
-        _require(lengths.min() > 0 and lengths.max() < self.context, "a slot is empty or full")
-        self._check_tokens(tokens, positions)
-        _require(len(tokens) == len(rows), "one token a slot")
+        require(lengths.min() > 0 and lengths.max() < self.context, "a slot is empty or full")
+        check_tokens(self._spec, tokens, positions)
+        require(len(tokens) == len(rows), "one token a slot")
         self._fit(int(lengths.max()) + 1)
         batch, columns = int(rows.max()) + 1, self._cache.shape[3]
         ids, places = np.zeros((batch, 1), np.int32), np.zeros((3, batch, 1), np.int32)
@@ -119,13 +116,6 @@ class OnnxRunner:
             cache[:, :, :, :used] = self._cache[:, :, :, :used]
             self._cache = cache
 
-    def _check_tokens(self, tokens: Int, positions: Int) -> None:
-        _require(tokens.dtype == np.int32 and tokens.ndim == 1, "tokens are int32 [n]")
-        _require(positions.dtype == np.int32 and positions.ndim == 2, "positions are int32 [3, n]")
-        _require(positions.shape == (3, len(tokens)), "three positions a token")
-        _require(tokens.min() >= 0 and tokens.max() < self._spec.vocab_size, "no such token")
-        _require(positions.min() >= 0 and positions.max() < self._spec.context, "no such position")
-
     def _check_nets(self) -> None:
         """The nets are those of the configuration."""
         spec = self._spec
@@ -157,8 +147,3 @@ class _Loader:
             return onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises types of its own for each cause
             raise Unsupported(f"{path} cannot be loaded: {error}") from None
-
-
-def _require(condition: bool | np.bool_, complaint: str) -> None:
-    if not condition:
-        raise ValueError(complaint)

@@ -1,0 +1,37 @@
+"""What every runner checks before it touches its device. ValueError: the caller broke the contract."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..engine.model import ModelSpec
+from .base import Bytes, Float, Int
+
+
+def require(condition: bool | np.bool_, complaint: str) -> None:
+    if not condition:
+        raise ValueError(complaint)
+
+
+def check_tokens(spec: ModelSpec, tokens: Int, positions: Int) -> None:
+    """int32 [n], each in the vocabulary, and int32 [3, n], each in the rotary table."""
+    require(tokens.dtype == np.int32 and tokens.ndim == 1, "tokens are int32 [n]")
+    require(positions.dtype == np.int32 and positions.ndim == 2, "positions are int32 [3, n]")
+    require(positions.shape == (3, len(tokens)), "three positions a token")
+    require(tokens.min() >= 0 and tokens.max() < spec.vocab_size, "no such token")
+    require(positions.min() >= 0 and positions.max() < spec.context, "no such position")
+
+
+def check_vision(spec: ModelSpec, length: int, vision: Float, places: Int) -> None:
+    """float32 [V, H], one row for each place in a prompt of `length` tokens."""
+    require(vision.dtype == np.float32, "vision embeddings are float32")
+    require(vision.shape == (len(places), spec.hidden_size), "the vision embeddings do not fit their places")
+    require(np.isin(places, np.arange(length)).all(), "a vision token has no place in the prompt")
+
+
+def check_pixels(spec: ModelSpec, pixels: Bytes, grid: tuple[int, int, int], most: int) -> None:
+    """uint8 [t·h·w, 1176], at most `most` patches in one temporal grid."""
+    t, h, w = grid
+    size = 3 * spec.temporal_patch_size * spec.patch_size**2
+    require(pixels.dtype == np.uint8 and pixels.shape == (t * h * w, size), "pixels do not fit the grid")
+    require(0 < h * w <= most, f"{h * w} patches; at most {most} fit")
