@@ -18,6 +18,11 @@ USAGE_ERROR = 2
 """Exit code for what is mended on the command line; every other failure is 1."""
 
 
+def exit_code(error: SailqError) -> int:
+    """What the command that `error` ended exits with."""
+    return USAGE_ERROR if isinstance(error, BadRequest | Unsupported) else FAILURE
+
+
 def main() -> None:
     """Entry point of the `sailq` script."""
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -30,4 +35,4 @@ def main() -> None:
         app()
     except SailqError as error:
         print(f"sailq: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR if isinstance(error, BadRequest | Unsupported) else FAILURE)
+        sys.exit(exit_code(error))

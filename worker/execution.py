@@ -60,9 +60,7 @@ class Executor:
             raise BadRequest(f"There is no job {job_id!r}: it expired, or nobody submitted it through sailq.")
         claimed_at = self._clock.now()
         try:
-            job = decode(Job, claim.request)
-            if job.id != job_id:
-                raise BadRequest("The job's record names another job.")
+            job = _read(claim.request, job_id)
         except SailqError as error:
             self.refuse(job_id, error, attempt=claim.attempt)
             return
@@ -77,7 +75,7 @@ class Executor:
             device=self._identity.device, model=self._engine.card.name, finished_at=self._clock.now(),
         )
         with suppress(SailqError):  # what is readable of the job is its owner's to have back
-            job = decode(Job, self._connection.hget(keys.job(job_id), "request") or b"")
+            job = _read(self._connection.hget(keys.job(job_id), "request") or b"", job_id)
             result = result.model_copy(update={
                 "conversation": job.conversation, "turn": job.turn, "metadata": job.metadata, "model": job.model,
             })
@@ -98,7 +96,6 @@ class Executor:
     def _run_claimed(self, job: Job, claim: Claim, claimed_at: float) -> None:
         timings = Timings(queue_wait=max(0.0, claimed_at - job.submitted_at))
         stream = Stream(job.id, claim.attempt)
-        outcome = None
         try:
             if claim.cancelled:
                 outcome = Outcome.unstarted("cancelled")
@@ -202,3 +199,11 @@ class Executor:
             tokens_per_second=rate, worker=self._identity.worker, device=self._identity.device,
             model=job.model, attempt=claim.attempt, metadata=job.metadata, finished_at=now,
         )
+
+
+def _read(record: bytes, job_id: str) -> Job:
+    """The job in a record; raises CodecError or BadRequest."""
+    job = decode(Job, record)
+    if job.id != job_id:
+        raise BadRequest("The job's record names another job.")
+    return job

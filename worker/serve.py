@@ -38,7 +38,7 @@ _log = logging.getLogger("sailq.worker")
 def serve(settings: Settings, *, slots: int, threads: int | None) -> None:
     """Loads the model once and serves its queue until SIGTERM or SIGINT.
 
-    `threads`: CPU threads of the runner, None for all cores. Raises Unsupported for an unknown model and
+    `threads`: CPU threads of the runner, None for as many as help it. Raises Unsupported for an unknown model and
     ServerUnavailable when the server does not answer at start; later it waits for the server to return.
     """
     model_dir = resolve(settings.model)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ...shared.main import FAILURE as FAILURE
+from ...shared.main import exit_code
+
 if TYPE_CHECKING:
     from ...shared.jobs import Result
     from ..client import Client
 
-FAILURE = 1
-USAGE = 2
 INTERRUPTED = 130
 
 
@@ -25,7 +26,7 @@ def command(as_json: bool = False) -> Iterator[None]:
 
     SIGTERM ends it as Ctrl-C does, so that nothing is left behind.
     """
-    from ...shared.errors import BadRequest, SailqError, Unsupported
+    from ...shared.errors import SailqError
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -34,7 +35,7 @@ def command(as_json: bool = False) -> Iterator[None]:
         if not as_json:
             raise  # the `sailq` script prints it
         print_json({"error": {"code": error.code, "message": str(error)}})
-        raise typer.Exit(USAGE if isinstance(error, BadRequest | Unsupported) else FAILURE) from None
+        raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
         print("\nsailq: interrupted", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
