@@ -6,7 +6,7 @@ BIN = .venv/bin
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
 
-.PHONY: demo test tpu figures lint clean
+.PHONY: demo test test-tpu test-tpu-full test-slow figures lint clean
 
 demo: .venv/demo  ## Caption rendered clips through a server and a worker of its own; see demo-out/report.html
 	$(BIN)/sailq demo --out demo-out
@@ -14,9 +14,14 @@ demo: .venv/demo  ## Caption rendered clips through a server and a worker of its
 test: .venv/dev  ## Static checks and all tests
 	$(BIN)/python -m pytest
 
-tpu: .venv/dev  ## Compile sailq-tiny for the BM1684X and run it on the emulator; needs Python 3.10
-	deploy/models/compile.sh --model_path worker/models/sailq-tiny --seq_length 128 --vision_seq_length 48
+test-tpu: .venv/dev  ## Compile sailq-tiny for the BM1684X and run it on that chip's emulator; needs Python 3.10
 	$(BIN)/python -m pytest -m tpu tests/emulator
+
+test-tpu-full: .venv/dev  ## The same with every prompt
+	$(BIN)/python -m pytest -m tpu tests/emulator --full
+
+test-slow: .venv/dev  ## Export a 2B-size checkpoint; 14 GB of disk
+	$(BIN)/python -m pytest -m slow tests
 
 figures: .venv/dev  ## The figures of the README, printed by the tests that hold them to their bounds
 	$(BIN)/python -m pytest --quiet --capture=no tests | grep --text "figure:"

@@ -1,63 +1,65 @@
 """Export a Qwen2-VL checkpoint as the ONNX nets that every runner drives.
 
-    python deploy/models/export_onnx.py --model_path DIR --out DIR/onnx [--opset 17]
-    python deploy/models/export_onnx.py --model_path DIR --out OUT --seq_length 512 --vision_seq_length 600
+    python deploy/models/export_onnx.py --model_path DIR --dynamic --out DIR/onnx
+    python deploy/models/export_onnx.py --model_path DIR --out OUT --seq_length 512 --vision_seq_length 600 --batch 4
 
-`--model_path` is a Hugging Face Qwen2-VL directory. `--out` gets `vit`, `embedding`, `block_i` (prefill),
-`block_cache_i` (decode) and `lm_head`, named and shaped as in sophon-demo, and one `weights.bin` that they
-share: each parameter once, fp32. Without lengths the axes are dynamic, for a CPU. With them they are static,
-for the TPU's compiler, and `embedding_cache` and `greedy_head` join; see `qwen2_vl_nets.Sizes`.
+`--out` gets `vit`, `embedding`, `block_i` (prefill), `block_cache_i` (decode) and `lm_head`, named and shaped as in
+sophon-demo, and one `weights.bin` that they share: each parameter once, fp32. With `--dynamic` the axes are open, for
+a CPU. Else they are static, for the TPU's compiler, and `embedding_cache`, `greedy_head` and `penalty_sample_head`
+join; see `qwen2_vl_layout.Sizes`. Any checkpoint of transformers' or the hub's needs little memory: the nets are
+traced without data, and the weights go through a slice at a time.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
+import os
+import re
+import shutil
+import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import onnx
 import torch
-from qwen2_vl_nets import Net, Sizes, cut
-from torch import Tensor
-from transformers import Qwen2VLForConditionalGeneration
+from checkpoint import Checkpoint, ExportError, locate
+from qwen2_vl_layout import Net, Sizes, cut
+from weights import WEIGHTS, WeightsFile
 
-WEIGHTS = "weights.bin"
-_ALIGN = 64
-_PROCESSOR = {  # transformers' defaults: CLIP's mean and standard deviation
-    "rescale_factor": 1 / 255,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
+_PARTIAL = ".partial"
+_NET = re.compile(r"(vit|embedding(_cache)?|block(_cache)?_\d+|lm_head|greedy_head|penalty_sample_head)(@\d+)?\.onnx")
 
 
-class Weights:
-    """The shared data file: each content is written once, whichever nets and names it has."""
+def export(model_path: Path, out: Path, sizes: Sizes | None, opset: int = 17) -> None:
+    """Export every net of the checkpoint in `model_path` into `out`; `sizes`: see `cut`.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._offsets: dict[bytes, int] = {}
+    What an earlier export left in `out` is replaced at the end, all of it: nets only fit their own weights.
 
-    def initializer(self, name: str, tensor: Tensor) -> onnx.TensorProto:
-        """An ONNX initializer of this name whose data lie in the file."""
-        data = tensor.detach().contiguous().numpy().tobytes()
-        digest = hashlib.blake2b(data).digest()
-        if digest not in self._offsets:
-            self._offsets[digest] = self._file.seek(-(-self._file.tell() // _ALIGN) * _ALIGN)
-            self._file.write(data)
-        proto = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=tensor.shape)
-        proto.data_location = onnx.TensorProto.EXTERNAL
-        for field, value in (
-            ("location", WEIGHTS), ("offset", self._offsets[digest]), ("length", len(data))
-        ):
-            proto.external_data.add(key=field, value=str(value))
-        return proto
+    Raises:
+        ExportError: the checkpoint cannot be exported, or not with these sizes.
+    """
+    checkpoint = Checkpoint(model_path)
+    if sizes:
+        merged = checkpoint.config.vision_config.spatial_merge_size**2
+        sizes.check(checkpoint.config.text_config.max_position_embeddings, merged)
+    nets = list(cut(checkpoint, sizes))
+    partial = out / _PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        with (partial / WEIGHTS).open("wb") as file:
+            weights = WeightsFile(file, checkpoint)
+            for number, net in enumerate(nets, 1):
+                print(f"[{number}/{len(nets)}] {net.name}", file=sys.stderr, flush=True)
+                export_net(net, weights, partial, opset)
+        _replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def export_net(net: Net, weights: Weights, out: Path, opset: int) -> None:
-    """Write `out/<name>.onnx`. The graph is traced without its parameters, which stay in `weights`."""
+def export_net(net: Net, weights: WeightsFile, out: Path, opset: int) -> None:
+    """Write `out/<name>.onnx`. The graph is traced without its parameters, whose data go to `weights`."""
     path = out / f"{net.name}.onnx"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecation, and its notes on traced shapes
@@ -65,50 +67,81 @@ def export_net(net: Net, weights: Weights, out: Path, opset: int) -> None:
             net.module.eval(), tuple(net.inputs.values()), path, input_names=list(net.inputs),
             output_names=list(net.outputs), dynamic_axes=net.axes or None, opset_version=opset, dynamo=False,
             export_params=False, do_constant_folding=False,
+            keep_initializers_as_inputs=True,  # else it would compare their data, and there are none
         )
     model = onnx.load(path)
-    tensors = dict(net.module.named_parameters()) | dict(net.module.named_buffers())
+    parameters = dict(net.module.named_parameters())
     kept = [value for value in model.graph.input if value.name in net.inputs]
     for value in model.graph.input:
         if value.name not in net.inputs:
-            model.graph.initializer.append(weights.initializer(value.name, tensors[value.name]))
+            model.graph.initializer.append(weights.initializer(value.name, parameters[value.name]))
     del model.graph.input[:]
     model.graph.input.extend(kept)
     onnx.save(model, path)
     onnx.checker.check_model(path)
 
 
-def export(model_path: Path, out: Path, opset: int = 17, sizes: Sizes | None = None) -> None:
-    """Export every net of the checkpoint in `model_path` into `out`; `sizes`: see `cut`."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = model_path / "preprocessor_config.json"
-    processor = _PROCESSOR | (json.loads(file.read_text("utf-8")) if file.exists() else {})
-    model = Qwen2VLForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32)
-    with (out / WEIGHTS).open("wb") as data:
-        weights = Weights(data)
-        for net in cut(model, processor, sizes):
-            export_net(net, weights, out, opset)
-            data.flush()
+def _replace(partial: Path, out: Path) -> None:
+    """Put a finished export in the place of an earlier one."""
+    for path in out.iterdir():
+        if _NET.fullmatch(path.name):
+            path.unlink()
+    for path in sorted(partial.iterdir(), reverse=True):  # the weights first
+        os.replace(path, out / path.name)
 
 
-def main() -> None:
+def main(command: Sequence[str] | None = None) -> int:
+    """Run a command line, by default the process's own; its exit code."""
+    arguments = _parser().parse_args(command)
+    try:
+        if arguments.num_threads < 1:
+            raise ExportError(f"--num_threads is {arguments.num_threads}, and must be at least 1.")
+        torch.set_num_threads(arguments.num_threads)
+        export(locate(arguments.model_path), arguments.out, _sizes(arguments), arguments.opset)
+    except (ExportError, OSError) as error:
+        print(f"export_onnx: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("export_onnx: interrupted; the directory is as it was before", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _sizes(arguments: argparse.Namespace) -> Sizes | None:
+    names = ("seq_length", "vision_seq_length", "batch", "prefill_lengths", "vision_lengths")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if not arguments.dynamic:
+        return Sizes(**given)
+    if given:
+        raise ExportError(f"--dynamic nets have no --{next(iter(given))}: they take any.")
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Export a Qwen2-VL checkpoint as ONNX nets.")
-    parser.add_argument("--model_path", type=Path, required=True, help="Hugging Face directory")
-    parser.add_argument("--out", type=Path, required=True, help="directory for the nets, e.g. DIR/onnx")
-    parser.add_argument("--opset", type=int, default=17, choices=range(13, 18), help="default: %(default)s")
-    parser.add_argument("--seq_length", type=int, help="static nets: tokens of the context")
-    parser.add_argument("--vision_seq_length", type=int, help="static nets: patches of one temporal grid")
-    parser.add_argument("--batch", type=int, default=1, help="static nets: slots; default: %(default)s")
-    arguments = parser.parse_args()
-    if (arguments.seq_length is None) != (arguments.vision_seq_length is None):
-        parser.error("--seq_length and --vision_seq_length go together")
-    sizes = None
-    if arguments.seq_length is not None:
-        sizes = Sizes(arguments.batch, arguments.seq_length, arguments.vision_seq_length)
-        if min(sizes) < 1 or sizes.vision_seq_length % 4:
-            parser.error("lengths are positive, and --vision_seq_length is a multiple of 4: patches merge by 2 x 2")
-    export(arguments.model_path, arguments.out, arguments.opset, sizes)
+    add, default = parser.add_argument, Sizes()
+    add("-m", "--model_path", default="Qwen/Qwen2-VL-7B-Instruct",
+        help="Hugging Face directory, or a model of its hub, fetched if need be; default: %(default)s")
+    add("--out", type=Path, required=True, help="directory for the nets, e.g. DIR/onnx; replaces an earlier export")
+    add("--dynamic", action="store_true", help="nets with open axes, for a CPU worker; without it: static, for a TPU")
+    add("-s", "--seq_length", type=int, help=f"tokens of the context; default: {default.seq_length}")
+    add("-vs", "--vision_seq_length", type=int, metavar="PATCHES",
+        help=f"most patches of one temporal grid; default: {default.vision_seq_length}")
+    add("--batch", type=int, metavar="SLOTS", help=f"slots that are decoded together; default: {default.batch}")
+    add("--prefill_lengths", type=lengths, metavar="N,N",
+        help="also embedding@N and block_i@N, for prompts of up to N tokens")
+    add("--vision_lengths", type=lengths, metavar="N,N", help="also vit@N, for temporal grids of up to N patches")
+    add("--opset", type=int, default=17, choices=range(13, 18), help="default: %(default)s")
+    add("-d", "--device", choices=("cpu", "cuda"), default="cpu",
+        help="taken for sophon-demo's sake, and without effect: no net is computed here, only traced")
+    add("-n", "--num_threads", type=int, default=1,
+        help="threads that convert and transpose weights; default: %(default)s")
+    return parser
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    return tuple(int(length) for length in text.split(","))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

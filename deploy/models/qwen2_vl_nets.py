@@ -1,4 +1,6 @@
-"""Qwen2-VL as the nets that are exported: small modules over a transformers checkpoint's own parameters.
+"""Qwen2-VL as the nets that are exported: small modules over the parameters of transformers' model.
+
+Built from a `Checkpoint.model`, they have no data: they are traced, never run.
 
 The forms are those that the TPU compiler fuses: attention as Permute, MatMul, Mul, Add, Softmax, MatMul,
 Permute on [batch, length, heads, dim], with Tile for grouped heads; rotary angles from tables, because a
@@ -8,12 +10,13 @@ half-precision angle of 1000 rad is off by half a radian.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from weights import Lazy
 
 MAX_GRID = 8192 // 14 + 1
 """Rows of the vision rotary table: patches along the longest side of a frame that may reach a worker."""
@@ -22,14 +25,15 @@ MAX_GRID = 8192 // 14 + 1
 class Linear(nn.Module):
     """y = x W + b with W stored [in, out], so that the graph needs no Transpose."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Lazy, bias: Lazy | None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight.t().contiguous(), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.weight, self.bias = weight, bias
 
     @classmethod
-    def of(cls, linear: Any) -> Linear:
-        return cls(linear.weight, linear.bias)
+    def of(cls, linear: Any, part: int = 0, parts: int = 1) -> Linear:
+        """torch's Linear, or one of equal parts of its outputs."""
+        bias = None if linear.bias is None else Lazy(linear.bias, lambda b: b.chunk(parts)[part])
+        return cls(Lazy(linear.weight, lambda w: w.chunk(parts)[part].t()), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = torch.matmul(x, self.weight)
@@ -65,8 +69,7 @@ class VisionBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = block.norm1, block.norm2
         attn = block.attn
-        weights, biases = attn.qkv.weight.chunk(3), attn.qkv.bias.chunk(3)
-        self.q, self.k, self.v = (Linear(w, b) for w, b in zip(weights, biases, strict=True))
+        self.q, self.k, self.v = (Linear.of(attn.qkv, part, 3) for part in range(3))
         self.proj = Linear.of(attn.proj)
         self.fc1, self.fc2, self.act = Linear.of(block.mlp.fc1), Linear.of(block.mlp.fc2), block.mlp.act
         self.heads, self.dim = attn.num_heads, attn.head_dim
@@ -95,10 +98,13 @@ class Vit(nn.Module):
         config = visual.config
         per_channel = config.temporal_patch_size * config.patch_size**2
         m, s = (torch.tensor(v, dtype=torch.float64).repeat_interleave(per_channel) for v in (mean, std))
-        weight = visual.patch_embed.proj.weight.flatten(1).double()
-        self.patch_embed = Linear((weight * (rescale / s)).float(), -(weight @ (m / s)).float())
+        weight = visual.patch_embed.proj.weight
+        self.patch_embed = Linear(
+            Lazy(weight, lambda w: (w.flatten(1).double() * (rescale / s).to(w.device)).float().t()),
+            Lazy(weight, lambda w: -(w.flatten(1).double() @ (m / s).to(w.device)).float()),
+        )
         angles = torch.outer(torch.arange(MAX_GRID).float(), visual.rotary_pos_emb.inv_freq)
-        self.cos, self.sin = nn.Buffer(angles.cos()), nn.Buffer(angles.sin())
+        self.cos, self.sin = Lazy(angles.cos()), Lazy(angles.sin())
         self.blocks = nn.ModuleList(VisionBlock(block) for block in visual.blocks)
         merger = visual.merger
         self.ln_q, self.merged = merger.ln_q, merger.hidden_size
@@ -119,23 +125,28 @@ class Vit(nn.Module):
 
 
 class Rotary(nn.Module):
-    """M-RoPE (Qwen2-VL, 2.1): each section of the frequencies turns with its own of three positions."""
+    """M-RoPE (Qwen2-VL, 2.1): each section of the frequencies turns with its own of three positions.
+
+    A position is below `context`: it never exceeds the number of the tokens before it.
+    """
 
     def __init__(self, rotary: Any, context: int) -> None:
         super().__init__()
         angles = torch.outer(torch.arange(context).float(), rotary.inv_freq)
         scale = rotary.attention_scaling
-        self.cos, self.sin = nn.Buffer(angles.cos() * scale), nn.Buffer(angles.sin() * scale)
+        self.cos, self.sin = Lazy(angles.cos() * scale), Lazy(angles.sin() * scale)
         self.sections = [int(size) for size in rotary.mrope_section]
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         return self._pick(self.cos, position_ids), self._pick(self.sin, position_ids)
 
     def _pick(self, table: Tensor, position_ids: Tensor) -> Tensor:
-        """table [context, dim / 2], position_ids [3, B, S] -> [B, S, 1, dim]."""
+        """table [context, dim / 2], position_ids [3, B, S] -> [B, S, 1, dim]. Gathered once: on a TPU each Gather has a
+        copy of its table."""
+        rows = functional.embedding(position_ids, table)
         parts, start = [], 0
         for index, size in enumerate(self.sections):
-            parts.append(functional.embedding(position_ids[index % 3], table)[..., start : start + size])
+            parts.append(rows[index % 3, ..., start : start + size])
             start += size
         return torch.cat(parts * 2, dim=-1).unsqueeze(2)
 
@@ -224,19 +235,25 @@ class Block(nn.Module):
 class BlockCache(nn.Module):
     """One token a row: hidden [B, 1, H], position_ids [3, B, 1], mask [B, 1, 1, L + 1], past_k, past_v
     [B, L, kv heads, dim] -> hidden, and the new rows of k and v. The last mask column is the token itself.
+
+    `slots`: how many outputs the rows of k, and those of v, come as, each [B / slots, 1, kv heads, dim]. With one
+    output a row, a runner passes that row's place in the cache as the output, and copies nothing.
     """
 
-    def __init__(self, layer: Layer, fused: bool) -> None:
+    def __init__(self, layer: Layer, fused: bool, slots: int = 1) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.slots = layer, slots
         self.attend = layer.attend_fused if fused else layer.attend_cached
 
     def forward(
         self, hidden: Tensor, position_ids: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         q, k, v = self.layer.qkv(hidden, position_ids)
         attention = self.attend(q, k, v, mask, (past_k, past_v))
-        return self.layer.finish(hidden, attention), k, v
+        return self.layer.finish(hidden, attention), *self._rows(k), *self._rows(v)
+
+    def _rows(self, kv: Tensor) -> tuple[Tensor, ...]:
+        return (kv,) if self.slots == 1 else kv.chunk(self.slots)
 
 
 class Embedding(nn.Module):
@@ -268,86 +285,26 @@ class GreedyHead(nn.Module):
         return torch.topk(logits, 1)[1].int()
 
 
-class Sizes(NamedTuple):
-    """What static nets are compiled for.
+class PenaltySampleHead(nn.Module):
+    """The likeliest tokens, and the probabilities to draw them with: sophon-demo's sampling.
 
-    Attributes:
-        batch: sequences that are decoded together; a prompt is prefilled alone.
-        seq_length: tokens of a prompt and columns of the cache.
-        vision_seq_length: patches of one temporal grid.
+    logits [B, vocabulary], input_ids int32 [B, L], and top_p, temperature, penalty [B, 1] -> probs, token int32
+    [B, 50], the likeliest first. `input_ids` are the tokens whose logits are penalised; a place that is not needed
+    repeats one of them. Of the tokens after the fifth, those beyond a cumulative probability of top_p get none.
     """
 
-    batch: int
-    seq_length: int
-    vision_seq_length: int
+    TOP_K = 50
+    KEPT = 5
 
-
-class Net(NamedTuple):
-    """One graph to export: example inputs by name, and each tensor's dynamic axes (none: it is static)."""
-
-    name: str
-    module: nn.Module
-    inputs: dict[str, Tensor]
-    outputs: tuple[str, ...]
-    axes: dict[str, dict[int, str]]
-
-
-def cut(model: Any, processor: Mapping[str, Any], sizes: Sizes | None = None) -> Iterator[Net]:
-    """The nets of an fp32 model in evaluation mode: with dynamic axes for a CPU, or of `sizes` for a TPU.
-
-    `processor`: fields of preprocessor_config.json.
-    """
-    for net in _nets(model, processor, sizes):
-        yield net if sizes is None else net._replace(axes={})
-
-
-def _nets(model: Any, processor: Mapping[str, Any], sizes: Sizes | None) -> Iterator[Net]:
-    text, spec = model.model.language_model, model.config.text_config
-    hidden, kv_heads = spec.hidden_size, spec.num_key_value_heads
-    dim = hidden // spec.num_attention_heads
-    batch, length, patches = sizes or Sizes(2, 5, 8)
-    prompts = 1 if sizes else batch
-    vit = Vit(
-        model.model.visual, processor["rescale_factor"], processor["image_mean"], processor["image_std"]
-    )
-    yield Net(
-        "vit", vit,
-        {"pixels": torch.zeros(patches, vit.patch_embed.weight.shape[0]),
-         "pos_ids": torch.zeros(patches, 2, dtype=torch.int32), "mask": torch.zeros(1, patches, patches)},
-        ("embeds",), {"pixels": {0: "N"}, "pos_ids": {0: "N"}, "mask": {1: "N", 2: "N"}, "embeds": {0: "M"}},
-    )
-    embedding = Embedding(text.embed_tokens.weight)
-    yield Net(
-        "embedding", embedding, {"input_ids": torch.zeros(prompts, length, dtype=torch.int32)},
-        ("hidden",), {name: {0: "B", 1: "S"} for name in ("input_ids", "hidden")},
-    )
-    rotary = Rotary(text.rotary_emb, spec.max_position_embeddings)
-    for index, source in enumerate(text.layers):
-        layer = Layer(source, rotary)
-        yield Net(
-            f"block_{index}", Block(layer),
-            {"hidden": torch.zeros(prompts, length, hidden),
-             "position_ids": torch.zeros(3, prompts, length, dtype=torch.int32),
-             "mask": torch.zeros(prompts, 1, length, length)},
-            ("hidden_out", "k", "v"),
-            {"position_ids": {1: "B", 2: "S"}, "mask": {0: "B", 2: "S", 3: "S"},
-             **{name: {0: "B", 1: "S"} for name in ("hidden", "hidden_out", "k", "v")}},
-        )
-        row = torch.zeros(batch, length, kv_heads, dim)
-        yield Net(
-            f"block_cache_{index}", BlockCache(layer, fused=sizes is not None),
-            {"hidden": torch.zeros(batch, 1, hidden),
-             "position_ids": torch.zeros(3, batch, 1, dtype=torch.int32),
-             "mask": torch.zeros(batch, 1, 1, length + 1), "past_k": row, "past_v": row.clone()},
-            ("hidden_out", "k", "v"),
-            {"position_ids": {1: "B"}, "mask": {0: "B", 3: "L1"}, "past_k": {0: "B", 1: "L"},
-             "past_v": {0: "B", 1: "L"}, **{name: {0: "B"} for name in ("hidden", "hidden_out", "k", "v")}},
-        )
-    yield Net(
-        "lm_head", LmHead(text.norm, model.lm_head.weight), {"hidden": torch.zeros(batch, hidden)},
-        ("logits",), {"hidden": {0: "B"}, "logits": {0: "B"}},
-    )
-    if sizes:  # a net has one shape on a TPU, and its host leaves what it can to it
-        ids = torch.zeros(batch, 1, dtype=torch.int32)
-        yield Net("embedding_cache", embedding, {"input_ids": ids}, ("hidden",), {})
-        yield Net("greedy_head", GreedyHead(), {"logits": torch.zeros(batch, spec.vocab_size)}, ("token",), {})
+    def forward(
+        self, logits: Tensor, input_ids: Tensor, top_p: Tensor, temperature: Tensor, penalty: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ids = input_ids.long()
+        seen = torch.gather(logits, 1, ids)
+        seen = torch.where(seen < 0, seen * penalty, seen / penalty)
+        scores, token = torch.topk(logits.scatter(1, ids, seen), self.TOP_K)
+        scores = scores / temperature
+        cumulative = functional.softmax(scores, dim=-1).cumsum(-1)
+        rest = torch.where(cumulative[:, self.KEPT :] < top_p, scores[:, self.KEPT :], -1000.0)
+        probs = functional.softmax(torch.cat((scores[:, : self.KEPT], rest), dim=-1), dim=-1)
+        return probs, token.int()

@@ -51,10 +51,10 @@ def random_model() -> Path:
 
 
 def export(directory: Path) -> None:
-    """Run the exporter's command line on a directory."""
+    """Run the exporter's command line on a directory: the nets of a CPU worker."""
     script = ROOT / "deploy/models/export_onnx.py"
-    command = [sys.executable, str(script), "--model_path", str(directory), "--out", str(directory / "onnx")]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    options = ["--dynamic", "--model_path", str(directory), "--out", str(directory / "onnx")]
+    subprocess.run([sys.executable, str(script), *options], check=True, capture_output=True, text=True)
 
 
 def image_patches(image: Frames) -> tuple[np.ndarray[Any, Any], list[int]]:

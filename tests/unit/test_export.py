@@ -1,18 +1,21 @@
-"""The exported nets: sophon-demo's names and layout, a fit opset, and weights once."""
+"""The exporter: names and layout of its nets, the checkpoints that it reads, and what it refuses."""
 
 from __future__ import annotations
 
+import filecmp
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
-from qwen2vl import ROOT, random_model
+from exporting import CONFIG, SMALL, checkpoints, exporter, hub_name, run, tensors, write
+from qwen2vl import random_model
+from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 H, V, KV, D = 256, 896, 1, 128
 LAYOUT = {
@@ -37,6 +40,32 @@ def _shapes(values: list[onnx.ValueInfoProto]) -> dict[str, list[str | int]]:
     }
 
 
+def _graph(path: Path) -> Any:
+    return onnx.load(path, load_external_data=False).graph
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    """float16 tensors of `CONFIG`'s model, by transformers 5's names."""
+    torch.manual_seed(3)
+    return tensors(Qwen2VLForConditionalGeneration(Qwen2VLConfig(**CONFIG)).half())
+
+
+@pytest.fixture(scope="module")
+def exported(weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The static nets of that model, from a checkpoint as the hub has it."""
+    folder = tmp_path_factory.mktemp("exported")
+    assert run(write(folder / "model", CONFIG, weights), folder / "onnx", *SMALL) == 0
+    return folder / "onnx"
+
+
+def _same(one: Path, other: Path) -> bool:
+    names = sorted(path.name for path in one.iterdir())
+    return names == sorted(path.name for path in other.iterdir()) and all(
+        filecmp.cmp(one / name, other / name, shallow=False) for name in names
+    )
+
+
 @pytest.mark.parametrize("name", LAYOUT)
 def test_names_and_shapes(name: str) -> None:
     model = onnx.load(random_model() / f"onnx/{name}.onnx", load_external_data=False)
@@ -59,11 +88,18 @@ def test_each_weight_is_stored_once() -> None:
     assert (directory / "onnx/weights.bin").stat().st_size < 4 * (weights + tables) * 1.02
 
 
+def test_the_shipped_nets_are_what_the_exporter_makes(tmp_path: Path) -> None:
+    shipped = resolve("sailq-tiny")
+    assert run(shipped, tmp_path, "--dynamic") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(p.name for p in (shipped / "onnx").iterdir())
+    for path in tmp_path.glob("*.onnx"):
+        assert filecmp.cmp(path, shipped / "onnx" / path.name, shallow=False), path.name
+    made, there = (np.fromfile(folder / "weights.bin", np.float32) for folder in (tmp_path, shipped / "onnx"))
+    np.testing.assert_allclose(made, there, rtol=1e-6, atol=1e-6)  # processors differ in a sine's last bit
+
+
 def test_static_nets_have_one_shape_and_no_other_axes(tmp_path: Path) -> None:
-    script = ROOT / "deploy/models/export_onnx.py"
-    sizes = ["--seq_length", "32", "--vision_seq_length", "8"]
-    command = [sys.executable, str(script), "--model_path", str(random_model()), "--out", str(tmp_path), *sizes]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    assert run(random_model(), tmp_path, "--seq_length", "32", "--vision_seq_length", "8") == 0
     expected = {
         "vit": [[8, 1176], [8, 2], [1, 8, 8]],
         "embedding": [[1, 32]],
@@ -72,7 +108,205 @@ def test_static_nets_have_one_shape_and_no_other_axes(tmp_path: Path) -> None:
         "block_cache_1": [[1, 1, H], [3, 1, 1], [1, 1, 1, 33], [1, 32, KV, D], [1, 32, KV, D]],
         "lm_head": [[1, H]],
         "greedy_head": [[1, V]],
+        "penalty_sample_head": [[1, V], [1, 32], [1, 1], [1, 1], [1, 1]],
     }
     for name, shapes in expected.items():
-        model = onnx.load(tmp_path / f"{name}.onnx", load_external_data=False)
-        assert list(_shapes(list(model.graph.input)).values()) == shapes, name
+        assert list(_shapes(_graph(tmp_path / f"{name}.onnx").input).values()) == shapes, name
+    assert list(_shapes(_graph(tmp_path / "block_cache_1.onnx").output)) == ["hidden_out", "k", "v"]
+
+
+def test_batched_nets_give_each_slot_its_own_rows_and_shorter_ones_join(tmp_path: Path) -> None:
+    options = ["--batch", "3", "--prefill_lengths", "8,16", "--vision_lengths", "4"]
+    assert run(random_model(), tmp_path, "--seq_length", "32", "--vision_seq_length", "8", *options) == 0
+    names = {path.stem for path in tmp_path.glob("*.onnx")}
+    assert {"vit@4", "embedding@8", "embedding@16", "block_0@8", "block_1@16"} < names
+    assert not [name for name in names if "cache" in name and "@" in name]
+    cache = _graph(tmp_path / "block_cache_1.onnx")
+    row = [1, 1, KV, D]
+    assert list(_shapes(cache.input).values()) == [[3, 1, H], [3, 3, 1], [3, 1, 1, 33], [3, 32, KV, D], [3, 32, KV, D]]
+    rows = {f"{kind}_{slot}": row for kind in "kv" for slot in range(3)}
+    assert _shapes(cache.output) == {"hidden_out": [3, 1, H], **rows}
+    assert list(_shapes(cache.output)) == ["hidden_out", *rows]
+    for name, shape in {"embedding_cache": [3, 1], "lm_head": [3, H], "greedy_head": [3, V], "embedding@8": [1, 8],
+                        "block_0@16": [1, 16, H], "vit@4": [4, 1176]}.items():
+        assert next(iter(_shapes(_graph(tmp_path / f"{name}.onnx").input).values())) == shape, name
+    heads = _graph(tmp_path / "penalty_sample_head.onnx")
+    assert [[o.name, o.type.tensor_type.elem_type] for o in heads.output] == [["probs", 1], ["token", 6]]
+    assert list(_shapes(heads.output).values()) == [[3, 50], [3, 50]]
+    places = [[entry.value for entry in one.external_data] for net in ("block_1", "block_1@8", "block_cache_1")
+              for one in _graph(tmp_path / f"{net}.onnx").initializer if one.name == "layer.q.weight"]
+    assert len(places) == 3 and places[0] == places[1] == places[2]
+
+
+@pytest.mark.parametrize(("named", "shards"), [(hub_name, 3), (str, 1), (str, 2)], ids=["hub-3", "v5", "v5-2"])
+def test_names_and_files_of_a_checkpoint_do_not_matter(
+    named: Any, shards: int, exported: Path, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    model = write(tmp_path / "model", CONFIG, weights, named=named, shards=shards)
+    assert run(model, tmp_path / "onnx", *SMALL) == 0
+    assert _same(exported, tmp_path / "onnx")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_are_raised_to_float32(dtype: torch.dtype, weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    model = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    assert run(write(tmp_path / "model", CONFIG, model), tmp_path / "onnx", *SMALL, "--opset", "13") == 0
+    net = onnx.load(tmp_path / "onnx/block_0.onnx")
+    found = {one.name: onnx.numpy_helper.to_array(one) for one in net.graph.initializer}
+    expected = model["model.language_model.layers.0.mlp.down_proj.weight"].float().numpy().T
+    assert np.array_equal(found["layer.down.weight"], expected)
+    assert [(entry.domain, entry.version) for entry in net.opset_import] == [("", 13)]
+
+
+def test_an_untied_head_has_weights_of_its_own(
+    exported: Path, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    untied = CONFIG | {"tie_word_embeddings": False}
+    head = {"lm_head.weight": torch.randn(96, 256).half()}
+    assert run(write(tmp_path / "model", untied, weights | head), tmp_path / "onnx", *SMALL) == 0
+    more = [(folder / "weights.bin").stat().st_size for folder in (tmp_path / "onnx", exported)]
+    assert more[0] - more[1] == 4 * 96 * 256
+    net = onnx.load(tmp_path / "onnx/lm_head.onnx")
+    found = {one.name: onnx.numpy_helper.to_array(one) for one in net.graph.initializer}
+    assert np.array_equal(found["weight"], head["lm_head.weight"].float().numpy())
+    # A tied checkpoint may store its head all the same: the embedding counts, as in transformers.
+    assert run(write(tmp_path / "both", CONFIG, weights | head), tmp_path / "tied", *SMALL) == 0
+    assert _same(exported, tmp_path / "tied")
+
+
+def test_an_earlier_export_is_replaced_whole(weights: dict[str, torch.Tensor], exported: Path, tmp_path: Path) -> None:
+    model, out = write(tmp_path / "model", CONFIG, weights), tmp_path / "onnx"
+    assert run(model, out, *SMALL, "--prefill_lengths", "4") == 0 and (out / "block_0@4.onnx").is_file()
+    (out / "notes.txt").write_text("mine")
+    assert run(model, out, *SMALL) == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    assert _same(exported, out)
+
+
+def test_an_interrupted_export_leaves_the_directory_as_it_was(
+    weights: dict[str, torch.Tensor], exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out, fresh = write(tmp_path / "model", CONFIG, weights), tmp_path / "onnx", tmp_path / "fresh"
+    assert run(model, out, *SMALL) == 0
+    export_net = exporter.export_net
+
+    def interrupted(net: Any, *rest: Any) -> None:
+        export_net(net, *rest)
+        if net.name == "block_0":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporter, "export_net", interrupted)
+    for directory in (out, fresh):
+        assert run(model, directory, *SMALL, "--batch", "2") == 130
+    assert _same(exported, out) and not list(fresh.iterdir())
+
+
+def test_a_model_of_the_hub_is_fetched(
+    weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = write(tmp_path / "model", CONFIG, weights)
+    cached = {"Qwen/Qwen2-VL-2B-Instruct": str(model)}
+    monkeypatch.setattr(checkpoints, "snapshot_download", lambda name, **_: cached[name])
+    assert run(Path("Qwen/Qwen2-VL-2B-Instruct"), tmp_path / "onnx", *SMALL) == 0
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise OSError("no connection\nmore about it")
+
+    monkeypatch.setattr(checkpoints, "snapshot_download", offline)
+    capsys.readouterr()
+    assert run(Path("Qwen/none"), tmp_path / "none", *SMALL) == 1
+    assert capsys.readouterr().err == (
+        "export_onnx: Qwen/none is no directory, and cannot be had from the hub: no connection\n"
+    )
+
+
+Q = "model.language_model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "complaint"),
+    [
+        ({"model_type": "llama"}, {}, "holds a 'llama' model; only qwen2_vl"),
+        ({"num_attention_heads": 3}, {}, "config.json is not understood: hidden_size must be divisible"),
+        ({"hidden_size": "wide"}, {}, "config.json is not understood"),
+        ({}, {Q: None}, "lacks the tensor model.layers.0.self_attn.q_proj.weight"),
+        ({"tie_word_embeddings": False}, {}, "lacks the tensor lm_head.weight"),
+        ({}, {Q: torch.zeros(256, 255)}, "has the shape [256, 255]; config.json says [256, 256]"),
+        ({}, {Q: torch.zeros(256, 256, dtype=torch.int8)}, "is I8; only"),
+    ],
+)
+def test_checkpoints_that_are_not_whole_are_refused(
+    config: dict[str, Any], change: dict[str, Any], complaint: str, weights: dict[str, torch.Tensor], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept = {name: tensor for name, tensor in (weights | change).items() if tensor is not None}
+    assert run(write(tmp_path / "model", CONFIG | config, kept), tmp_path / "onnx", *SMALL) == 1
+    error = capsys.readouterr().err
+    assert complaint in error and error.startswith("export_onnx: ") and error.count("\n") == 1
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_files_that_are_missing_or_broken_are_refused(
+    weights: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+
+    def complaint() -> str:
+        assert run(model, tmp_path / "onnx", *SMALL) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("export_onnx: ") and error.count("\n") == 1
+        return error
+
+    assert "There is no directory" in complaint()
+    model.mkdir()
+    assert "holds no config.json" in complaint()
+    (model / "config.json").write_text("{")
+    assert "config.json cannot be read" in complaint()
+    (model / "config.json").write_text(json.dumps(CONFIG))
+    assert "holds neither model.safetensors nor" in complaint()
+    write(model, CONFIG, weights, shards=2)
+    second = model / "model-00002-of-00002.safetensors"
+    second.write_bytes(second.read_bytes()[:-1000])
+    assert "model-00002-of-00002.safetensors cannot be read" in complaint()
+    second.unlink()
+    assert "model-00002-of-00002.safetensors is missing" in complaint()
+    write(model, CONFIG, weights)
+    (tmp_path / "onnx").write_text("a file")
+    assert "onnx" in complaint()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--seq_length", "65"], "this model takes 2 to 64"),
+        (["--seq_length", "0"], "this model takes 2 to 64"),
+        (["--vision_seq_length", "10"], "10 patches make no grid"),
+        (["--vision_lengths", "4,0"], "0 patches make no grid"),
+        (["--vision_lengths", "8"], "between 0 and 8"),
+        (["--prefill_lengths", "12"], "between 0 and 12"),
+        (["--prefill_lengths", "4,4"], "each is to differ"),
+        (["--batch", "0"], "must be at least 1"),
+        (["--num_threads", "0"], "must be at least 1"),
+        (["--dynamic"], "take any"),
+    ],
+)
+def test_lengths_that_make_no_sense_are_refused(
+    options: list[str], complaint: str, weights: dict[str, torch.Tensor], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(write(tmp_path / "model", CONFIG, weights), tmp_path / "onnx", *SMALL, *options) == 1
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_the_defaults_are_sophon_demos() -> None:
+    arguments = vars(exporter._parser().parse_args(["--out", "out"]))
+    assert (arguments["model_path"], arguments["device"]) == ("Qwen/Qwen2-VL-7B-Instruct", "cpu")
+    sizes = exporter._sizes(exporter._parser().parse_args(["--out", "out"]))
+    assert (sizes.seq_length, sizes.vision_seq_length, sizes.batch, arguments["num_threads"]) == (512, 1024, 1, 1)
+    options = {"-m": "DIR", "-d": "cuda", "-s": "128", "-vs": "256", "-n": "2", "--out": "out"}
+    short = exporter._parser().parse_args([word for option in options.items() for word in option])
+    assert (short.model_path, short.seq_length, short.vision_seq_length, short.num_threads) == ("DIR", 128, 256, 2)

@@ -1,0 +1,143 @@
+"""A Qwen2-VL checkpoint on disk: transformers' model of it without data, and its tensors as views of their files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding, Qwen2VLVisionRotaryEmbedding
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = {"F16", "BF16", "F32"}
+_RENAMED = (("model.language_model.", "model."), ("model.visual.", "visual."))
+"""Prefixes: transformers 5's, and those that the hub's checkpoints have."""
+_PROCESSOR: dict[str, Any] = {  # transformers' defaults: CLIP's mean and standard deviation
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+class ExportError(Exception):
+    """What keeps a checkpoint from being exported, in one sentence for whoever asked for it."""
+
+
+def locate(model_path: str) -> Path:
+    """A directory as it is; the local copy of a model on the Hugging Face hub, fetched where it is not complete."""
+    directory = Path(model_path)
+    if directory.is_dir():
+        return directory
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_path):
+        raise ExportError(f"There is no directory {model_path}.")
+    try:
+        return Path(snapshot_download(model_path, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        cause = str(error).strip().partition("\n")[0]
+        raise ExportError(f"{model_path} is no directory, and cannot be had from the hub: {cause}") from None
+
+
+class Checkpoint:
+    """A directory with config.json and one or several safetensors files.
+
+    Attributes:
+        config: a Qwen2VLConfig; tied embeddings are its `tie_word_embeddings`.
+        processor: fields of preprocessor_config.json, with transformers' defaults.
+        model: a Qwen2VLForConditionalGeneration whose parameters lie on the `meta` device: they have names and
+            shapes but no data, which `tensor` reads. Its rotary embeddings are real.
+
+    Raises:
+        ExportError: a file or a tensor is missing, or is not what config.json says.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.model = _skeleton(directory)
+        self.config = self.model.config
+        self.processor = _PROCESSOR | (_json(directory / "preprocessor_config.json") or {})
+        self._places = self._find(directory)
+
+    def tensor(self, parameter: Tensor) -> Tensor:
+        """A parameter's data, in the dtype that the file has: a view of the file, of which only what is used is read.
+
+        The memory of what was read is free again when the view is.
+        """
+        path, name = self._places[parameter]
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    def _find(self, directory: Path) -> dict[Tensor, tuple[Path, str]]:
+        """(file, name) of each of the model's parameters."""
+        stored = {}
+        for path in _files(directory):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for name in file.keys():  # noqa: SIM118 (it is no dict)
+                        part = file.get_slice(name)
+                        stored[name] = (path, part.get_dtype(), part.get_shape())
+            except (OSError, SafetensorError) as error:
+                raise ExportError(f"{path} cannot be read: {error}") from None
+        places = {}
+        for name, parameter in self.model.named_parameters():
+            names = [name, *(name.replace(new, old, 1) for new, old in _RENAMED if name.startswith(new))]
+            found = next((name for name in names if name in stored), None)
+            if found is None:
+                raise ExportError(f"{directory} lacks the tensor {names[-1]}, which its config.json calls for.")
+            path, dtype, shape = stored[found]
+            if shape != list(parameter.shape):
+                raise ExportError(f"{found} in {path} has the shape {shape}; config.json says {list(parameter.shape)}.")
+            if dtype not in _DTYPES:
+                raise ExportError(f"{found} in {path} is {dtype}; only float16, bfloat16 and float32 are exported.")
+            places[parameter] = (path, found)
+        return places
+
+
+def _skeleton(directory: Path) -> Any:
+    """transformers' model of a directory's config.json: parameters without data, float32, and real rotary angles."""
+    fields = _json(directory / "config.json")
+    if fields is None:
+        raise ExportError(f"{directory} holds no config.json.")
+    if fields.get("model_type") != "qwen2_vl":
+        raise ExportError(f"{directory} holds a {fields.get('model_type')!r} model; only qwen2_vl is exported.")
+    try:
+        config: Any = Qwen2VLConfig.from_dict(fields)
+        with torch.device("meta"):
+            model: Any = Qwen2VLForConditionalGeneration(config)
+        model.model.language_model.rotary_emb = Qwen2VLRotaryEmbedding(config.text_config)
+        model.model.visual.rotary_pos_emb = Qwen2VLVisionRotaryEmbedding(config.vision_config)
+    except Exception as error:  # each field has validators of its own
+        cause = " ".join(str(error).split())
+        raise ExportError(f"{directory}/config.json is not understood: {cause}") from None
+    return model.eval().float()
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no file."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise ExportError(f"{path} does not hold a JSON object.")
+    return value
+
+
+def _files(directory: Path) -> list[Path]:
+    if (directory / _SINGLE).is_file():
+        return [directory / _SINGLE]
+    index = _json(directory / _INDEX)
+    if index is None:
+        raise ExportError(f"{directory} holds neither {_SINGLE} nor {_INDEX}.")
+    paths = [directory / name for name in sorted(set(index.get("weight_map", {}).values()))]
+    for path in paths:
+        if not path.is_file():
+            raise ExportError(f"{path} is missing; {_INDEX} names it.")
+    return paths

@@ -1,0 +1,167 @@
+"""Which nets a Qwen2-VL is cut into, and the names and shapes of their inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import qwen2_vl_nets as nets
+import torch
+from checkpoint import Checkpoint, ExportError
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What static nets are compiled for; the defaults are sophon-demo's.
+
+    Attributes:
+        seq_length: columns of the cache, and tokens of a prompt.
+        vision_seq_length: patches of one temporal grid.
+        batch: slots that are decoded together; a prompt is prefilled alone.
+        prefill_lengths: shorter prompts that get an `embedding` and `block_i` of their own.
+        vision_lengths: smaller grids that get a `vit` of their own.
+    """
+
+    seq_length: int = 512
+    vision_seq_length: int = 1024
+    batch: int = 1
+    prefill_lengths: tuple[int, ...] = ()
+    vision_lengths: tuple[int, ...] = ()
+
+    def check(self, context: int, merged: int) -> None:
+        """Raise ExportError unless a model of `context` positions, which merges `merged` patches, can have them."""
+        if self.batch < 1:
+            raise ExportError(f"--batch is {self.batch}, and must be at least 1.")
+        if not 1 < self.seq_length <= context:
+            raise ExportError(f"--seq_length is {self.seq_length}; this model takes 2 to {context}.")
+        for length in (self.vision_seq_length, *self.vision_lengths):
+            if length < 1 or length % merged:
+                raise ExportError(f"{length} patches make no grid: {merged} are merged into one token.")
+        _check_shorter("--prefill_lengths", self.prefill_lengths, self.seq_length)
+        _check_shorter("--vision_lengths", self.vision_lengths, self.vision_seq_length)
+
+
+def _check_shorter(option: str, lengths: Sequence[int], longest: int) -> None:
+    if len(set(lengths)) < len(lengths) or any(not 0 < length < longest for length in lengths):
+        given = ",".join(map(str, lengths))
+        raise ExportError(f"{option} {given}: each is to differ, and to lie between 0 and {longest}.")
+
+
+class Net(NamedTuple):
+    """One graph to export: example inputs by name, and each tensor's dynamic axes (none: it is static)."""
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    axes: dict[str, dict[int, str]] = {}  # never changed
+
+
+def cut(checkpoint: Checkpoint, sizes: Sizes | None) -> Iterator[Net]:
+    """The nets: with dynamic axes for a CPU (None), or of `sizes` for a TPU, where a net has one shape.
+
+    On a TPU the host leaves what it can to the device, so the heads that choose tokens join. A net at a shorter
+    length is named NAME@LENGTH.
+    """
+    parts = _Parts(checkpoint, sizes)
+    if sizes is None:
+        yield parts.vit("vit", 8)
+        yield parts.embedding("embedding", 2, 5)
+        for layer in range(parts.layers):
+            yield parts.block(f"block_{layer}", layer, 2, 5)
+            yield parts.block_cache(f"block_cache_{layer}", layer, 2, 5)
+        yield parts.lm_head(2)
+        return
+    batch, length = sizes.batch, sizes.seq_length
+    prompts = {"": length, **{f"@{shorter}": shorter for shorter in sizes.prefill_lengths}}
+    grids = {"": sizes.vision_seq_length, **{f"@{smaller}": smaller for smaller in sizes.vision_lengths}}
+    static = [
+        *(parts.vit(f"vit{at}", patches) for at, patches in grids.items()),
+        *(parts.embedding(f"embedding{at}", 1, tokens) for at, tokens in prompts.items()),
+        parts.embedding("embedding_cache", batch, 1),
+    ]
+    for layer in range(parts.layers):
+        static += [parts.block(f"block_{layer}{at}", layer, 1, tokens) for at, tokens in prompts.items()]
+        static.append(parts.block_cache(f"block_cache_{layer}", layer, batch, length))
+    static += [parts.lm_head(batch), parts.greedy_head(batch), parts.penalty_sample_head(batch, length)]
+    yield from (net._replace(axes={}) for net in static)
+
+
+class _Parts:
+    """Makes nets that share their modules, and so their weights."""
+
+    def __init__(self, checkpoint: Checkpoint, sizes: Sizes | None) -> None:
+        model, processor, self._spec = checkpoint.model, checkpoint.processor, checkpoint.config.text_config
+        text = model.model.language_model
+        self.layers, self._static, self._slots = len(text.layers), sizes is not None, sizes.batch if sizes else 1
+        self._vit = nets.Vit(
+            model.model.visual, processor["rescale_factor"], processor["image_mean"], processor["image_std"]
+        )
+        self._embedding = nets.Embedding(text.embed_tokens.weight)
+        rotary = nets.Rotary(text.rotary_emb, sizes.seq_length if sizes else self._spec.max_position_embeddings)
+        self._layers = [nets.Layer(layer, rotary) for layer in text.layers]
+        self._lm_head = nets.LmHead(text.norm, model.lm_head.weight)
+
+    def vit(self, name: str, patches: int) -> Net:
+        return Net(
+            name, self._vit,
+            {"pixels": _floats(patches, self._vit.patch_embed.weight.shape[0]), "pos_ids": _ints(patches, 2),
+             "mask": _floats(1, patches, patches)},
+            ("embeds",), {"pixels": {0: "N"}, "pos_ids": {0: "N"}, "mask": {1: "N", 2: "N"}, "embeds": {0: "M"}},
+        )
+
+    def embedding(self, name: str, batch: int, length: int) -> Net:
+        return Net(
+            name, self._embedding, {"input_ids": _ints(batch, length)},
+            ("hidden",), {name: {0: "B", 1: "S"} for name in ("input_ids", "hidden")},
+        )
+
+    def block(self, name: str, layer: int, batch: int, length: int) -> Net:
+        return Net(
+            name, nets.Block(self._layers[layer]),
+            {"hidden": _floats(batch, length, self._spec.hidden_size), "position_ids": _ints(3, batch, length),
+             "mask": _floats(batch, 1, length, length)},
+            ("hidden_out", "k", "v"),
+            {"position_ids": {1: "B", 2: "S"}, "mask": {0: "B", 2: "S", 3: "S"},
+             **{name: {0: "B", 1: "S"} for name in ("hidden", "hidden_out", "k", "v")}},
+        )
+
+    def block_cache(self, name: str, layer: int, batch: int, columns: int) -> Net:
+        module = self._layers[layer]
+        past = (batch, columns, module.kv_heads, module.dim)
+        rows = [kv if self._slots == 1 else f"{kv}_{slot}" for kv in "kv" for slot in range(self._slots)]
+        return Net(
+            name, nets.BlockCache(module, fused=self._static, slots=self._slots),
+            {"hidden": _floats(batch, 1, self._spec.hidden_size), "position_ids": _ints(3, batch, 1),
+             "mask": _floats(batch, 1, 1, columns + 1), "past_k": _floats(*past), "past_v": _floats(*past)},
+            ("hidden_out", *rows),
+            {"position_ids": {1: "B"}, "mask": {0: "B", 3: "L1"}, "past_k": {0: "B", 1: "L"},
+             "past_v": {0: "B", 1: "L"}, **{name: {0: "B"} for name in ("hidden", "hidden_out", "k", "v")}},
+        )
+
+    def lm_head(self, batch: int) -> Net:
+        return Net(
+            "lm_head", self._lm_head, {"hidden": _floats(batch, self._spec.hidden_size)},
+            ("logits",), {"hidden": {0: "B"}, "logits": {0: "B"}},
+        )
+
+    def greedy_head(self, batch: int) -> Net:
+        return Net("greedy_head", nets.GreedyHead(), {"logits": _floats(batch, self._spec.vocab_size)}, ("token",))
+
+    def penalty_sample_head(self, batch: int, length: int) -> Net:
+        return Net(
+            "penalty_sample_head", nets.PenaltySampleHead(),
+            {"logits": _floats(batch, self._spec.vocab_size), "input_ids": _ints(batch, length),
+             **{name: _floats(batch, 1) for name in ("top_p", "temperature", "penalty")}},
+            ("probs", "token"),
+        )
+
+
+def _floats(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def _ints(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int32, device="meta")
