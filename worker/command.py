@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..shared.options import Model, RedisUrl
 
-DEVICES = ("cpu",)
-
 
 def worker(
     redis_url: RedisUrl = None,
     model: Model = None,
     device: Annotated[
-        str, typer.Option("--device", metavar="|".join(DEVICES), help="What runs the model.")
+        str,
+        typer.Option(
+            "--device", metavar="cpu|tpu:N|emulator",
+            help="What runs the model: this machine's CPU, its Nth BM1684X, or that chip's C model.",
+        ),
     ] = "cpu",
+    bmodel: Annotated[
+        Path | None,
+        typer.Option("--bmodel", show_default="the one in the model's directory", help="What to load on a TPU."),
+    ] = None,
     slots: Annotated[
-        int,
-        typer.Option("--slots", min=1, max=256, help="How many answers are decoded together."),
-    ] = 8,
+        int | None,
+        typer.Option(
+            "--slots", min=1, max=256, show_default="8 on a CPU, a bmodel's own on a TPU",
+            help="How many answers are decoded together.",
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, max=1024, show_default="as many as help", help="CPU threads of the model."),
@@ -35,19 +45,18 @@ def worker(
     Examples:
       sailq worker
       sailq worker --model /data/qwen2-vl-2b --slots 4
+      sailq worker --model /data/qwen2-vl-7b --device tpu:0
+      sailq worker --device emulator --bmodel models/BM1684X/sailq-tiny_fp16_seq128_1dev.bmodel
       SAILQ_REDIS_URL=redis://queue.local:6379/0 sailq worker --threads 2
     """
-    from ..shared.errors import Unsupported
     from ..shared.settings import load_settings
 
-    if device not in DEVICES:
-        raise Unsupported(f"There is no device {device!r}; there is {', '.join(DEVICES)}.")
     settings = load_settings(redis_url=redis_url, model=model)
     _log_to_stderr()
 
     from .serve import serve
 
-    serve(settings, slots=slots, threads=threads)
+    serve(settings, device=device, bmodel=bmodel, slots=slots, threads=threads)
 
 
 def _log_to_stderr() -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 
 import redis
 
@@ -35,18 +36,18 @@ _CARD_TTL = 30 * 86_400
 _log = logging.getLogger("sailq.worker")
 
 
-def serve(settings: Settings, *, slots: int, threads: int | None) -> None:
+def serve(settings: Settings, *, device: str, bmodel: Path | None, slots: int | None, threads: int | None) -> None:
     """Loads the model once and serves its queue until SIGTERM or SIGINT.
 
-    `threads`: CPU threads of the runner, None for as many as help it. Raises Unsupported for an unknown model and
-    ServerUnavailable when the server does not answer at start; later it waits for the server to return.
+    Arguments: see `runners.devices.open_runner`. Raises Unsupported for what cannot be served and ServerUnavailable
+    when the server does not answer at start; later it waits for the server to return.
     """
     model_dir = resolve(settings.model)
     connection = connect(settings.redis_url, max_connections=MAX_CONNECTIONS)
     with server_errors(connection):
         connection.ping()
     began = time.monotonic()
-    engine = Engine.load(model_dir, slots=slots, threads=threads)
+    engine = Engine.load(model_dir, device, bmodel=bmodel, slots=slots, threads=threads)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     _log.info("loaded %s on %s in %.1f s", engine.card.name, engine.device, time.monotonic() - began)
     scheduler = Scheduler(engine)
@@ -57,8 +58,8 @@ def serve(settings: Settings, *, slots: int, threads: int | None) -> None:
         Identity(worker=name, device=engine.device), blob_ttl=max(settings.job_ttl, settings.conversation_ttl),
     )
     consumer = Consumer(
-        keys.queue(engine.card.name), executor, connection=connection, name=name, places=slots + LOOK_AHEAD,
-        announce=_announcer(engine, connection, name, slots, scheduler),
+        keys.queue(engine.card.name), executor, connection=connection, name=name, places=engine.slots + LOOK_AHEAD,
+        announce=_announcer(engine, connection, name, scheduler),
     )
     scheduler.start()
     try:
@@ -66,7 +67,7 @@ def serve(settings: Settings, *, slots: int, threads: int | None) -> None:
             pipeline.set(keys.model(engine.card.name), encode(engine.card), ex=_CARD_TTL)
             pipeline.sadd(keys.MODELS, engine.card.name)
             pipeline.execute()
-        _log.info("worker %s takes jobs for %s, %d at a time", name, engine.card.name, slots)
+        _log.info("worker %s takes jobs for %s, %d at a time", name, engine.card.name, engine.slots)
         consumer.work()
         if not consumer.stop_requested:
             raise SailqError("The worker's loop broke; its log says why.")
@@ -79,13 +80,13 @@ def serve(settings: Settings, *, slots: int, threads: int | None) -> None:
 
 
 def _announcer(
-    engine: Engine, connection: redis.Redis, name: str, slots: int, scheduler: Scheduler
+    engine: Engine, connection: redis.Redis, name: str, scheduler: Scheduler
 ) -> Callable[[redis.client.Pipeline], None]:
     """What each beat says of this worker: its record, which expires when the beats stop."""
     clock = ServerClock(connection)
     record = {
         "name": name, "host": socket.gethostname(), "pid": os.getpid(), "model": engine.card.name,
-        "device": engine.device, "slots": slots, "version": version("sailq"), "started": clock.now(),
+        "device": engine.device, "slots": engine.slots, "version": version("sailq"), "started": clock.now(),
         "model_loads": Engine.loads,
     }
 

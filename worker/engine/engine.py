@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ...shared.errors import BadMedia, BadRequest, TooLong
+from ...shared.errors import BadMedia, BadRequest, TooLong, Unsupported
 from ...shared.frames import Frames
 from ...shared.jobs import FinishReason, FramesPart, GenerationOptions, Message, ModelCard, Usage
 from ..runners.base import Runner
+from ..runners.devices import CPU, open_runner
 from .model import ModelSpec
 from .mrope import rope_index
 from .patches import Grid, patchify
@@ -89,21 +90,19 @@ class Engine:
         self._spec, self._prompter = spec, prompter
 
     @classmethod
-    def load(cls, model_dir: Path, *, slots: int = 1, threads: int | None = None) -> Engine:
-        """The model in a directory, on ONNX Runtime.
-
-        Args:
-            slots: requests that are decoded together.
-            threads: of the CPU; None: as many as serve the model best.
+    def load(
+        cls, model_dir: Path, device: str = CPU, *, bmodel: Path | None = None, slots: int | None = None,
+        threads: int | None = None,
+    ) -> Engine:
+        """The model in a directory, on a device: see `runners.devices.open_runner`.
 
         Raises:
-            Unsupported: no such directory, or not a model that this engine and its runner can serve.
+            Unsupported: no such directory or device, or not a model that this engine and its runner can serve.
         """
-        from ..runners.onnx import OnnxRunner  # the other runner's machines have no ONNX Runtime
-
         spec = ModelSpec.load(model_dir)
         cls.loads += 1
-        return cls(spec, OnnxRunner(spec, slots=slots, threads=threads), Prompter(spec))
+        runner = open_runner(spec, device, bmodel=bmodel, slots=slots, threads=threads)
+        return cls(spec, runner, Prompter(spec))
 
     @property
     def slots(self) -> int:
@@ -143,7 +142,8 @@ class Engine:
 
         Raises:
             BadRequest, BadMedia: messages and frames break the contract.
-            TooLong: the prompt leaves no room for an answer, or a frame has too many patches for the runner.
+            TooLong: the prompt leaves no room for an answer, or it or a frame is too large for the runner.
+            Unsupported: the runner cannot sample.
         """
         spec = self._spec
         parts, grids, counts = self.media(messages)
@@ -153,6 +153,16 @@ class Engine:
             raise TooLong(
                 f"The prompt has {len(tokens)} tokens, {sum(counts)} of them vision; the model's context of "
                 f"{context} must also hold at least one token of answer."
+            )
+        if len(tokens) > self.runner.longest_prompt:
+            raise TooLong(
+                f"The prompt has {len(tokens)} tokens, {sum(counts)} of them vision; this worker's limit is "
+                f"{self.runner.longest_prompt}."
+            )
+        if self.runner.greedy_only and (options.temperature > 0 or options.repetition_penalty != 1):
+            raise Unsupported(
+                "This worker's model file chooses each token itself, the likeliest: it takes temperature 0 and "
+                "repetition_penalty 1 only."
             )
         positions, delta = rope_index(vision, grids, spec.merge_size)
         media = tuple(

@@ -37,6 +37,14 @@ class Runner(Protocol):
         """Most tokens in one slot, prompt and answer together."""
 
     @property
+    def longest_prompt(self) -> int:
+        """Most tokens of a prompt: less than the context, and on some devices much less."""
+
+    @property
+    def greedy_only(self) -> bool:
+        """Whether the device itself chooses the likeliest token: its logits are finite for that token alone."""
+
+    @property
     def max_patches(self) -> int | None:
         """Most patches of one temporal grid (an image, or two frames of a video); None: no limit."""
 

@@ -13,13 +13,13 @@ def require(condition: bool | np.bool_, complaint: str) -> None:
         raise ValueError(complaint)
 
 
-def check_tokens(spec: ModelSpec, tokens: Int, positions: Int) -> None:
-    """int32 [n], each in the vocabulary, and int32 [3, n], each in the rotary table."""
+def check_tokens(spec: ModelSpec, tokens: Int, positions: Int, table: int) -> None:
+    """int32 [n], each in the vocabulary, and int32 [3, n], each in the rotary table's `table` rows."""
     require(tokens.dtype == np.int32 and tokens.ndim == 1, "tokens are int32 [n]")
     require(positions.dtype == np.int32 and positions.ndim == 2, "positions are int32 [3, n]")
     require(positions.shape == (3, len(tokens)), "three positions a token")
     require(tokens.min() >= 0 and tokens.max() < spec.vocab_size, "no such token")
-    require(positions.min() >= 0 and positions.max() < spec.context, "no such position")
+    require(positions.min() >= 0 and positions.max() < table, "no such position")
 
 
 def check_vision(spec: ModelSpec, length: int, vision: Float, places: Int) -> None:

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .bmruntime import DeviceTensor, Memory, Net, Shape, library
+from .bmruntime import DeviceTensor, Memory, Net, Shape, Stage, library
 
 Array = npt.NDArray[Any]
 _MAX_BYTES = 2**32 - 1
+_IO_ALONE = 1
 
 DEVICE = "BM1684X emulator"
 
@@ -49,6 +50,11 @@ _NUMPY: dict[Dtype, npt.DTypeLike] = {
 
 class SailEngineError(RuntimeError):
     """A net could not be loaded or run."""
+
+
+def get_available_tpu_num() -> int:
+    """One: the C model."""
+    return 1
 
 
 class Handle:
@@ -86,13 +92,24 @@ class Tensor:
             library()("bm_malloc_device_byte", source.native, byref(self.memory), self.nbytes)
             self.update_data(np.zeros(shape, _NUMPY[self._dtype]))
         else:
-            self._source, self._dtype, self._handle = source, source._dtype, source._handle
+            self._source: Tensor | EngineLLM = source  # kept alive
+            self._dtype, self._handle = source._dtype, source._handle
             start = int(dtype) * self._itemsize
             if start < 0 or start + self.nbytes > source.nbytes:
                 raise ValueError(f"a view of {list(shape)} at {int(dtype)} leaves a tensor of {source.shape()}")
             self.memory = Memory.from_buffer_copy(source.memory)
             self.memory.address += start
             self.memory.size = self.nbytes
+
+    @classmethod
+    def _of(cls, engine: EngineLLM, memory: Memory, shape: list[int], dtype: int) -> Tensor:
+        """A tensor in a net's own memory, which `engine` keeps."""
+        tensor = cls.__new__(cls)
+        tensor._shape, tensor._dtype, tensor._owned, tensor._handle = shape, Dtype(dtype), False, engine._handle
+        tensor._source = engine
+        tensor.memory = Memory.from_buffer_copy(memory)
+        tensor.memory.size = tensor.nbytes
+        return tensor
 
     def __del__(self) -> None:
         if getattr(self, "memory", None) is not None and self._owned:
@@ -179,13 +196,13 @@ class EngineLLM:
         net = self._net(graph)
         return [(net.output_names[i] or b"").decode() for i in range(net.output_num)]
 
-    def get_input_shape(self, graph: str, index: int) -> list[int]:
+    def get_input_shape(self, graph: str, index: int, stage: int = 0) -> list[int]:
         net = self._net(graph)
-        return _dims(net.stages[0].input_shapes[_within(index, net.input_num)])
+        return _dims(_stage(net, stage).input_shapes[_within(index, net.input_num)])
 
-    def get_output_shape(self, graph: str, index: int) -> list[int]:
+    def get_output_shape(self, graph: str, index: int, stage: int = 0) -> list[int]:
         net = self._net(graph)
-        return _dims(net.stages[0].output_shapes[_within(index, net.output_num)])
+        return _dims(_stage(net, stage).output_shapes[_within(index, net.output_num)])
 
     def get_input_dtype(self, graph: str, index: int) -> Dtype:
         net = self._net(graph)
@@ -197,6 +214,19 @@ class EngineLLM:
 
     def get_addr_mode(self, graph: str) -> int:
         return int(self._net(graph).addr_mode)
+
+    def get_input_tensors(self, graph: str, stage: int = 0) -> dict[int, Tensor]:
+        """The inputs' own memory of a net in address mode 1, which runs on it without a copy; else none."""
+        return self.get_input_tensors_addrmode0(graph, stage) if self.get_addr_mode(graph) == _IO_ALONE else {}
+
+    def get_input_tensors_addrmode0(self, graph: str, stage: int = 0) -> dict[int, Tensor]:
+        """The inputs' own memory of any net; in address mode 0 the next net's run may write over it."""
+        net = self._net(graph)
+        memories, shapes = _stage(net, stage).input_memories, _stage(net, stage).input_shapes
+        return {
+            index: Tensor._of(self, memories[index], _dims(shapes[index]), net.input_dtypes[index])
+            for index in range(net.input_num)
+        }
 
     def process(self, graph: str, inputs: Mapping[int, Tensor], outputs: Mapping[int, Tensor]) -> None:
         """Run a net from these tensors into those; returns when the device is done."""
@@ -222,6 +252,11 @@ class EngineLLM:
         if graph not in self._nets:
             raise SailEngineError(f"there is no net {graph}")
         return self._nets[graph]
+
+
+def _stage(net: Net, index: int) -> Stage:
+    stage: Stage = net.stages[_within(index, net.stage_num)]
+    return stage
 
 
 def _dims(shape: Shape) -> list[int]:

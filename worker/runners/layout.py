@@ -1,124 +1,222 @@
-"""What a bmodel holds: its nets by name, and the sizes that their shapes state."""
+"""What a bmodel's nets are for: the layouts that the SAIL runner drives, found by net names and shapes.
+
+| kind                | made by                              | known by                                          |
+|---------------------|--------------------------------------|---------------------------------------------------|
+| sophon-demo         | sophon-demo, deploy/models           | position_ids 3 x 1 x S                            |
+| llm_convert static  | TPU-MLIR's llm_convert.py            | position_ids 3 x S                                |
+| llm_convert dynamic | `--dynamic`                          | block_0 takes real lengths, and perhaps no mask   |
+| llm_convert history | `--use_history_kv`                   | block_kv_0: prefill on top of a cache             |
+| batched             | deploy/models, `--batch`             | block_cache_0 has a row, and k and v, for each slot |
+
+Any of them may have stages: several prompt lengths, ViT sizes, or cache lengths of a step (`--chunk_length`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from typing import Any
 
 from ...shared.errors import Unsupported
 from ..engine.model import ModelSpec
+from .bmodel import Bmodel, BmodelNet, BmodelTensor, Stage
 
-
-@dataclass(frozen=True)
-class SailTensor:
-    """One input or output of a net; `dtype`: SAIL's."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: Any
-
-
-@dataclass(frozen=True)
-class SailNet:
-    name: str
-    inputs: tuple[SailTensor, ...]
-    outputs: tuple[SailTensor, ...]
+CHIP = "BM1684X"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """sophon-demo's nets at batch 1.
+    """A Qwen2-VL in a bmodel.
 
     Attributes:
-        context: rows of a layer's cache.
-        prompt: most tokens of a prompt.
-        patches: most patches of one temporal grid.
+        kind: for people to read.
+        slots: sequences that are decoded together.
+        context: rows of a slot's cache.
+        prompts: lengths at which tokens are prefilled, increasing; the last is the longest at once.
+        patches: sizes of the ViT, increasing.
+        caches: cache rows that a step can read, increasing; the last is `context`.
+        dynamic_prompt, dynamic_vision: the nets run at the real length; its sizes are limits.
+        history: prefill can go on after a first part (`block_kv_i`), so prompts may be as long as the context.
+        masked: prefill takes a mask; else the nets are causal by themselves.
+        chooses: `lm_head` gives the likeliest token, no logits.
+        raw_pixels: the ViT takes 0..255; else normalised pixels.
+        layers: blocks.
+        nets: by name.
     """
 
-    vit: SailNet
-    embedding: SailNet
-    embedding_cache: SailNet
-    blocks: tuple[SailNet, ...]
-    block_caches: tuple[SailNet, ...]
-    lm_head: SailNet
+    kind: str
+    slots: int
     context: int
-    prompt: int
-    patches: int
+    prompts: tuple[int, ...]
+    patches: tuple[int, ...]
+    caches: tuple[int, ...]
+    dynamic_prompt: bool
+    dynamic_vision: bool
+    history: bool
+    masked: bool
+    chooses: bool
+    raw_pixels: bool
+    layers: int
+    nets: Mapping[str, BmodelNet]
+
+    @property
+    def longest_prompt(self) -> int:
+        """Most tokens of a prompt; at least one more must fit for the answer."""
+        return self.context - 1 if self.history else min(self.prompts[-1], self.context - 1)
+
+    @property
+    def cache_dtype(self) -> str:
+        return self.nets["block_cache_0"].stages[0].inputs[3].dtype
+
+    def stage(self, net: str, size: int) -> Stage:
+        """The stage of a block or embedding whose first input has `size` rows; of a dynamic net, the one there is."""
+        stages = self.nets[net].stages
+        return next((stage for stage in stages if _rows(stage.inputs[0]) == size), stages[0])
+
+    def step(self, rows: int) -> Stage:
+        """The stage of `block_cache_0` that reads a cache of `rows`."""
+        return next(stage for stage in self.nets["block_cache_0"].stages if stage.inputs[3].shape[1] == rows)
 
 
-def read_layout(engine: Any, spec: ModelSpec, bmodel: Path) -> Layout:
-    """The layout of what `engine` (an EngineLLM) has loaded; raises Unsupported where it is not `spec`'s."""
-    names = set(engine.get_graph_names())
+def read_layout(bmodel: Bmodel, spec: ModelSpec | None = None) -> Layout:
+    """The layout of a bmodel, checked to be what `SailRunner` will drive and, if given, to be `spec`'s.
 
-    def net(name: str) -> SailNet:
-        if name not in names:
-            raise Unsupported(f"{bmodel} lacks the net {name}; {spec.directory} states {spec.layers} layers.")
-        return _net(engine, name)
-
-    blocks, caches = (
-        tuple(net(f"{kind}_{index}") for index in range(spec.layers)) for kind in ("block", "block_cache")
-    )
-    vit, embedding, embedding_cache, head = map(net, ("vit", "embedding", "embedding_cache", "lm_head"))
-    if len(caches[0].inputs) != 5 or len(caches[0].inputs[3].shape) != 4 or len(blocks[0].inputs) != 3:
-        raise Unsupported(f"{bmodel} has block nets of another layout.")
-    rows, prompt, patches = caches[0].inputs[3].shape[1], prod(embedding.inputs[0].shape), vit.inputs[0].shape[0]
-    layout = Layout(vit, embedding, embedding_cache, blocks, caches, head, rows, prompt, patches)
-    wrong = _mismatch(layout, spec)
-    if wrong:
-        raise Unsupported(f"{bmodel} does not fit {spec.directory}: {wrong}.")
+    Raises:
+        Unsupported: another chip, missing nets, shapes or dtypes that do not fit each other or `spec`.
+    """
+    if bmodel.chip != CHIP:
+        raise Unsupported(f"{bmodel.path} is compiled for {bmodel.chip or 'an unknown chip'}, not for the {CHIP}.")
+    layers = sum(name.startswith("block_cache_") for name in bmodel.nets)
+    if spec is not None and layers != spec.layers:
+        raise Unsupported(
+            f"{bmodel.path} has {layers} nets block_cache_*; {spec.directory}/config.json states {spec.layers} layers."
+        )
+    _require_nets(bmodel, layers)
+    try:
+        layout = _layout(bmodel, layers)
+        complaint = next(_complaints(layout, spec), None)
+    except IndexError:
+        raise Unsupported(f"{bmodel.path} has nets of Qwen2-VL's names, but of no layout that is known.") from None
+    if complaint:
+        raise Unsupported(f"{bmodel.path} does not fit {spec.directory if spec else 'itself'}: {complaint}.")
     return layout
 
 
-def _net(engine: Any, name: str) -> SailNet:
-    def tensors(kind: str) -> tuple[SailTensor, ...]:
-        names = getattr(engine, f"get_{kind}_names")(name)
-        shape, dtype = getattr(engine, f"get_{kind}_shape"), getattr(engine, f"get_{kind}_dtype")
-        return tuple(SailTensor(n, tuple(shape(name, i)), dtype(name, i)) for i, n in enumerate(names))
-
-    return SailNet(name, tensors("input"), tensors("output"))
-
-
-def _mismatch(layout: Layout, spec: ModelSpec) -> str | None:
-    """The first tensor whose size or dtype is not what the runner will pass, in words."""
-    hidden, prompt, context, patches = spec.hidden_size, layout.prompt, layout.context, layout.patches
-    row = spec.kv_heads * spec.head_dim
-    pixels = 3 * spec.temporal_patch_size * spec.patch_size**2
-    wanted = [
-        (layout.vit, (patches * pixels, patches * 2, patches**2), (patches // spec.merge_size**2 * hidden,)),
-        (layout.embedding, (prompt,), (prompt * hidden,)),
-        (layout.embedding_cache, (1,), (hidden,)),
-        (layout.lm_head, (hidden,), (spec.vocab_size,)),
-        *(
-            (net, (prompt * hidden, 3 * prompt, prompt**2), (prompt * hidden, prompt * row, prompt * row))
-            for net in layout.blocks
-        ),
-        *(
-            (net, (hidden, 3, context + 1, context * row, context * row), (hidden, row, row))
-            for net in layout.block_caches
-        ),
-    ]
-    for net, inputs, outputs in wanted:
-        for kind, tensors, sizes in (("input", net.inputs, inputs), ("output", net.outputs, outputs)):
-            found = tuple(prod(tensor.shape) for tensor in tensors)
-            if found != sizes:
-                return f"{net.name} has {kind}s of {found} elements, not {sizes}"
-    if prompt > context:
-        return f"prompts of {prompt} tokens are longer than the cache of {context}"
-    return _mixed_dtypes(layout)
+def _require_nets(bmodel: Bmodel, layers: int) -> None:
+    names = ["vit", "embedding", "embedding_cache", "lm_head"]
+    names += [f"{kind}_{index}" for index in range(max(layers, 1)) for kind in ("block", "block_cache")]
+    for name in names:
+        if name not in bmodel.nets:
+            raise Unsupported(f"{bmodel.path} is no whole Qwen2-VL: it lacks the net {name}.")
 
 
-def _mixed_dtypes(layout: Layout) -> str | None:
+def _layout(bmodel: Bmodel, layers: int) -> Layout:
+    nets = bmodel.nets
+    block, step, vit = nets["block_0"], nets["block_cache_0"], nets["vit"]
+    first, cached = block.stages[0], step.stages[0]
+    slots, context = cached.inputs[3].shape[0], max(stage.inputs[3].shape[1] for stage in step.stages)
+    history = "block_kv_0" in nets
+    if slots > 1:
+        kind = f"batched, {slots} slots"
+    elif len(first.inputs[1].shape) == 3:
+        kind = "sophon-demo"
+    else:
+        kind = f"llm_convert {'history' if history else 'dynamic' if block.dynamic else 'static'}"
+    lengths = {_rows(stage.inputs[0]) for stage in block.stages} & {
+        _rows(stage.inputs[0]) for stage in nets["embedding"].stages
+    }
+    return Layout(
+        kind, slots, context,
+        prompts=tuple(sorted(lengths)),
+        patches=tuple(sorted(stage.inputs[0].shape[0] for stage in vit.stages)),
+        caches=tuple(sorted(stage.inputs[3].shape[1] for stage in step.stages)),
+        dynamic_prompt=block.dynamic, dynamic_vision=vit.dynamic, history=history,
+        masked=len(first.inputs) == 3,
+        chooses=prod(nets["lm_head"].stages[0].outputs[0].shape) == slots,
+        raw_pixels=vit.stages[0].inputs[0].name == "pixels",
+        layers=layers, nets=nets,
+    )
+
+
+def _rows(tensor: BmodelTensor) -> int:
+    """Tokens of [1, S] or [1, S, H]."""
+    return tensor.shape[1]
+
+
+def _complaints(layout: Layout, spec: ModelSpec | None) -> Iterator[str]:
+    """What the runner would pass and a net does not take, in words. All sizes are checked against `spec`'s, or else
+    against those of the bmodel's own first nets."""
+    nets, slots, context = layout.nets, layout.slots, layout.context
+    if not layout.prompts:
+        yield "embedding and block_0 have no length in common"
+        return
+    if layout.prompts[-1] > context:
+        yield f"prompts of {layout.prompts[-1]} tokens are longer than the cache of {context}"
+    if layout.history and context % layout.prompts[-1]:
+        yield f"a cache of {context} is no multiple of the {layout.prompts[-1]} tokens that are prefilled at once"
+    if slots > 1 and len(layout.caches) > 1:  # one slot's cache lies behind another's: a part of each is not one piece
+        yield f"{slots} slots go with one length of the cache, not with {layout.caches}"
+    if slots > layout.prompts[0]:
+        yield f"{slots} slots are more than the shortest prompt, {layout.prompts[0]}"
+    cached = nets["block_cache_0"].stages[0]
+    hidden, row = prod(cached.inputs[0].shape) // slots, prod(cached.inputs[3].shape[2:])
+    vocabulary = 1 if layout.chooses else prod(nets["lm_head"].stages[0].outputs[0].shape) // slots
+    pixels, merged = nets["vit"].stages[0].inputs[0].shape[1], 4
+    if spec is not None:
+        wanted = (spec.hidden_size, spec.kv_heads * spec.head_dim, 1 if layout.chooses else spec.vocab_size)
+        if (hidden, row, vocabulary) != wanted:
+            yield (
+                f"hidden size, cache row and vocabulary are {hidden}, {row} and {vocabulary}, not "
+                f"{wanted[0]}, {wanted[1]} and {wanted[2]}"
+            )
+        pixels, merged = 3 * spec.temporal_patch_size * spec.patch_size**2, spec.merge_size**2
+    for name, sizes in _sizes(layout, hidden, row, vocabulary, pixels, merged):
+        for index, stage in enumerate(nets[name].stages):
+            found = tuple(tuple(prod(t.shape) for t in tensors) for tensors in (stage.inputs, stage.outputs))
+            if found not in sizes:
+                yield f"stage {index} of {name} takes and gives {found} elements, where {sizes[0]} were expected"
+    yield from _dtype_complaints(layout)
+
+
+_Sizes = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _sizes(
+    layout: Layout, hidden: int, row: int, vocabulary: int, pixels: int, merged: int
+) -> Iterator[tuple[str, list[_Sizes]]]:
+    """Elements of each net's inputs and outputs, one pair for each size that it may have."""
+    slots, context = layout.slots, layout.context
+    yield "vit", [((n * pixels, n * 2, n * n), (n // merged * hidden,)) for n in layout.patches]
+    lengths = {_rows(stage.inputs[0]) for name in ("embedding", "block_0") for stage in layout.nets[name].stages}
+    yield "embedding", [((n,), (n * hidden,)) for n in sorted(lengths)]
+    yield "embedding_cache", [((slots,), (slots * hidden,))]
+    yield "lm_head", [((slots * hidden,), (slots * vocabulary,))]
+    for index in range(layout.layers):
+        yield f"block_{index}", [
+            ((n * hidden, 3 * n, *((n * n,) if layout.masked else ())), (n * hidden, n * row, n * row))
+            for n in sorted(lengths)
+        ]
+        if layout.history:
+            yield f"block_kv_{index}", [
+                ((n * hidden, 3 * n, context * row, context * row), (n * hidden, n * row, n * row)) for n in lengths
+            ]
+        yield f"block_cache_{index}", [
+            ((slots * hidden, 3 * slots, slots * (n + 1), *(2 * (slots * n * row,))),
+             (slots * hidden, *(2 * slots * (row,))))
+            for n in layout.caches
+        ]
+
+
+def _dtype_complaints(layout: Layout) -> Iterator[str]:
     """Tensors that are passed from net to net have one dtype: those of hidden states, and those of the cache."""
-    hidden = layout.lm_head.inputs[0].dtype
-    cache = layout.block_caches[0].inputs[3].dtype
-    layers = (*layout.blocks, *layout.block_caches)
-    for net in (layout.embedding, layout.embedding_cache, *layers):
-        if net.outputs[0].dtype != hidden:
-            return f"{net.name} gives hidden states of another dtype than lm_head takes"
-    for net in layers:
-        passed = [tensor.dtype for tensor in (*net.inputs[3:], *net.outputs[1:])]
-        if net.inputs[0].dtype != hidden or any(dtype != cache for dtype in passed):
-            return f"{net.name} takes or gives another dtype than the other layers"
-    return None
+    hidden = layout.nets["lm_head"].stages[0].inputs[0].dtype
+    for name, net in layout.nets.items():
+        for stage in net.stages:
+            if name.startswith("embedding") and stage.outputs[0].dtype != hidden:
+                yield f"{name} gives hidden states of another dtype than lm_head takes"
+            if name.startswith("block_"):
+                cache = (*(stage.inputs[3:] if name.startswith("block_cache_") else ()), *stage.outputs[1:])
+                if {stage.inputs[0].dtype, stage.outputs[0].dtype} != {hidden}:
+                    yield f"{name} takes or gives hidden states of another dtype than lm_head"
+                if {tensor.dtype for tensor in cache} != {layout.cache_dtype}:
+                    yield f"{name} takes or gives cache rows of another dtype than block_cache_0"

@@ -36,6 +36,7 @@ class OnnxRunner:
         self._spec = spec
         self.slots, self.hidden = slots, spec.hidden_size
         self.context, self.max_patches = min(spec.context, MAX_CONTEXT), MAX_PATCHES
+        self.longest_prompt, self.greedy_only = self.context - 1, False
         best = 1 if spec.hidden_size < _NARROW else os.cpu_count() or 1
         load = _Loader(spec.directory / "onnx", threads or best)
         self._vit, self._embedding, self._lm_head = load("vit"), load("embedding"), load("lm_head")
@@ -60,7 +61,7 @@ class OnnxRunner:
         length = len(tokens)
         require(0 <= slot < self.slots, f"there is no slot {slot}")
         require(0 < length < self.context, f"a prompt of {length} tokens does not fit")
-        check_tokens(self._spec, tokens, positions)
+        check_tokens(self._spec, tokens, positions, self._spec.context)
         check_vision(self._spec, length, vision, places)
         self._lengths[slot] = 0
         self._fit(length + 1)
@@ -81,7 +82,7 @@ class OnnxRunner:
         require(rows.min() >= 0 and rows.max() < self.slots, "there is no such slot")
         lengths = self._lengths[rows]
         require(lengths.min() > 0 and lengths.max() < self.context, "a slot is empty or full")
-        check_tokens(self._spec, tokens, positions)
+        check_tokens(self._spec, tokens, positions, self._spec.context)
         require(len(tokens) == len(rows), "one token a slot")
         self._fit(int(lengths.max()) + 1)
         batch, columns = int(rows.max()) + 1, self._cache.shape[3]
@@ -142,7 +143,7 @@ class _Loader:
     def __call__(self, name: str) -> Any:
         path = self._directory / f"{name}.onnx"
         if not path.is_file():
-            raise Unsupported(f"{path} is missing: export the nets with deploy/models/export_onnx.py.")
+            raise Unsupported(f"{path} is missing: export the nets with deploy/models/export_onnx.py --dynamic.")
         try:
             return onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises types of its own for each cause

@@ -1,7 +1,7 @@
-"""bmodels on SAIL: the runner of a BM1684X, for sophon-demo's layout at batch 1.
+"""bmodels on SAIL: the runner of a BM1684X, for every layout that `runners.layout` knows.
 
-SAIL kills the process, or corrupts memory, where other runtimes raise: everything is checked before a call.
-The facts that this relies on are SAIL 3.10's; `runners.emulator` behaves the same.
+SAIL kills the process, or corrupts memory, where other runtimes raise: the file is checked before it is loaded, and
+every argument before a call. The facts that this relies on are SAIL 3.10's; `runners.emulator` behaves the same.
 """
 
 from __future__ import annotations
@@ -11,182 +11,275 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ...shared.errors import TooLong, Unsupported
 from ..engine.model import ModelSpec
 from ..engine.patches import normalise
 from .base import MASKED, Bytes, Float, Int
+from .bmodel import read_bmodel
 from .checks import check_pixels, check_tokens, check_vision, require
+from .device_memory import DeviceMemory
 from .inputs import causal_mask, grid_positions, past_mask
-from .layout import Layout, SailNet, read_layout
+from .layout import Layout, read_layout
+
+_KEYS, _VALUES = 3, 4
+"""Inputs of block_cache_i that are the cache."""
 
 
 class SailRunner:
-    """See `base.Runner`. The cache stays on the device, and each new row is written to its place there.
+    """See `base.Runner`. The cache lies where the nets read it, and each new row is written to its place there.
 
     Args:
         sail: the module `sophon.sail`, or one that offers the same, such as `runners.emulator`.
         tpu: the number of the device.
+        slots: how many the file must have; None: any number.
 
     Raises:
-        Unsupported: the file cannot be loaded, or its nets are not those of `spec`.
+        Unsupported: no such device, the file cannot be loaded, or its nets are not those of `spec`.
     """
 
-    slots = 1
-
-    def __init__(self, spec: ModelSpec, bmodel: Path, sail: Any, *, tpu: int = 0) -> None:
-        self._spec, self._sail, self._dtypes = spec, sail, _Dtypes(sail)
-        if not bmodel.is_file():
-            raise Unsupported(f"{bmodel} is missing: compile it with deploy/models/compile.sh.")
+    def __init__(self, spec: ModelSpec, bmodel: Path, sail: Any, *, tpu: int = 0, slots: int | None = None) -> None:
+        self._layout = layout = read_layout(read_bmodel(bmodel), spec)
+        if slots not in (None, layout.slots):
+            raise Unsupported(f"{bmodel} has {layout.slots} slots, not {slots}: compile.sh --batch sets them.")
+        there = sail.get_available_tpu_num()
+        if tpu >= there:
+            raise Unsupported(f"There is no TPU {tpu}: this machine has {there}, counted from 0.")
+        self._spec = spec
         try:
-            self._engine, self._handle = sail.EngineLLM(str(bmodel), [tpu]), sail.Handle(tpu)
+            self._engine, self._memory = sail.EngineLLM(str(bmodel), [tpu]), DeviceMemory(sail, tpu)
         except RuntimeError as error:
             raise Unsupported(f"{bmodel} cannot be loaded: {error}") from None
-        self._layout: Layout = read_layout(self._engine, spec, bmodel)
-        self.hidden, self.context = spec.hidden_size, self._layout.context
-        self.max_patches = self._layout.patches
+        self.slots, self.hidden = layout.slots, spec.hidden_size
+        self.context, self.longest_prompt = layout.context, layout.longest_prompt
+        self.max_patches, self.greedy_only = layout.patches[-1], layout.chooses
         self.device = f"{getattr(sail, 'DEVICE', 'BM1684X')}, device {tpu}"
-        self._length = 0
-        self._prepare()
+        self._row = spec.kv_heads * spec.head_dim
+        self._lengths = np.zeros(self.slots, np.int32)
+        self._vision = _Vision(layout, self._memory)
+        self._prompt = _Prompt(layout, self._memory)
+        self._step = _Step(layout, self._memory)
+        self._logits = self._new("lm_head", output=0)
+        self._caches = [self._cache(index) for index in range(layout.layers)]
 
     def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
-        """One call for each temporal grid, filled up to the net's size with patches that nobody sees."""
+        """One call for each temporal grid, at the smallest size that holds it, or at its own on a dynamic net."""
         t, h, w = grid
         check_pixels(self._spec, pixels, grid, self.max_patches)
-        used, net = h * w, self._layout.vit
-        positions = np.zeros((self.max_patches, 2), np.int32)
-        positions[:used] = grid_positions(h, w, self._spec.merge_size)
-        mask = np.zeros((1, self.max_patches, self.max_patches), np.float32)
-        mask[..., used:] = MASKED
-        self._write(self._vit[1], positions)
-        self._write(self._vit[2], mask)
+        used, merge = h * w, self._spec.merge_size
+        size = used if self._layout.dynamic_vision else _smallest(self._layout.patches, used)
+        tensors = self._vision.at(size)
+        positions, mask = np.zeros((size, 2), np.int32), np.zeros((size, size), np.float32)
+        positions[:used], mask[:, used:] = grid_positions(h, w, merge), MASKED
+        self._memory.write(tensors[1], positions)
+        self._memory.write(tensors[2], mask)
         embeds = []
         for patches in pixels.reshape(t, used, -1):
-            values = np.zeros(net.inputs[0].shape, np.float32)
-            values[:used] = patches if net.inputs[0].name == "pixels" else self._normalised(patches)
-            self._write(self._vit[0], values)
-            self._run(net, self._vit, [self._embeds])
-            embeds.append(self._read(self._embeds)[: used // self._spec.merge_size**2])
+            values = np.zeros((size, patches.shape[1]), np.float32)
+            values[:used] = patches if self._layout.raw_pixels else self._normalised(patches)
+            self._memory.write(tensors[0], values)
+            self._run("vit", tensors, [self._vision.embeds])
+            embeds.append(self._memory.read(self._vision.embeds)[: used // merge**2])
         return np.concatenate(embeds)
 
     def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Float:
-        """See `base.Runner.prefill`; runs at the nets' length."""
-        layout, length = self._layout, len(tokens)
-        require(slot == 0, f"there is no slot {slot}")
+        """See `base.Runner.prefill`; at the smallest length that holds the prompt, or at its own on dynamic nets. With
+        history nets a long prompt goes in part by part."""
+        length = len(tokens)
+        require(0 <= slot < self.slots, f"there is no slot {slot}")
         require(0 < length < self.context, f"a prompt of {length} tokens does not fit")
-        if length > layout.prompt:
-            raise TooLong(f"The prompt has {length} tokens; this worker's limit is {layout.prompt}.")
-        check_tokens(self._spec, tokens, positions)
+        if length > self.longest_prompt:
+            raise TooLong(f"The prompt has {length} tokens; this worker's limit is {self.longest_prompt}.")
+        check_tokens(self._spec, tokens, positions, self.context)
         check_vision(self._spec, length, vision, places)
-        self._length = 0
-        filled = layout.prompt - length
-        self._write(self._ids, np.pad(tokens, (0, filled)))
-        self._write(self._positions, np.pad(positions, ((0, 0), (0, filled))))
-        hidden, other = self._hiddens
-        self._run(layout.embedding, [self._ids], [hidden])
-        for start, rows in _runs(vision, places):
-            self._write(self._sail.Tensor(hidden, list(rows.shape), start * self.hidden), rows)
-        for block, (k, v) in zip(layout.blocks, self._cache_heads, strict=True):
-            self._run(block, [hidden, self._positions, self._mask], [other, k, v])
-            hidden, other = other, hidden
-        logits = self._logits(hidden, length - 1)
-        self._length = length
+        self._lengths[slot] = 0
+        most = self._layout.prompts[-1]
+        for start in range(0, length, most):
+            part = slice(start, min(start + most, length))
+            inside = (places >= part.start) & (places < part.stop)
+            self._embed(tokens[part], vision[inside], places[inside] - start)
+            self._prefill_part(slot, start, positions[:, part])
+        self._lengths[slot] = length
+        last = length - 1 - start
+        first = max(0, last + 1 - self.slots)  # lm_head takes a row for each slot: the last ones of the prompt
+        rows = self._head(self._memory.view(self._prompt.hidden, self._head_shape(), first * self.hidden))
+        logits: Float = rows[last - first]
         return logits
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Float:
-        """See `base.Runner.decode`; host to device go a token, its positions and a mask."""
-        require(list(slots) == [0], "there is one slot, 0")
-        require(0 < self._length < self.context, "the slot is empty or full")
-        check_tokens(self._spec, tokens, positions)
-        require(len(tokens) == 1, "one token a slot")
-        layout, length = self._layout, self._length
-        mask = past_mask(1, self.context, np.zeros(1, np.int32), np.array([length], np.int32))
-        self._write(self._step_ids, tokens)
-        self._write(self._step_positions, positions)
-        self._write(self._step_mask, mask)
-        hidden, other = self._step_hiddens
-        self._run(layout.embedding_cache, [self._step_ids], [hidden])
-        for block, (k, v) in zip(layout.block_caches, self._cache, strict=True):
-            rows = [self._row(cache, length) for cache in (k, v)]
-            self._run(block, [hidden, self._step_positions, self._step_mask, k, v], [other, *rows])
+        """See `base.Runner.decode`. To the device go tokens, positions and a mask; slots that take no part are computed
+        too, and what they give is dropped."""
+        rows = np.array(slots, np.int32)
+        require(len(set(slots)) == len(slots) > 0, "slots are distinct, and at least one")
+        require(rows.min() >= 0 and rows.max() < self.slots, "there is no such slot")
+        lengths = self._lengths[rows]
+        require(lengths.min() > 0 and lengths.max() < self.context, "a slot is empty or full")
+        check_tokens(self._spec, tokens, positions, self.context)
+        require(len(tokens) == len(rows), "one token a slot")
+        step, memory = self._step, self._memory
+        columns = _smallest(self._layout.caches, int(lengths.max()))
+        ids, places = np.zeros(self.slots, np.int32), np.zeros((3, self.slots), np.int32)
+        ids[rows], places[:, rows] = tokens, positions
+        memory.write(step.ids, ids)
+        memory.write(step.positions, places)
+        memory.write(step.masks[columns], past_mask(self.slots, columns, rows, lengths))
+        hidden, other = step.hiddens
+        self._run("embedding_cache", [step.ids], [hidden])
+        shape = list(self._layout.step(columns).inputs[_KEYS].shape)
+        for index, caches in enumerate(self._caches):
+            past = [memory.view(cache, shape) for cache in caches]
+            new = [self._place(cache, slot, rows, lengths) for cache in caches for slot in range(self.slots)]
+            self._run(f"block_cache_{index}", [hidden, step.positions, step.masks[columns], *past], [other, *new])
             hidden, other = other, hidden
-        logits = self._logits(hidden, 0)
-        self._length += 1
-        return logits[None]
+        logits = self._head(memory.view(hidden, self._head_shape()))[rows]
+        self._lengths[rows] += 1
+        return logits
 
     def release(self, slot: int) -> None:
         """See `base.Runner.release`."""
-        self._length = 0
+        self._lengths[slot] = 0
 
-    def _prepare(self) -> None:
-        """All device memory, once: what nets share, and what is the same for every prompt."""
-        layout = self._layout
-        self._vit = [self._new(tensor) for tensor in layout.vit.inputs]
-        self._embeds = self._new(layout.vit.outputs[0])
-        block, step = layout.blocks[0], layout.block_caches[0]
-        self._ids, self._step_ids = self._new(layout.embedding.inputs[0]), self._new(layout.embedding_cache.inputs[0])
-        self._hiddens = self._new(block.inputs[0]), self._new(block.inputs[0])
-        self._step_hiddens = self._new(step.inputs[0]), self._new(step.inputs[0])
-        self._positions, self._step_positions = self._new(block.inputs[1]), self._new(step.inputs[1])
-        self._mask, self._step_mask = self._new(block.inputs[2]), self._new(step.inputs[2])
-        self._write(self._mask, causal_mask(layout.prompt))
-        self._out = self._new(layout.lm_head.outputs[0])
-        self._cache = [(self._new(net.inputs[3]), self._new(net.inputs[4])) for net in layout.block_caches]
-        head = list(block.outputs[1].shape)
-        self._cache_heads = [[self._sail.Tensor(cache, head, 0) for cache in pair] for pair in self._cache]
+    def _cache(self, layer: int) -> list[Any]:
+        """Keys and values of a layer, in the net's own memory: from any other the runtime copies them, whole, at every
+        step. The largest stage's memory holds the smaller ones'."""
+        net = f"block_cache_{layer}"
+        stages = self._layout.nets[net].stages
+        largest = max(range(len(stages)), key=lambda index: stages[index].inputs[_KEYS].shape[1])
+        own = self._engine.get_input_tensors(net, largest)
+        return [own.get(index) or self._new(net, input=index) for index in (_KEYS, _VALUES)]
 
-    def _new(self, tensor: Any) -> Any:
-        """Device memory alone, zeroed."""
-        return self._sail.Tensor(self._handle, list(tensor.shape), tensor.dtype, False, True)
+    def _new(self, net: str, *, input: int | None = None, output: int | None = None) -> Any:
+        """Memory for the largest of a net's input or output over its stages."""
+        tensors = [
+            stage.inputs[input] if input is not None else stage.outputs[output or 0]
+            for stage in self._layout.nets[net].stages
+        ]
+        largest = max(tensors, key=lambda tensor: int(np.prod(tensor.shape)))
+        return self._memory.new(largest.shape, largest.dtype)
 
-    def _row(self, cache: Any, row: int) -> Any:
-        """A view of one row of [1, L, heads, dim]: what a step writes, and nothing is copied after it."""
-        shape = list(self._layout.block_caches[0].outputs[1].shape)
-        return self._sail.Tensor(cache, shape, row * self._spec.kv_heads * self._spec.head_dim)
+    def _place(self, cache: Any, slot: int, rows: Int, lengths: Int) -> Any:
+        """Where a slot's new row goes: behind those it has, or to nobody."""
+        where = np.flatnonzero(rows == slot)
+        shape = list(self._layout.nets["block_cache_0"].stages[0].outputs[1].shape)
+        if not len(where):
+            return self._step.nobody
+        return self._memory.view(cache, shape, (slot * self.context + int(lengths[where[0]])) * self._row)
 
-    def _logits(self, hidden: Any, row: int) -> Float:
-        """float32 [vocabulary] of one row of hidden states."""
-        net = self._layout.lm_head
-        last = self._sail.Tensor(hidden, list(net.inputs[0].shape), row * self.hidden)
-        self._run(net, [last], [self._out])
-        return self._read(self._out).reshape(-1)
+    def _embed(self, tokens: Int, vision: Float, places: Int) -> None:
+        """Hidden states of a part of a prompt, into the first rows of `self._prompt.hidden`."""
+        prompt, memory = self._prompt, self._memory
+        size = _smallest(self._layout.prompts, len(tokens))
+        ids = memory.view(prompt.ids, [1, size])
+        memory.write(ids, np.pad(tokens, (0, size - len(tokens))))
+        self._run("embedding", [ids], [memory.view(prompt.hidden, [1, size, self.hidden])])
+        for start, rows in _runs(vision, places):
+            memory.write(memory.view(prompt.hidden, list(rows.shape), start * self.hidden), rows)
 
-    def _run(self, net: SailNet, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        self._engine.process(net.name, dict(enumerate(inputs)), dict(enumerate(outputs)))
+    def _prefill_part(self, slot: int, start: int, positions: Int) -> None:
+        """Run the blocks over `self._prompt.hidden`; its rows' keys and values go behind `start` rows of the slot. A
+        dynamic net writes as many rows as it reads, and wants room for its most."""
+        layout, memory, prompt = self._layout, self._memory, self._prompt
+        used = positions.shape[1]
+        size = used if layout.dynamic_prompt else _smallest(layout.prompts, used)
+        name = "block_kv" if start else "block"
+        stage = layout.stage(f"{name}_0", size)
+        places = memory.view(prompt.positions, [*stage.inputs[1].shape[:-1], size])
+        memory.write(places, np.pad(positions, ((0, 0), (0, size - used))))
+        masks = [prompt.masks[size]] if layout.masked else []
+        for index, caches in enumerate(self._caches):
+            rows = [self._rows(cache, slot, start, list(stage.outputs[1].shape)) for cache in caches]
+            past = self._history(f"{name}_{index}", caches, slot, start) if start else []
+            hidden = memory.view(prompt.hidden, [1, size, self.hidden])
+            made = memory.view(prompt.other, list(stage.outputs[0].shape))
+            self._run(f"{name}_{index}", [hidden, places, *masks, *past], [made, *rows])
+            prompt.hidden, prompt.other = prompt.other, prompt.hidden
 
-    def _write(self, tensor: Any, values: npt.NDArray[Any]) -> None:
-        """Values of the tensor's size, in its own dtype."""
-        shape = tensor.shape()
-        tensor.update_data(self._dtypes.encode(values.reshape(shape), tensor.dtype()))
+    def _history(self, net: str, caches: list[Any], slot: int, used: int) -> list[Any]:
+        """The first `used` rows of a slot's keys and values, copied into the net's own inputs: it reads them nowhere
+        else, and other nets' runs write over them there."""
+        own = self._engine.get_input_tensors_addrmode0(net)
+        views = []
+        for index, cache in zip((2, 3), caches, strict=True):
+            rows = self._memory.view(own[index], [1, used, *own[index].shape()[2:]])
+            rows.sync_d2d(cache, slot * self.context * self._row, 0, used * self._row)
+            views.append(rows)
+        return views
 
-    def _read(self, tensor: Any) -> Float:
-        return self._dtypes.decode(tensor.asnumpy(), tensor.dtype())
+    def _rows(self, cache: Any, slot: int, start: int, shape: list[int]) -> Any:
+        return self._memory.view(cache, shape, (slot * self.context + start) * self._row)
+
+    def _head_shape(self) -> list[int]:
+        return list(self._layout.nets["lm_head"].stages[0].inputs[0].shape)
+
+    def _head(self, hidden: Any) -> Float:
+        """float32 [slots, vocabulary]. Where the net itself chooses, the token it chose alone is finite."""
+        self._run("lm_head", [hidden], [self._logits])
+        found: Float = self._memory.read(self._logits).reshape(self.slots, -1)
+        if not self.greedy_only:
+            return found
+        logits = np.full((self.slots, self._spec.vocab_size), -np.inf, np.float32)
+        logits[np.arange(self.slots), found[:, 0].astype(np.int64)] = 0
+        return logits
+
+    def _run(self, net: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        self._engine.process(net, dict(enumerate(inputs)), dict(enumerate(outputs)))
 
     def _normalised(self, patches: Bytes) -> Float:
         return normalise(patches, self._spec.rescale, self._spec.mean, self._spec.std)
 
 
-class _Dtypes:
-    """Between numpy and the device: SAIL takes half precision as uint16."""
+class _Vision:
+    """Memory of the ViT."""
 
-    def __init__(self, sail: Any) -> None:
-        self._half, self._brain = sail.Dtype.BM_FLOAT16, sail.Dtype.BM_BFLOAT16
+    def __init__(self, layout: Layout, memory: DeviceMemory) -> None:
+        self._memory = memory
+        largest = next(s for s in layout.nets["vit"].stages if s.inputs[0].shape[0] == layout.patches[-1])
+        self._inputs = [memory.new(tensor.shape, tensor.dtype) for tensor in largest.inputs]
+        self._width, self._mask = largest.inputs[0].shape[1], largest.inputs[2].shape
+        self.embeds = memory.new(largest.outputs[0].shape, largest.outputs[0].dtype)
 
-    def encode(self, values: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
-        if dtype == self._half:
-            return values.astype(np.float16).view(np.uint16)
-        if dtype == self._brain:  # to nearest, ties to even
-            bits = values.astype(np.float32).view(np.uint32)
-            return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-        return np.ascontiguousarray(values)
+    def at(self, size: int) -> list[Any]:
+        """Pixels, positions and mask of `size` patches."""
+        shapes = [size, self._width], [size, 2], [*self._mask[:-2], size, size]
+        return [self._memory.view(tensor, shape) for tensor, shape in zip(self._inputs, shapes, strict=True)]
 
-    def decode(self, values: npt.NDArray[Any], dtype: Any) -> Float:
-        if dtype == self._half:
-            return values.view(np.float16).astype(np.float32)
-        if dtype == self._brain:
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32)
+
+class _Prompt:
+    """Memory of prefill, for the longest part; the masks are the same for every prompt."""
+
+    def __init__(self, layout: Layout, memory: DeviceMemory) -> None:
+        most = layout.prompts[-1]
+        block = layout.stage("block_0", most)
+        ids = layout.stage("embedding", most).inputs[0]
+        self.ids = memory.new(ids.shape, ids.dtype)
+        self.hidden, self.other = (memory.new(block.inputs[0].shape, block.inputs[0].dtype) for _ in range(2))
+        self.positions = memory.new(block.inputs[1].shape, block.inputs[1].dtype)
+        self.masks = {}
+        for size in layout.prompts if layout.masked else ():
+            mask = layout.stage("block_0", size).inputs[2]
+            self.masks[size] = memory.new(mask.shape, mask.dtype)
+            memory.write(self.masks[size], causal_mask(size))
+
+
+class _Step:
+    """Memory of a decode step."""
+
+    def __init__(self, layout: Layout, memory: DeviceMemory) -> None:
+        ids, step = layout.nets["embedding_cache"].stages[0].inputs[0], layout.step(layout.context)
+        hidden, positions, row = step.inputs[0], step.inputs[1], step.outputs[1]
+        self.ids = memory.new(ids.shape, ids.dtype)
+        self.hiddens = [memory.new(hidden.shape, hidden.dtype) for _ in range(2)]
+        self.positions = memory.new(positions.shape, positions.dtype)
+        self.masks = {}
+        for columns in layout.caches:
+            mask = layout.step(columns).inputs[2]
+            self.masks[columns] = memory.new(mask.shape, mask.dtype)
+        self.nobody = memory.new(row.shape, row.dtype)
+
+
+def _smallest(sizes: Sequence[int], needed: int) -> int:
+    """The smallest of increasing sizes that holds `needed`."""
+    return next(size for size in sizes if size >= needed)
 
 
 def _runs(vision: Float, places: Int) -> Iterator[tuple[int, Float]]:

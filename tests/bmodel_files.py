@@ -1,0 +1,117 @@
+"""Writes bmodels that hold no weights and no commands: enough for all that reads their structure."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import flatbuffers
+from sailq.worker.runners.bmodel import BmodelNet, BmodelTensor, Stage, Weight
+
+DTYPES = ("f32", "f16", "i8", "u8", "i16", "u16", "i32", "u32", "bf16", "i4", "u4")
+
+
+def qwen2_vl(
+    *, layers: int = 2, slots: int = 1, context: int = 64, prompts: tuple[int, ...] = (64,),
+    patches: tuple[int, ...] = (16,), hidden: int = 256, row: tuple[int, int] = (1, 128), vocabulary: int = 896,
+    dtype: str = "f16",
+) -> list[BmodelNet]:
+    """The nets of sophon-demo's layout, or, with slots, of the batched one."""
+
+    def net(name: str, *stages: Stage, mode: int = 0) -> BmodelNet:
+        return BmodelNet(name, stages, dynamic=False, address_mode=mode)
+
+    def tensors(**shapes: tuple[int, ...]) -> tuple[BmodelTensor, ...]:
+        integers = {"input_ids", "position_ids", "pos_ids"}
+        return tuple(BmodelTensor(name, shape, "i32" if name in integers else dtype) for name, shape in shapes.items())
+
+    ids = [Stage(tensors(input_ids=(1, n)), tensors(out=(1, n, hidden))) for n in prompts]
+    blocks = [
+        Stage(
+            tensors(hidden=(1, n, hidden), position_ids=(3, 1, n), mask=(1, 1, n, n)),
+            tensors(out=(1, n, hidden), k=(1, n, *row), v=(1, n, *row)),
+        )
+        for n in prompts
+    ]
+    past = (slots, context, *row)
+    new = {f"{kind}_{slot}": (1, 1, *row) for slot in range(slots) for kind in ("k", "v")}
+    step = Stage(
+        tensors(
+            hidden=(slots, 1, hidden), position_ids=(3, slots, 1), mask=(slots, 1, 1, context + 1),
+            past_k=past, past_v=past,
+        ),
+        tensors(out=(slots, 1, hidden), **new),
+    )
+    views = [
+        Stage(tensors(pixels=(n, 1176), pos_ids=(n, 2), mask=(1, n, n)), tensors(out=(n // 4, hidden))) for n in patches
+    ]
+    return [
+        *(net(f"block_{index}", *blocks) for index in range(layers)),
+        *(net(f"block_cache_{index}", step, mode=1) for index in range(layers)),
+        net("embedding", *ids),
+        net("embedding_cache", Stage(tensors(input_ids=(slots, 1)), tensors(out=(slots, 1, hidden)))),
+        net("lm_head", Stage(tensors(hidden=(slots, hidden)), tensors(logits=(slots, vocabulary)))),
+        net("vit", *views),
+    ]
+
+
+def write_bmodel(
+    path: Path, nets: Iterable[BmodelNet], weights: Mapping[str, Iterable[Weight]] | None = None, chip: str = "BM1684X"
+) -> Path:
+    """A file that `read_bmodel` reads as `nets` and `weights`; returns `path`."""
+    builder = flatbuffers.Builder()
+
+    def table(**fields: Callable[[int], None]) -> int:
+        builder.StartObject(22)
+        for field, prepend in fields.items():
+            prepend(int(field[1:]))
+        return int(builder.EndObject())
+
+    def reference(value: int) -> Callable[[int], None]:
+        return lambda field: builder.PrependUOffsetTRelativeSlot(field, value, 0)
+
+    def number(value: int) -> Callable[[int], None]:
+        return lambda field: builder.PrependInt32Slot(field, value, 0)
+
+    def size(value: int) -> Callable[[int], None]:
+        return lambda field: builder.PrependUint64Slot(field, value, 0)
+
+    def text(value: str) -> Callable[[int], None]:
+        return reference(builder.CreateString(value))
+
+    def vector(items: list[int]) -> Callable[[int], None]:
+        builder.StartVector(4, len(items), 4)
+        for item in reversed(items):
+            builder.PrependUOffsetTRelative(item)
+        return reference(builder.EndVector())
+
+    def dims(shape: tuple[int, ...]) -> Callable[[int], None]:
+        builder.StartVector(8, len(shape), 8)
+        for rows in reversed(shape):
+            builder.PrependUint64(rows)
+        return reference(builder.EndVector())
+
+    def tensor(one: BmodelTensor) -> int:
+        return table(
+            f0=text(one.name), f1=number(DTYPES.index(one.dtype)), f5=vector([table(f0=dims(one.shape))])
+        )
+
+    def coefficients(net: BmodelNet) -> int:
+        held = (weights or {}).get(net.name, ())
+        return table(f3=vector([table(f0=text(weight.name), f2=size(weight.bytes)) for weight in held]))
+
+    def stage(net: BmodelNet, one: Stage) -> int:
+        inputs, outputs = ([tensor(t) for t in tensors] for tensors in (one.inputs, one.outputs))
+        return table(
+            f0=vector(inputs), f1=vector(outputs), f4=reference(coefficients(net)), f5=number(int(net.dynamic))
+        )
+
+    def whole(net: BmodelNet) -> int:
+        stages = [stage(net, one) for one in net.stages]
+        return table(f0=text(net.name), f3=vector(stages), f5=number(net.address_mode))
+
+    builder.Finish(table(f3=text(chip), f4=vector([whole(net) for net in nets])))
+    structure = bytes(builder.Output())
+    path.write_bytes(struct.pack("<IIIQ44x", 0xFF55AAEE, 64, len(structure), 0) + structure)
+    return path

@@ -1,0 +1,72 @@
+"""What may run a model, by the name that `sailq worker --device` takes."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+from ...shared.errors import Unsupported
+from ..engine.model import ModelSpec
+from .base import Runner
+
+CPU, EMULATOR = "cpu", "emulator"
+NAMES = (CPU, "tpu:N", EMULATOR)
+DEFAULT_SLOTS = 8
+"""Of a runner that can have any number."""
+_TPU = re.compile(r"tpu(?::(\d{1,3}))?")
+
+
+def open_runner(
+    spec: ModelSpec, device: str = CPU, *, bmodel: Path | None = None, slots: int | None = None,
+    threads: int | None = None,
+) -> Runner:
+    """The model, loaded on a device.
+
+    Args:
+        device: "cpu" (ONNX Runtime), "tpu:N" (the Nth BM1684X, through SAIL) or "emulator" (its C model).
+        bmodel: the file to load on a TPU; None: the one in the model's directory.
+        slots: answers decoded together; None: as many as the bmodel has, or 8 on a CPU.
+        threads: of a CPU; None: as many as help this model.
+
+    Raises:
+        Unsupported: no such device, its libraries are missing, or the model cannot be served on it.
+    """
+    if device == CPU:
+        if bmodel is not None:
+            raise Unsupported(f"{bmodel} is for a TPU: name its device, as in --device tpu:0.")
+        from .onnx import OnnxRunner  # a box has no ONNX Runtime
+
+        return OnnxRunner(spec, slots=slots or DEFAULT_SLOTS, threads=threads)
+    number = _TPU.fullmatch(device)
+    if device != EMULATOR and number is None:
+        raise Unsupported(f"There is no device {device!r}; there are {', '.join(NAMES)}.")
+    from .sail import SailRunner
+
+    file = bmodel or _only_bmodel(spec.directory)
+    if device == EMULATOR:
+        from . import emulator
+
+        return SailRunner(spec, file, emulator, slots=slots)
+    return SailRunner(spec, file, _sail(), tpu=int(number[1] or 0) if number else 0, slots=slots)
+
+
+def _only_bmodel(directory: Path) -> Path:
+    files = sorted(directory.glob("*.bmodel"))
+    if len(files) != 1:
+        found = "holds no bmodel" if not files else f"holds {len(files)} bmodels"
+        raise Unsupported(
+            f"{directory} {found}: name one with --bmodel; deploy/models/compile.sh and download.sh make them."
+        )
+    return files[0]
+
+
+def _sail() -> Any:
+    try:
+        return importlib.import_module("sophon.sail")
+    except ImportError as error:
+        raise Unsupported(
+            f"--device tpu needs SAIL for this Python ({error}): deploy/se7/README.md says how to install it; "
+            "without a TPU there is --device emulator."
+        ) from None
