@@ -1,28 +1,97 @@
 #!/usr/bin/env bash
 # Compile a Qwen2-VL checkpoint into one bmodel for the BM1684X:
 #
-#     deploy/models/compile.sh --model_path DIR [--seq_length 512] [--vision_seq_length 600] [--quantize f16]
-#                              [--out models/BM1684X]
+#     deploy/models/compile.sh --model_path DIR [--quantize w4f16] [--batch 8] [...]
 #
 #   --model_path         Hugging Face directory
-#   --seq_length         tokens of the context, prompt and answer together
-#   --vision_seq_length  patches of one temporal grid (an image, or two frames of a clip), a multiple of 4
-#   --quantize           f16 | bf16 | w8f16 | w4f16 | w4bf16
-#   --out                gets NAME_bm1684x_QUANTIZE_seqN_1dev.bmodel, and a folder of work beside it
+#   --seq_length         tokens of the context, prompt and answer together (512)
+#   --vision_seq_length  most patches of one temporal grid (an image, or two frames of a clip), a multiple of 4 (1024)
+#   --prefill_lengths    lengths at which a prompt is prefilled besides seq_length: 128,256 (none)
+#   --vision_lengths     sizes of the ViT besides vision_seq_length: 256,512 (none)
+#   --batch              sequences that are decoded together (1)
+#   --quantize           f16 | bf16 | w8f16 | w4f16 | w4bf16: the decoder layers' weights, groups of 64 (f16)
+#   --lm_head_quantize   the same for lm_head (f16, or bf16)
+#   --route              onnx: the nets of export_onnx.py (default). llm_convert: TPU-MLIR's own converter, quicker, batch 1;
+#                        it takes its own options after `--`: --dynamic, --do_sample, --use_history_kv, --chunk_length N, ...
+#   --out                gets MODEL_int4_seq512_1dev.bmodel, and while it works MODEL_int4_seq512_1dev.work (models/BM1684X)
+#   --check              read the options, say what would be made, and stop
 #
-# Run again after an interruption, it goes on with the net where it stopped. Needs Python 3.10 for the compiler
-# (PYTHON310, default python3.10 or pyenv's) and, to export, a Python with torch, onnx and transformers (PYTHON, default
-# .venv/bin/python). The compiler gets an environment of its own: TPU_ENV, default .venv-tpu in the tree.
+# Run again after an interruption, it goes on with the net where it stopped. Needs what tpu_env.sh needs and, to export, a
+# Python with torch, onnx and transformers (PYTHON, default .venv/bin/python: `make .venv/dev`).
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
-tpu_env=${TPU_ENV:-$root/.venv-tpu}
-model_path='' seq_length=512 vision_seq_length=600 quantize=f16 out=models/BM1684X
+export_python=${PYTHON:-$root/.venv/bin/python}
+model_path='' seq_length=512 vision_seq_length=1024 prefill_lengths='' vision_lengths='' batch=1
+quantize=f16 lm_head_quantize='' route=onnx out=models/BM1684X check=no converter=()
 
 stop() { echo "compile.sh: $*" >&2; exit 1; }
+wrong() { echo "compile.sh: $*; --help says what there is" >&2; exit 2; }
 
-# step OUTPUT LOG COMMAND...: some tools fail and exit with 0, so only a fresh output counts.
+read_options() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+            -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "$here/compile.sh"; exit ;;
+            --check) check=yes; shift; continue ;;
+            --) shift; converter=("$@"); break ;;
+        esac
+        [ $# -gt 1 ] || wrong "$1 needs a value"
+        case $1 in
+            --model_path) model_path=$2 ;;
+            --seq_length) seq_length=$2 ;;
+            --vision_seq_length) vision_seq_length=$2 ;;
+            --prefill_lengths) prefill_lengths=$2 ;;
+            --vision_lengths) vision_lengths=$2 ;;
+            --batch) batch=$2 ;;
+            --quantize) quantize=$2 ;;
+            --lm_head_quantize) lm_head_quantize=$2 ;;
+            --route) route=$2 ;;
+            --out) out=$2 ;;
+            *) wrong "there is no option $1" ;;
+        esac
+        shift 2
+    done
+}
+
+check_options() {
+    local value
+    [ -n "$model_path" ] || wrong "--model_path is missing"
+    [ -f "$model_path/config.json" ] || wrong "--model_path $model_path holds no config.json"
+    compgen -G "$model_path/*.safetensors" >/dev/null || wrong "--model_path $model_path holds no *.safetensors"
+    for value in "$seq_length" "$vision_seq_length" "$batch" ${prefill_lengths//,/ } ${vision_lengths//,/ }; do
+        [[ $value =~ ^[1-9][0-9]{0,5}$ ]] || wrong "$value is no length"
+    done
+    for value in "$vision_seq_length" ${vision_lengths//,/ }; do
+        [ $((value % 4)) = 0 ] || wrong "$value patches are no multiple of 4: they merge by 2 x 2"
+        [ "$value" -le "$vision_seq_length" ] || wrong "a ViT of $value patches is larger than --vision_seq_length"
+    done
+    for value in ${prefill_lengths//,/ }; do
+        [ "$value" -le "$seq_length" ] || wrong "a prompt of $value tokens is longer than --seq_length"
+    done
+    for value in "$quantize" ${lm_head_quantize:+"$lm_head_quantize"}; do
+        case $value in f16 | bf16 | w8f16 | w4f16 | w4bf16) ;; *) wrong "there is no quantisation $value" ;; esac
+    done
+    : "${lm_head_quantize:=${quantize#w[48]}}"
+    [ "${lm_head_quantize#w[48]}" = "${quantize#w[48]}" ] || wrong "lm_head and layers are both f16 or both bf16"
+    case $route in
+        onnx) [ ${#converter[@]} = 0 ] || wrong "what follows -- is for --route llm_convert" ;;
+        llm_convert)
+            [ "$batch" = 1 ] || wrong "llm_convert makes wrong bmodels for a batch: use --route onnx"
+            [ "$lm_head_quantize" = "${quantize#w[48]}" ] || wrong "llm_convert has no --lm_head_quantize"
+            [ -z "$prefill_lengths$vision_lengths" ] || wrong "llm_convert has one length: try -- --dynamic" ;;
+        *) wrong "there is no route $route" ;;
+    esac
+}
+
+# What the bmodel is made of: when it changes, what was made before is of no use.
+origin() {
+    echo "$route $seq_length $vision_seq_length $prefill_lengths $vision_lengths $batch $quantize $lm_head_quantize" "${converter[@]}"
+    stat -L -c '%n %s %Y' "$model_path"/*.json "$model_path"/*.safetensors
+    cat "$here"/*.py "$here"/*.sh | cksum
+}
+
+# step OUTPUT LOG COMMAND...: some tools fail and exit with 0, so only a fresh output counts. Interrupted, it leaves none.
 step() {
     local output=$1 log=$2
     shift 2
@@ -31,92 +100,102 @@ step() {
     [ -s "$output" ] || stop "$(basename "$1") left no $output although it says that it succeeded; see $log"
 }
 
-make_environment() {
-    [ -e "$tpu_env/ready" ] && return
-    local python=''
-    for candidate in ${PYTHON310:-python3.10 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10.*/bin/python}; do
-        "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null && python=$candidate
-    done
-    [ -n "$python" ] || stop "tpu_mlir needs Python 3.10: install it, or name it in PYTHON310"
-    for tool in cmake make gcc; do
-        command -v $tool >/dev/null || stop "tpu_mlir needs $tool: apt install cmake make gcc"
-    done
-    echo "installing tpu_mlir into $tpu_env (300 MB)"
-    rm -rf "$tpu_env"
-    "$python" -m venv "$tpu_env"
-    # The second line: what tpu_mlir uses and does not declare.
-    "$tpu_env/bin/python" -m pip install --quiet --disable-pip-version-check tpu_mlir==1.30.2 \
-        psutil flatbuffers==24.12.23 'setuptools<81' \
-        onnx==1.14.1 onnxruntime==1.16.3 onnxsim==0.4.17 || stop "tpu_mlir cannot be installed"
-    local package
-    package=$(echo "$tpu_env"/lib/python3.10/site-packages/tpu_mlir)
-    # It bundles glibc 2.35 beside libraries that run with the system's own; together they crash.
-    rm -f "$package"/lib/third_party/lib{c,m,pthread}.so.*
-    # Its ONNX route imports torch, 2 GB and more, only to copy an array.
-    sed -i -e '/^import torch$/d' -e 's/torch\.tensor(\(inputs\[name\]\))\.numpy()/np.array(\1)/' \
-        "$package/python/transform/OnnxOpt.py"
-    touch "$tpu_env/ready"
-}
-
-while [ $# -gt 0 ]; do
-    [ $# -gt 1 ] || stop "$1 needs a value"
+# The weights' options of a net, into `options`.
+choose_options() {
+    local kind=${quantize#w[48]}  # only the decoder's layers, and lm_head if asked, are worth fewer bits
+    options=()
     case $1 in
-        --model_path) model_path=$2 ;;
-        --seq_length) seq_length=$2 ;;
-        --vision_seq_length) vision_seq_length=$2 ;;
-        --quantize) quantize=$2 ;;
-        --out) out=$2 ;;
-        *) stop "there is no option $1; see the head of this file" ;;
+        block_*) kind=$quantize ;;
+        lm_head) kind=$lm_head_quantize ;;
     esac
-    shift 2
-done
-[ -f "$model_path/config.json" ] || stop "--model_path ${model_path:-(missing)} holds no config.json"
-case $quantize in f16 | bf16 | w8f16 | w4f16 | w4bf16) ;; *) stop "there is no quantisation $quantize" ;; esac
-
-make_environment
-model_path=$(cd "$model_path" && pwd)
-name=$(basename "$model_path" | tr '[:upper:]' '[:lower:]')_bm1684x_${quantize}_seq${seq_length}_1dev
-mkdir -p "$out"
-work=$(cd "$out" && pwd)/$name-v$vision_seq_length bmodel=$(cd "$out" && pwd)/$name.bmodel
-mkdir -p "$work/onnx"
-
-if [ ! -e "$work/onnx/done" ] || [ "$model_path/config.json" -nt "$work/onnx/done" ]; then
-    echo "exporting the nets"
-    step "$work/onnx/lm_head.onnx" "$work/export.log" "${PYTHON:-$root/.venv/bin/python}" "$here/export_onnx.py" \
-        --model_path "$model_path" --out "$work/onnx" \
-        --seq_length "$seq_length" --vision_seq_length "$vision_seq_length"
-    touch "$work/onnx/done"
-fi
-
-PATH=$tpu_env/bin:$PATH
-parts=()
-for onnx in "$work"/onnx/*.onnx; do
-    net=$(basename "$onnx" .onnx)
-    parts+=("$work/$net.bmodel")
-    [ "$work/$net.bmodel" -nt "$onnx" ] && continue
-    echo "compiling $net"
-    kind=$quantize options=(--quant_output)
-    case $net in
-        block_cache_*) options+=(--addr_mode io_alone) ;;  # its inputs must outlive the other nets' runs
-        block_*) ;;
-        lm_head) options=() ;;&  # the host and greedy_head read fp32
-        *) kind=${quantize#w[48]} ;;  # only the decoder's layers are worth fewer bits
+    case $1 in
+        lm_head) options+=(--quant_input) ;;                   # the host and the heads read fp32
+        greedy_head | penalty_sample_head) ;;                  # as it gives them
+        block_cache_*) options+=(--quant_input --quant_output --addr_mode io_alone) ;;  # the cache lies in its inputs
+        *) options+=(--quant_input --quant_output) ;;
     esac
     case $kind in w4*) options+=(--q_group_size 64) ;; esac
-    # The tools leave files of fixed names where they run.
-    mkdir -p "$work/$net.work" && cd "$work/$net.work"
-    step "$net.mlir" transform.log model_transform.py --model_name "$net" --model_def "$onnx" --mlir "$net.mlir"
-    step "$net.bmodel" deploy.log model_deploy.py --mlir "$net.mlir" --quantize "${kind^^}" --quant_input \
-        --chip bm1684x "${options[@]}" --model "$net.bmodel"
-    mv "$net.bmodel" "$work/"
-    cd "$work" && rm -rf "$work/$net.work"
-done
+    options+=(--quantize "${kind^^}" --chip bm1684x)
+}
 
-for part in "${parts[@]}"; do
-    [ "$bmodel" -nt "$part" ] || fresh=no
-done
-if [ "${fresh:-yes}" = no ]; then
-    step "$work/combined.bmodel" "$work/combine.log" model_tool --combine "${parts[@]}" -o "$work/combined.bmodel"
-    mv "$work/combined.bmodel" "$bmodel"
+compile_net() {
+    local onnx=$1 part=$2 net name options
+    net=$(basename "$onnx" .onnx) name=$(basename "$onnx" .onnx | cut -d@ -f1)
+    choose_options "$name"
+    # The tools leave files of fixed names where they run.
+    rm -rf "$work/$net.work" && mkdir "$work/$net.work"
+    (
+        cd "$work/$net.work"
+        step "$net.mlir" "$work/$net.log" model_transform.py --model_name "$name" --model_def "$onnx" --mlir "$net.mlir"
+        step "$net.bmodel" "$work/$net.log" model_deploy.py --mlir "$net.mlir" "${options[@]}" --model "$net.bmodel"
+        mv "$net.bmodel" "$part"
+    )
+    rm -rf "$work/$net.work"
+}
+
+by_onnx() {
+    local parts=() onnx part count number=0
+    if [ ! -e "$work/exported" ]; then
+        [ -x "$(command -v "$export_python")" ] || stop "there is no $export_python to export with: make .venv/dev, or set PYTHON"
+        echo "exporting the nets"
+        step "$work/onnx/lm_head.onnx" "$work/export.log" "$export_python" "$here/export_onnx.py" \
+            --model_path "$model_path" --out "$work/onnx" --batch "$batch" \
+            --seq_length "$seq_length" --vision_seq_length "$vision_seq_length" \
+            ${prefill_lengths:+--prefill_lengths "$prefill_lengths"} ${vision_lengths:+--vision_lengths "$vision_lengths"}
+        touch "$work/exported"
+    fi
+    count=$(find "$work/onnx" -name '*.onnx' | wc -l)
+    for onnx in "$work"/onnx/*.onnx; do
+        part=$work/$(basename "$onnx" .onnx).bmodel number=$((number + 1))
+        parts+=("$part")
+        [ -s "$part" ] && continue
+        echo "compiling $(basename "$onnx" .onnx) ($number of $count)"
+        compile_net "$onnx" "$part"
+    done
+    step "$work/$name.bmodel" "$work/combine.log" model_tool --combine "${parts[@]}" -o "$work/$name.bmodel"
+}
+
+by_llm_convert() {
+    local made side
+    # Its ViT is stated by pixels, a multiple of 28 each way: 28 x 28 hold 4 patches.
+    side=$((vision_seq_length / 4))
+    echo "converting"
+    rm -rf "$work/llm" && mkdir "$work/llm"
+    PYTHONPATH=$tpu_env/no_torch llm_convert.py --model_path "$model_path" --seq_length "$seq_length" --quantize "$quantize" --chip bm1684x \
+        --max_pixels "28,$((28 * side))" --out_dir "$work/llm" "${converter[@]}" >"$work/llm_convert.log" 2>&1 ||
+        stop "llm_convert.py failed; $work/llm_convert.log ends with: $(tail -n 3 "$work/llm_convert.log")"
+    made=$(compgen -G "$work/llm/*.bmodel") || stop "llm_convert.py left no bmodel although it says that it succeeded; see $work/llm_convert.log"
+    mv "$made" "$work/$name.bmodel"
+}
+
+read_options "$@"
+check_options
+model_path=$(cd "$model_path" && pwd)
+bits=${quantize/#f16/fp16} bits=${bits/#w4f16/int4} bits=${bits/#w4bf16/int4-bf16} bits=${bits/#w8f16/int8}
+slots='' && [ "$batch" = 1 ] || slots=_b$batch
+name=$(basename "$model_path" | tr '[:upper:]' '[:lower:]')_${bits}_seq$seq_length${slots}_1dev
+if [ "$route" = llm_convert ]; then
+    name+=_llm$(printf %s "${converter[@]}" | sed 's/--/_/g')
 fi
+if [ "$check" = yes ]; then
+    echo "$out/$name.bmodel"
+    exit
+fi
+
+mkdir -p "$out"
+bmodel=$(cd "$out" && pwd)/$name.bmodel work=$(cd "$out" && pwd)/$name.work
+if [ -s "$bmodel" ] && [ "$(cat "$bmodel.origin" 2>/dev/null)" = "$(origin)" ]; then
+    echo "$bmodel"
+    exit
+fi
+[ "$(cat "$work/origin" 2>/dev/null)" = "$(origin)" ] || rm -rf "$work"
+mkdir -p "$work/onnx"
+origin >"$work/origin"
+tpu_env=$("$here/tpu_env.sh") || exit 1
+PATH=$tpu_env/bin:$PATH
+case $route in onnx) by_onnx ;; llm_convert) by_llm_convert ;; esac
+rm -f "$bmodel.origin"
+mv "$work/$name.bmodel" "$bmodel"
+mv "$work/origin" "$bmodel.origin"
+rm -rf "$work"
 echo "$bmodel"

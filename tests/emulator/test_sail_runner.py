@@ -1,97 +1,125 @@
-"""The compiled sailq-tiny on the emulator: the CPU engine's tokens, and refusals where SAIL would crash."""
+"""What the SAIL runner asks of the device, and what it refuses before it asks."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Compile
 from sailq.shared.errors import Unsupported
-from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
+from sailq.shared.jobs import GenerationOptions, Message, TextPart
 from sailq.worker.catalog import resolve
-from sailq.worker.engine import Engine
+from sailq.worker.engine.engine import Engine, Prepared
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.engine.prompt import Prompter
 from sailq.worker.runners import emulator
 from sailq.worker.runners.sail import SailRunner
-
-BMODEL = Path(__file__).parents[2] / "models/BM1684X/sailq-tiny_bm1684x_f16_seq128_1dev.bmodel"
-TOKENS = 6
-
-pytestmark = [pytest.mark.tpu, pytest.mark.timeout(1200)]
+from tiny import BATCHED, GREEDY, LLM_CONVERT, RIGHT_SIZED, load
 
 
-@pytest.fixture(scope="module")
-def runner() -> SailRunner:
-    if not BMODEL.is_file():
-        pytest.fail(f"{BMODEL} is missing: `make tpu` compiles it and runs these tests")
-    return SailRunner(ModelSpec.load(resolve("sailq-tiny")), BMODEL, emulator)
+class Meter:
+    """Counts what is asked of the emulator."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.runs: Counter[str] = Counter()
+        self.to_device: list[int] = []
+        self.copies = 0
+        self.inputs: dict[str, dict[int, Any]] = {}
+        process, update, copy = emulator.EngineLLM.process, emulator.Tensor.update_data, emulator.Tensor.sync_d2d
+
+        def count_process(engine: Any, graph: str, inputs: Any, outputs: Any) -> None:
+            self.runs[graph] += 1
+            self.inputs[graph] = inputs
+            process(engine, graph, inputs, outputs)
+
+        def count_update(tensor: Any, data: Any) -> None:
+            self.to_device.append(data.nbytes)
+            update(tensor, data)
+
+        def count_copy(tensor: Any, *arguments: Any) -> None:
+            self.copies += 1
+            copy(tensor, *arguments)
+
+        monkeypatch.setattr(emulator.EngineLLM, "process", count_process)
+        monkeypatch.setattr(emulator.Tensor, "update_data", count_update)
+        monkeypatch.setattr(emulator.Tensor, "sync_d2d", count_copy)
 
 
-def _ask(text: str, *media: tuple[str, int, int, int]) -> tuple[Message, dict[str, np.ndarray]]:
-    """A question after clips of (type, frames, height, width): a bright square that moves on a dark ground."""
-    frames, parts = {}, []
-    for number, (kind, count, height, width) in enumerate(media):
-        array = np.full((count, height, width, 3), (20, 30, 60), np.uint8)
-        for index, frame in enumerate(array):
-            frame[20 + 8 * index : 44 + 8 * index, 16:40] = (220, 40, 30)
-        frames[f"{number:064x}"] = array
-        parts.append(FramesPart(type=kind, blob=f"{number:064x}", frames=count, height=height, width=width))
-    return Message(role="user", content=(*parts, TextPart(text=text))), frames
-
-
-@pytest.mark.parametrize(
-    ("text", "media"),
-    [
-        ("Hello!", []),
-        ("Describe the picture.", [("image", 1, 84, 84)]),
-        ("What moves, and where to?", [("video", 4, 84, 112)]),
-    ],
-)
-def test_greedy_tokens_equal_the_cpu_engines(
-    runner: SailRunner, text: str, media: list[tuple[str, int, int, int]]
+def test_a_step_runs_each_net_once_and_copies_no_cache(
+    samples: list[Prepared], compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory, options = resolve("sailq-tiny"), GenerationOptions(max_new_tokens=TOKENS)
-    message, frames = _ask(text, *media)
-    answers = []
-    spec = ModelSpec.load(directory)
-    for engine in (Engine.load(directory, threads=1), Engine(spec, runner, Prompter(spec))):
-        generation = engine.start(engine.prepare([message], frames, options), options, 0)
-        while generation.finish_reason is None:
-            engine.step([generation])
-        engine.release(0)
-        answers.append(generation.tokens)
-    assert answers[0] == answers[1] and len(answers[0]) > 1
+    engine, runner = _loaded(compiled(*BATCHED))
+    generations = [engine.start(one, GREEDY, slot) for slot, one in enumerate(samples[:3])]
+    meter = Meter(monkeypatch)
+    engine.step(generations)
+    layers = [f"block_cache_{index}" for index in range(3)]
+    assert meter.runs == Counter(["embedding_cache", *layers, "lm_head"])
+    mask = 4 * 129 * 2  # slots × (columns and the token itself) × bytes
+    others = sum(meter.to_device) - mask
+    print(f"\nfigure: a step at batch 4: {sum(meter.runs.values())} runs, {others} bytes to the device besides a mask "
+          f"of {mask}, {meter.copies} copies on it")
+    assert mask in meter.to_device and others <= 16 * 1024
+    assert meter.copies == 0
+    for layer in layers:  # from other memory the runtime would copy a net's cache to its own, whole
+        own = runner._engine.get_input_tensors(layer)
+        for index in (3, 4):
+            assert meter.inputs[layer][index].memory.address == own[index].memory.address
 
 
-def test_the_runner_checks_what_it_is_given(runner: SailRunner) -> None:
+def test_prefill_and_vision_run_at_the_smallest_size(
+    samples: list[Prepared], compiled: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(compiled(*RIGHT_SIZED))
+    meter = Meter(monkeypatch)
+    sizes = {}
+    for prepared in samples[:5]:
+        engine.start(prepared, GREEDY, 0)
+        sizes[len(prepared.tokens)] = meter.inputs["block_0"][0].shape()[1]
+        for _, (_, h, w) in prepared.media[-1:]:
+            assert meter.inputs["vit"][0].shape()[0] == (36 if h * w <= 36 else 48)
+    assert all(size == min(s for s in (32, 64, 128) if s >= length) for length, size in sizes.items())
+    assert len(set(sizes.values())) > 1
+
+
+def test_the_runner_checks_what_it_is_given(compiled: Compile) -> None:
+    _, runner = _loaded(compiled(*RIGHT_SIZED))
     one, position = np.zeros(1, np.int32), np.zeros((3, 1), np.int32)
     nothing = np.empty((0, runner.hidden), np.float32), np.empty(0, np.int32)
     for slot, tokens in ((1, one), (-1, one), (0, one + 10_000), (0, one - 1), (0, one.astype(np.int64))):
         with pytest.raises(ValueError):
             runner.prefill(slot, tokens, position, *nothing)
+    with pytest.raises(ValueError, match="position"):
+        runner.prefill(0, one, position + runner.context, *nothing)
     with pytest.raises(ValueError, match="empty"):
         runner.decode([0], one, position)
     with pytest.raises(ValueError, match="fit"):
         runner.vision(np.zeros((400, 1176), np.uint8), (1, 20, 20))
 
 
+def test_a_bmodel_that_chooses_itself_refuses_to_sample(compiled: Compile) -> None:
+    engine, hello = load(compiled(*LLM_CONVERT)), Message(role="user", content=(TextPart(text="Hello!"),))
+    for options in (GenerationOptions(temperature=1.0), GenerationOptions(repetition_penalty=1.1)):
+        with pytest.raises(Unsupported, match="temperature 0"):
+            engine.prepare([hello], {}, options)
+
+
 def test_the_emulator_raises_where_sail_would_kill_the_process(
-    runner: SailRunner, capfd: pytest.CaptureFixture[str]
+    compiled: Compile, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    engine, handle = emulator.EngineLLM(str(BMODEL), [0]), emulator.Handle(0)
+    engine, handle = emulator.EngineLLM(str(compiled(*RIGHT_SIZED)), [0]), emulator.Handle(0)
     ids = emulator.Tensor(handle, [1, 1], emulator.Dtype.BM_INT32)
     out = emulator.Tensor(handle, engine.get_output_shape("embedding_cache", 0), emulator.Dtype.BM_FLOAT16)
+    hidden = out.shape()[-1]
     small, long = emulator.Tensor(out, [1, 1, 8], 0), emulator.Tensor(handle, [1, 2], emulator.Dtype.BM_INT32)
     for inputs, outputs in (({}, {0: out}), ({0: ids}, {}), ({0: out}, {0: out}), ({0: ids}, {0: small}),
                             ({0: long}, {0: out})):
         with pytest.raises(ValueError):
             engine.process("embedding_cache", inputs, outputs)
-    for shape, offset in (([1, 1, 8], -1), ([1, 1, 8], runner.hidden - 7), ([], 0)):
+    for shape, offset in (([1, 1, 8], -1), ([1, 1, 8], hidden - 7), ([], 0)):
         with pytest.raises(ValueError):
             emulator.Tensor(out, shape, offset)
-    for arguments in ((ids, 0, 0, 1), (out, -1, 0, 1), (out, 0, 0, -1), (out, 0, 1, runner.hidden)):
+    for arguments in ((ids, 0, 0, 1), (out, -1, 0, 1), (out, 0, 0, -1), (out, 0, 1, hidden)):
         with pytest.raises(ValueError):
             emulator.Tensor(out, out.shape(), 0).sync_d2d(*arguments)
     with pytest.raises(ValueError):
@@ -102,11 +130,9 @@ def test_the_emulator_raises_where_sail_would_kill_the_process(
     assert out.asnumpy().any() and capfd.readouterr().out == ""
 
 
-def test_a_bmodel_that_is_not_the_models_is_refused(runner: SailRunner, tmp_path: Path) -> None:
-    spec = ModelSpec.load(resolve("sailq-tiny"))
-    with pytest.raises(Unsupported, match="is missing"):
-        SailRunner(spec, tmp_path / "none.bmodel", emulator)
-    for wrong, cause in ((replace(spec, layers=4), "lacks the net block_3"),
-                         (replace(spec, hidden_size=128), "elements, not")):
-        with pytest.raises(Unsupported, match=cause):
-            SailRunner(wrong, BMODEL, emulator)
+def _loaded(bmodel: Any) -> tuple[Engine, SailRunner]:
+    engine = load(bmodel)
+    runner = engine.runner
+    assert isinstance(runner, SailRunner)
+    assert ModelSpec.load(resolve("sailq-tiny")).hidden_size == runner.hidden
+    return engine, runner

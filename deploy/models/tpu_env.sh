@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Make the TPU compiler's environment, once, and print where it is:
+#
+#     deploy/models/tpu_env.sh
+#
+# It holds `tpu_mlir`: the compiler, BMRuntime, and the BM1684X's C model on which `sailq worker --device emulator` runs.
+# Place: TPU_ENV, default .venv-tpu in the tree. Needs Python 3.10 (PYTHON310, default python3.10 or pyenv's), cmake,
+# make and gcc; no torch.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+env=${TPU_ENV:-$root/.venv-tpu}
+made=$env/made-4  # the number goes up when what follows changes
+
+stop() { echo "tpu_env.sh: $*" >&2; exit 1; }
+
+python310() {
+    local candidate
+    for candidate in ${PYTHON310:-python3.10 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10.*/bin/python}; do
+        "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null || continue
+        echo "$candidate"
+        return
+    done
+    # pyenv's command knows its own versions, where HOME and PYENV_ROOT do not tell.
+    candidate=$(command -v pyenv >/dev/null && pyenv root)/versions
+    for candidate in "$candidate"/3.10.*/bin/python; do
+        [ -x "$candidate" ] && echo "$candidate" && return
+    done
+    stop "tpu_mlir needs Python 3.10: install it, or name it in PYTHON310"
+}
+
+install() {
+    local python tool package
+    python=$(python310)
+    for tool in cmake make gcc; do
+        command -v $tool >/dev/null || stop "tpu_mlir needs $tool: apt install cmake make gcc"
+    done
+    echo "installing tpu_mlir into $env (300 MB)" >&2
+    rm -rf "$env"
+    "$python" -m venv "$env" || stop "this Python has no venv module: apt install python3.10-venv"
+    # The second line: what tpu_mlir uses and does not declare.
+    "$env/bin/python" -m pip install --quiet --disable-pip-version-check tpu_mlir==1.30.2 \
+        psutil flatbuffers==24.12.23 'setuptools<81' ml_dtypes \
+        onnx==1.14.1 onnxruntime==1.16.3 onnxsim==0.4.17 >&2 || stop "tpu_mlir cannot be installed"
+    package=$(echo "$env"/lib/python3.10/site-packages/tpu_mlir)
+    # It bundles glibc 2.35 beside libraries that run with the system's own; together they crash.
+    rm -f "$package"/lib/third_party/lib{c,m,pthread}.so.*
+    without_torch "$package"
+    command -v parallel >/dev/null || stand_in_for_parallel
+    touch "$made"
+}
+
+# torch is gigabytes for Python 3.10, and is used to copy an array, to read safetensors and to name dtypes.
+without_torch() {
+    sed -i -e '/^import torch$/d' -e 's/torch\.tensor(\(inputs\[name\]\))\.numpy()/np.array(\1)/' \
+        "$1/python/transform/OnnxOpt.py"
+    sed -i -e 's/^import os, torch$/import os/' -e 's/safe_open(file_path, "pt")/safe_open(file_path, "np")/' \
+        -e 's/if data\.dtype in \[torch.*/if data.dtype.name in ("float16", "bfloat16"):/' -e 's/data\.float()\.numpy()/data.astype("float32")/' \
+        -e 's/return data\.numpy()/return data/' "$1/python/llm/LlmLoad.py"
+    : >"$1/python/llm/__init__.py"  # else it imports every model's converter, of which some need all of torch
+    mkdir -p "$env/no_torch"  # for llm_convert.py's PYTHONPATH alone: others look whether there is a torch
+    cat >"$env/no_torch/torch.py" <<'PYTHON'
+"""Stands in for torch, of which llm_convert.py's way to a Qwen2-VL uses these names alone."""
+float16, bfloat16, float32 = "float16", "bfloat16", "float32"
+PYTHON
+}
+
+# llm_convert.py runs its compilers with GNU parallel, as `parallel -j N ... < commands`.
+stand_in_for_parallel() {
+    cat >"$env/bin/parallel" <<'BASH'
+#!/bin/bash
+# Stands in for GNU parallel: the commands on stdin, $2 at a time; fails if one of them does.
+exec xargs --no-run-if-empty --delimiter='\n' --max-procs="$2" --max-args=1 bash -c
+BASH
+    chmod +x "$env/bin/parallel"
+}
+
+[ -e "$made" ] || install
+echo "$env"

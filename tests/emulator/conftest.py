@@ -1,0 +1,72 @@
+"""What the tests of the TPU's path share: bmodels of sailq-tiny, made when first asked for, and its samples."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sailq.producer.messages import prepare
+from sailq.producer.samples import TASKS, write_samples
+from sailq.shared.frames import decode_frames
+from sailq.shared.jobs import FramesPart
+from sailq.worker.catalog import resolve
+from sailq.worker.engine.engine import Engine, Prepared
+from tiny import GREEDY
+
+ROOT = Path(__file__).parents[2]
+SEED = 7
+
+Compile = Callable[..., Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="the TPU tests with all their prompts: make test-tpu-full")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.tpu)
+            item.add_marker(pytest.mark.timeout(3600))
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    return bool(pytestconfig.getoption("--full"))
+
+
+@pytest.fixture(scope="session")
+def compiled() -> Compile:
+    """Compiles sailq-tiny with these options of compile.sh; what is there already is not made again."""
+
+    def compile_(*options: str) -> Path:
+        command = [str(ROOT / "deploy/models/compile.sh"), "--model_path", str(resolve("sailq-tiny")),
+                   "--out", str(ROOT / "models/BM1684X"), *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return Path(done.stdout.splitlines()[-1])
+
+    return compile_
+
+
+@pytest.fixture(scope="session")
+def cpu() -> Engine:
+    return Engine.load(resolve("sailq-tiny"), slots=1, threads=1)
+
+
+@pytest.fixture(scope="session")
+def samples(cpu: Engine, tmp_path_factory: pytest.TempPathFactory) -> list[Prepared]:
+    """40 held-out samples as an engine takes them, one of each task after the other."""
+    folder = tmp_path_factory.mktemp("samples")
+    rows = list(write_samples(SEED, 40, folder))
+    assert [row["task"] for row in rows[: len(TASKS)]] == list(TASKS)
+    found = []
+    for row in rows:
+        asked = prepare(row["messages"], base=folder, card=cpu.card)
+        parts = [part for message in asked.messages for part in message.content if isinstance(part, FramesPart)]
+        frames = {part.blob: decode_frames(asked.blobs[part.blob], (part.frames, part.height, part.width))
+                  for part in parts}
+        found.append(cpu.prepare(asked.messages, frames, GREEDY))
+    return found

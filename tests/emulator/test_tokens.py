@@ -1,0 +1,61 @@
+"""sailq-tiny in fp16: every layout gives the CPU engine's tokens."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Compile
+from sailq.worker.engine.engine import Engine, Prepared
+from tiny import BASE, BATCHED, GREEDY, LLM_CONVERT, RIGHT_SIZED, answer, identical, load
+
+LAYOUTS = {
+    "sophon-demo": BASE,
+    "batched": BATCHED,
+    "llm_convert static": LLM_CONVERT,
+    "llm_convert --dynamic": (*LLM_CONVERT, "--", "--dynamic"),
+    "llm_convert --chunk_length": (*LLM_CONVERT, "--", "--chunk_length", "32"),
+    "llm_convert --do_sample": (*LLM_CONVERT, "--", "--do_sample"),
+    "llm_convert --max_input_length": (*LLM_CONVERT, "--", "--max_input_length", "96"),
+    "llm_convert --use_history_kv": (*LLM_CONVERT, "--", "--use_history_kv", "--chunk_length", "32"),
+}
+
+
+def test_99_percent_of_the_tokens_are_the_cpu_engines(
+    cpu: Engine, samples: list[Prepared], compiled: Compile, full: bool
+) -> None:
+    chosen = samples if full else samples[:16]
+    engine = load(compiled(*RIGHT_SIZED))
+    share = identical([answer(engine, one) for one in chosen], [answer(cpu, one) for one in chosen])
+    print(f"\nfigure: fp16 on the emulator, {len(chosen)} held-out prompts: {share:.2%} of the CPU engine's tokens")
+    assert share >= 0.99
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_cpu_engines_tokens(
+    layout: str, cpu: Engine, samples: list[Prepared], compiled: Compile, full: bool
+) -> None:
+    engine = load(compiled(*LAYOUTS[layout]))
+    video, _, images, follow_up, text = samples[:5]  # 42 to 95 tokens: with history nets, more than one part
+    for prepared in (video, images, follow_up, text) if full else (follow_up, text):
+        assert answer(engine, prepared) == answer(cpu, prepared)
+
+
+def test_slots_at_different_positions_answer_as_alone(
+    cpu: Engine, samples: list[Prepared], compiled: Compile
+) -> None:
+    engine = load(compiled(*BATCHED))
+    prompts = samples[:4]
+    alone = [answer(cpu, one) for one in prompts]
+    assert len({len(one.tokens) for one in prompts}) > 1 and len(set(map(len, alone))) > 1
+    going, done, waiting = [], {}, list(enumerate(prompts))
+    order = [2, 0, 3, 1]  # slots are not filled from the first
+    while waiting or going:
+        if waiting:  # one more each step, so that none starts with another
+            number, prepared = waiting.pop(0)
+            going.append((number, engine.start(prepared, GREEDY, order[number])))
+        engine.step([generation for _, generation in going])
+        for number, generation in list(going):
+            if generation.finish_reason is not None:
+                engine.release(generation.slot)
+                going.remove((number, generation))
+                done[number] = generation.tokens
+    assert [done[number] for number in range(4)] == alone

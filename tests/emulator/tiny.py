@@ -1,0 +1,37 @@
+"""sailq-tiny on the emulator: how it is compiled, and how it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sailq.shared.jobs import GenerationOptions
+from sailq.worker.catalog import resolve
+from sailq.worker.engine.engine import Engine, Prepared
+
+GREEDY = GenerationOptions(max_new_tokens=64)
+
+BASE = ("--seq_length", "128", "--vision_seq_length", "48")
+"""Enough for every held-out sample: prompts of up to 95 tokens, 48 patches, answers of up to 28 tokens."""
+RIGHT_SIZED = (*BASE, "--prefill_lengths", "32,64", "--vision_lengths", "36")
+BATCHED = (*RIGHT_SIZED, "--batch", "4")
+LLM_CONVERT = (*BASE, "--route", "llm_convert")
+
+
+def load(bmodel: Path) -> Engine:
+    return Engine.load(resolve("sailq-tiny"), "emulator", bmodel=bmodel)
+
+
+def answer(engine: Engine, prepared: Prepared, slot: int = 0) -> list[int]:
+    """The tokens that an engine gives, greedily."""
+    generation = engine.start(prepared, GREEDY, slot)
+    while generation.finish_reason is None:
+        engine.step([generation])
+    engine.release(slot)
+    return generation.tokens
+
+
+def identical(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> float:
+    """Share of the tokens in `b` that `a` has at the same place of the same answer."""
+    same = sum(x == y for one, other in zip(a, b, strict=True) for x, y in zip(one, other, strict=False))
+    return same / sum(map(len, b))
