@@ -30,7 +30,11 @@ def main() -> None:
     commands = {entry.name: entry for entry in entry_points(group=GROUP)}
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     for name in [asked] if asked in commands else sorted(commands):
-        app.command(name)(commands[name].load())
+        command = commands[name].load()
+        if isinstance(command, typer.Typer):  # a command with subcommands
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
     try:
         app()
     except SailqError as error:
