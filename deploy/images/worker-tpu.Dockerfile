@@ -1,0 +1,25 @@
+# syntax=docker/dockerfile:1
+# A worker on a BM1684X: arm64 for a box (SE7), amd64 for a PCIe card.
+#   docker buildx build -f deploy/images/worker-tpu.Dockerfile --build-context sail=WHEELS -t sailq-worker-tpu .
+# WHEELS is a folder with one file, the sophon-sail wheel for Python 3.11 and this machine: SAIL is not on PyPI and
+# wants building anew for each release of libsophon. libsophon itself stays outside: it must be the one that the
+# machine's driver came with, so /opt/sophon is mounted. See deploy/se7 and deploy/pcie.
+FROM python:3.11.11-slim-bookworm AS build
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY shared shared
+COPY producer producer
+COPY worker worker
+RUN python -m venv /opt/sailq && /opt/sailq/bin/pip install --no-cache-dir '.[tpu]'
+RUN --mount=type=bind,from=sail,target=/wheels /opt/sailq/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+
+FROM python:3.11.11-slim-bookworm
+# No group is needed: Sophgo's udev rules let everyone open the TPU's devices.
+RUN useradd --create-home --uid 10001 sailq
+COPY --from=build /opt/sailq /opt/sailq
+ENV PATH=/opt/sailq/bin:$PATH PYTHONUNBUFFERED=1 LD_LIBRARY_PATH=/opt/sophon/libsophon-current/lib
+USER sailq
+# SIGTERM lets the running jobs finish.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["sailq"]
+CMD ["worker", "--device", "tpu:0"]
