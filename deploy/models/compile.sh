@@ -14,16 +14,18 @@
 #   --route              onnx: the nets of export_onnx.py (default). llm_convert: TPU-MLIR's own converter, quicker, batch 1;
 #                        it takes its own options after `--`: --dynamic, --do_sample, --use_history_kv, --chunk_length N, ...
 #   --out                gets MODEL_int4_seq512_1dev.bmodel, and while it works MODEL_int4_seq512_1dev.work (models/BM1684X)
+#   --jobs               nets compiled at the same time; one layer of a 7B takes 10 GB of memory (1)
 #   --check              read the options, say what would be made, and stop
 #
 # Run again after an interruption, it goes on with the net where it stopped. Needs what tpu_env.sh needs and, to export, a
 # Python with torch, onnx and transformers (PYTHON, default .venv/bin/python: `make .venv/dev`).
 set -euo pipefail
+trap 'jobs -p | xargs -r kill 2>/dev/null || true' EXIT
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 export_python=${PYTHON:-$root/.venv/bin/python}
-model_path='' seq_length=512 vision_seq_length=1024 prefill_lengths='' vision_lengths='' batch=1
+model_path='' seq_length=512 vision_seq_length=1024 prefill_lengths='' vision_lengths='' batch=1 jobs=1
 quantize=f16 lm_head_quantize='' route=onnx out=models/BM1684X check=no converter=()
 
 stop() { echo "compile.sh: $*" >&2; exit 1; }
@@ -44,6 +46,7 @@ read_options() {
             --prefill_lengths) prefill_lengths=$2 ;;
             --vision_lengths) vision_lengths=$2 ;;
             --batch) batch=$2 ;;
+            --jobs) jobs=$2 ;;
             --quantize) quantize=$2 ;;
             --lm_head_quantize) lm_head_quantize=$2 ;;
             --route) route=$2 ;;
@@ -59,7 +62,7 @@ check_options() {
     [ -n "$model_path" ] || wrong "--model_path is missing"
     [ -f "$model_path/config.json" ] || wrong "--model_path $model_path holds no config.json"
     compgen -G "$model_path/*.safetensors" >/dev/null || wrong "--model_path $model_path holds no *.safetensors"
-    for value in "$seq_length" "$vision_seq_length" "$batch" ${prefill_lengths//,/ } ${vision_lengths//,/ }; do
+    for value in "$seq_length" "$vision_seq_length" "$batch" "$jobs" ${prefill_lengths//,/ } ${vision_lengths//,/ }; do
         [[ $value =~ ^[1-9][0-9]{0,5}$ ]] || wrong "$value is no length"
     done
     for value in "$vision_seq_length" ${vision_lengths//,/ }; do
@@ -134,7 +137,7 @@ compile_net() {
 }
 
 by_onnx() {
-    local parts=() onnx part count number=0
+    local parts=() onnx part count number=0 running=0
     if [ ! -e "$work/exported" ]; then
         [ -x "$(command -v "$export_python")" ] || stop "there is no $export_python to export with: make .venv/dev, or set PYTHON"
         echo "exporting the nets"
@@ -150,8 +153,11 @@ by_onnx() {
         parts+=("$part")
         [ -s "$part" ] && continue
         echo "compiling $(basename "$onnx" .onnx) ($number of $count)"
-        compile_net "$onnx" "$part"
+        compile_net "$onnx" "$part" &
+        running=$((running + 1))
+        [ $running -lt "$jobs" ] || { wait -n || exit 1; running=$((running - 1)); }
     done
+    for ((; running > 0; running--)); do wait -n || exit 1; done
     step "$work/$name.bmodel" "$work/combine.log" model_tool --combine "${parts[@]}" -o "$work/$name.bmodel"
 }
 
@@ -172,8 +178,12 @@ read_options "$@"
 check_options
 model_path=$(cd "$model_path" && pwd)
 bits=${quantize/#f16/fp16} bits=${bits/#w4f16/int4} bits=${bits/#w4bf16/int4-bf16} bits=${bits/#w8f16/int8}
-slots='' && [ "$batch" = 1 ] || slots=_b$batch
-name=$(basename "$model_path" | tr '[:upper:]' '[:lower:]')_${bits}_seq$seq_length${slots}_1dev
+more=''
+[ -z "$prefill_lengths" ] || more+=_p${prefill_lengths//,/-}
+[ -z "$vision_lengths" ] || more+=_v${vision_lengths//,/-}
+[ "$batch" = 1 ] || more+=_b$batch
+[ "$lm_head_quantize" = "${quantize#w[48]}" ] || more+=_head-$lm_head_quantize
+name=$(basename "$model_path" | tr '[:upper:]' '[:lower:]')_${bits}_seq$seq_length${more}_1dev
 if [ "$route" = llm_convert ]; then
     name+=_llm$(printf %s "${converter[@]}" | sed 's/--/_/g')
 fi

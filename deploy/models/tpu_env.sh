@@ -15,16 +15,13 @@ made=$env/made-4  # the number goes up when what follows changes
 stop() { echo "tpu_env.sh: $*" >&2; exit 1; }
 
 python310() {
-    local candidate
-    for candidate in ${PYTHON310:-python3.10 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10.*/bin/python}; do
+    local candidate pyenv=${PYENV_ROOT:-$HOME/.pyenv}
+    # Where neither variable tells of pyenv, its command lies beside its versions.
+    [ -d "$pyenv/versions" ] || pyenv=$(dirname "$(dirname "$(readlink -f "$(command -v pyenv || echo /none/none)")")")
+    for candidate in ${PYTHON310:-python3.10 "$pyenv"/versions/3.10.*/bin/python}; do
         "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null || continue
         echo "$candidate"
         return
-    done
-    # pyenv's command knows its own versions, where HOME and PYENV_ROOT do not tell.
-    candidate=$(command -v pyenv >/dev/null && pyenv root)/versions
-    for candidate in "$candidate"/3.10.*/bin/python; do
-        [ -x "$candidate" ] && echo "$candidate" && return
     done
     stop "tpu_mlir needs Python 3.10: install it, or name it in PYTHON310"
 }

@@ -43,7 +43,7 @@ def compiled() -> Compile:
 
     def compile_(*options: str) -> Path:
         command = [str(ROOT / "deploy/models/compile.sh"), "--model_path", str(resolve("sailq-tiny")),
-                   "--out", str(ROOT / "models/BM1684X"), *options]
+                   "--out", str(ROOT / "models/BM1684X"), "--jobs", "2", *options]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return Path(done.stdout.splitlines()[-1])

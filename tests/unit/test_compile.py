@@ -1,0 +1,158 @@
+"""compile.sh around its tools: options, resumption, failures. The tools themselves are fakes here, which leave the files
+that the real ones would; tests/emulator runs the real ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sailq.worker.catalog import resolve
+
+MODELS = Path(__file__).parents[2] / "deploy/models"
+MADE = next(line.split("=$env/")[1].split()[0] for line in (MODELS / "tpu_env.sh").read_text().splitlines()
+            if line.startswith("made="))
+FAKE_TRANSFORM = """#!/bin/bash
+while [ $# -gt 0 ]; do [ "$1" = --mlir ] && out=$2; [ "$1" = --model_def ] && def=$2; shift; done
+echo "transform $(basename $def)" >>"$FAKE_LOG"
+[ "$(basename $def .onnx)" = "$FAKE_HANG" ] && sleep 60
+[ "$(basename $def .onnx)" = "$FAKE_SILENT" ] && echo "Unsupport opset" && exit 0
+[ "$(basename $def .onnx)" = "$FAKE_FAIL" ] && echo "no such operation" && exit 3
+echo mlir >"$out"
+"""
+FAKE_DEPLOY = """#!/bin/bash
+echo "deploy $*" >>"$FAKE_LOG"
+while [ $# -gt 0 ]; do [ "$1" = --model ] && out=$2; shift; done
+echo net >"$out"
+"""
+FAKE_TOOL = """#!/bin/bash
+echo "combine $#" >>"$FAKE_LOG"
+echo all >"${@: -1}"
+"""
+
+Compile = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(resolve("sailq-tiny"), tmp_path / "Tiny", ignore=shutil.ignore_patterns("onnx")))
+
+
+@pytest.fixture
+def command(model: Path, tmp_path: Path) -> list[str]:
+    return [str(MODELS / "compile.sh"), "--model_path", str(model), "--seq_length", "16", "--vision_seq_length", "16",
+            "--out", str(tmp_path / "out")]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    fakes = tmp_path / "fake-tpu-env"
+    (fakes / "bin").mkdir(parents=True)
+    (fakes / MADE).touch()
+    for name, text in (("model_transform.py", FAKE_TRANSFORM), ("model_deploy.py", FAKE_DEPLOY),
+                       ("model_tool", FAKE_TOOL)):
+        (fakes / "bin" / name).write_text(text)
+        (fakes / "bin" / name).chmod(0o755)
+    return {**os.environ, "TPU_ENV": str(fakes), "PYTHON": sys.executable, "FAKE_LOG": str(tmp_path / "log")}
+
+
+@pytest.fixture
+def compile_(command: list[str], environment: dict[str, str]) -> Compile:
+    def run(*options: str, **fake: str) -> subprocess.CompletedProcess[str]:
+        Path(environment["FAKE_LOG"]).write_text("")
+        return subprocess.run([*command, *options], env={**environment, **fake}, capture_output=True, text=True)
+
+    return run
+
+
+def calls(environment: dict[str, str]) -> list[str]:
+    return Path(environment["FAKE_LOG"]).read_text().splitlines()
+
+
+def transformed(environment: dict[str, str]) -> list[str]:
+    return [line.split()[1] for line in calls(environment) if line.startswith("transform")]
+
+
+def test_every_net_is_compiled_once_and_a_second_run_has_nothing_to_do(
+    compile_: Compile, environment: dict[str, str], tmp_path: Path
+) -> None:
+    done = compile_("--quantize", "w4f16", "--batch", "2", "--prefill_lengths", "8")
+    bmodel = tmp_path / "out/tiny_int4_seq16_p8_b2_1dev.bmodel"
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == str(bmodel) and bmodel.read_text() == "all\n"
+    nets = transformed(environment)
+    assert len(nets) == len(set(nets)) == 3 * 3 + 2 + 1 + 3 + 1
+    deployed = {line.split("--mlir ")[1].split()[0]: line for line in calls(environment) if "deploy" in line}
+    assert "W4F16" in deployed["block_0@8.mlir"] and "--q_group_size 64" in deployed["block_0.mlir"]
+    assert "io_alone" in deployed["block_cache_2.mlir"] and "--quantize F16" in deployed["vit.mlir"]
+    assert not list((tmp_path / "out").glob("*.work"))
+    assert compile_("--quantize", "w4f16", "--batch", "2", "--prefill_lengths", "8").stdout == f"{bmodel}\n"
+    assert calls(environment) == []
+
+
+def test_new_weights_are_compiled_again(compile_: Compile, environment: dict[str, str], model: Path) -> None:
+    assert compile_().returncode == 0
+    os.utime(model / "model.safetensors", (1, 1))
+    assert compile_().returncode == 0 and len(transformed(environment)) == 12
+
+
+@pytest.mark.parametrize(
+    ("fake", "words"), [("FAKE_SILENT", "although it says that it succeeded"), ("FAKE_FAIL", "no such operation")]
+)
+def test_a_failed_step_is_told_and_the_next_run_goes_on_with_it(
+    fake: str, words: str, compile_: Compile, environment: dict[str, str], tmp_path: Path
+) -> None:
+    failed = compile_(**{fake: "embedding"})
+    assert failed.returncode == 1 and words in failed.stderr and "model_transform.py" in failed.stderr
+    assert not list((tmp_path / "out").glob("*.bmodel"))
+    assert compile_().returncode == 0
+    assert transformed(environment)[0] == "embedding.onnx" and "block_0.onnx" not in transformed(environment)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_killed_run_is_taken_up_where_it_stopped(
+    stop: signal.Signals, command: list[str], compile_: Compile, environment: dict[str, str],
+    eventually: Callable[..., None],
+) -> None:
+    running = subprocess.Popen(command, env={**environment, "FAKE_HANG": "vit"}, start_new_session=True)
+    try:
+        eventually(lambda: Path(environment["FAKE_LOG"]).exists() and "vit.onnx" in transformed(environment), 60)
+    finally:
+        os.killpg(running.pid, stop)
+        running.wait(10)
+    assert running.returncode != 0
+    assert compile_().returncode == 0 and transformed(environment) == ["vit.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--bogus", "1"), "no option --bogus"),
+        (("--seq_length",), "needs a value"),
+        (("--seq_length", "none"), "none is no length"),
+        (("--vision_seq_length", "18"), "no multiple of 4"),
+        (("--prefill_lengths", "8,32"), "longer than --seq_length"),
+        (("--quantize", "int3"), "no quantisation int3"),
+        (("--quantize", "w4bf16", "--lm_head_quantize", "w8f16"), "both f16 or both bf16"),
+        (("--route", "magic"), "no route magic"),
+        (("--route", "llm_convert", "--batch", "2"), "use --route onnx"),
+        (("--", "--dynamic"), "for --route llm_convert"),
+        (("--model_path", "/nowhere"), "no config.json"),
+    ],
+)
+def test_wrong_options_are_one_sentence_and_exit_code_2(
+    options: tuple[str, ...], words: str, compile_: Compile
+) -> None:
+    done = compile_(*options)
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_machine_without_python_310_is_told(command: list[str], tmp_path: Path) -> None:
+    bare = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TPU_ENV": str(tmp_path / "env"), "PYTHON": sys.executable,
+            "PYTHON310": "/nowhere/python3.10"}
+    done = subprocess.run(command, env=bare, capture_output=True, text=True)
+    assert done.returncode == 1 and "needs Python 3.10" in done.stderr
