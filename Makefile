@@ -24,7 +24,7 @@ test-slow: .venv/dev  ## Export a 2B-size checkpoint; 14 GB of disk
 	$(BIN)/python -m pytest -m slow tests
 
 figures: .venv/dev  ## The figures of the README, printed by the tests that hold them to their bounds
-	$(BIN)/python -m pytest --quiet --capture=no tests | grep --text "figure:"
+	$(BIN)/python -m pytest --quiet tests | grep --text "^figure:"
 
 lint: .venv/dev  ## Static checks alone
 	$(BIN)/python -m pytest tests/unit/test_static.py

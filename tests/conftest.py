@@ -40,6 +40,15 @@ def server_url() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures that tests printed, together at the end."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for line in report.capstdout.splitlines():
+                if line.startswith("figure:"):
+                    terminalreporter.write_line(line)
+
+
 @pytest.fixture
 def redis_url(server_url: str) -> str:
     """The URL of an empty database."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..shared.errors import Unsupported
 from .engine.model import ModelSpec
 from .runners.bmodel import Bmodel, BmodelNet, read_bmodel
+from .runners.devices import only_bmodel
 from .runners.layout import Layout, read_layout
 
 _BITS = (4, 8, 16, 32)
@@ -40,7 +41,7 @@ def inspect(path: Path) -> Inspection:
     Raises:
         Unsupported: the file is no whole bmodel, or the directory does not hold exactly one.
     """
-    file = _only_bmodel(path) if path.is_dir() else path
+    file = only_bmodel(path) if path.is_dir() else path
     bmodel = read_bmodel(file)
     layout, problem = None, None
     try:
@@ -87,11 +88,3 @@ def alike(bmodel: Bmodel) -> Iterator[tuple[str, BmodelNet]]:
     for _, group in groupby(bmodel.nets.values(), kind):
         nets = list(group)
         yield nets[0].name if len(nets) == 1 else f"{nets[0].name} to {nets[-1].name}", nets[0]
-
-
-def _only_bmodel(directory: Path) -> Path:
-    files = sorted(directory.glob("*.bmodel"))
-    if len(files) != 1:
-        held = ", ".join(file.name for file in files) or "none"
-        raise Unsupported(f"{directory} must hold exactly one bmodel to be inspected, and holds {held}.")
-    return files[0]

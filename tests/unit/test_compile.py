@@ -1,5 +1,7 @@
-"""compile.sh around its tools: options, resumption, failures. The tools themselves are fakes here, which leave the files
-that the real ones would; tests/emulator runs the real ones."""
+"""compile.sh around its tools: options, resumption, failures.
+
+The tools themselves are fakes here, which leave the files that the real ones would; tests/emulator runs the real ones.
+"""
 
 from __future__ import annotations
 

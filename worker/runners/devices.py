@@ -44,7 +44,7 @@ def open_runner(
         raise Unsupported(f"There is no device {device!r}; there are {', '.join(NAMES)}.")
     from .sail import SailRunner
 
-    file = bmodel or _only_bmodel(spec.directory)
+    file = bmodel or only_bmodel(spec.directory)
     if device == EMULATOR:
         from . import emulator
 
@@ -52,13 +52,14 @@ def open_runner(
     return SailRunner(spec, file, _sail(), tpu=int(number[1] or 0) if number else 0, slots=slots)
 
 
-def _only_bmodel(directory: Path) -> Path:
+def only_bmodel(directory: Path) -> Path:
+    """The bmodel of a model's directory; raises Unsupported where there is none, or more than one."""
     files = sorted(directory.glob("*.bmodel"))
-    if len(files) != 1:
-        found = "holds no bmodel" if not files else f"holds {len(files)} bmodels"
-        raise Unsupported(
-            f"{directory} {found}: name one with --bmodel; deploy/models/compile.sh and download.sh make them."
-        )
+    if not files:
+        raise Unsupported(f"{directory} holds no bmodel: deploy/models/compile.sh and download.sh make them.")
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise Unsupported(f"{directory} holds {len(files)} bmodels: name one, {names}.")
     return files[0]
 
 
