@@ -1,4 +1,5 @@
-"""sailq-tiny on samples it never saw: rendered to files, read by the producer, answered by the engine."""
+"""sailq-tiny on samples it never saw: rendered to files, read by the producer, answered by the engine; as it is, and
+with the weights of its INT4 bmodel."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from rounding import int4_tiny
 from sailq.producer.messages import prepare
 from sailq.producer.samples import TASKS, TRAINING_SEED, write_samples
 from sailq.shared.frames import decode_frames
@@ -19,13 +21,28 @@ SEED, COUNT = 7, 500
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """Each sample's task, language, true answer and the model's text."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The samples' files, and truth.jsonl."""
     assert SEED < TRAINING_SEED
     folder = tmp_path_factory.mktemp("samples")
     rows = list(write_samples(SEED, COUNT, folder))
-    assert [json.loads(line) for line in (folder / "truth.jsonl").read_text().splitlines()] == rows
-    engine = Engine.load(resolve("sailq-tiny"), slots=8)
+    assert truth(folder) == rows
+    return folder
+
+
+@pytest.fixture(scope="module")
+def verdicts(folder: Path) -> list[dict[str, str]]:
+    return judged(resolve("sailq-tiny"), folder)
+
+
+def truth(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "truth.jsonl").read_text().splitlines()]
+
+
+def judged(model: Path, folder: Path) -> list[dict[str, str]]:
+    """Each sample's task, language, true answer and the model's text."""
+    rows = truth(folder)
+    engine = Engine.load(model, slots=8)
     scheduler = Scheduler(engine)
     scheduler.start()
     try:
@@ -52,14 +69,23 @@ def share_right(verdicts: list[dict[str, str]]) -> float:
     return sum(verdict["text"] == verdict["answer"] for verdict in verdicts) / len(verdicts)
 
 
-def test_at_least_97_percent_are_exact_and_93_of_each_task(verdicts: list[dict[str, str]]) -> None:
+def figures_of(verdicts: list[dict[str, str]]) -> dict[str, float]:
+    """The share that is right, by task and by language."""
     groups = defaultdict(list)
     for verdict in verdicts:
         groups[verdict["task"]].append(verdict)
         groups[verdict["lang"]].append(verdict)
-    figures = {name: share_right(group) for name, group in sorted(groups.items())}
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in figures.items())
-    print(f"\nfigure: {COUNT} held-out samples of seed {SEED}: {share_right(verdicts):.1%} exact; {shares}")
+    return {name: share_right(group) for name, group in sorted(groups.items())}
+
+
+def tell(what: str, verdicts: list[dict[str, str]]) -> None:
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in figures_of(verdicts).items())
+    print(f"\nfigure: {what}{COUNT} held-out samples of seed {SEED}: {share_right(verdicts):.1%} exact; {shares}")
+
+
+def test_at_least_97_percent_are_exact_and_93_of_each_task(verdicts: list[dict[str, str]]) -> None:
+    figures = figures_of(verdicts)
+    tell("", verdicts)
     wrong = [verdict for verdict in verdicts if verdict["text"] != verdict["answer"]]
     assert share_right(verdicts) >= 0.97, wrong
     assert set(TASKS) < set(figures) and all(figures[task] >= 0.93 for task in TASKS), wrong
@@ -72,3 +98,11 @@ def test_the_answers_are_many_and_the_model_tells_them_apart(verdicts: list[dict
     assert len(answers) >= 50
     most = max(sum(verdict["answer"] == answer for verdict in verdicts) for answer in answers)
     assert most / COUNT < 0.05
+
+
+def test_int4_weights_cost_at_most_5_points(verdicts: list[dict[str, str]], folder: Path, tmp_path: Path) -> None:
+    """tests/emulator/test_int4.py finds the answers of these weights to be those of the compiled model."""
+    rounded = judged(int4_tiny(tmp_path), folder)
+    tell("int4 (w4f16), rounded weights on a CPU, ", rounded)
+    wrong = [verdict for verdict in rounded if verdict["text"] != verdict["answer"]]
+    assert share_right(verdicts) - share_right(rounded) <= 0.05, wrong

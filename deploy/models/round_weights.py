@@ -1,0 +1,210 @@
+"""Round a Qwen2-VL checkpoint's weights as TPU-MLIR does, to see on a CPU what a quantisation costs before compiling.
+
+    python deploy/models/round_weights.py --model_path DIR --out DIR2 --quantize w4f16
+    python deploy/models/export_onnx.py --dynamic --model_path DIR2 --out DIR2/onnx
+    sailq worker --model DIR2
+
+DIR2 is DIR's copy in which the decoder layers' matrices hold what a BM1684X multiplies with when `compile.sh` is given
+the same `--quantize`. Everything else is as it was. transformers reads it too, best in float32: another half precision
+than the rounded matrices' would round them once more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from checkpoint import Checkpoint, ExportError, locate
+
+Floats = npt.NDArray[np.float32]
+
+_MATRIX = re.compile(
+    r"model\.(language_model\.)?layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj\.weight"
+)
+_PARTIAL = ".partial"
+_PIECE = 2**22
+"""Elements, or bytes, that are in memory at a time."""
+_SETTINGS = (".json", ".jinja", ".txt")
+
+
+class Scheme(NamedTuple):
+    """How a weight is kept: an integer of so many bits, and the half precision, by safetensors' name, it is used in."""
+
+    bits: int
+    dtype: str
+
+
+SCHEMES = {"w4f16": Scheme(4, "F16"), "w4bf16": Scheme(4, "BF16"), "w8f16": Scheme(8, "F16")}
+
+
+def rounded(weight: Floats, scheme: Scheme, group: int) -> Floats:
+    """What the device multiplies with instead of `weight`.
+
+    Each `group` of neighbours in a row has a scale s and a zero point z. In float32, with n = 2**bits - 1:
+
+        s = max(max w - min w, 1e-5) / n
+        z = clamp(-round(min w / s), 0, n)
+        q = clamp(round(w / s) + z, 0, n)
+
+    The bmodel holds q, z and s in half precision, and the device computes with half((q - z) half(s)). Halves of an
+    integer round away from zero, halves of a float's last bit to even. The formula is that of computePerGroupParam
+    and weightQuantization in TPU-MLIR's pass for A16MatMul. TPU-MLIR 1.30.2's compiled q, z and s, and what the
+    BM1684X's C model makes of them, are the same bit for bit, in each scheme.
+
+    Args:
+        weight: float32 [outputs, inputs], inputs a multiple of `group`.
+
+    Returns:
+        float32 [outputs, inputs]; each value is one of the scheme's half precision.
+    """
+    most = np.float32(2**scheme.bits - 1)
+    groups = weight.reshape(-1, group)
+    least = groups.min(axis=1, keepdims=True)
+    scale = np.maximum(groups.max(axis=1, keepdims=True) - least, np.float32(1e-5)) / most
+    zero = np.clip(-_round(least / scale), 0, most)
+    integers = np.clip(_round(groups / scale) + zero, 0, most)
+    return _half((integers - zero) * _half(scale, scheme.dtype), scheme.dtype).reshape(weight.shape)
+
+
+def _round(x: Floats) -> Floats:
+    """C's round: halves go away from zero. Adding 0.5 would not do: it rounds the largest float below 0.5 up."""
+    whole = np.trunc(x)
+    return whole + np.trunc(2 * (x - whole))
+
+
+def _half(x: Floats, dtype: str) -> Floats:
+    """The nearest values that a half precision has; ties go to even."""
+    if dtype == "F16":
+        return x.astype(np.float16).astype(np.float32)
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+
+
+def _floats(data: bytes, dtype: str) -> Floats:
+    """What bytes of a safetensors file stand for."""
+    if dtype == "BF16":
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data, "<f2" if dtype == "F16" else "<f4").astype(np.float32)
+
+
+def _bytes(x: Floats, dtype: str) -> bytes:
+    """The reverse, of values that the dtype has."""
+    if dtype == "BF16":
+        return (x.view(np.uint32) >> 16).astype("<u2").tobytes()
+    return x.astype("<f2" if dtype == "F16" else "<f4").tobytes()
+
+
+def round_checkpoint(directory: Path, out: Path, scheme: Scheme, group: int) -> None:
+    """Write the copy of `directory`, rounded, as the new directory `out`: settings, tokenizer and safetensors files.
+
+    Raises:
+        ExportError: `directory` holds no Qwen2-VL checkpoint, its matrices are not made of such groups, or `out` is
+            there already.
+    """
+    if group < 1:
+        raise ExportError(f"--group is {group}, and must be at least 1.")
+    if out.exists():
+        raise ExportError(f"{out} is there already: --out names a directory to make.")
+    Checkpoint(directory)  # says what is wrong with it
+    partial = out.with_name(out.name + _PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for path in directory.iterdir():
+            if path.suffix in _SETTINGS:
+                shutil.copyfile(path, partial / path.name)
+        files = sorted(directory.glob("*.safetensors"))
+        for number, path in enumerate(files, 1):
+            print(f"[{number}/{len(files)}] {path.name}", file=sys.stderr, flush=True)
+            round_file(path, partial / path.name, scheme, group)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def round_file(source: Path, target: Path, scheme: Scheme, group: int) -> None:
+    """Copy a safetensors file, its decoder layers' matrices rounded; a piece at a time.
+
+    Each tensor keeps its place: where it had 16 bits it has the scheme's 16 bits, and float32 stays float32, so that
+    the rounded values are stored as they are.
+    """
+    with source.open("rb") as old, target.open("wb") as new:
+        # https://huggingface.co/docs/safetensors: the header's length in 8 bytes, the header, the data without gaps.
+        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        matrices = [name for name in tensors if _MATRIX.fullmatch(name)]
+        for name in matrices:
+            columns = tensors[name]["shape"][1]
+            if columns % group:
+                raise ExportError(f"{name} has {columns} columns, which make no groups of {group}: see --group.")
+        written = {name: entry | {"dtype": _kept(entry["dtype"], scheme)} if name in matrices else entry
+                   for name, entry in header.items()}
+        text = json.dumps(written).encode()
+        text += b" " * (-len(text) % 8)
+        new.write(len(text).to_bytes(8, "little") + text)
+        for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+            start, end = entry["data_offsets"]
+            if name in matrices:
+                _round_matrix(old, new, entry, scheme, group)
+            else:
+                _copy(old, new, end - start)
+
+
+def _kept(dtype: str, scheme: Scheme) -> str:
+    return dtype if dtype == "F32" else scheme.dtype
+
+
+def _round_matrix(old: BinaryIO, new: BinaryIO, entry: dict[str, Any], scheme: Scheme, group: int) -> None:
+    """The matrix that comes next in `old`, a number of rows at a time."""
+    (rows, columns), dtype = entry["shape"], entry["dtype"]
+    size = columns * (4 if dtype == "F32" else 2)
+    step = max(1, _PIECE // columns)
+    for start in range(0, rows, step):
+        weight = _floats(old.read(min(step, rows - start) * size), dtype).reshape(-1, columns)
+        new.write(_bytes(rounded(weight, scheme, group), _kept(dtype, scheme)))
+
+
+def _copy(old: BinaryIO, new: BinaryIO, length: int) -> None:
+    for start in range(0, length, _PIECE):
+        new.write(old.read(min(_PIECE, length - start)))
+
+
+def main(command: Sequence[str] | None = None) -> int:
+    """Run a command line, by default the process's own; its exit code."""
+    arguments = _parser().parse_args(command)
+    try:
+        source, out = locate(arguments.model_path), arguments.out.absolute()
+        round_checkpoint(source, out, SCHEMES[arguments.quantize], arguments.group)
+    except (ExportError, OSError) as error:
+        print(f"round_weights: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("round_weights: interrupted; nothing was made", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Copy a Qwen2-VL checkpoint with its decoder layers' weights rounded as TPU-MLIR rounds them.",
+        epilog="A CPU worker runs it after: export_onnx.py --dynamic --model_path DIR2 --out DIR2/onnx",
+    )
+    add = parser.add_argument
+    add("-m", "--model_path", required=True, metavar="DIR",
+        help="Hugging Face directory, or a model of its hub, fetched if need be")
+    add("--out", type=Path, required=True, metavar="DIR2", help="directory to make, a checkpoint again")
+    add("-q", "--quantize", choices=list(SCHEMES), default="w4f16", help="as compile.sh's; default: %(default)s")
+    add("-g", "--group", type=int, default=64, help="weights that share a scale; default: %(default)s, compile.sh's")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
