@@ -5,8 +5,8 @@
     sailq worker --model DIR2
 
 DIR2 is DIR's copy in which the decoder layers' matrices hold what a BM1684X multiplies with when `compile.sh` is given
-the same `--quantize`. Everything else is as it was. transformers reads it too, best in float32: another half precision
-than the rounded matrices' would round them once more.
+the same `--quantize`. Everything else is as it was. transformers reads DIR2 too; in float32, because a half precision
+other than that of the rounded matrices would round them once more.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def rounded(weight: Floats, scheme: Scheme, group: int) -> Floats:
         z = clamp(-round(min w / s), 0, n)
         q = clamp(round(w / s) + z, 0, n)
 
-    The bmodel holds q, z and s in half precision, and the device computes with half((q - z) half(s)). Halves of an
-    integer round away from zero, halves of a float's last bit to even. The formula is that of computePerGroupParam
-    and weightQuantization in TPU-MLIR's pass for A16MatMul. TPU-MLIR 1.30.2's compiled q, z and s, and what the
-    BM1684X's C model makes of them, are the same bit for bit, in each scheme.
+    round() takes halves away from zero. The bmodel holds q, z and half(s), and the device multiplies with
+    half((q - z) half(s)), where half() goes to the nearest value, ties to even. The formula is that of
+    computePerGroupParam and weightQuantization in TPU-MLIR's pass for A16MatMul. TPU-MLIR 1.30.2's compiled q, z and
+    s, and what the BM1684X's C model multiplies with, are the same bit for bit, in each scheme.
 
     Args:
         weight: float32 [outputs, inputs], inputs a multiple of `group`.
