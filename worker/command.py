@@ -50,7 +50,9 @@ def worker(
       SAILQ_REDIS_URL=redis://queue.local:6379/0 sailq worker --threads 2
     """
     from ..shared.settings import load_settings
+    from .runners.devices import check_device
 
+    check_device(device)
     settings = load_settings(redis_url=redis_url, model=model)
     _log_to_stderr()
 

@@ -73,7 +73,7 @@ def test_help_teaches_by_example(command: str) -> None:
     (["caption", "--messages", "/no/such.jsonl"], "cannot be read"),
     (["caption", "--messages", "x.jsonl", "--prompt", "x"], "--messages"),
     (["server", "--port", "7000", "--unix", "/tmp/x"], "not both"),
-    (["worker", "--device", "gpu"], "there is cpu"),
+    (["worker", "--device", "gpu"], "there are cpu, tpu:N, emulator"),
 ])
 def test_usage_errors_are_one_sentence_and_exit_2(arguments: list[str], words: str) -> None:
     assert words in told(sailq(*arguments), 2)

@@ -24,7 +24,7 @@ class CountingRunner:
     call raise; a token in `poison` makes its row of logits useless.
     """
 
-    device, context, max_patches, hidden = "test", 512, None, 4
+    device, context, longest_prompt, max_patches, hidden, greedy_only = "test", 512, 511, None, 4, False
 
     def __init__(self, vocabulary: int, slots: int) -> None:
         self.slots, self._vocabulary = slots, vocabulary

@@ -15,7 +15,6 @@ from ...shared.errors import BadMedia, BadRequest, TooLong, Unsupported
 from ...shared.frames import Frames
 from ...shared.jobs import FinishReason, FramesPart, GenerationOptions, Message, ModelCard, Usage
 from ..runners.base import Runner
-from ..runners.devices import CPU, open_runner
 from .model import ModelSpec
 from .mrope import rope_index
 from .patches import Grid, patchify
@@ -91,7 +90,7 @@ class Engine:
 
     @classmethod
     def load(
-        cls, model_dir: Path, device: str = CPU, *, bmodel: Path | None = None, slots: int | None = None,
+        cls, model_dir: Path, device: str = "cpu", *, bmodel: Path | None = None, slots: int | None = None,
         threads: int | None = None,
     ) -> Engine:
         """The model in a directory, on a device: see `runners.devices.open_runner`.
@@ -99,6 +98,8 @@ class Engine:
         Raises:
             Unsupported: no such directory or device, or not a model that this engine and its runner can serve.
         """
+        from ..runners.devices import open_runner  # which imports this package
+
         spec = ModelSpec.load(model_dir)
         cls.loads += 1
         runner = open_runner(spec, device, bmodel=bmodel, slots=slots, threads=threads)

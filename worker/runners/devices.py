@@ -18,6 +18,12 @@ DEFAULT_SLOTS = 8
 _TPU = re.compile(r"tpu(?::(\d{1,3}))?")
 
 
+def check_device(device: str) -> None:
+    """Raises Unsupported for what is no device's name."""
+    if device not in (CPU, EMULATOR) and not _TPU.fullmatch(device):
+        raise Unsupported(f"There is no device {device!r}; there are {', '.join(NAMES)}.")
+
+
 def open_runner(
     spec: ModelSpec, device: str = CPU, *, bmodel: Path | None = None, slots: int | None = None,
     threads: int | None = None,
@@ -33,15 +39,13 @@ def open_runner(
     Raises:
         Unsupported: no such device, its libraries are missing, or the model cannot be served on it.
     """
+    check_device(device)
     if device == CPU:
         if bmodel is not None:
             raise Unsupported(f"{bmodel} is for a TPU: name its device, as in --device tpu:0.")
         from .onnx import OnnxRunner  # a box has no ONNX Runtime
 
         return OnnxRunner(spec, slots=slots or DEFAULT_SLOTS, threads=threads)
-    number = _TPU.fullmatch(device)
-    if device != EMULATOR and number is None:
-        raise Unsupported(f"There is no device {device!r}; there are {', '.join(NAMES)}.")
     from .sail import SailRunner
 
     file = bmodel or only_bmodel(spec.directory)
@@ -49,6 +53,7 @@ def open_runner(
         from . import emulator
 
         return SailRunner(spec, file, emulator, slots=slots)
+    number = _TPU.fullmatch(device)
     return SailRunner(spec, file, _sail(), tpu=int(number[1] or 0) if number else 0, slots=slots)
 
 
