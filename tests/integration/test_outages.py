@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import select
 import shutil
-import signal
 import socket
 import tempfile
 import threading
@@ -131,7 +129,6 @@ def test_an_outage_ends_no_worker_and_loses_no_job(folder: Path, eventually: Eve
                 result = client.wait(job, 60)
                 assert result.error is None and result.finish_reason in {"stop", "length"}
             worker.check()
-        os.kill(worker.pid, signal.SIGTERM)
         assert worker.stop(30) == 0
         assert "Traceback" not in log.read_text().split("stopping:")[1]
 
