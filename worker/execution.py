@@ -15,9 +15,10 @@ from ..shared.codec import decode
 from ..shared.connection import ServerClock
 from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, SailqError, Unsupported
 from ..shared.frames import MAX_BLOB_BYTES, Frames, decode_frames
-from ..shared.jobs import Failure, FramesPart, Job, Message, Result, TextPart, Timings, Turn
+from ..shared.jobs import Failure, Job, Message, Result, TextPart, Timings, Turn
 from ..shared.lifecycle import Claim, Lifecycle
-from .engine.engine import Engine
+from .engine import Engine
+from .engine.preparation import Media
 from .publisher import Publisher, Stream
 from .scheduler import Outcome, Request, Scheduler
 
@@ -128,10 +129,10 @@ class Executor:
             deadline = time.monotonic() + left
         start = time.monotonic()
         messages = self._history(job) + list(job.messages)
-        self._engine.media(messages)
-        frames = self._frames(messages)
+        media = self._engine.media(messages)
+        frames = self._frames(media)
         fetched = time.monotonic()
-        prepared = self._engine.prepare(messages, frames, job.options)
+        prepared = self._engine.prepare(messages, frames, job.options, media)
         ready = time.monotonic()
         request = Request(
             prepared, job.options, deadline, job.priority,
@@ -166,22 +167,21 @@ class Executor:
             history.append(Message(role="assistant", content=(TextPart(text=turn.text),)))
         return history
 
-    def _frames(self, messages: list[Message]) -> dict[str, Frames]:
-        """The frames of every medium that `messages` show, by blob digest; their blobs live on."""
-        parts = {part.blob: part for message in messages for part in message.content if isinstance(part, FramesPart)}
-        if not parts:
+    def _frames(self, media: Media) -> dict[str, Frames]:
+        """The frames that are wanted, by blob digest; the blobs of all media live on."""
+        if not media.parts:
             return {}
-        digests = list(parts)
+        wanted = media.wanted
         with self._connection.pipeline(transaction=False) as pipeline:
-            for digest in digests:
+            for digest in wanted:
                 pipeline.getrange(keys.blob(digest), 0, MAX_BLOB_BYTES)  # one byte too many is refused
-                pipeline.expire(keys.blob(digest), self._blob_ttl)
-            blobs = pipeline.execute()[::2]
+            for part in media.parts:
+                pipeline.expire(keys.blob(part.blob), self._blob_ttl)
+            blobs = pipeline.execute()[: len(wanted)]
         frames: dict[str, Frames] = {}
-        for digest, blob in zip(digests, blobs, strict=True):
+        for (digest, part), blob in zip(wanted.items(), blobs, strict=True):
             if not blob:
                 raise BadMedia("The frames of this job have expired; submit it again.")
-            part = parts[digest]
             frames[digest] = decode_frames(blob, (part.frames, part.height, part.width))
         return frames
 

@@ -11,7 +11,7 @@ from logging import getLogger
 
 from ..shared.errors import Cancelled, DeadlineExceeded, SailqError
 from ..shared.jobs import FinishReason, GenerationOptions, Priority, Usage
-from .engine.engine import Engine, Generation, Prepared
+from .engine import Engine, Generation, Prepared
 
 _log = getLogger("sailq.worker")
 

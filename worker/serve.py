@@ -22,7 +22,7 @@ from ..shared.lifecycle import Lifecycle
 from ..shared.settings import Settings
 from .catalog import resolve
 from .consumer import RECORD_SECONDS, Consumer
-from .engine.engine import Engine
+from .engine import Engine
 from .execution import Executor, Identity
 from .publisher import Publisher
 from .scheduler import Scheduler

@@ -12,7 +12,6 @@ from .catalog import NAMES, resolve
 from .engine.model import ModelSpec
 from .inspection import Inspection, inspect, quantisation_by_name
 from .published import PUBLISHED
-from .runners.bmodel import read_bmodel
 
 _DEPTH = 3  # folders: models/BM1684X/NAME
 
@@ -91,11 +90,10 @@ def _directory(directory: Path, bmodels: list[Path]) -> Iterator[Model]:
 def _described(path: Path) -> str:
     """A bmodel in words; nothing for one net alone, which is a part on the way to a bmodel."""
     try:
-        if path.is_file() and len(read_bmodel(path).nets) == 1:
-            return ""
-        return in_words(inspect(path))
+        found = inspect(path)
     except Unsupported as error:
         return str(error)
+    return "" if path.is_file() and len(found.bmodel.nets) == 1 else in_words(found)
 
 
 def _bytes(path: Path) -> int:

@@ -7,12 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sailq.producer.messages import prepare
+from asking import prepared
 from sailq.producer.samples import TASKS, write_samples
-from sailq.shared.frames import decode_frames
-from sailq.shared.jobs import FramesPart
 from sailq.worker.catalog import resolve
-from sailq.worker.engine.engine import Engine, Prepared
+from sailq.worker.engine import Engine, Prepared
 from tiny import GREEDY
 
 ROOT = Path(__file__).parents[2]
@@ -62,11 +60,4 @@ def samples(cpu: Engine, tmp_path_factory: pytest.TempPathFactory) -> list[Prepa
     folder = tmp_path_factory.mktemp("samples")
     rows = list(write_samples(SEED, 40, folder))
     assert [row["task"] for row in rows[: len(TASKS)]] == list(TASKS)
-    found = []
-    for row in rows:
-        asked = prepare(row["messages"], base=folder, card=cpu.card)
-        parts = [part for message in asked.messages for part in message.content if isinstance(part, FramesPart)]
-        frames = {part.blob: decode_frames(asked.blobs[part.blob], (part.frames, part.height, part.width))
-                  for part in parts}
-        found.append(cpu.prepare(asked.messages, frames, GREEDY))
-    return found
+    return [prepared(cpu, row, folder, GREEDY) for row in rows]

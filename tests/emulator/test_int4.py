@@ -16,7 +16,7 @@ from conftest import ROOT, SEED, Compile
 from rounding import int4_tiny, rounding
 from sailq.producer.samples import sample
 from sailq.worker.catalog import resolve
-from sailq.worker.engine.engine import Engine, Prepared
+from sailq.worker.engine import Engine, Prepared
 from sailq.worker.engine.sampling import Sampler
 from sailq.worker.runners import emulator
 from tiny import RIGHT_SIZED, answer, identical, load

@@ -11,7 +11,7 @@ from conftest import Compile
 from sailq.shared.errors import Unsupported
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
 from sailq.worker.catalog import resolve
-from sailq.worker.engine.engine import Engine, Prepared
+from sailq.worker.engine import Engine, Prepared
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.runners import emulator
 from sailq.worker.runners.sail import SailRunner
@@ -76,7 +76,8 @@ def test_prefill_and_vision_run_at_the_smallest_size(
     for prepared in samples[:5]:
         engine.start(prepared, GREEDY, 0)
         sizes[len(prepared.tokens)] = meter.inputs["block_0"][0].shape()[1]
-        for _, (_, h, w) in prepared.media[-1:]:
+        for medium in prepared.media[-1:]:
+            _, h, w = medium.grid
             assert meter.inputs["vit"][0].shape()[0] == (36 if h * w <= 36 else 48)
     assert all(size == min(s for s in (32, 64, 128) if s >= length) for length, size in sizes.items())
     assert len(set(sizes.values())) > 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import Compile
-from sailq.worker.engine.engine import Engine, Prepared
+from sailq.worker.engine import Engine, Prepared
 from tiny import BASE, BATCHED, GREEDY, LLM_CONVERT, RIGHT_SIZED, answer, identical, load
 
 LAYOUTS = {

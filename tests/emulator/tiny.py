@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sailq.shared.jobs import GenerationOptions
 from sailq.worker.catalog import resolve
-from sailq.worker.engine.engine import Engine, Prepared
+from sailq.worker.engine import Engine, Prepared
 
 GREEDY = GenerationOptions(max_new_tokens=64)
 

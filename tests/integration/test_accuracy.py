@@ -8,13 +8,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from asking import prepared
 from rounding import int4_tiny
-from sailq.producer.messages import prepare
 from sailq.producer.samples import TASKS, TRAINING_SEED, write_samples
-from sailq.shared.frames import decode_frames
-from sailq.shared.jobs import FramesPart, GenerationOptions
+from sailq.shared.jobs import GenerationOptions
 from sailq.worker.catalog import resolve
-from sailq.worker.engine.engine import Engine
+from sailq.worker.engine import Engine
 from sailq.worker.scheduler import Request, Scheduler
 
 SEED, COUNT = 7, 500
@@ -56,11 +55,7 @@ def judged(model: Path, folder: Path) -> list[dict[str, str]]:
 
 def ask(engine: Engine, scheduler: Scheduler, row: dict, folder: Path) -> Request:
     options = GenerationOptions(max_new_tokens=64)
-    prepared = prepare(row["messages"], base=folder, card=engine.card)
-    parts = [part for message in prepared.messages for part in message.content if isinstance(part, FramesPart)]
-    frames = {part.blob: decode_frames(prepared.blobs[part.blob], (part.frames, part.height, part.width))
-              for part in parts}
-    request = Request(engine.prepare(prepared.messages, frames, options), options)
+    request = Request(prepared(engine, row, folder, options), options)
     scheduler.submit(request)
     return request
 

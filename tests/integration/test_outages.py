@@ -25,7 +25,7 @@ from sailq.shared.lifecycle import Lifecycle
 from sailq.shared.rqjob import LockedJob, Serializer
 from sailq.worker.catalog import resolve
 from sailq.worker.consumer import Consumer
-from sailq.worker.engine.engine import Engine
+from sailq.worker.engine import Engine
 from sailq.worker.execution import Executor, Identity
 from sailq.worker.publisher import Publisher
 from sailq.worker.scheduler import Scheduler

@@ -26,7 +26,7 @@ from sailq.shared.jobs import FramesPart, GenerationOptions, Message, Result, Te
 from sailq.shared.rqjob import LockedJob, Serializer
 from sailq.shared.settings import Settings
 from sailq.worker.catalog import resolve
-from sailq.worker.engine.engine import Engine
+from sailq.worker.engine import Engine
 
 QUEUE = keys.queue("sailq-tiny")
 SHORT = GenerationOptions(max_new_tokens=2)

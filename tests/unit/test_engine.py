@@ -88,7 +88,7 @@ def test_usage_and_finish_reasons(engine: Engine) -> None:
     prepared = engine.prepare(messages, frames, options())
     tokens, outcome = _run(engine, [(prepared, options(max_new_tokens=3))])[0]
     assert outcome.usage.prompt_tokens == len(prepared.tokens)
-    assert outcome.usage.vision_tokens == sum(t * h * w // 4 for _, (t, h, w) in prepared.media) > 0
+    assert outcome.usage.vision_tokens == sum(np.prod(medium.grid) // 4 for medium in prepared.media) > 0
     assert outcome.usage.completion_tokens == len(tokens)
     assert None not in (outcome.vision_encode, outcome.prefill, outcome.decode)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sailq.worker.engine import Engine, Prepared
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.prompt import Prompter
 from sailq.worker.runners.base import Float, Int
+from sailq.worker.runners.logits import HostLogits
 from sailq.worker.scheduler import Request, Scheduler
 
 
@@ -32,21 +34,21 @@ class CountingRunner:
         self.fail_prefill = self.fail_decode = False
         self.poisoned: set[int] = set()
 
-    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Float:
+    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> HostLogits:
         self.calls.append(("prefill", slot))
         if self.fail_prefill:
             self.fail_prefill = False
             raise RuntimeError("out of memory")
-        return self._logits(0)
+        return HostLogits(self._logits(0)[None])
 
-    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Float:
+    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> HostLogits:
         self.calls.append(("decode", tuple(slots)))
         if self.fail_decode:
             self.fail_decode = False
             raise RuntimeError("device lost")
         rows = np.stack([self._logits(int(token) + 1) for token in tokens])
         rows[[slot in self.poisoned for slot in slots]] = np.nan
-        return rows
+        return HostLogits(rows)
 
     def release(self, slot: int) -> None:
         self.calls.append(("release", slot))
@@ -257,7 +259,7 @@ def test_one_request_failing_leaves_the_others_tokens_alone() -> None:
         for step in range(40):
             if broken and step == 5:
                 assert requests[0].generation is not None
-                requests[0].generation.sampler = None  # type: ignore[assignment]
+                requests[0].generation.sampler = SimpleNamespace(greedy=False)  # type: ignore[assignment]
             scheduler.step()
         assert [request.wait(0).finish_reason for request in requests].count("error") == broken
         return [request.generation.tokens for request in requests[1:] if request.generation is not None]

@@ -22,6 +22,11 @@ class Sampler:
         self._seen = np.unique(prompt)
         self._random = np.random.Generator(np.random.PCG64(options.seed))
 
+    @property
+    def greedy(self) -> bool:
+        """Whether it takes the likeliest token, whatever was seen or drawn."""
+        return self._options.temperature == 0 and self._options.repetition_penalty == 1
+
     def choose(self, logits: npt.NDArray[np.float32]) -> int:
         """The next token, from float32 [vocabulary]; raises ValueError where no finite logit is left."""
         if not np.isfinite(logits).any() or np.isnan(logits).any():

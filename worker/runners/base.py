@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .logits import Logits
 
 Float = npt.NDArray[np.float32]
 Int = npt.NDArray[np.int32]
@@ -42,7 +45,7 @@ class Runner(Protocol):
 
     @property
     def greedy_only(self) -> bool:
-        """Whether the device itself chooses the likeliest token: its logits are finite for that token alone."""
+        """Whether the device itself chooses the likeliest token, and shows no logits."""
 
     @property
     def max_patches(self) -> int | None:
@@ -63,7 +66,7 @@ class Runner(Protocol):
             float32 [t·h·w / 4, H].
         """
 
-    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Float:
+    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Logits:
         """Put a prompt into an empty or abandoned slot.
 
         Args:
@@ -73,10 +76,10 @@ class Runner(Protocol):
             places: int32 [V], increasing.
 
         Returns:
-            float32 [vocabulary]: the logits after the last token.
+            One row: the logits after the last token.
         """
 
-    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Float:
+    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Logits:
         """Append one token to each of these slots, in one step of the device.
 
         Args:
@@ -85,7 +88,7 @@ class Runner(Protocol):
             positions: int32 [3, len(slots)].
 
         Returns:
-            float32 [len(slots), vocabulary].
+            A row for each of `slots`.
         """
 
     def release(self, slot: int) -> None:

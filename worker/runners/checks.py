@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..engine.model import ModelSpec
@@ -20,6 +22,34 @@ def check_tokens(spec: ModelSpec, tokens: Int, positions: Int, table: int) -> No
     require(positions.shape == (3, len(tokens)), "three positions a token")
     require(tokens.min() >= 0 and tokens.max() < spec.vocab_size, "no such token")
     require(positions.min() >= 0 and positions.max() < table, "no such position")
+
+
+def check_prompt(
+    spec: ModelSpec, slots: int, context: int, slot: int, tokens: Int, positions: Int, vision: Float, places: Int
+) -> None:
+    """The arguments of `Runner.prefill`, for a runner with so many slots of `context` tokens."""
+    require(0 <= slot < slots, f"there is no slot {slot}")
+    require(0 < len(tokens) < context, f"a prompt of {len(tokens)} tokens does not fit")
+    check_tokens(spec, tokens, positions, context)
+    check_vision(spec, len(tokens), vision, places)
+
+
+def check_step(
+    spec: ModelSpec, used: Int, context: int, slots: Sequence[int], tokens: Int, positions: Int
+) -> tuple[Int, Int]:
+    """The arguments of `Runner.decode`, for a runner whose slots hold `used` tokens of `context` each.
+
+    Returns:
+        int32 [n]: the slots, and how many tokens each of them holds.
+    """
+    rows = np.array(slots, np.int32)
+    require(len(set(slots)) == len(slots) > 0, "slots are distinct, and at least one")
+    require(rows.min() >= 0 and rows.max() < len(used), "there is no such slot")
+    lengths = used[rows]
+    require(lengths.min() > 0 and lengths.max() < context, "a slot is empty or full")
+    check_tokens(spec, tokens, positions, context)
+    require(len(tokens) == len(rows), "one token a slot")
+    return rows, lengths
 
 
 def check_vision(spec: ModelSpec, length: int, vision: Float, places: Int) -> None:

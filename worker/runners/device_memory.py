@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .bmodel import BmodelTensor
+
 _NAMES = {"f32": "BM_FLOAT32", "f16": "BM_FLOAT16", "bf16": "BM_BFLOAT16", "i32": "BM_INT32"}
 
 
@@ -24,9 +26,9 @@ class DeviceMemory:
         self._sail, self._handle = sail, sail.Handle(tpu)
         self._dtypes = {key: getattr(sail.Dtype, name) for key, name in _NAMES.items()}
 
-    def new(self, shape: Sequence[int], dtype: str) -> Any:
-        """Device memory alone, zeroed; dtype as in `bmodel.BmodelTensor`."""
-        return self._sail.Tensor(self._handle, list(shape), self._dtypes[dtype], False, True)
+    def new(self, like: BmodelTensor) -> Any:
+        """Device memory alone, zeroed, for an input or output of a net."""
+        return self._sail.Tensor(self._handle, list(like.shape), self._dtypes[like.dtype], False, True)
 
     def view(self, tensor: Any, shape: Sequence[int], start: int = 0) -> Any:
         """A part of a tensor that must outlive it, from element `start`."""

@@ -15,7 +15,7 @@ CPU, EMULATOR = "cpu", "emulator"
 NAMES = (CPU, "tpu:N", EMULATOR)
 DEFAULT_SLOTS = 8
 """Of a runner that can have any number."""
-_TPU = re.compile(r"tpu(?::(\d{1,3}))?")
+_TPU = re.compile(r"tpu(:\d{1,3})?")
 
 
 def check_device(device: str) -> None:
@@ -53,8 +53,7 @@ def open_runner(
         from . import emulator
 
         return SailRunner(spec, file, emulator, slots=slots)
-    number = _TPU.fullmatch(device)
-    return SailRunner(spec, file, _sail(), tpu=int(number[1] or 0) if number else 0, slots=slots)
+    return SailRunner(spec, file, _sail(), tpu=int(device.partition(":")[2] or 0), slots=slots)
 
 
 def only_bmodel(directory: Path) -> Path:

@@ -62,10 +62,6 @@ class Handle:
 
     def __init__(self, tpu_id: int) -> None:
         self.native: c_void_p = library().device(tpu_id)
-        self._tpu_id = tpu_id
-
-    def get_device_id(self) -> int:
-        return self._tpu_id
 
 
 class Tensor:
@@ -187,14 +183,6 @@ class EngineLLM:
 
     def get_graph_names(self) -> list[str]:
         return list(self._nets)
-
-    def get_input_names(self, graph: str) -> list[str]:
-        net = self._net(graph)
-        return [(net.input_names[i] or b"").decode() for i in range(net.input_num)]
-
-    def get_output_names(self, graph: str) -> list[str]:
-        net = self._net(graph)
-        return [(net.output_names[i] or b"").decode() for i in range(net.output_num)]
 
     def get_input_shape(self, graph: str, index: int, stage: int = 0) -> list[int]:
         net = self._net(graph)

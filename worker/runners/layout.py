@@ -39,6 +39,7 @@ class Layout:
         history: prefill can go on after a first part (`block_kv_i`), so prompts may be as long as the context.
         masked: prefill takes a mask; else the nets are causal by themselves.
         chooses: `lm_head` gives the likeliest token, no logits.
+        greedy_head: there is a net that finds the likeliest token from the logits.
         raw_pixels: the ViT takes 0..255; else normalised pixels.
         layers: blocks.
         nets: by name.
@@ -55,6 +56,7 @@ class Layout:
     history: bool
     masked: bool
     chooses: bool
+    greedy_head: bool
     raw_pixels: bool
     layers: int
     nets: Mapping[str, BmodelNet]
@@ -125,6 +127,8 @@ def _layout(bmodel: Bmodel, layers: int) -> Layout:
     lengths = {_rows(stage.inputs[0]) for stage in block.stages} & {
         _rows(stage.inputs[0]) for stage in nets["embedding"].stages
     }
+    scores = nets["lm_head"].stages[0].outputs[0]
+    chooses = prod(scores.shape) == slots
     return Layout(
         kind, slots, context,
         prompts=tuple(sorted(lengths)),
@@ -132,9 +136,19 @@ def _layout(bmodel: Bmodel, layers: int) -> Layout:
         caches=tuple(sorted(stage.inputs[3].shape[1] for stage in step.stages)),
         dynamic_prompt=block.dynamic, dynamic_vision=vit.dynamic, history=history,
         masked=len(first.inputs) == 3,
-        chooses=prod(nets["lm_head"].stages[0].outputs[0].shape) == slots,
+        chooses=chooses,
+        greedy_head=not chooses and "greedy_head" in nets and _takes(nets["greedy_head"].stages[0], scores, slots),
         raw_pixels=vit.stages[0].inputs[0].name == "pixels",
         layers=layers, nets=nets,
+    )
+
+
+def _takes(greedy_head: Stage, scores: BmodelTensor, slots: int) -> bool:
+    """Whether it takes lm_head's output as it is, and gives a token for each slot; of other forms the host chooses."""
+    given, made = greedy_head.inputs, greedy_head.outputs
+    return (
+        len(given) == len(made) == 1 and (given[0].shape, given[0].dtype) == (scores.shape, scores.dtype)
+        and (prod(made[0].shape), made[0].dtype) == (slots, "i32")
     )
 
 

@@ -14,8 +14,9 @@ import onnxruntime
 from ...shared.errors import Unsupported
 from ..engine.model import ModelSpec
 from .base import Bytes, Float, Int
-from .checks import check_pixels, check_tokens, check_vision, require
+from .checks import check_pixels, check_prompt, check_step
 from .inputs import causal_mask, grid_positions, past_mask
+from .logits import HostLogits
 
 MAX_CONTEXT = 8192
 """A prompt's scores take heads × tokens² × 4 bytes a layer: 3 GB for a 2B model at this length."""
@@ -56,13 +57,10 @@ class OnnxRunner:
         feeds = {"pos_ids": positions, "mask": mask}
         return np.concatenate([self._vit.run(None, {"pixels": one, **feeds})[0] for one in grids])
 
-    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Float:
+    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> HostLogits:
         """See `base.Runner.prefill`; runs at the prompt's own length."""
+        check_prompt(self._spec, self.slots, self.context, slot, tokens, positions, vision, places)
         length = len(tokens)
-        require(0 <= slot < self.slots, f"there is no slot {slot}")
-        require(0 < length < self.context, f"a prompt of {length} tokens does not fit")
-        check_tokens(self._spec, tokens, positions, self._spec.context)
-        check_vision(self._spec, length, vision, places)
         self._lengths[slot] = 0
         self._fit(length + 1)
         hidden = self._embedding.run(None, {"input_ids": tokens[None]})[0]
@@ -71,19 +69,13 @@ class OnnxRunner:
         for cache, block in zip(self._cache, self._blocks, strict=True):
             hidden, k, v = block.run(None, {"hidden": hidden, **feeds})
             cache[0, slot, :length], cache[1, slot, :length] = k[0], v[0]
-        logits: Float = self._lm_head.run(None, {"hidden": hidden[:, -1]})[0][0]
+        logits = self._lm_head.run(None, {"hidden": hidden[:, -1]})[0]
         self._lengths[slot] = length
-        return logits
+        return HostLogits(logits)
 
-    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Float:
+    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> HostLogits:
         """See `base.Runner.decode`; rows of slots that take no part are computed too, and dropped."""
-        rows = np.array(slots, np.int32)
-        require(len(set(slots)) == len(slots) > 0, "slots are distinct, and at least one")
-        require(rows.min() >= 0 and rows.max() < self.slots, "there is no such slot")
-        lengths = self._lengths[rows]
-        require(lengths.min() > 0 and lengths.max() < self.context, "a slot is empty or full")
-        check_tokens(self._spec, tokens, positions, self._spec.context)
-        require(len(tokens) == len(rows), "one token a slot")
+        rows, lengths = check_step(self._spec, self._lengths, self.context, slots, tokens, positions)
         self._fit(int(lengths.max()) + 1)
         batch, columns = int(rows.max()) + 1, self._cache.shape[3]
         ids, places = np.zeros((batch, 1), np.int32), np.zeros((3, batch, 1), np.int32)
@@ -94,9 +86,9 @@ class OnnxRunner:
             past = {"past_k": cache[0, :batch], "past_v": cache[1, :batch]}
             hidden, k, v = block.run(None, {"hidden": hidden, **feeds, **past})
             cache[0, rows, lengths], cache[1, rows, lengths] = k[rows, 0], v[rows, 0]
-        logits: Float = self._lm_head.run(None, {"hidden": hidden[rows, 0]})[0]
+        logits = self._lm_head.run(None, {"hidden": hidden[rows, 0]})[0]
         self._lengths[rows] += 1
-        return logits
+        return HostLogits(logits)
 
     def release(self, slot: int) -> None:
         """See `base.Runner.release`."""

@@ -17,10 +17,11 @@ from ..engine.model import ModelSpec
 from ..engine.patches import normalise
 from .base import MASKED, Bytes, Float, Int
 from .bmodel import read_bmodel
-from .checks import check_pixels, check_tokens, check_vision, require
+from .checks import check_pixels, check_prompt, check_step
 from .device_memory import DeviceMemory
 from .inputs import causal_mask, grid_positions, past_mask
 from .layout import Layout, read_layout
+from .logits import ChosenTokens, DeviceLogits, Logits
 
 _KEYS, _VALUES = 3, 4
 """Inputs of block_cache_i that are the cache."""
@@ -59,8 +60,9 @@ class SailRunner:
         self._vision = _Vision(layout, self._memory)
         self._prompt = _Prompt(layout, self._memory)
         self._step = _Step(layout, self._memory)
-        self._logits = self._new("lm_head", output=0)
+        self._head = _Head(layout, self._memory)
         self._caches = [self._cache(index) for index in range(layout.layers)]
+        self._pasts = {columns: self._past(columns) for columns in layout.caches}
 
     def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
         """One call for each temporal grid, at the smallest size that holds it, or at its own on a dynamic net."""
@@ -82,16 +84,13 @@ class SailRunner:
             embeds.append(self._memory.read(self._vision.embeds)[: used // merge**2])
         return np.concatenate(embeds)
 
-    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Float:
+    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Logits:
         """See `base.Runner.prefill`; at the smallest length that holds the prompt, or at its own on dynamic nets. With
         history nets a long prompt goes in part by part."""
+        check_prompt(self._spec, self.slots, self.context, slot, tokens, positions, vision, places)
         length = len(tokens)
-        require(0 <= slot < self.slots, f"there is no slot {slot}")
-        require(0 < length < self.context, f"a prompt of {length} tokens does not fit")
         if length > self.longest_prompt:
             raise TooLong(f"The prompt has {length} tokens; this worker's limit is {self.longest_prompt}.")
-        check_tokens(self._spec, tokens, positions, self.context)
-        check_vision(self._spec, length, vision, places)
         self._lengths[slot] = 0
         most = self._layout.prompts[-1]
         for start in range(0, length, most):
@@ -102,20 +101,13 @@ class SailRunner:
         self._lengths[slot] = length
         last = length - 1 - start
         first = max(0, last + 1 - self.slots)  # lm_head takes a row for each slot: the last ones of the prompt
-        rows = self._head(self._memory.view(self._prompt.hidden, self._head_shape(), first * self.hidden))
-        logits: Float = rows[last - first]
-        return logits
+        ends = self._memory.view(self._prompt.hidden, self._head.shape, first * self.hidden)
+        return self._logits(ends, [last - first])
 
-    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Float:
+    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Logits:
         """See `base.Runner.decode`. To the device go tokens, positions and a mask; slots that take no part are computed
         too, and what they give is dropped."""
-        rows = np.array(slots, np.int32)
-        require(len(set(slots)) == len(slots) > 0, "slots are distinct, and at least one")
-        require(rows.min() >= 0 and rows.max() < self.slots, "there is no such slot")
-        lengths = self._lengths[rows]
-        require(lengths.min() > 0 and lengths.max() < self.context, "a slot is empty or full")
-        check_tokens(self._spec, tokens, positions, self.context)
-        require(len(tokens) == len(rows), "one token a slot")
+        rows, lengths = check_step(self._spec, self._lengths, self.context, slots, tokens, positions)
         step, memory = self._step, self._memory
         columns = _smallest(self._layout.caches, int(lengths.max()))
         ids, places = np.zeros(self.slots, np.int32), np.zeros((3, self.slots), np.int32)
@@ -125,15 +117,16 @@ class SailRunner:
         memory.write(step.masks[columns], past_mask(self.slots, columns, rows, lengths))
         hidden, other = step.hiddens
         self._run("embedding_cache", [step.ids], [hidden])
-        shape = list(self._layout.step(columns).inputs[_KEYS].shape)
-        for index, caches in enumerate(self._caches):
-            past = [memory.view(cache, shape) for cache in caches]
-            new = [self._place(cache, slot, rows, lengths) for cache in caches for slot in range(self.slots)]
+        starts = {slot: self._start(slot, int(used)) for slot, used in zip(slots, lengths, strict=True)}
+        for index, (caches, past) in enumerate(zip(self._caches, self._pasts[columns], strict=True)):
+            new = [
+                memory.view(cache, step.row, starts[slot]) if slot in starts else step.nobody
+                for cache in caches for slot in range(self.slots)
+            ]
             self._run(f"block_cache_{index}", [hidden, step.positions, step.masks[columns], *past], [other, *new])
             hidden, other = other, hidden
-        logits = self._head(memory.view(hidden, self._head_shape()))[rows]
         self._lengths[rows] += 1
-        return logits
+        return self._logits(memory.view(hidden, self._head.shape), slots)
 
     def release(self, slot: int) -> None:
         """See `base.Runner.release`."""
@@ -146,24 +139,17 @@ class SailRunner:
         stages = self._layout.nets[net].stages
         largest = max(range(len(stages)), key=lambda index: stages[index].inputs[_KEYS].shape[1])
         own = self._engine.get_input_tensors(net, largest)
-        return [own.get(index) or self._new(net, input=index) for index in (_KEYS, _VALUES)]
+        inputs = stages[largest].inputs
+        return [own[i] if i in own else self._memory.new(inputs[i]) for i in (_KEYS, _VALUES)]
 
-    def _new(self, net: str, *, input: int | None = None, output: int | None = None) -> Any:
-        """Memory for the largest of a net's input or output over its stages."""
-        tensors = [
-            stage.inputs[input] if input is not None else stage.outputs[output or 0]
-            for stage in self._layout.nets[net].stages
-        ]
-        largest = max(tensors, key=lambda tensor: int(np.prod(tensor.shape)))
-        return self._memory.new(largest.shape, largest.dtype)
+    def _past(self, columns: int) -> list[list[Any]]:
+        """Each layer's keys and values, as a step over so many columns reads them."""
+        shape = self._layout.step(columns).inputs[_KEYS].shape
+        return [[self._memory.view(cache, shape) for cache in caches] for caches in self._caches]
 
-    def _place(self, cache: Any, slot: int, rows: Int, lengths: Int) -> Any:
-        """Where a slot's new row goes: behind those it has, or to nobody."""
-        where = np.flatnonzero(rows == slot)
-        shape = list(self._layout.nets["block_cache_0"].stages[0].outputs[1].shape)
-        if not len(where):
-            return self._step.nobody
-        return self._memory.view(cache, shape, (slot * self.context + int(lengths[where[0]])) * self._row)
+    def _start(self, slot: int, used: int) -> int:
+        """The element of a cache where a slot's row `used` begins."""
+        return (slot * self.context + used) * self._row
 
     def _embed(self, tokens: Int, vision: Float, places: Int) -> None:
         """Hidden states of a part of a prompt, into the first rows of `self._prompt.hidden`."""
@@ -187,10 +173,10 @@ class SailRunner:
         memory.write(places, np.pad(positions, ((0, 0), (0, size - used))))
         masks = [prompt.masks[size]] if layout.masked else []
         for index, caches in enumerate(self._caches):
-            rows = [self._rows(cache, slot, start, list(stage.outputs[1].shape)) for cache in caches]
+            rows = [memory.view(cache, stage.outputs[1].shape, self._start(slot, start)) for cache in caches]
             past = self._history(f"{name}_{index}", caches, slot, start) if start else []
             hidden = memory.view(prompt.hidden, [1, size, self.hidden])
-            made = memory.view(prompt.other, list(stage.outputs[0].shape))
+            made = memory.view(prompt.other, stage.outputs[0].shape)
             self._run(f"{name}_{index}", [hidden, places, *masks, *past], [made, *rows])
             prompt.hidden, prompt.other = prompt.other, prompt.hidden
 
@@ -201,25 +187,24 @@ class SailRunner:
         views = []
         for index, cache in zip((2, 3), caches, strict=True):
             rows = self._memory.view(own[index], [1, used, *own[index].shape()[2:]])
-            rows.sync_d2d(cache, slot * self.context * self._row, 0, used * self._row)
+            rows.sync_d2d(cache, self._start(slot, 0), 0, used * self._row)
             views.append(rows)
         return views
 
-    def _rows(self, cache: Any, slot: int, start: int, shape: list[int]) -> Any:
-        return self._memory.view(cache, shape, (slot * self.context + start) * self._row)
+    def _logits(self, hidden: Any, rows: Sequence[int]) -> Logits:
+        """lm_head takes a row for each slot, of which `rows` count: one launch reads its weights once."""
+        head = self._head
+        self._run("lm_head", [hidden], [head.scores])
+        if self.greedy_only:
+            return ChosenTokens(self._memory.read(head.scores).reshape(-1)[list(rows)].astype(np.int32))
+        choose = self._choose if head.token is not None else None
+        return DeviceLogits(self._memory, head.scores, rows, self._spec.vocab_size, choose)
 
-    def _head_shape(self) -> list[int]:
-        return list(self._layout.nets["lm_head"].stages[0].inputs[0].shape)
-
-    def _head(self, hidden: Any) -> Float:
-        """float32 [slots, vocabulary]. Where the net itself chooses, the token it chose alone is finite."""
-        self._run("lm_head", [hidden], [self._logits])
-        found: Float = self._memory.read(self._logits).reshape(self.slots, -1)
-        if not self.greedy_only:
-            return found
-        logits = np.full((self.slots, self._spec.vocab_size), -np.inf, np.float32)
-        logits[np.arange(self.slots), found[:, 0].astype(np.int64)] = 0
-        return logits
+    def _choose(self) -> Int:
+        """int32 [slots]: the likeliest token of each row of the last lm_head."""
+        self._run("greedy_head", [self._head.scores], [self._head.token])
+        tokens: Int = self._memory.read(self._head.token).reshape(-1)
+        return tokens
 
     def _run(self, net: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         self._engine.process(net, dict(enumerate(inputs)), dict(enumerate(outputs)))
@@ -234,9 +219,9 @@ class _Vision:
     def __init__(self, layout: Layout, memory: DeviceMemory) -> None:
         self._memory = memory
         largest = next(s for s in layout.nets["vit"].stages if s.inputs[0].shape[0] == layout.patches[-1])
-        self._inputs = [memory.new(tensor.shape, tensor.dtype) for tensor in largest.inputs]
+        self._inputs = [memory.new(tensor) for tensor in largest.inputs]
         self._width, self._mask = largest.inputs[0].shape[1], largest.inputs[2].shape
-        self.embeds = memory.new(largest.outputs[0].shape, largest.outputs[0].dtype)
+        self.embeds = memory.new(largest.outputs[0])
 
     def at(self, size: int) -> list[Any]:
         """Pixels, positions and mask of `size` patches."""
@@ -250,14 +235,12 @@ class _Prompt:
     def __init__(self, layout: Layout, memory: DeviceMemory) -> None:
         most = layout.prompts[-1]
         block = layout.stage("block_0", most)
-        ids = layout.stage("embedding", most).inputs[0]
-        self.ids = memory.new(ids.shape, ids.dtype)
-        self.hidden, self.other = (memory.new(block.inputs[0].shape, block.inputs[0].dtype) for _ in range(2))
-        self.positions = memory.new(block.inputs[1].shape, block.inputs[1].dtype)
+        self.ids = memory.new(layout.stage("embedding", most).inputs[0])
+        self.hidden, self.other = (memory.new(block.inputs[0]) for _ in range(2))
+        self.positions = memory.new(block.inputs[1])
         self.masks = {}
         for size in layout.prompts if layout.masked else ():
-            mask = layout.stage("block_0", size).inputs[2]
-            self.masks[size] = memory.new(mask.shape, mask.dtype)
+            self.masks[size] = memory.new(layout.stage("block_0", size).inputs[2])
             memory.write(self.masks[size], causal_mask(size))
 
 
@@ -265,16 +248,23 @@ class _Step:
     """Memory of a decode step."""
 
     def __init__(self, layout: Layout, memory: DeviceMemory) -> None:
-        ids, step = layout.nets["embedding_cache"].stages[0].inputs[0], layout.step(layout.context)
-        hidden, positions, row = step.inputs[0], step.inputs[1], step.outputs[1]
-        self.ids = memory.new(ids.shape, ids.dtype)
-        self.hiddens = [memory.new(hidden.shape, hidden.dtype) for _ in range(2)]
-        self.positions = memory.new(positions.shape, positions.dtype)
-        self.masks = {}
-        for columns in layout.caches:
-            mask = layout.step(columns).inputs[2]
-            self.masks[columns] = memory.new(mask.shape, mask.dtype)
-        self.nobody = memory.new(row.shape, row.dtype)
+        step = layout.step(layout.context)
+        self.ids = memory.new(layout.nets["embedding_cache"].stages[0].inputs[0])
+        self.hiddens = [memory.new(step.inputs[0]) for _ in range(2)]
+        self.positions = memory.new(step.inputs[1])
+        self.masks = {columns: memory.new(layout.step(columns).inputs[2]) for columns in layout.caches}
+        self.row = step.outputs[1].shape
+        self.nobody = memory.new(step.outputs[1])
+
+
+class _Head:
+    """Memory of the scores, and of the tokens that are chosen from them where the file has a net for it."""
+
+    def __init__(self, layout: Layout, memory: DeviceMemory) -> None:
+        net = layout.nets["lm_head"].stages[0]
+        self.shape = net.inputs[0].shape
+        self.scores = memory.new(net.outputs[0])
+        self.token = memory.new(layout.nets["greedy_head"].stages[0].outputs[0]) if layout.greedy_head else None
 
 
 def _smallest(sizes: Sequence[int], needed: int) -> int:

@@ -1,0 +1,106 @@
+"""Vision tokens are made once, kept within their bound, and answer as new ones do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from qwen2vl import Prompts, options, random_model
+from sailq.shared.errors import BadMedia
+from sailq.shared.frames import Frames
+from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
+from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine.vision_cache import VisionCache, key_of
+
+CHOSEN = options(max_new_tokens=12)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine.load(random_model(), slots=2, threads=1)
+
+
+@pytest.fixture
+def encoded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The grids that the runner has encoded."""
+    grids: list[Any] = []
+    vision = engine.runner.vision
+
+    def count(pixels: Any, grid: Any) -> Any:
+        grids.append(grid)
+        return vision(pixels, grid)
+
+    monkeypatch.setattr(engine.runner, "vision", count)
+    return grids
+
+
+def clip(seed: int) -> tuple[FramesPart, dict[str, Frames]]:
+    array = Prompts(seed).frames(2, 84, 112)
+    part = FramesPart(type="video", blob=f"{seed:064x}", frames=2, height=84, width=112)
+    return part, {part.blob: array}
+
+
+def ask(part: FramesPart, text: str) -> list[Message]:
+    return [Message(role="user", content=(part, TextPart(text=text)))]
+
+
+def tokens(engine: Engine, prepared: Prepared, chosen: GenerationOptions = CHOSEN) -> list[int]:
+    generation = engine.start(prepared, chosen, 0)
+    while generation.finish_reason is None:
+        engine.step([generation])
+    engine.release(0)
+    return generation.tokens
+
+
+def test_a_second_question_about_a_clip_encodes_nothing_and_needs_no_frames(
+    engine: Engine, encoded: list[Any]
+) -> None:
+    part, frames = clip(1)
+    first = tokens(engine, engine.prepare(ask(part, "What?"), frames, CHOSEN))
+    media = engine.media(ask(part, "What?"))
+    assert media.wanted == {}
+    assert tokens(engine, engine.prepare(ask(part, "What?"), {}, CHOSEN, media)) == first
+    other = tokens(engine, engine.prepare(ask(part, "How many?"), {}, CHOSEN))
+    assert encoded == [(1, 6, 8)]
+    fresh = Engine.load(random_model(), slots=1, threads=1, vision_cache_bytes=0)
+    assert tokens(fresh, fresh.prepare(ask(part, "How many?"), frames, CHOSEN)) == other
+
+
+def test_jobs_prepared_together_encode_their_common_clip_once(engine: Engine, encoded: list[Any]) -> None:
+    part, frames = clip(2)
+    both = [engine.prepare(ask(part, text), frames, CHOSEN) for text in ("What?", "How many?")]
+    for prepared in both:
+        tokens(engine, prepared)
+    assert len(encoded) == 1
+
+
+def test_what_a_request_found_is_its_own_even_when_the_cache_drops_it(engine: Engine, encoded: list[Any]) -> None:
+    part, frames = clip(3)
+    first = tokens(engine, engine.prepare(ask(part, "What?"), frames, CHOSEN))
+    media = engine.media(ask(part, "What?"))
+    engine.vision_cache.__init__(0)  # type: ignore[misc]
+    assert tokens(engine, engine.prepare(ask(part, "What?"), {}, CHOSEN, media)) == first
+    with pytest.raises(BadMedia):
+        engine.prepare(ask(part, "What?"), {}, CHOSEN)
+
+
+def test_another_size_under_the_same_digest_is_another_medium(engine: Engine, encoded: list[Any]) -> None:
+    part, frames = clip(4)
+    tokens(engine, engine.prepare(ask(part, "What?"), frames, CHOSEN))
+    lying = part.model_copy(update={"height": 112, "width": 84})
+    assert engine.media(ask(lying, "What?")).wanted == {part.blob: lying}
+    with pytest.raises(BadMedia, match="not those"):
+        engine.prepare(ask(lying, "What?"), frames, CHOSEN)
+
+
+def test_the_cache_keeps_what_was_used_last_within_its_bytes() -> None:
+    cache, one = VisionCache(3 * 400), np.zeros((10, 10), np.float32)
+    keys = [key_of(clip(seed)[0]) for seed in range(4)]
+    for key in keys[:3]:
+        cache.put(key, one)
+    assert cache.get(keys[0]) is one  # so that the second is now the oldest
+    cache.put(keys[3], one)
+    assert [cache.get(key) is not None for key in keys] == [True, False, True, True]
+    cache.put(keys[1], np.zeros((31, 10), np.float32))  # larger than all of it: it drops nothing
+    assert [cache.get(key) is not None for key in keys] == [True, False, True, True]

@@ -1,0 +1,180 @@
+"""A request's host work: tokens, positions and patches, ready before the device is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...shared.errors import BadMedia, BadRequest, TooLong, Unsupported
+from ...shared.frames import Frames
+from ...shared.jobs import FramesPart, GenerationOptions, Message
+from ..runners.base import Runner
+from .model import ModelSpec
+from .mrope import rope_index
+from .patches import Grid, patchify
+from .prompt import Prompter
+from .vision_cache import Embeds, Key, VisionCache, key_of
+
+
+@dataclass(frozen=True)
+class Medium:
+    """An image or video on its way into the model. One of `patches` and `embeds` is there.
+
+    Attributes:
+        grid: (t, h, w) in patches.
+        patches: uint8 [t·h·w, 1176].
+        embeds: float32 [t·h·w / 4, H], where it was encoded before.
+    """
+
+    key: Key
+    grid: Grid
+    patches: Frames | None
+    embeds: Embeds | None
+
+
+@dataclass(frozen=True)
+class Media:
+    """What messages state of their media, in order, and which of them need no frames any more.
+
+    Attributes:
+        counts: vision tokens of each.
+        embeds: of each, where it was encoded before.
+    """
+
+    parts: list[FramesPart]
+    grids: list[Grid]
+    counts: list[int]
+    embeds: list[Embeds | None]
+
+    @property
+    def wanted(self) -> dict[str, FramesPart]:
+        """The parts whose frames `prepare` needs, by blob digest."""
+        return {part.blob: part for part, embeds in zip(self.parts, self.embeds, strict=True) if embeds is None}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request's host work, done: all that the device needs.
+
+    Attributes:
+        tokens: int32 [L].
+        positions: int32 [3, L].
+        delta: added to a later token's place for its position.
+        places: int32 [V], where the vision tokens are.
+        media: in order.
+        limit: most tokens of the answer, by the options and by the context.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int32]
+    delta: int
+    places: npt.NDArray[np.int32]
+    media: tuple[Medium, ...]
+    limit: int
+
+
+class Preparer:
+    """The host's part of an engine. May be used from any thread."""
+
+    def __init__(self, spec: ModelSpec, runner: Runner, prompter: Prompter, vision_cache: VisionCache) -> None:
+        """`runner`: for its limits alone."""
+        self._spec, self._runner, self._prompter, self._vision_cache = spec, runner, prompter, vision_cache
+
+    def media(self, messages: Sequence[Message]) -> Media:
+        """The media, by what the messages state of them.
+
+        For those who fetch frames, too: what this refuses may be too large to decode.
+
+        Raises:
+            BadRequest, TooLong: as `prepare`.
+        """
+        parts = [part for message in messages for part in message.content if isinstance(part, FramesPart)]
+        grids = [self._grid(part) for part in parts]
+        counts = [t * h * w // self._spec.merge_size**2 for t, h, w in grids]
+        if sum(counts) >= self._runner.context:
+            raise TooLong(
+                f"The prompt's media have {sum(counts)} vision tokens; the model's context of "
+                f"{self._runner.context} must also hold its text and at least one token of answer."
+            )
+        return Media(parts, grids, counts, [self._vision_cache.get(key_of(part)) for part in parts])
+
+    def prepare(
+        self, messages: Sequence[Message], frames: Mapping[str, Frames], options: GenerationOptions,
+        media: Media | None = None,
+    ) -> Prepared:
+        """Tokens, positions and patches of a request.
+
+        Args:
+            messages: the conversation, the finished turns included.
+            frames: uint8 [n, height, width, 3] RGB by blob digest.
+            media: what `media` said of the same messages, where only the frames that it wanted were fetched.
+
+        Raises:
+            BadRequest, BadMedia: messages and frames break the contract.
+            TooLong: the prompt leaves no room for an answer, or it or a frame is too large for the runner.
+            Unsupported: the runner cannot sample.
+        """
+        spec = self._spec
+        media = media or self.media(messages)
+        vision_tokens = sum(media.counts)
+        tokens, vision = self._prompter.encode(messages, media.counts)
+        context = self._runner.context
+        if len(tokens) + 1 > context:
+            raise TooLong(
+                f"The prompt has {len(tokens)} tokens, {vision_tokens} of them vision; the model's context of "
+                f"{context} must also hold at least one token of answer."
+            )
+        if len(tokens) > self._runner.longest_prompt:
+            raise TooLong(
+                f"The prompt has {len(tokens)} tokens, {vision_tokens} of them vision; this worker's limit is "
+                f"{self._runner.longest_prompt}."
+            )
+        if self._runner.greedy_only and (options.temperature > 0 or options.repetition_penalty != 1):
+            raise Unsupported(
+                "This worker's model file chooses each token itself, the likeliest: it takes temperature 0 and "
+                "repetition_penalty 1 only."
+            )
+        positions, delta = rope_index(vision, media.grids, spec.merge_size)
+        return Prepared(
+            tokens, positions, delta, np.flatnonzero(vision).astype(np.int32),
+            tuple(self._medium(*one, frames) for one in zip(media.parts, media.grids, media.embeds, strict=True)),
+            min(options.max_new_tokens, context - len(tokens)),
+        )
+
+    def _medium(
+        self, part: FramesPart, grid: Grid, embeds: Embeds | None, frames: Mapping[str, Frames]
+    ) -> Medium:
+        if embeds is not None:
+            return Medium(key_of(part), grid, None, embeds)
+        spec = self._spec
+        patches, _ = patchify(_frames(part, frames), spec.patch_size, spec.merge_size, spec.temporal_patch_size)
+        return Medium(key_of(part), grid, patches, None)
+
+    def _grid(self, part: FramesPart) -> Grid:
+        """The part's grid, checked against the model and the runner."""
+        spec, most = self._spec, self._runner.max_patches
+        if part.type == "image" and part.frames != 1:
+            raise BadRequest(f"An image has one frame, not {part.frames}.")
+        unit = spec.patch_size * spec.merge_size
+        if part.height % unit or part.width % unit:
+            raise BadRequest(f"A frame of {part.width} × {part.height} is no multiple of {unit} pixels.")
+        h, w = part.height // spec.patch_size, part.width // spec.patch_size
+        if most is not None and h * w > most:
+            raise TooLong(
+                f"A frame of {part.width} × {part.height} has {h * w} patches; this worker's limit is {most}."
+            )
+        return -(-part.frames // spec.temporal_patch_size), h, w
+
+
+def _frames(part: FramesPart, frames: Mapping[str, Any]) -> Frames:
+    """The part's frames, checked to be those that it states."""
+    array = frames.get(part.blob)
+    if array is None:
+        raise BadMedia(f"The frames of blob {part.blob[:12]} are not there.")
+    if array.dtype != np.uint8 or array.shape != (part.frames, part.height, part.width, 3):
+        raise BadMedia(f"The frames of blob {part.blob[:12]} are not those that the message states.")
+    return np.asarray(array)

@@ -1,0 +1,78 @@
+"""The scores of the next token, left where they were made until somebody reads them.
+
+A row is 4 bytes for each token of the vocabulary, 0.6 MB of a Qwen2-VL: a greedy answer needs none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from .base import Float, Int
+from .device_memory import DeviceMemory
+
+UNUSABLE = -1
+"""Stands for the likeliest token where no score is a number."""
+
+
+class Logits(Protocol):
+    """One row for each sequence of a call. Valid until the runner's next call."""
+
+    def likeliest(self) -> Int:
+        """int32 [rows]: the token with the highest score, the first of equals, or UNUSABLE."""
+
+    def row(self, index: int) -> Float:
+        """float32 [vocabulary]. Raises ValueError where the device keeps its scores to itself (`greedy_only`)."""
+
+
+class HostLogits:
+    """float32 [rows, vocabulary] in the host's memory."""
+
+    def __init__(self, values: Float) -> None:
+        self._values = values
+
+    def likeliest(self) -> Int:
+        tokens = self._values.argmax(axis=1)  # the first NaN, where there is one
+        usable = np.isfinite(self._values[np.arange(len(tokens)), tokens])
+        return np.where(usable, tokens, UNUSABLE).astype(np.int32)
+
+    def row(self, index: int) -> Float:
+        row: Float = self._values[index]
+        return row
+
+
+class DeviceLogits:
+    """Scores in a device's memory, of which `rows` count; `choose` makes the device find the likeliest of all rows."""
+
+    def __init__(
+        self, memory: DeviceMemory, scores: Any, rows: Sequence[int], vocabulary: int, choose: Callable[[], Int] | None
+    ) -> None:
+        self._memory, self._scores, self._rows = memory, scores, list(rows)
+        self._vocabulary, self._choose = vocabulary, choose
+
+    def likeliest(self) -> Int:
+        if self._choose is None:
+            values: Float = self._memory.read(self._scores).reshape(-1, self._vocabulary)
+            return HostLogits(values[self._rows]).likeliest()
+        tokens = self._choose()[self._rows]
+        return np.where((tokens >= 0) & (tokens < self._vocabulary), tokens, UNUSABLE).astype(np.int32)
+
+    def row(self, index: int) -> Float:
+        start = self._rows[index] * self._vocabulary
+        row: Float = self._memory.read(self._memory.view(self._scores, [1, self._vocabulary], start))[0]
+        return row
+
+
+class ChosenTokens:
+    """int32 [rows], where the net gives no scores."""
+
+    def __init__(self, tokens: Int) -> None:
+        self._tokens = tokens
+
+    def likeliest(self) -> Int:
+        return self._tokens
+
+    def row(self, index: int) -> Float:
+        raise ValueError("this model file gives tokens, no logits")
