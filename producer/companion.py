@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..shared.errors import SailqError
+from ..shared.errors import BadRequest, SailqError
+from ..shared.main import USAGE_ERROR
 
 _TAIL_LINES = 8
 
@@ -39,11 +40,15 @@ class Companion:
         self.pid = self._process.pid
 
     def wait_until(self, ready: Callable[[], object], seconds: float) -> None:
-        """Returns when `ready()`; raises SailqError with the log's end if the process ends or takes too long."""
+        """Returns when `ready()`; raises SailqError with the log's end if the process ends or takes too long.
+
+        BadRequest, which is one, if the process says that its own command line wants mending.
+        """
         until = time.monotonic() + seconds
         while not ready():
             if self._process.poll() is not None:
-                raise SailqError(f"The {self.name} ended at once (exit {self._process.returncode}).{self.tail()}")
+                kind = BadRequest if self._process.returncode == USAGE_ERROR else SailqError
+                raise kind(f"The {self.name} ended at once (exit {self._process.returncode}).{self.tail()}")
             if time.monotonic() > until:
                 raise SailqError(f"The {self.name} was not ready after {seconds:.0f} s.{self.tail()}")
             time.sleep(0.05)

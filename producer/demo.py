@@ -1,10 +1,10 @@
-"""What a demonstration runs on: a server, unless there is one, and a worker of its own."""
+"""What a demonstration or a measurement runs on: a server, unless there is one, and a worker of its own."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,21 @@ class Stage:
         return self.started[-1]
 
 
-def set_up(stack: ExitStack, *, redis_url: str | None, model: str, logs: Path, say: Callable[[str], None]) -> Stage:
+def set_up(
+    stack: ExitStack,
+    *,
+    redis_url: str | None,
+    model: str,
+    logs: Path,
+    say: Callable[[str], None],
+    worker_options: Sequence[str] = (),
+) -> Stage:
     """Starts what is missing; closing `stack` stops it again, the worker first.
 
     Args:
         redis_url: the user's server, or None for an embedded one.
         logs: folder for `server.log` and `worker.log`.
+        worker_options: more of `sailq worker`'s command line.
 
     Raises SailqError with the last lines of its log for a process that does not get ready.
     """
@@ -53,7 +62,7 @@ def set_up(stack: ExitStack, *, redis_url: str | None, model: str, logs: Path, s
     with connect(redis_url) as connection:
         fleet = Fleet(connection)
         fleet.workers()  # a server that is not there is told before a worker is started
-        command = sailq_command("worker", "--redis-url", redis_url, "--model", model)
+        command = sailq_command("worker", "--redis-url", redis_url, "--model", model, *worker_options)
         worker = _start(stack, "worker", command, logs)
         started.append(worker)
         worker.wait_until(lambda: worker.pid in {one.pid for one in fleet.workers()}, _WORKER_SECONDS)

@@ -5,18 +5,20 @@ A caller's file paths end here: what travels holds the hashes of the encoded fra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..shared.errors import BadRequest, Unsupported
-from ..shared.frames import encode_frames
+from ..shared.frames import Frames, encode_frames
 from ..shared.jobs import FramesPart, Message, ModelCard, TextPart, parse
 from .media import reading as media
 from .media.sizing import Budget, Options
 
 ROLES = ("system", "user", "assistant")
+Encode = Callable[[Frames], tuple[str, bytes]]
+"""Frames to (sha256 of the blob, blob): `frames.encode_frames`, or what ends with it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,11 @@ class Prepared:
 
 
 def prepare(
-    messages: Sequence[Mapping[str, Any]], *, base: Path | None = None, card: ModelCard | None = None
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    base: Path | None = None,
+    card: ModelCard | None = None,
+    encode: Encode = encode_frames,
 ) -> Prepared:
     """Check the messages, read and encode their media.
 
@@ -45,6 +51,7 @@ def prepare(
             video takes the fields of `sizing.Options` beside its path.
         base: folder that relative paths start from; the working directory without it.
         card: the model that will answer. It gives the default sizes and the limits.
+        encode: makes the blob of each medium's frames.
 
     Raises BadRequest for what breaks this format, Unsupported for other parts and for URLs, BadMedia for
     media that cannot be read, TooLong for media that alone exceed the model's context or patches.
@@ -53,11 +60,11 @@ def prepare(
         raise BadRequest("Messages are a list of at least one message.")
     budget = Budget(card)
     blobs: dict[str, bytes] = {}
-    prepared = tuple(_message(message, base, budget, blobs) for message in messages)
+    prepared = tuple(_message(message, base, budget, blobs, encode) for message in messages)
     return Prepared(prepared, blobs, budget.tokens)
 
 
-def _message(message: Any, base: Path | None, budget: Budget, blobs: dict[str, bytes]) -> Message:
+def _message(message: Any, base: Path | None, budget: Budget, blobs: dict[str, bytes], encode: Encode) -> Message:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         raise BadRequest("A message is a map of role and content, and of nothing else.")
     role, content = message["role"], message["content"]
@@ -67,10 +74,12 @@ def _message(message: Any, base: Path | None, budget: Budget, blobs: dict[str, b
         content = [{"type": "text", "text": content}]
     if not isinstance(content, (list, tuple)) or not content:
         raise BadRequest("A message's content is a text or a list of at least one part.")
-    return Message(role=role, content=tuple(_part(part, base, budget, blobs) for part in content))
+    return Message(role=role, content=tuple(_part(part, base, budget, blobs, encode) for part in content))
 
 
-def _part(part: Any, base: Path | None, budget: Budget, blobs: dict[str, bytes]) -> TextPart | FramesPart:
+def _part(
+    part: Any, base: Path | None, budget: Budget, blobs: dict[str, bytes], encode: Encode
+) -> TextPart | FramesPart:
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
         raise BadRequest("A part of a message's content is a map with a type.")
     kind = part["type"]
@@ -87,7 +96,7 @@ def _part(part: Any, base: Path | None, budget: Budget, blobs: dict[str, bytes])
     else:
         frames = media.read_image(source, options, base=base, budget=budget)
     with media.about(source):
-        digest, blob = encode_frames(frames)
+        digest, blob = encode(frames)
     blobs[digest] = blob
     count, height, width, _ = frames.shape
     return FramesPart(

@@ -21,6 +21,14 @@ def sailq(*arguments: object, stdin: str = "", url: str = "") -> subprocess.Comp
     )
 
 
+def start(*arguments: object, url: str = "", stdin: int | None = None) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **({"SAILQ_REDIS_URL": url} if url else {})}
+    return subprocess.Popen(
+        sailq_command(*map(str, arguments)), env=environment, stdin=stdin, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -31,3 +39,22 @@ def told(done: subprocess.CompletedProcess[str], code: int) -> str:
     assert "Traceback" not in done.stderr
     (line,) = done.stderr.splitlines()
     return line
+
+
+def living(marker: str) -> list[str]:
+    """Command lines of processes that name `marker`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if marker in line:
+                found.append(line)
+    return found
+
+
+def sockets(log: str) -> str:
+    """The folder of the embedded server that a command's stderr names."""
+    return log.split("server at unix://")[1].split("/redis.sock")[0]

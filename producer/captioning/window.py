@@ -10,9 +10,10 @@ from contextlib import suppress
 
 from ...shared.connection import server_errors
 from ...shared.errors import NotFound, SailqError, ServerUnavailable
+from ...shared.frames import encode_frames
 from ...shared.jobs import GenerationOptions
 from ..client import Client, Handle
-from ..messages import Prepared, prepare
+from ..messages import Encode, Prepared, prepare
 from ..waiting import Waiter
 from .inputs import Clip
 from .rows import Row, as_row, failed_row
@@ -33,6 +34,7 @@ def run_batch(
     window: int,
     seen: Callable[[Clip, Prepared], None] | None = None,
     idle: Callable[[], None] | None = None,
+    encode: Encode = encode_frames,
 ) -> Generator[tuple[Clip, Row], None, None]:
     """Each clip with its row (see `rows.as_row`), in the order in which they finish.
 
@@ -43,6 +45,7 @@ def run_batch(
         window: most clips being read or answered at a time.
         seen: gets each clip's frames, in a reader's thread, before they are uploaded.
         idle: called now and then while nothing comes.
+        encode: makes the blob of each medium's frames.
 
     Raises ServerUnavailable.
     """
@@ -50,7 +53,7 @@ def run_batch(
     def submit(clip: Clip) -> Handle:
         with server_errors(client.connection):
             card = client.card(model)
-        prepared = prepare(clip.messages, base=clip.base, card=card)
+        prepared = prepare(clip.messages, base=clip.base, card=card, encode=encode)
         if seen is not None:
             seen(clip, prepared)
         return client.submit_prepared(prepared, model=model, options=options)

@@ -1,4 +1,4 @@
-"""The options that say what is asked, and how media and answers are made: shared by `ask`, `chat` and `caption`."""
+"""The options that several commands share: what is asked, how media and answers are made, which server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ import typer
 
 _ANSWER = "Options of the answer"
 _MEDIA = "Options of videos and images"
+
+StageUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--redis-url",
+        envvar="SAILQ_REDIS_URL",
+        metavar="URL",
+        show_default="an embedded server",
+        help="A server of your own: redis://, rediss:// or unix://.",
+    ),
+]
+"""`RedisUrl` of the commands that start a server where none is named."""
 
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message before the prompt.")]
 Videos = Annotated[

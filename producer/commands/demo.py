@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...shared.options import Model
+from . import _flags as flags
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,16 +29,7 @@ def demo(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the worker, and the server if it was started, running.")
     ] = False,
-    redis_url: Annotated[
-        str | None,
-        typer.Option(
-            "--redis-url",
-            envvar="SAILQ_REDIS_URL",
-            metavar="URL",
-            show_default="an embedded server",
-            help="A server of your own: redis://, rediss:// or unix://.",
-        ),
-    ] = None,
+    redis_url: flags.StageUrl = None,
     model: Model = None,
 ) -> None:
     """See it work: render clips, caption them through the queue, compare with the truth.

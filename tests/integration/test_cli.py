@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from commands import SECONDS, rows, sailq, told
+from commands import SECONDS, living, rows, sailq, sockets, start, told
 from sailq.producer.client import Client
 from sailq.producer.companion import sailq_command
 from sailq.producer.samples import write_samples
@@ -20,15 +20,7 @@ from sailq.shared import keys
 from sailq.shared.codec import decode
 from sailq.shared.jobs import Job
 
-COMMANDS = ("ask", "caption", "chat", "demo", "server", "status", "worker")
-
-
-def start(*arguments: object, url: str = "", stdin: int | None = None) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **({"SAILQ_REDIS_URL": url} if url else {})}
-    return subprocess.Popen(
-        sailq_command(*map(str, arguments)), env=environment, stdin=stdin, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )
+COMMANDS = ("ask", "bench", "caption", "chat", "demo", "server", "status", "worker")
 
 
 def at_a_terminal(*arguments: object, url: str) -> tuple[subprocess.CompletedProcess[str], str]:
@@ -417,25 +409,6 @@ def test_status_shows_the_worker(served_url: str) -> None:
 
 # The demo.
 
-def living(marker: str) -> list[str]:
-    """Command lines of processes that name `marker`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if marker in line:
-                found.append(line)
-    return found
-
-
-def sockets(log: str) -> str:
-    """The folder of the embedded server that a demo's stderr names."""
-    return log.split("server at unix://")[1].split("/redis.sock")[0]
-
-
 def test_demo_runs_on_its_own_and_leaves_nothing_running(tmp_path: Path) -> None:
     done = sailq("demo", "--count", 5, "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
@@ -459,7 +432,7 @@ def test_demo_with_a_worker_that_does_not_start_says_why(tmp_path: Path) -> None
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
     done = sailq("demo", "--count", 1, "--out", tmp_path / "demo", "--model", tmp_path / "broken")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "The worker ended at once" in done.stderr and "worker.log" in done.stderr
     assert "Traceback" not in done.stderr
     assert not living(sockets(done.stderr))

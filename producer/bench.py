@@ -1,0 +1,257 @@
+"""sophon-demo's performance test, asked of the service: what a caller gets, from the file on disk to the text."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..shared.errors import NotFound, SailqError
+from ..shared.frames import Frames, encode_frames
+from ..shared.jobs import GenerationOptions, Result
+from .captioning.inputs import Clip
+from .captioning.rows import Row, as_row, why
+from .captioning.window import run_batch
+from .client import Client
+from .fleet import WorkerInfo
+from .messages import prepare
+from .samples import sample
+from .waiting import Waiter
+
+QUESTION = "请描述视频中的内容"
+"""What sophon-demo's page asks."""
+_CORNER = 8
+"""Pixels: one block of a JPEG."""
+_IDLE_SECONDS = 2.0
+_STAGES = ("queue_wait", "fetch", "preprocess", "vision_encode", "prefill")
+"""Those of `Timings` that end with the first token."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The row of sophon-demo's table (github.com/sophgo/sophon-demo, sample/Qwen2-VL); seconds, tokens/s."""
+
+    platform: str = "SE7-32"
+    model: str = "qwen2-vl-7b_int4_seq512_1dev.bmodel"
+    first_token_latency: float = 3.55
+    tokens_per_second: float = 9.67
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What one quantity was over several jobs."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class OneAtATime:
+    """Jobs of which each began when the one before had ended.
+
+    Attributes:
+        first_token_latency: seconds from the file on disk until the first text has reached the caller.
+        tokens_per_second: (completion tokens - 1) / seconds between the first and the last; None for answers of one.
+        breakdown: medians in seconds of what the first token waits for: `sample` (the caller reads, resizes and
+            encodes), the stages of `Timings`, and `other` (upload, delivery and what lies between the stages).
+        completion_tokens: median.
+    """
+
+    jobs: int
+    first_token_latency: Spread
+    tokens_per_second: Spread | None
+    breakdown: dict[str, float]
+    completion_tokens: float
+
+
+@dataclass(frozen=True)
+class AllAtOnce:
+    """Jobs of which `in_flight` were read or answered at a time. `wall`: seconds, reading the media included."""
+
+    jobs: int
+    in_flight: int
+    wall: float
+    tokens_per_second: float
+    captions_per_hour: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was measured. `slots`: of all `workers` that serve the model. Tokens: of one job."""
+
+    model: str
+    device: str
+    workers: int
+    slots: int
+    prompt_tokens: int
+    vision_tokens: int
+    one_at_a_time: OneAtATime
+    all_at_once: AllAtOnce
+    published: Published
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """`first_text`, `sample`: seconds since the job was begun, and of these, until its frames were encoded."""
+
+    first_text: float
+    sample: float
+    result: Result
+
+    def breakdown(self) -> dict[str, float]:
+        timings = self.result.timings.model_dump()
+        parts = {"sample": self.sample, **{stage: timings[stage] or 0.0 for stage in _STAGES}}
+        return {**parts, "other": self.first_text - sum(parts.values())}
+
+
+def sample_clip(folder: Path) -> dict[str, Any]:
+    """A rendered clip, written to `folder`, as a part of a message with sophon-demo's options: 2 frames, 140 × 210.
+
+    Raises SampleError.
+    """
+    path = folder / "clip.mp4"
+    sample(seed=7, index=0).media[0].write(path)
+    return {
+        "type": "video",
+        "video": str(path),
+        "resized_height": 140,
+        "resized_width": 210,
+        "video_sample_num": 2,
+    }
+
+
+def encode_unseen(frames: Frames) -> tuple[str, bytes]:
+    """`encode_frames` with noise in one corner, other noise each time: no worker has seen these pixels before.
+
+    A worker may keep what it made of a clip, by the clip's content; a repeated clip would measure that.
+    """
+    unseen = frames.copy()
+    unseen[:, :_CORNER, :_CORNER] = np.frombuffer(os.urandom(_CORNER * _CORNER), np.uint8).reshape(_CORNER, _CORNER, 1)
+    return encode_frames(unseen)
+
+
+def measure(
+    client: Client,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    workers: Sequence[WorkerInfo],
+    options: GenerationOptions,
+    repeat: int,
+    jobs: int | None,
+    tell: Callable[[str], object],
+    watch: Callable[[], None],
+) -> Report:
+    """Asks once uncounted, `repeat` times one after the other, then `jobs` times with all slots busy.
+
+    Args:
+        workers: all that serve the model.
+        jobs: 4 for each slot if None.
+        tell: gets what is being done, for people.
+        watch: called while nothing comes; may raise to end it.
+
+    Raises SailqError for a job that failed: there is nothing to measure then. What was in flight is cancelled.
+    """
+    model = workers[0].model
+    slots = sum(worker.slots for worker in workers)
+    jobs = jobs or 4 * slots
+
+    tell("warming up")
+    _ask(client, messages, model, options, watch)
+    answers = []
+    for number in range(1, repeat + 1):
+        tell(f"one at a time: {number} of {repeat}")
+        answers.append(_ask(client, messages, model, options, watch))
+
+    clips = [Clip(number, f"job {number}", messages) for number in range(1, jobs + 1)]
+    tokens = 0
+    began = time.perf_counter()
+    batch = run_batch(
+        client, clips, model=model, options=options, window=2 * slots, idle=watch, encode=encode_unseen
+    )
+    with closing(batch):
+        for number, (_, row) in enumerate(batch, 1):
+            _raise_if_failed(row)
+            tokens += row["metrics"]["usage"]["completion_tokens"]
+            tell(f"all slots at once: {number} of {jobs}")
+    wall = time.perf_counter() - began
+
+    usage = answers[0].result.usage
+    return Report(
+        model=model,
+        device=", ".join(sorted({worker.device for worker in workers})),
+        workers=len(workers),
+        slots=slots,
+        prompt_tokens=usage.prompt_tokens,
+        vision_tokens=usage.vision_tokens,
+        one_at_a_time=_one_at_a_time(answers),
+        all_at_once=AllAtOnce(jobs, min(jobs, 2 * slots), wall, tokens / wall, 3600 * jobs / wall),
+        published=Published(),
+    )
+
+
+def _ask(
+    client: Client,
+    messages: Sequence[Mapping[str, Any]],
+    model: str,
+    options: GenerationOptions,
+    watch: Callable[[], None],
+) -> _Answer:
+    """One job, all of its way."""
+    card = client.card(model)  # known to the client from the first job on
+    began = time.perf_counter()
+    prepared = prepare(messages, card=card, encode=encode_unseen)
+    sampled = time.perf_counter() - began
+    job = client.submit_prepared(prepared, model=model, options=options, stream=True).job
+    first: float | None = None
+    waiter = Waiter(client.connection, [job])
+    try:
+        while True:
+            news = waiter.poll(_IDLE_SECONDS)
+            if first is None and news.chunks.get(job):
+                first = time.perf_counter() - began
+            for _, result in news.ended:
+                if isinstance(result, NotFound):
+                    raise result
+                _raise_if_failed(as_row(result))
+                if first is None:
+                    raise SailqError("The model answered with no text: there is no first token to wait for.")
+                return _Answer(first, sampled, result)
+            if not news.chunks:
+                watch()
+    except (KeyboardInterrupt, SailqError):
+        with suppress(SailqError):
+            client.cancel(job)
+        raise
+
+
+def _raise_if_failed(row: Row) -> None:
+    reason = why(row)
+    if reason is not None:
+        error = SailqError(reason)
+        if row["error"] is not None:
+            error.code = row["error"]["code"]
+        raise error
+
+
+def _one_at_a_time(answers: Sequence[_Answer]) -> OneAtATime:
+    rates = [rate for answer in answers if (rate := answer.result.tokens_per_second) is not None]
+    ways = [answer.breakdown() for answer in answers]
+    return OneAtATime(
+        jobs=len(answers),
+        first_token_latency=Spread.of([answer.first_text for answer in answers]),
+        tokens_per_second=Spread.of(rates) if rates else None,
+        breakdown={stage: statistics.median(way[stage] for way in ways) for stage in ways[0]},
+        completion_tokens=statistics.median(answer.result.usage.completion_tokens for answer in answers),
+    )

@@ -1,0 +1,241 @@
+"""`sailq bench`: sophon-demo's performance test, for whatever model and device is at hand."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...shared.options import Json, Model
+from . import _flags as flags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.table import Table
+
+    from ..bench import Report, Spread
+
+_WORKER = "Options of the worker, where one is started"
+
+
+def bench(
+    vision_inputs: Annotated[
+        str,
+        typer.Option(
+            "--vision-inputs",
+            "--vision_inputs",
+            metavar="JSON",
+            show_default="a rendered clip, 2 frames of 140 × 210",
+            help="The media of each job, as sophon-demo's --vision_inputs names them.",
+        ),
+    ] = "",
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", metavar="TEXT", show_default="请描述视频中的内容", help="The question of each job."),
+    ] = None,
+    repeat: Annotated[
+        int, typer.Option("--repeat", metavar="N", min=1, max=10_000, help="How many jobs one at a time.")
+    ] = 5,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            metavar="N",
+            min=1,
+            max=100_000,
+            show_default="4 for each slot",
+            help="How many jobs all at once, of which twice the slots are in flight.",
+        ),
+    ] = None,
+    max_new_tokens: flags.MaxNewTokens = None,
+    json: Json = False,
+    redis_url: flags.StageUrl = None,
+    model: Model = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="cpu|tpu:N|emulator", show_default="cpu", rich_help_panel=_WORKER,
+                     help="What runs the model."),
+    ] = None,
+    bmodel: Annotated[
+        Path | None,
+        typer.Option("--bmodel", show_default="the one in the model's directory", rich_help_panel=_WORKER,
+                     help="What to load on a TPU."),
+    ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option("--slots", min=1, max=256, show_default="the worker's own", rich_help_panel=_WORKER,
+                     help="How many answers are decoded together."),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, max=1024, show_default="the worker's own", rich_help_panel=_WORKER,
+                     help="CPU threads of the model."),
+    ] = None,
+) -> None:
+    """Measure as sophon-demo does: first token latency and tokens per second.
+
+    After one job that is not counted, --repeat jobs run one at a time. The first
+    token's latency begins with the file on disk and ends with the first text that
+    arrives here: frames are read, resized and encoded, queued, claimed, decoded,
+    and go through the vision encoder and the prefill. Tokens per second are those
+    after the first. Then --jobs jobs keep all slots busy; reading their files is
+    part of that time too. Answers are greedy.
+
+    Each job reads its file anew and gets noise of its own into a corner of 8 × 8
+    pixels, so that no worker can answer from what it keeps of an earlier clip.
+
+    Workers that serve the model at --redis-url are measured as they are, best
+    with nothing else to do. Where there are none, one is started, on an embedded
+    server if none is named, and stopped at the end.
+
+    \b
+    Examples:
+      sailq bench
+      sailq bench --model /data/qwen2-vl-7b --device tpu:0 --json
+      sailq bench --vision-inputs '{"video": [{"path": "clip.mp4",
+        "preprocess_config": {"resized_height": 140, "resized_width": 210,
+        "video_sample_num": 2}}], "image": []}'
+    """
+    from . import _terminal as terminal
+
+    with terminal.command(json), ExitStack() as stack:
+        from dataclasses import asdict
+        from tempfile import TemporaryDirectory
+
+        from rich.console import Console
+
+        from ...shared.errors import BadRequest
+        from ...shared.jobs import GenerationOptions, parse
+        from ...shared.settings import load_settings, model_name
+        from ..bench import QUESTION, measure, sample_clip
+        from ..client import Client
+        from ..fleet import Fleet
+        from ..messages import prepare
+        from ..samples import SampleError
+        from ..vision_inputs import to_parts
+
+        options = parse(GenerationOptions, flags.given(max_new_tokens=max_new_tokens))
+        settings = load_settings(redis_url=redis_url, model=model)
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="sailq-bench-")))
+        try:
+            parts = to_parts(vision_inputs) if vision_inputs else [sample_clip(folder)]
+        except SampleError as error:
+            raise BadRequest(f"The sample clip cannot be made: {error}.") from None
+        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt or QUESTION}]}]
+        prepare(messages)  # media that cannot be read are told before anything is started
+
+        worker_options = flags.given(device=device, bmodel=bmodel, slots=slots, threads=threads)
+        name = model_name(settings.model)
+        url, watch = _stage(stack, redis_url, settings.model, name, worker_options, folder)
+        console = Console(stderr=True)
+        with Client(url, settings=settings) as client, console.status("measuring") as status:
+            report = measure(
+                client,
+                messages,
+                workers=Fleet(client.connection).workers(name),
+                options=options,
+                repeat=repeat,
+                jobs=jobs,
+                tell=status.update,
+                watch=watch,
+            )
+    if json:
+        terminal.print_json(asdict(report))
+    else:
+        _print(report)
+
+
+def _stage(
+    stack: ExitStack, redis_url: str | None, model: str, name: str, worker_options: dict[str, object], logs: Path
+) -> tuple[str, Callable[[], None]]:
+    """The server's URL, and a check that raises SailqError when nobody is left to answer."""
+    from ...shared.connection import connect
+    from ...shared.errors import BadRequest, SailqError
+    from ..demo import set_up
+    from ..fleet import Fleet
+    from . import _terminal as terminal
+
+    if redis_url is not None:
+        fleet = Fleet(stack.enter_context(connect(redis_url)))
+        workers = fleet.workers(name)
+        if workers and worker_options:
+            given = " and ".join(f"--{option}" for option in worker_options)
+            raise BadRequest(f"A worker serves {name} there already: leave out {given}, or name another server.")
+        if workers:
+            slots, busy = (sum(getattr(worker, of) for worker in workers) for of in ("slots", "running"))
+            also = f"; {busy} other answers are being made there, and will be seen in the figures" if busy else ""
+            terminal.note(f"{len(workers)} there already with {name}, {slots} answers at a time{also}")
+
+            def anybody() -> None:
+                if not fleet.workers(name):
+                    raise SailqError(f"No worker serves {name} any more.")
+
+            return redis_url, anybody
+    options = [word for option, value in worker_options.items() for word in (f"--{option}", str(value))]
+    stage = set_up(
+        stack, redis_url=redis_url, model=model, logs=logs, say=terminal.note, worker_options=options
+    )
+    return stage.redis_url, stage.worker.check
+
+
+def _print(report: Report) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_table(report))
+    console.print(_details(report))
+
+
+def _table(report: Report) -> Table:
+    """sophon-demo's table, with its columns' names."""
+    from rich.table import Table
+
+    from ..captioning.batch import number
+
+    def cell(spread: Spread | None) -> str:
+        if spread is None:
+            return number(None)
+        return f"{number(spread.median)} ({number(spread.min)} – {number(spread.max)})"
+
+    measured, published = report.one_at_a_time, report.published
+    table = Table("")
+    for column in ("first token latency(s)", "token per second(tokens/s)"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_row(
+        f"{report.device}, {report.model}", cell(measured.first_token_latency), cell(measured.tokens_per_second)
+    )
+    table.add_row(
+        f"published (sophon-demo, {published.platform}, 7B INT4)",
+        number(published.first_token_latency),
+        number(published.tokens_per_second),
+        style="dim",
+    )
+    return table
+
+
+def _details(report: Report) -> Table:
+    """What was asked, what the first token waited for, and what all slots gave together."""
+    from rich.table import Table
+
+    from ..captioning.batch import number, seconds
+
+    one, all_ = report.one_at_a_time, report.all_at_once
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    table.add_row(
+        "one at a time",
+        f"median (min – max) of {one.jobs} jobs, each {report.prompt_tokens} tokens asked, "
+        f"{report.vision_tokens} of them vision, and {number(one.completion_tokens)} answered",
+    )
+    stages = (f"{name.replace('_', ' ')} {number(1000 * part)} ms" for name, part in one.breakdown.items())
+    table.add_row("first token", ", ".join(stages))
+    table.add_row(
+        "all at once",
+        f"{number(all_.tokens_per_second)} tokens/s, {all_.captions_per_hour:,.0f} captions/hour: {all_.jobs} jobs, "
+        f"{all_.in_flight} in flight for {report.slots} slots, in {seconds(all_.wall)}",
+    )
+    return table

@@ -1,0 +1,132 @@
+"""`sailq bench` as a person or a script uses it: a real server, a real worker with sailq-tiny on the CPU."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+from commands import living, sailq, sockets, start, told
+from sailq.producer.bench import encode_unseen, sample_clip
+from sailq.shared.frames import decode_frames
+
+COLUMNS = ("first token latency(s)", "token per second(tokens/s)")
+
+
+@pytest.fixture
+def vision_inputs(tmp_path: Path) -> str:
+    """sophon-demo's own, for a clip that is there."""
+    path = sample_clip(tmp_path)["video"]
+    config = {"resized_height": 140, "resized_width": 210, "video_sample_num": 2}
+    return json.dumps({"video": [{"path": path, "preprocess_config": config}], "image": []})
+
+
+def check(report: dict[str, Any], *, repeat: int, jobs: int) -> None:
+    """The figures against each other: none is known beforehand."""
+    one, together = report["one_at_a_time"], report["all_at_once"]
+    assert (one["jobs"], together["jobs"]) == (repeat, jobs)
+    for spread in (one["first_token_latency"], one["tokens_per_second"]):
+        assert 0 < spread["min"] <= spread["median"] <= spread["max"]
+    # All that a first token waits for is in its latency, and each part is but a part.
+    assert all(0 <= part < one["first_token_latency"]["max"] for part in one["breakdown"].values())
+    assert set(one["breakdown"]) == {
+        "sample", "queue_wait", "fetch", "preprocess", "vision_encode", "prefill", "other"}
+    assert 0 < report["vision_tokens"] < report["prompt_tokens"]
+    assert together["in_flight"] == min(jobs, 2 * report["slots"])
+    captions_per_second = together["captions_per_hour"] / 3600
+    assert captions_per_second * together["wall"] == pytest.approx(jobs)
+    # Each job asks the same of nearly the same pixels.
+    assert together["tokens_per_second"] / captions_per_second == pytest.approx(one["completion_tokens"], rel=0.8)
+
+
+def test_sophon_demos_command_line_without_a_server(vision_inputs: str) -> None:
+    done = sailq("bench", "--vision_inputs", vision_inputs, "--repeat", 2, "--slots", 2, "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    assert all(column in done.stdout for column in COLUMNS)
+    (published,) = [line for line in done.stdout.splitlines() if "3.55" in line]
+    assert "published" in published and "9.67" in published
+    assert "one at a time  median (min – max) of 2 jobs" in done.stdout
+    assert "8 jobs, 4 in flight for 2" in " ".join(done.stdout.split())
+    assert "2 answers at a time" in done.stderr
+    assert not living(sockets(done.stderr)) and not Path(sockets(done.stderr)).exists()
+
+
+def test_workers_that_are_there_are_measured(served_url: str, vision_inputs: str) -> None:
+    done = sailq("bench", "--vision-inputs", vision_inputs, "--repeat", 3, "--jobs", 5, "--json", url=served_url)
+    assert done.returncode == 0, done.stderr
+    assert "1 there already with sailq-tiny" in done.stderr
+    report = json.loads(done.stdout)
+    check(report, repeat=3, jobs=5)
+    (worker,) = json.loads(sailq("status", "--json", url=served_url).stdout)["workers"]
+    assert (report["model"], report["device"], report["slots"]) == (worker["model"], worker["device"], worker["slots"])
+    assert report["published"]["first_token_latency"] == 3.55
+
+
+def test_the_parts_of_one_job_make_up_its_latency_and_no_clip_comes_twice(
+    redis_url: str, connection: redis.Redis
+) -> None:
+    done = sailq("bench", "--repeat", 1, "--jobs", 2, "--threads", 1, "--json", url=redis_url)
+    assert done.returncode == 0, done.stderr
+    assert "server at" not in done.stderr
+    report = json.loads(done.stdout)
+    check(report, repeat=1, jobs=2)
+    one = report["one_at_a_time"]
+    assert sum(one["breakdown"].values()) == pytest.approx(one["first_token_latency"]["median"])
+    assert len(list(connection.scan_iter("sailq:blob:*"))) == len(list(connection.scan_iter("sailq:result:*"))) == 4
+    assert not connection.zcard("sailq:workers")
+
+
+def test_what_makes_a_clip_new_outlives_its_encoding_and_stays_in_its_corner() -> None:
+    frames = np.full((2, 56, 84, 3), 90, np.uint8)
+    (first, blob), (second, other) = encode_unseen(frames), encode_unseen(frames)
+    assert first != second
+    differs = decode_frames(blob, (2, 56, 84)) != decode_frames(other, (2, 56, 84))
+    assert differs[:, :8, :8].any(axis=(1, 2, 3)).all()
+    differs[:, :16, :16] = False  # a block of the JPEG's colours is 16 × 16
+    assert not differs.any() and (frames == 90).all()
+
+
+def test_a_workers_options_contradict_one_that_is_there(served_url: str) -> None:
+    done = sailq("bench", "--slots", 2, "--device", "cpu", url=served_url)
+    assert "A worker serves sailq-tiny there already: leave out --device and --slots" in told(done, 2)
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), [
+    (["--vision-inputs", '{"video": ['], 2, "no JSON"),
+    (["--vision-inputs", '{"video": ["/no/such.mp4"]}'], 1, "/no/such.mp4: There is no such file."),
+    (["--max-new-tokens", "0"], 2, "max_new_tokens"),
+    (["--redis-url", "unix:///no/such.sock"], 1, "No server answers"),
+])
+def test_what_can_be_known_is_told_before_anything_is_started(arguments: list[str], code: int, words: str) -> None:
+    assert words in told(sailq("bench", *arguments), code)
+
+
+def test_errors_are_json_where_json_was_asked_for(served_url: str) -> None:
+    done = sailq("bench", "--prompt", "word " * 20_000, "--json", url=served_url)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["code"] == "too_long"
+
+
+def test_a_worker_that_refuses_its_options_is_a_wrong_command_line(redis_url: str) -> None:
+    done = sailq("bench", "--device", "gpu", url=redis_url)
+    assert done.returncode == 2 and "there are cpu, tpu:N, emulator" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_stops_what_was_started() -> None:
+    process = start("bench", "--repeat", 10_000, "--threads", 1)
+    try:
+        assert process.stderr is not None
+        begun = process.stderr.readline() + process.stderr.readline()  # the server is there, and the worker is
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=40)
+    finally:
+        process.kill()
+    assert "worker with sailq-tiny" in begun
+    assert process.returncode == 130 and errors.splitlines()[-1] == "sailq: interrupted"
+    assert "Traceback" not in errors
+    assert not living(sockets(begun)) and not Path(sockets(begun)).exists()
