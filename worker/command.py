@@ -35,6 +35,13 @@ def worker(
         int | None,
         typer.Option("--threads", min=1, max=1024, show_default="as many as help", help="CPU threads of the model."),
     ] = None,
+    vision_cache: Annotated[
+        int,
+        typer.Option(
+            "--vision-cache", min=0, max=1 << 20, metavar="MB",
+            help="Memory for what was made of clips, so that a second question about one does not encode it again.",
+        ),
+    ] = 128,
 ) -> None:
     """Load a model once and answer its jobs until stopped.
 
@@ -56,9 +63,14 @@ def worker(
     settings = load_settings(redis_url=redis_url, model=model)
     _log_to_stderr()
 
+    from functools import partial
+
+    from .engine import Engine
     from .serve import serve
 
-    serve(settings, device=device, bmodel=bmodel, slots=slots, threads=threads)
+    serve(settings, partial(
+        Engine.load, device=device, bmodel=bmodel, slots=slots, threads=threads, vision_cache_bytes=vision_cache << 20
+    ))
 
 
 def _log_to_stderr() -> None:

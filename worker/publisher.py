@@ -12,6 +12,8 @@ from ..shared import keys
 
 FLUSH_SECONDS = 0.05
 """A stream's reader sees text at most this much later than it was made; the first token goes at once."""
+FLUSH_TOKENS = 256
+"""So many tokens of all streams together do not wait for the next flush."""
 
 _log = logging.getLogger("sailq.publisher")
 
@@ -38,6 +40,7 @@ class Publisher:
         self._connection = connection
         self._ttl = ttl
         self._dirty: dict[Stream, None] = {}
+        self._waiting = 0  # tokens, of all streams
         self._changed = threading.Condition()
         self._closed = False
         self._flushing = threading.Lock()
@@ -47,9 +50,12 @@ class Publisher:
     def put(self, stream: Stream, text: str) -> None:
         """Takes text from the device thread; never blocks on the network."""
         with self._changed:
+            first = not self._dirty
             stream.pending.append(text)
             self._dirty[stream] = None
-            self._changed.notify()
+            self._waiting += 1
+            if first or self._waiting == FLUSH_TOKENS:  # else the thread would wake up for nothing at each token
+                self._changed.notify()
 
     def flush(self) -> None:
         """Writes all that waits; returns when it is in Redis. Raises redis-py's errors.
@@ -60,6 +66,7 @@ class Publisher:
             with self._changed:
                 streams = list(self._dirty)
                 self._dirty.clear()
+                self._waiting = 0
                 texts = ["".join(stream.pending) for stream in streams]
                 for stream in streams:
                     stream.pending.clear()
@@ -88,7 +95,6 @@ class Publisher:
         self._thread.join()
 
     def _run(self) -> None:
-        pause = threading.Event()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._dirty or self._closed)
@@ -100,4 +106,5 @@ class Publisher:
                 _log.warning("streamed text was not written: %s", error)
             except Exception:  # the other jobs' readers still wait for theirs
                 _log.exception("streamed text was not written")
-            pause.wait(FLUSH_SECONDS)
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting >= FLUSH_TOKENS or self._closed, FLUSH_SECONDS)

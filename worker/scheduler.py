@@ -164,10 +164,9 @@ class Scheduler:
     def _take_waiting(self, wanted: Callable[[Request], bool]) -> list[Request]:
         """Remove all waiting requests that are `wanted`."""
         with self._changed:
-            taken = []
-            for priority, queue in self._waiting.items():
-                taken += [request for request in queue if wanted(request)]
-                self._waiting[priority] = deque(request for request in queue if request not in taken)
+            taken = [request for queue in self._waiting.values() for request in queue if wanted(request)]
+            for request in taken:
+                self._waiting[request.priority].remove(request)
             return taken
 
     def _drop_interrupted(self) -> None:

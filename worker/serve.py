@@ -36,18 +36,21 @@ _CARD_TTL = 30 * 86_400
 _log = logging.getLogger("sailq.worker")
 
 
-def serve(settings: Settings, *, device: str, bmodel: Path | None, slots: int | None, threads: int | None) -> None:
+def serve(settings: Settings, load: Callable[[Path], Engine]) -> None:
     """Loads the model once and serves its queue until SIGTERM or SIGINT.
 
-    Arguments: see `runners.devices.open_runner`. Raises Unsupported for what cannot be served and ServerUnavailable
-    when the server does not answer at start; later it waits for the server to return.
+    Args:
+        load: the model in a directory: `Engine.load` with its options.
+
+    Raises Unsupported for what cannot be served and ServerUnavailable when the server does not answer at start; later
+    it waits for the server to return.
     """
     model_dir = resolve(settings.model)
     connection = connect(settings.redis_url, max_connections=MAX_CONNECTIONS)
     with server_errors(connection):
         connection.ping()
     began = time.monotonic()
-    engine = Engine.load(model_dir, device, bmodel=bmodel, slots=slots, threads=threads)
+    engine = load(model_dir)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     _log.info("loaded %s on %s in %.1f s", engine.card.name, engine.device, time.monotonic() - began)
     scheduler = Scheduler(engine)

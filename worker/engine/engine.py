@@ -22,7 +22,7 @@ from .text import TextStream
 from .vision_cache import Embeds, VisionCache
 
 VISION_CACHE_BYTES = 128 * 2**20
-"""About 110 clips of 80 vision tokens of a 7B."""
+"""About 230 clips of 40 vision tokens of a 7B."""
 
 
 @dataclass

@@ -25,7 +25,7 @@ from sailq.worker.engine.model import ModelSpec
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
 
 
