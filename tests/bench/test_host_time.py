@@ -7,7 +7,7 @@ Once it answers at once, so that all there is is the host's; once it takes a BM1
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any

@@ -42,7 +42,6 @@ def test_throughput(model: Path, table: Table, bars: Bars) -> None:
     run("static batches of 8", lambda some: [
         tokens for first in range(0, len(some), BATCH) for tokens in _generate(oracle, some[first : first + BATCH])
     ])
-    del oracle
     for slots in (1, BATCH):
         engine = Engine.load(model, slots=slots, threads=THREADS, vision_cache_bytes=0)
         run(f"sailq, {slots} slot{'s'[: slots > 1]}", lambda some, engine=engine: answer(engine, some))
