@@ -1,4 +1,4 @@
-"""Streamed text on its way to a server that goes away for a while."""
+"""Streamed text on its way to a server: many tokens in a pipeline, and none lost when the server goes away."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import redis
 from sailq.producer.embedded import embedded_server
 from sailq.producer.replies import StreamReader
 from sailq.shared import keys
 from sailq.shared.connection import connect
-from sailq.worker.publisher import Publisher, Stream
+from sailq.worker import publisher as publishing
+from sailq.worker.publisher import FLUSH_TOKENS, Publisher, Stream
 
 
 @pytest.fixture
@@ -39,3 +41,28 @@ def test_text_of_an_outage_is_written_after_it(
             chunks = reader.feed(connection.xrange(keys.stream("job")))
             publisher.close()
     assert "".join(chunk.text for chunk in chunks) == "before, during, after"
+
+
+def test_tokens_of_all_streams_leave_together(
+    connection: redis.Redis, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first at once, those after it in one pipeline when there are many; nobody's time is up here."""
+    monkeypatch.setattr(publishing, "FLUSH_SECONDS", 3600)
+    executed: list[int] = []
+    execute = redis.client.Pipeline.execute
+
+    def count(pipeline: redis.client.Pipeline, *arguments: object) -> object:
+        executed.append(len(pipeline))
+        return execute(pipeline, *arguments)
+
+    monkeypatch.setattr(redis.client.Pipeline, "execute", count)
+    streams = [Stream(f"job-{number}", 1) for number in range(8)]
+    publisher = Publisher(connection, 60)
+    publisher.put(streams[0], "first")
+    eventually(lambda: streams[0].sent == 5)
+    for number in range(FLUSH_TOKENS):
+        publisher.put(streams[number % 8], "x")
+    eventually(lambda: sum(stream.sent for stream in streams) == 5 + FLUSH_TOKENS)
+    publisher.close()
+    assert executed == [2, 16]  # an entry and its life for each stream
+    assert [connection.xlen(keys.stream(stream.job)) for stream in streams] == [2, *[1] * 7]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 from typing import Any
 
@@ -32,9 +32,14 @@ class DeviceMemory:
 
     def view(self, tensor: Any, shape: Sequence[int], start: int = 0) -> Any:
         """A part of a tensor that must outlive it, from element `start`."""
-        if start < 0 or start + prod(shape) > prod(tensor.shape()):
-            raise ValueError(f"{list(shape)} from {start} is not within {tensor.shape()}")
-        return self._sail.Tensor(tensor, list(shape), start)
+        return self.views(tensor, shape, [start])[0]
+
+    def views(self, tensor: Any, shape: Sequence[int], starts: Collection[int]) -> list[Any]:
+        """Parts of one tensor, checked together: a step of a 7B with 8 slots takes 448 of them."""
+        if min(starts) < 0 or max(starts) + prod(shape) > prod(tensor.shape()):
+            raise ValueError(f"{list(shape)} from {sorted(starts)} is not within {tensor.shape()}")
+        dims = list(shape)
+        return [self._sail.Tensor(tensor, dims, start) for start in starts]
 
     def write(self, tensor: Any, values: npt.NDArray[Any]) -> None:
         """Values of the tensor's size, in its own dtype."""

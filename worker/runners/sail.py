@@ -6,7 +6,7 @@ every argument before a call. The facts that this relies on are SAIL 3.10's; `ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +117,10 @@ class SailRunner:
         memory.write(step.masks[columns], past_mask(self.slots, columns, rows, lengths))
         hidden, other = step.hiddens
         self._run("embedding_cache", [step.ids], [hidden])
-        starts = {slot: self._start(slot, int(used)) for slot, used in zip(slots, lengths, strict=True)}
+        starts = {slot: self._start(slot, used) for slot, used in zip(slots, lengths.tolist(), strict=True)}
         for index, (caches, past) in enumerate(zip(self._caches, self._pasts[columns], strict=True)):
-            new = [
-                memory.view(cache, step.row, starts[slot]) if slot in starts else step.nobody
-                for cache in caches for slot in range(self.slots)
-            ]
-            self._run(f"block_cache_{index}", [hidden, step.positions, step.masks[columns], *past], [other, *new])
+            k, v = (self._new_rows(cache, starts) for cache in caches)
+            self._run(f"block_cache_{index}", [hidden, step.positions, step.masks[columns], *past], [other, *k, *v])
             hidden, other = other, hidden
         self._lengths[rows] += 1
         return self._logits(memory.view(hidden, self._head.shape), slots)
@@ -150,6 +147,13 @@ class SailRunner:
     def _start(self, slot: int, used: int) -> int:
         """The element of a cache where a slot's row `used` begins."""
         return (slot * self.context + used) * self._row
+
+    def _new_rows(self, cache: Any, starts: Mapping[int, int]) -> list[Any]:
+        """Where each slot's new row goes: to the element that `starts` has for it, or to nobody."""
+        rows = [self._step.nobody] * self.slots
+        for slot, view in zip(starts, self._memory.views(cache, self._step.row, starts.values()), strict=True):
+            rows[slot] = view
+        return rows
 
     def _embed(self, tokens: Int, vision: Float, places: Int) -> None:
         """Hidden states of a part of a prompt, into the first rows of `self._prompt.hidden`."""
