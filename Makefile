@@ -6,7 +6,7 @@ BIN = .venv/bin
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
 
-.PHONY: demo test test-tpu test-tpu-full test-slow figures lint clean
+.PHONY: demo test test-tpu test-tpu-full test-slow bench bench-tpu figures fuzz lint clean
 
 demo: .venv/demo  ## Caption rendered clips through a server and a worker of its own; see demo-out/report.html
 	$(BIN)/sailq demo --out demo-out
@@ -23,8 +23,17 @@ test-tpu-full: .venv/dev  ## The same with every prompt
 test-slow: .venv/dev  ## Export a 2B-size checkpoint; 14 GB of disk
 	$(BIN)/python -m pytest -m slow tests
 
+bench: .venv/dev  ## The engine against transformers, the service against the engine, the host's own time; ten minutes
+	$(BIN)/python -m pytest -m bench tests/bench
+
+bench-tpu: .venv/dev  ## The compiler's estimate of Qwen2-VL-7B on a BM1684X, beside what was published; half an hour
+	$(BIN)/python tests/bench/bm1684x.py --out bench-out
+
 figures: .venv/dev  ## The figures of the README, printed by the tests that hold them to their bounds
 	$(BIN)/python -m pytest --quiet tests | grep --text "^figure:"
+
+fuzz: .venv/dev  ## A million hostile inputs for all that reads what others wrote; five minutes
+	$(BIN)/python tests/fuzz/fuzz.py --keep
 
 lint: .venv/dev  ## Static checks alone
 	$(BIN)/python -m pytest tests/unit/test_static.py

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from exit_codes import Failure
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -25,7 +26,7 @@ _PROCESSOR: dict[str, Any] = {  # transformers' defaults: CLIP's mean and standa
 }
 
 
-class ExportError(Exception):
+class ExportError(Failure):
     """What keeps a checkpoint from being exported, in one sentence for whoever asked for it."""
 
 

@@ -23,12 +23,12 @@ set -euo pipefail
 trap 'jobs -p | xargs -r kill 2>/dev/null || true' EXIT
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/compile_net.sh"
 root=$(cd "$here/../.." && pwd)
 export_python=${PYTHON:-$root/.venv/bin/python}
 model_path='' seq_length=512 vision_seq_length=1024 prefill_lengths='' vision_lengths='' batch=1 jobs=1
 quantize=f16 lm_head_quantize='' route=onnx out=models/BM1684X check=no converter=()
 
-stop() { echo "compile.sh: $*" >&2; exit 1; }
 wrong() { echo "compile.sh: $*; --help says what there is" >&2; exit 2; }
 
 read_options() {
@@ -94,48 +94,6 @@ origin() {
     cat "$here"/*.py "$here"/*.sh | cksum
 }
 
-# step OUTPUT LOG COMMAND...: some tools fail and exit with 0, so only a fresh output counts. Interrupted, it leaves none.
-step() {
-    local output=$1 log=$2
-    shift 2
-    rm -f "$output"
-    "$@" >"$log" 2>&1 || stop "$(basename "$1") failed; $log ends with: $(tail -n 3 "$log")"
-    [ -s "$output" ] || stop "$(basename "$1") left no $output although it says that it succeeded; see $log"
-}
-
-# The weights' options of a net, into `options`.
-choose_options() {
-    local kind=${quantize#w[48]}  # only the decoder's layers, and lm_head if asked, are worth fewer bits
-    options=()
-    case $1 in
-        block_*) kind=$quantize ;;
-        lm_head) kind=$lm_head_quantize ;;
-    esac
-    case $1 in
-        lm_head) options+=(--quant_input) ;;                   # the host and the heads read fp32
-        greedy_head | penalty_sample_head) ;;                  # as it gives them
-        block_cache_*) options+=(--quant_input --quant_output --addr_mode io_alone) ;;  # the cache lies in its inputs
-        *) options+=(--quant_input --quant_output) ;;
-    esac
-    case $kind in w4*) options+=(--q_group_size 64) ;; esac
-    options+=(--quantize "${kind^^}" --chip bm1684x)
-}
-
-compile_net() {
-    local onnx=$1 part=$2 net name options
-    net=$(basename "$onnx" .onnx) name=$(basename "$onnx" .onnx | cut -d@ -f1)
-    choose_options "$name"
-    # The tools leave files of fixed names where they run.
-    rm -rf "$work/$net.work" && mkdir "$work/$net.work"
-    (
-        cd "$work/$net.work"
-        step "$net.mlir" "$work/$net.log" model_transform.py --model_name "$name" --model_def "$onnx" --mlir "$net.mlir"
-        step "$net.bmodel" "$work/$net.log" model_deploy.py --mlir "$net.mlir" "${options[@]}" --model "$net.bmodel"
-        mv "$net.bmodel" "$part"
-    )
-    rm -rf "$work/$net.work"
-}
-
 by_onnx() {
     local parts=() onnx part count number=0 running=0
     if [ ! -e "$work/exported" ]; then
@@ -153,7 +111,7 @@ by_onnx() {
         parts+=("$part")
         [ -s "$part" ] && continue
         echo "compiling $(basename "$onnx" .onnx) ($number of $count)"
-        compile_net "$onnx" "$part" &
+        compile_net "$onnx" "$part" "$quantize" "$lm_head_quantize" &
         running=$((running + 1))
         [ $running -lt "$jobs" ] || { wait -n || exit 1; running=$((running - 1)); }
     done
@@ -194,13 +152,14 @@ fi
 
 mkdir -p "$out"
 bmodel=$(cd "$out" && pwd)/$name.bmodel work=$(cd "$out" && pwd)/$name.work
-if [ -s "$bmodel" ] && [ "$(cat "$bmodel.origin" 2>/dev/null)" = "$(origin)" ]; then
+origin=$(origin)
+if [ -s "$bmodel" ] && [ "$(cat "$bmodel.origin" 2>/dev/null)" = "$origin" ]; then
     echo "$bmodel"
     exit
 fi
-[ "$(cat "$work/origin" 2>/dev/null)" = "$(origin)" ] || rm -rf "$work"
+[ "$(cat "$work/origin" 2>/dev/null)" = "$origin" ] || rm -rf "$work"
 mkdir -p "$work/onnx"
-origin >"$work/origin"
+echo "$origin" >"$work/origin"
 tpu_env=$("$here/tpu_env.sh") || exit 1
 PATH=$tpu_env/bin:$PATH
 case $route in onnx) by_onnx ;; llm_convert) by_llm_convert ;; esac

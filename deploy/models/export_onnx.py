@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import exit_codes
 import onnx
 import torch
 from checkpoint import Checkpoint, ExportError, locate
@@ -93,18 +94,14 @@ def _replace(partial: Path, out: Path) -> None:
 def main(command: Sequence[str] | None = None) -> int:
     """Run a command line, by default the process's own; its exit code."""
     arguments = _parser().parse_args(command)
-    try:
-        if arguments.num_threads < 1:
-            raise ExportError(f"--num_threads is {arguments.num_threads}, and must be at least 1.")
-        torch.set_num_threads(arguments.num_threads)
-        export(locate(arguments.model_path), arguments.out, _sizes(arguments), arguments.opset)
-    except (ExportError, OSError) as error:
-        print(f"export_onnx: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("export_onnx: interrupted; the directory is as it was before", file=sys.stderr)
-        return 130
-    return 0
+    return exit_codes.run("export_onnx", lambda: _run(arguments), "the directory is as it was before")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.num_threads < 1:
+        raise ExportError(f"--num_threads is {arguments.num_threads}, and must be at least 1.")
+    torch.set_num_threads(arguments.num_threads)
+    export(locate(arguments.model_path), arguments.out, _sizes(arguments), arguments.opset)
 
 
 def _sizes(arguments: argparse.Namespace) -> Sizes | None:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import exit_codes
 import numpy as np
 import numpy.typing as npt
 from checkpoint import Checkpoint, ExportError, locate
@@ -180,16 +181,12 @@ def _copy(old: BinaryIO, new: BinaryIO, length: int) -> None:
 def main(command: Sequence[str] | None = None) -> int:
     """Run a command line, by default the process's own; its exit code."""
     arguments = _parser().parse_args(command)
-    try:
-        source, out = locate(arguments.model_path), arguments.out.absolute()
-        round_checkpoint(source, out, SCHEMES[arguments.quantize], arguments.group)
-    except (ExportError, OSError) as error:
-        print(f"round_weights: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("round_weights: interrupted; nothing was made", file=sys.stderr)
-        return 130
-    return 0
+    return exit_codes.run("round_weights", lambda: _run(arguments), "nothing was made")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    source, out = locate(arguments.model_path), arguments.out.absolute()
+    round_checkpoint(source, out, SCHEMES[arguments.quantize], arguments.group)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ MOST_MILLISECONDS = 1.0
 MOST_IDLE = 0.02
 """Share of the wall time in which the device waits for the host."""
 PATCHES, PROMPT, CONTEXT, ANSWER = 160, 96, 512, 60
-NULL_WORKER = Path(__file__).with_name("null_worker.py")
+NULL_WORKER = Path(__file__).parents[1] / "null_worker.py"
 
 ENDED, SECONDS, DEVICE, RUNNING, PREFILLS = range(5)
 """Columns of a null worker's record."""

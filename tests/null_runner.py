@@ -22,15 +22,23 @@ class Timing:
 
 
 class NullRunner:
-    """See `runners.base.Runner`: sleeps as long as its timing says, and answers with words that mean nothing."""
+    """See `runners.base.Runner`: sleeps as long as its timing says, and answers with a word for each position.
+
+    Args:
+        hang_at: the decode call, counted from 1, that never returns.
+        flaky: other words each time.
+    """
 
     context, longest_prompt, max_patches, greedy_only = 2048, 2047, 2048, False
 
-    def __init__(self, spec: ModelSpec, slots: int, timing: Timing | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, slots: int, timing: Timing | None = None, *, hang_at: int = 0, flaky: bool = False
+    ) -> None:
         self.slots, self.hidden, self._timing = slots, spec.hidden_size, timing or Timing()
         self.device = "null runner"
-        self._words = [token for token in range(300, 800) if token not in spec.eos_token_ids]
-        self._random = np.random.default_rng(0)
+        self._words = np.array([token for token in range(300, 800) if token not in spec.eos_token_ids], np.int32)
+        self._random = np.random.default_rng(0) if flaky else None
+        self._left = hang_at
 
     def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
         self._sleep(self._timing.vision)
@@ -38,17 +46,20 @@ class NullRunner:
 
     def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> ChosenTokens:
         self._sleep(self._timing.prefill)
-        return self._chosen(1)
+        return self._chosen(positions[0, -1:])
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> ChosenTokens:
-        self._sleep(self._timing.decode)
-        return self._chosen(len(slots))
+        self._left -= 1
+        self._sleep(self._timing.decode if self._left else 1e6)
+        return self._chosen(positions[0])
 
     def release(self, slot: int) -> None:
         pass
 
-    def _chosen(self, count: int) -> ChosenTokens:
-        return ChosenTokens(self._random.choice(self._words, count).astype(np.int32))
+    def _chosen(self, places: Int) -> ChosenTokens:
+        if self._random is not None:
+            return ChosenTokens(self._random.choice(self._words, len(places)))
+        return ChosenTokens(self._words[places % len(self._words)])
 
     @staticmethod
     def _sleep(seconds: float) -> None:

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Compile one exported net for the BM1684X, with the options that every bmodel of compile.sh has:
+#
+#     deploy/models/compile_net.sh ONNX BMODEL LAYERS LM_HEAD
+#
+# LAYERS and LM_HEAD are compile.sh's --quantize and --lm_head_quantize. Beside NET.bmodel it leaves NET.log and, of a net
+# that has one, NET.profile: the compiler's estimate of its time on the chip. compile.sh sources this file for its functions.
+set -euo pipefail
+
+stop() { echo "$(basename "$0"): $*" >&2; exit 1; }
+
+# step OUTPUT LOG COMMAND...: some tools fail and exit with 0, so only a fresh output counts. Interrupted, it leaves none.
+step() {
+    local output=$1 log=$2
+    shift 2
+    rm -f "$output"
+    "$@" >"$log" 2>&1 || stop "$(basename "$1") failed; $log ends with: $(tail -n 3 "$log")"
+    [ -s "$output" ] || stop "$(basename "$1") left no $output although it says that it succeeded; see $log"
+}
+
+# choose_options NET LAYERS LM_HEAD: the weights' options of a net, into `options`.
+choose_options() {
+    local kind=${2#w[48]}  # only the decoder's layers, and lm_head if asked, are worth fewer bits
+    options=()
+    case $1 in
+        block_*) kind=$2 ;;
+        lm_head) kind=$3 ;;
+    esac
+    case $1 in
+        lm_head) options+=(--quant_input) ;;                   # the host and the heads read fp32
+        greedy_head | penalty_sample_head) ;;                  # as it gives them
+        block_cache_*) options+=(--quant_input --quant_output --addr_mode io_alone) ;;  # the cache lies in its inputs
+        *) options+=(--quant_input --quant_output) ;;
+    esac
+    case $kind in w4*) options+=(--q_group_size 64) ;; esac
+    options+=(--quantize "${kind^^}" --chip bm1684x)
+}
+
+# compile_net ONNX BMODEL LAYERS LM_HEAD, with the compiler on PATH and absolute paths.
+compile_net() {
+    local onnx=$1 bmodel=$2 made=${2%.bmodel} net name options
+    net=$(basename "$made") name=$(basename "$onnx" .onnx | cut -d@ -f1)
+    choose_options "$name" "$3" "$4"
+    # The tools leave files of fixed names where they run.
+    rm -rf "$made.work" && mkdir "$made.work"
+    (
+        cd "$made.work"
+        step "$net.mlir" "$made.log" model_transform.py --model_name "$name" --model_def "$onnx" --mlir "$net.mlir"
+        step "$net.bmodel" "$made.log" model_deploy.py --mlir "$net.mlir" "${options[@]}" --model "$net.bmodel"
+        if [ -e compiler_profile_0.txt ]; then mv compiler_profile_0.txt "$made.profile"; fi
+        mv "$net.bmodel" "$bmodel"
+    )
+    rm -rf "$made.work"
+}
+
+[ "${BASH_SOURCE[0]}" = "$0" ] || return 0
+
+[ $# = 4 ] || { sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "$0" >&2; exit 2; }
+tpu_env=$("$(dirname "$0")/tpu_env.sh") || exit 1
+PATH=$tpu_env/bin:$PATH
+compile_net "$(realpath "$1")" "$(realpath "$2")" "$3" "$4"

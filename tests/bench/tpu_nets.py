@@ -1,0 +1,199 @@
+"""How long Qwen2-VL-7B's nets take on a BM1684X: the compiler's estimate of nets exported and compiled as any other.
+
+The weights are random, written from the config alone. There is one decoder layer, because all take the same time. The
+ViT is compiled with one block and with two, because TPU-MLIR takes more than 24 GB of memory to simplify all its 32:
+its time is that of one block and 31 times the difference. All 32, compiled once without simplifying, take the same
+60.0935 ms at 160 patches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from timings import LM_HEAD, QUANTIZE, Net, Timing
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+ROOT = Path(__file__).parents[2]
+MODELS = ROOT / "deploy/models"
+sys.path.insert(0, str(MODELS))
+
+import exit_codes  # noqa: E402
+from checkpoint import Checkpoint  # noqa: E402
+from export_onnx import export_net  # noqa: E402
+from qwen2_vl_layout import Sizes, cut  # noqa: E402
+from weights import WEIGHTS, WeightsFile  # noqa: E402
+
+# Qwen/Qwen2-VL-7B-Instruct's config.json, but for the depths.
+CONFIG: dict[str, Any] = {
+    "model_type": "qwen2_vl", "torch_dtype": "float16", "tie_word_embeddings": False, "vocab_size": 152064,
+    "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 1, "num_attention_heads": 28,
+    "num_key_value_heads": 4, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vision_config": {"depth": 2, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "num_heads": 16},
+}
+VIT_DEPTH = 32
+OPSET = 17
+_NOISE = 2**24
+"""Random numbers that weights are filled with, over and over, each from another start: equal ones would be made one."""
+_FREE_GB = 15
+_SOURCES = ("compile_net.sh", "export_onnx.py", "qwen2_vl_layout.py", "qwen2_vl_nets.py", "tpu_env.sh", "weights.py")
+
+
+class BenchError(exit_codes.Failure):
+    """What keeps a net from being timed, in one sentence."""
+
+
+class Bench:
+    """Times nets one after the other. Each result is kept in `folder` under what it was made of, so that an
+    interrupted run goes on where it stopped, and a change of the exporter is timed anew."""
+
+    def __init__(self, folder: Path) -> None:
+        self._kept, self._work = folder / "timings", folder / "work"
+        self._model, self._shallow = self._work / "model", self._work / "shallow"
+
+    def time(self, nets: Sequence[Net]) -> dict[Net, Timing]:
+        """Every net's timing; one that is not known yet takes minutes and up to 15 GB of memory and disk.
+
+        Raises:
+            BenchError: the compiler cannot be installed, or fails on a net.
+        """
+        self._kept.mkdir(parents=True, exist_ok=True)
+        try:
+            return {net: self._timing(net, f"[{number}/{len(nets)}]") for number, net in enumerate(nets, 1)}
+        finally:
+            shutil.rmtree(self._work, ignore_errors=True)
+
+    def _timing(self, net: Net, progress: str) -> Timing:
+        path = self._kept / f"{net.net}-{_key(net)}.json"
+        if not path.exists():
+            print(f"{progress} compiling {net}", file=sys.stderr, flush=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(asdict(self._compile(net))))
+            partial.rename(path)
+        timing = Timing(**json.loads(path.read_text()))
+        print(f"{progress} {net}: {timing.milliseconds:.3f} ms by the compiler's estimate", file=sys.stderr, flush=True)
+        return timing
+
+    def _compile(self, net: Net) -> Timing:
+        self._prepare()
+        if net.net != "vit":
+            return self._compiled(net, self._model)
+        pairs = zip(*(astuple(self._compiled(net, model)) for model in (self._shallow, self._model)), strict=True)
+        return Timing(*(round(one + (VIT_DEPTH - 1) * (two - one), 6) for one, two in pairs))
+
+    def _compiled(self, net: Net, model: Path) -> Timing:
+        work = self._work / "net"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        onnx, bmodel = export(net, model, work), work / "out.bmodel"
+        call(str(MODELS / "compile_net.sh"), str(onnx), str(bmodel), QUANTIZE, LM_HEAD)
+        return Timing(milliseconds(bmodel.with_suffix(".profile")), round(bmodel.stat().st_size / 1e6, 1))
+
+    def _prepare(self) -> None:
+        """What every net is made with, once a run: the compiler and a checkpoint."""
+        if self._model.exists():
+            return
+        shutil.rmtree(self._work, ignore_errors=True)
+        free = shutil.disk_usage(self._kept).free / 1e9
+        if free < _FREE_GB:
+            raise BenchError(f"compiling needs {_FREE_GB} GB in {self._kept}, where {free:.0f} GB are free")
+        call(str(MODELS / "tpu_env.sh"))
+        self._work.mkdir()
+        write_checkpoint(self._model, CONFIG)
+        self._shallow.mkdir()
+        shallow = CONFIG | {"vision_config": CONFIG["vision_config"] | {"depth": 1}}
+        (self._shallow / "config.json").write_text(json.dumps(shallow))
+        (self._shallow / "model.safetensors").symlink_to(self._model / "model.safetensors")
+
+
+def compiler() -> str:
+    """The compiler's name and version, as tpu_env.sh installs it."""
+    (version,) = re.findall(r"tpu_mlir==([\d.]+)", (MODELS / "tpu_env.sh").read_text())
+    return f"tpu_mlir {version}"
+
+
+def write_checkpoint(directory: Path, config: dict[str, Any]) -> None:
+    """A random float16 checkpoint with the hub's names; it is a directory only when it is whole."""
+    partial = directory.with_name(f"{directory.name}.partial")
+    partial.mkdir()
+    text = json.dumps(config)
+    (partial / "config.json").write_text(text)
+    with torch.device("meta"):
+        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**json.loads(text)))  # a copy, as it adds to what it gets
+    noise = torch.empty(_NOISE, dtype=torch.float16).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+    tensors = {}
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        name = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+        count = parameter.numel()
+        numbers = noise.roll(number).repeat(-(-count // _NOISE))[:count]
+        tensors[name] = numbers.reshape(parameter.shape).clone()
+    save_file(tensors, partial / "model.safetensors")
+    partial.rename(directory)
+
+
+def export(net: Net, model: Path, out: Path) -> Path:
+    """The ONNX file of one net, by deploy/models' exporter, and its weights beside it."""
+    checkpoint = Checkpoint(model)
+    name, sizes = _exported(net)
+    (one,) = (one for one in cut(checkpoint, sizes) if one.name == name)
+    with (out / WEIGHTS).open("wb") as file:
+        export_net(one, WeightsFile(file, checkpoint), out, OPSET)
+    return out / f"{name}.onnx"
+
+
+def _exported(net: Net) -> tuple[str, Sizes]:
+    """The exporter's name for a net, and sizes with which it makes it."""
+    if net.net == "vit":
+        return f"vit@{net.length}", Sizes(vision_seq_length=net.length + 4, vision_lengths=(net.length,))
+    if net.net == "block":
+        return f"block_0@{net.length}", Sizes(seq_length=net.length + 1, prefill_lengths=(net.length,))
+    name = "block_cache_0" if net.net == "block_cache" else net.net
+    return name, Sizes(seq_length=net.length or 2, batch=net.batch)
+
+
+def call(*command: str) -> None:
+    """Run a command, and leave none of its processes behind when this one is interrupted.
+
+    Raises:
+        BenchError: it fails; what it wrote to stderr has been seen.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        process.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode:
+        raise BenchError(f"{Path(command[0]).name} failed with exit code {process.returncode}")
+
+
+def milliseconds(profile: Path) -> float:
+    """The time of a net in a `compiler_profile_0.txt`.
+
+    Raises:
+        BenchError: there is none, as for nets that the chip's own processor drives: their time depends on the data.
+    """
+    found = re.search(r"runtime: ([\d.]+)ms", profile.read_text()) if profile.exists() else None
+    if not found:
+        raise BenchError(f"the compiler has no estimate of this net's time: {profile} states no runtime")
+    return float(found.group(1))
+
+
+def _key(net: Net) -> str:
+    """A digest of all that decides a net's time."""
+    made_of = [repr(net), QUANTIZE, LM_HEAD, json.dumps(CONFIG), *((MODELS / name).read_text() for name in _SOURCES)]
+    return hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]

@@ -1,0 +1,114 @@
+"""`sailq worker` on a null runner, with a record of where its scheduler's time went.
+
+    python tests/null_worker.py --redis-url URL --slots 8 --decode-ms 98 --prefill-ms 210 --record steps.npy
+
+Serves until SIGTERM, and then writes one row for each step of the scheduler: float64 [steps, 5], when it ended, its
+seconds, the device's of these, answers in their slots, prefills in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from null_runner import NullRunner, Timing
+from sailq.shared.errors import SailqError
+from sailq.shared.settings import load_settings
+from sailq.worker import serve as serving
+from sailq.worker.consumer import Consumer
+from sailq.worker.engine import Engine
+from sailq.worker.engine.model import ModelSpec
+from sailq.worker.engine.prompt import Prompter
+from sailq.worker.scheduler import Scheduler
+
+
+class RecordingScheduler(Scheduler):
+    """Keeps a row for each step."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._device = engine
+        self.rows: list[tuple[float, float, float, int, int]] = []
+
+    def step(self) -> None:
+        began, device, running = time.monotonic(), self._device.device_seconds, self.running
+        super().step()
+        now = time.monotonic()
+        self.rows.append(
+            (now, now - began, self._device.device_seconds - device, self.running, int(self.running > running))
+        )
+
+
+@cache
+def loaded(model: Path) -> tuple[ModelSpec, Prompter]:
+    """What takes seconds to load; a process that forks workers does it once."""
+    spec = ModelSpec.load(model)
+    return spec, Prompter(spec)
+
+
+def die_in(method: str) -> None:
+    """Makes this process kill itself where the consumer's `method` would begin."""
+    name, _, call = method.partition(":")
+    calls, wrapped = count(1), getattr(Consumer, name)
+
+    def die(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == int(call or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return wrapped(*args, **kwargs)
+
+    setattr(Consumer, name, die)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--redis-url")
+    parser.add_argument("--slots", type=int, default=8)
+    for call in ("vision", "prefill", "decode"):
+        parser.add_argument(f"--{call}-ms", type=float, default=0.0, help="how long the device would take")
+    parser.add_argument("--hang-at", type=int, default=0, metavar="N", help="the Nth decode never returns")
+    parser.add_argument("--die-in", metavar="METHOD[:N]", help="SIGKILL in the Nth call of a method of the consumer's")
+    parser.add_argument("--flaky", action="store_true", help="other tokens each time")
+    parser.add_argument("--device-timeout", type=float, default=120.0)
+    parser.add_argument("--drain-seconds", type=float, default=60.0)
+    parser.add_argument("--record", type=Path, help="file for the steps")
+    given = parser.parse_args(arguments)
+    if given.die_in:
+        die_in(given.die_in)
+    timing = Timing(given.vision_ms / 1000, given.prefill_ms / 1000, given.decode_ms / 1000)
+    schedulers: list[RecordingScheduler] = []
+
+    def load(model: Path) -> Engine:
+        spec, prompter = loaded(model)
+        runner = NullRunner(spec, given.slots, timing, hang_at=given.hang_at, flaky=given.flaky)
+        return Engine(spec, runner, prompter)
+
+    def schedule(engine: Engine) -> RecordingScheduler:
+        schedulers.append(RecordingScheduler(engine))
+        return schedulers[0]
+
+    if given.record:
+        serving.Scheduler = schedule  # type: ignore[assignment, misc]
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    serving.serve(
+        load_settings(redis_url=given.redis_url), load,
+        drain_seconds=given.drain_seconds, device_timeout=given.device_timeout,
+    )
+    if given.record:
+        np.save(given.record, np.array(schedulers[0].rows))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SailqError as error:
+        sys.exit(str(error))
