@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +62,9 @@ def set_up(
     with connect(redis_url) as connection:
         fleet = Fleet(connection)
         fleet.workers()  # a server that is not there is told before a worker is started
-        command = sailq_command("worker", "--redis-url", redis_url, "--model", model, *worker_options)
-        worker = _start(stack, "worker", command, logs)
+        command = sailq_command("worker", "--model", model, *worker_options)
+        # Everybody on this machine may read a command line, and the URL may hold a password.
+        worker = _start(stack, "worker", command, logs, {"SAILQ_REDIS_URL": redis_url})
         started.append(worker)
         worker.wait_until(lambda: worker.pid in {one.pid for one in fleet.workers()}, _WORKER_SECONDS)
         mine = next(one for one in fleet.workers() if one.pid == worker.pid)
@@ -71,8 +72,10 @@ def set_up(
     return Stage(redis_url, started)
 
 
-def _start(stack: ExitStack, name: str, command: list[str], logs: Path) -> Companion:
-    companion = Companion(name, command, logs / f"{name}.log")
+def _start(
+    stack: ExitStack, name: str, command: list[str], logs: Path, environment: Mapping[str, str] | None = None
+) -> Companion:
+    companion = Companion(name, command, logs / f"{name}.log", environment)
     stack.callback(companion.stop)
     return companion
 

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import re
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import MasterDownError
 from redis.retry import Retry
 
 from .errors import BadRequest, ServerUnavailable
 
 _CONNECT_SECONDS = 5.0
-_ANSWER_SECONDS = 30.0
-"""Longer than any command blocks on purpose."""
+_ANSWER_SECONDS = 10.0
+"""Longer than any command blocks on purpose. A link that was cut is noticed so late, however soon it is back."""
 _RETRIES = 3
 _CLOCK_SECONDS = 60.0
+_STATES: dict[type[redis.RedisError], str] = {
+    redis.BusyLoadingError: "is still loading its data",
+    redis.OutOfMemoryError: "is full: it takes nothing new until something ends or expires, or its maxmemory grows",
+    redis.ReadOnlyError: "is a replica and takes no writes: SAILQ_REDIS_URL names the primary",
+    MasterDownError: "is a replica that has lost its primary",
+}
+"""What a server says of itself that is no fault of the command's, and passes."""
+OUTAGES = (redis.ConnectionError, redis.TimeoutError, *_STATES)
+"""After these the same command may be carried out later; it may also have been."""
 
 
 def connect(url: str, *, max_connections: int | None = None, retries: int = _RETRIES) -> redis.Redis:
@@ -25,10 +38,11 @@ def connect(url: str, *, max_connections: int | None = None, retries: int = _RET
 
     With `max_connections` a thread waits for a free connection instead of opening one more. A command that
     meets a broken connection is sent again, `retries` times, backing off up to 2 s.
+
+    Raises BadRequest for a URL that cannot be used. It says what is wrong and never what stands there: a URL that is
+    misread may have its password anywhere.
     """
-    if urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
-        shown = without_password(url)
-        raise BadRequest(f"A server's URL starts with redis://, rediss:// or unix://, unlike {shown!r}.")
+    _check(url)
     options: dict[str, object] = {
         "socket_connect_timeout": _CONNECT_SECONDS,
         "socket_timeout": _ANSWER_SECONDS,
@@ -46,15 +60,36 @@ def connect(url: str, *, max_connections: int | None = None, retries: int = _RET
             )
     except ValueError as error:
         raise BadRequest(f"This server URL cannot be read: {error}.") from None
+    authority = pool.connection_kwargs.get("ssl_ca_certs")
+    if authority and not Path(authority).is_file():
+        raise BadRequest(f"ssl_ca_certs in the server's URL names {authority!r}, and there is no such file.")
+    try:
+        pool.connection_class(**pool.connection_kwargs)
+    except (TypeError, redis.RedisError):
+        raise BadRequest("This server URL cannot be read: it has an option that redis-py does not know.") from None
     return redis.Redis.from_pool(pool)  # it owns the pool: `close` closes all of it
 
 
+def _check(url: str) -> None:
+    misread = (
+        "This server URL cannot be read: its port is a number, and /, ?, # and @ in a password are written as "
+        "%2F, %3F, %23 and %40."
+    )
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # read when it is asked for
+    except ValueError:
+        raise BadRequest(misread) from None
+    if parts.scheme not in {"redis", "rediss", "unix"}:
+        raise BadRequest("A server's URL starts with redis://, rediss:// or unix://.")
+    if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
+        raise BadRequest(misread)
+
+
 def without_password(url: str) -> str:
-    """`url` as it may be shown: its password, if any, replaced by ***."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
+    """A URL that `connect` takes, as it may be shown: its password, if any, replaced by ***."""
+    shown = re.sub(r"^(\w+://[^:/?#]*):[^/?#]*@", r"\1:***@", url)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", shown)
 
 
 @contextmanager
@@ -62,16 +97,34 @@ def server_errors(connection: redis.Redis) -> Iterator[None]:
     """Turns redis-py's errors into ServerUnavailable with one readable sentence."""
     try:
         yield
+    except tuple(_STATES) as error:
+        raise ServerUnavailable(f"The server at {address(connection)} {_STATES[type(error)]}.") from error
     except redis.AuthenticationError as error:
-        raise ServerUnavailable(f"The server at {address(connection)} refused the login: {error}.") from error
+        raise ServerUnavailable(f"The server at {address(connection)} refused the login: {_said(error)}.") from error
     except redis.TimeoutError as error:
         raise ServerUnavailable(f"The server at {address(connection)} did not answer in time.") from error
     except redis.ConnectionError as error:
+        if (reason := _tls_failure(error)) is not None:
+            raise ServerUnavailable(f"TLS with the server at {address(connection)} failed: {reason}.") from error
         raise ServerUnavailable(
             f"No server answers at {address(connection)}: is it running, and is SAILQ_REDIS_URL right?"
         ) from error
     except redis.ResponseError as error:
-        raise ServerUnavailable(f"The server at {address(connection)} refused a command: {error}.") from error
+        raise ServerUnavailable(f"The server at {address(connection)} refused a command: {_said(error)}.") from error
+
+
+def _said(error: redis.RedisError) -> str:
+    return str(error).rstrip(".")
+
+
+def _tls_failure(error: BaseException | None) -> str | None:
+    """What the TLS library has said, where it is behind redis-py's error."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        said = error.verify_message.rstrip(".")
+        return f"{said}; ssl_ca_certs in SAILQ_REDIS_URL names the authority that vouches for it"
+    return None if error is None else (error.reason or str(error)).lower().replace("_", " ")
 
 
 def address(connection: redis.Redis) -> str:

@@ -17,10 +17,15 @@ StageUrl = Annotated[
         envvar="SAILQ_REDIS_URL",
         metavar="URL",
         show_default="an embedded server",
-        help="A server of your own: redis://, rediss:// or unix://.",
+        help="A server of your own: redis://, rediss:// or unix://. With a password, set the variable: all see command "
+        "lines.",
     ),
 ]
 """`RedisUrl` of the commands that start a server where none is named."""
+
+WAIT = typer.Option(
+    "--wait", metavar="SECONDS", min=0.0, help="How long to wait for room where the queue is full."
+)
 
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message before the prompt.")]
 Videos = Annotated[

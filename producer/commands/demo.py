@@ -50,6 +50,7 @@ def demo(
 
         from rich.console import Console
 
+        from ...shared.connection import without_password
         from ...shared.errors import BadRequest
         from ...shared.jobs import GenerationOptions
         from ...shared.settings import load_settings, model_name
@@ -93,7 +94,7 @@ def demo(
         if keep:
             processes = " ".join(str(one.pid) for one in reversed(stage.started))
             terminal.note(
-                f"still running; use it:  export SAILQ_REDIS_URL={stage.redis_url}; sailq chat\n"
+                f"still running; use it:  export SAILQ_REDIS_URL={without_password(stage.redis_url)}; sailq chat\n"
                 f"and stop it:  kill {processes}"
             )
     if summary.failures:

