@@ -82,6 +82,7 @@ class AsyncClient:
         stream: bool = False,
         metadata: Mapping[str, Any] | None = None,
         base: Path | None = None,
+        wait: float = 0.0,
     ) -> Handle:
         """As `Client.submit`."""
         return await asyncio.to_thread(
@@ -95,6 +96,7 @@ class AsyncClient:
             stream=stream,
             metadata=metadata,
             base=base,
+            wait=wait,
         )
 
     async def submit_prepared(
@@ -108,6 +110,7 @@ class AsyncClient:
         priority: Priority = "normal",
         stream: bool = False,
         metadata: Mapping[str, Any] | None = None,
+        wait: float = 0.0,
     ) -> Handle:
         """As `Client.submit_prepared`."""
         return await asyncio.to_thread(
@@ -120,6 +123,7 @@ class AsyncClient:
             priority=priority,
             stream=stream,
             metadata=metadata,
+            wait=wait,
         )
 
     async def result(self, job: str) -> Result | None:

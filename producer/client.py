@@ -20,6 +20,7 @@ from ..shared.jobs import Failure, GenerationOptions, IdFactory, Job, ModelCard,
 from ..shared.lifecycle import Lifecycle
 from ..shared.rqjob import Serializer
 from ..shared.settings import Settings
+from .admission import Admission
 from .messages import Prepared, prepare
 from .replies import Chunk, Patience, not_found, read_result
 from .submission import Submitter
@@ -55,6 +56,7 @@ class Client:
         self._clock = ServerClock(self.connection)
         self._ids = IdFactory()
         self._submitter = Submitter(self.connection, self.settings)
+        self._admission = Admission(self.connection, self.settings)
         self._lifecycle = Lifecycle(
             self.connection,
             result_ttl=self.settings.result_ttl,
@@ -85,6 +87,7 @@ class Client:
         stream: bool = False,
         metadata: Mapping[str, Any] | None = None,
         base: Path | None = None,
+        wait: float = 0.0,
     ) -> Handle:
         """Reads the media, uploads their frames and enqueues one turn.
 
@@ -97,8 +100,9 @@ class Client:
             priority: "high" goes ahead of all that waits.
             stream: whether the text will be read as it comes.
             metadata: JSON-like; comes back untouched in the result.
+            wait: seconds to wait for room where the queue is full.
 
-        Raises: BadMedia, BadRequest, TooLong or Unsupported for what no worker could answer.
+        Raises: BadMedia, BadRequest, TooLong or Unsupported for what no worker could answer, and QueueFull.
         """
         name = model or self.settings.model
         with server_errors(self.connection):
@@ -112,6 +116,7 @@ class Client:
                 priority=priority,
                 stream=stream,
                 metadata=metadata,
+                wait=wait,
             )
 
     def submit_prepared(
@@ -125,6 +130,7 @@ class Client:
         priority: Priority = "normal",
         stream: bool = False,
         metadata: Mapping[str, Any] | None = None,
+        wait: float = 0.0,
     ) -> Handle:
         """`submit`, for messages whose media were read before."""
         with server_errors(self.connection):
@@ -145,6 +151,7 @@ class Client:
                     "submitted_at": now,
                 },
             )
+            self._admission.admit(job.model, prepared.blobs, now, wait)
             self._submitter.put_blobs(prepared.blobs)
             job = self._submitter.put_job(job)
         return Handle(job.id, job.conversation, job.turn)
@@ -252,7 +259,8 @@ class Client:
     def card(self, name: str) -> ModelCard | None:
         """What the workers of a model say of it; None if none has announced it yet."""
         if name not in self._cards:
-            data = self.connection.get(keys.model(name))
+            with server_errors(self.connection):
+                data = self.connection.get(keys.model(name))
             if data is None:
                 return None
             self._cards[name] = decode(ModelCard, data)

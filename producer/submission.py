@@ -9,6 +9,8 @@ from redis.client import Pipeline
 from rq.job import Dependency, Retry
 from rq.job import Job as RQJob
 from rq.queue import Queue
+from rq.registry import FailedJobRegistry
+from rq.results import Result as RQResult
 
 from ..shared import keys
 from ..shared.codec import decode, encode
@@ -19,6 +21,9 @@ from ..shared.settings import Settings
 _RQ_RESULT_TTL = 60
 """Seconds that RQ remembers a finished job. With 0, RQ 3.0 fails to close a job that was run twice: deleting
 it, it asks for the execution that died, whose record has expired."""
+_SERVER_VERSION = (5, 0, 9)
+"""What RQ takes a server for that keeps its version to itself; it submits to newer ones in the same way. It would ask
+INFO, which a producer need not be allowed, and while a transaction is being built."""
 
 
 class Submitter:
@@ -33,7 +38,7 @@ class Submitter:
         """Uploads what the server does not have yet, and gives all of it its full time to live."""
         if not blobs:
             return
-        ttl = max(self._settings.job_ttl, self._settings.conversation_ttl)
+        ttl = self._settings.blob_ttl
         digests = list(blobs)
         with self._connection.pipeline(transaction=False) as pipeline:
             for digest in digests:
@@ -65,12 +70,36 @@ class Submitter:
                         if not pipeline.exists(RQJob.key_for(previous)):
                             previous = None
                     self._enqueue(pipeline, numbered, previous)
+                    self._note_turn(pipeline, numbered)
                     pipeline.execute()
                     return numbered
                 except redis.WatchError:
                     # redis-py says the same of a lost reply; enqueued again, the job would wait for itself.
                     if (turn := self._turn_of(job)) is not None:
                         return job.model_copy(update={"turn": turn})
+
+    def retry_job(self, job: Job) -> bool:
+        """Enqueues a failed job again, as the turn that it was, with nothing left of its failure.
+
+        All changes in one transaction; False, with nothing changed, if the job is not among the failed ones any more.
+        """
+        failed = keys.failed(job.id)
+        with self._connection.pipeline() as pipeline:
+            while True:
+                try:
+                    pipeline.watch(failed)
+                    if not pipeline.exists(failed):
+                        return False
+                    attempt = pipeline.hget(failed, "attempt") or 0
+                    pipeline.multi()
+                    forget_failure(pipeline, job)
+                    pipeline.delete(keys.result(job.id), keys.stream(job.id))
+                    self._enqueue(pipeline, job, None)
+                    pipeline.hset(keys.job(job.id), "attempt", attempt)  # a worker that returns is still fenced off
+                    pipeline.execute()
+                    return True
+                except redis.WatchError:
+                    continue
 
     def _turn_of(self, job: Job) -> int | None:
         """The turn that an enqueued job has become, from its record or its result; None before that."""
@@ -101,9 +130,13 @@ class Submitter:
         rq_job.enqueue_at_front = job.priority == "high"  # also when its turn comes
         # RQ starts the transaction itself, after it has watched what the job depends on.
         queue.enqueue_job(rq_job, pipeline=pipeline, at_front=rq_job.enqueue_at_front)
-        conversation = keys.conversation(job.conversation)
         pipeline.hset(keys.job(job.id), "request", encode(job))
         pipeline.expire(keys.job(job.id), settings.job_ttl)
+
+    def _note_turn(self, pipeline: Pipeline, job: Job) -> None:
+        """`job` is its conversation's newest turn."""
+        settings = self._settings
+        conversation = keys.conversation(job.conversation)
         pipeline.hset(conversation, mapping={"turns": job.turn + 1, "last": job.id})
         pipeline.expire(conversation, settings.conversation_ttl)
         pipeline.expire(keys.turns(job.conversation), settings.conversation_ttl)
@@ -113,6 +146,13 @@ class Submitter:
     def _queue(self, model: str) -> Queue:
         if model not in self._queues:
             queue = Queue(keys.queue(model), connection=self._connection, job_class=LockedJob, serializer=Serializer)
-            queue.get_redis_server_version()  # cached: RQ asks it while a transaction is being built
+            queue.redis_server_version = _SERVER_VERSION  # else RQ asks for it
             self._queues[model] = queue
         return self._queues[model]
+
+
+def forget_failure(pipeline: Pipeline, job: Job) -> None:
+    """Removes a failed job from sailq's and RQ's failed ones; its result stays, as for any other job."""
+    pipeline.delete(keys.failed(job.id), RQJob.key_for(job.id), RQResult.get_key(job.id))
+    pipeline.zrem(keys.FAILED, job.id)
+    pipeline.zrem(FailedJobRegistry.key_template.format(keys.queue(job.model)), job.id)

@@ -2,24 +2,26 @@
 
 An encoded record is the msgpack map `{"v": VERSION, "type": name, "body": fields}`. A numpy array is
 extension type 1 around `[dtype, shape, bytes]`, little-endian, C order. Nothing is ever unpickled, and the
-limits are checked before anything of that size is built.
+limits (see `bounds`, too) are checked before anything is built. What may not be unpacked is not packed either.
 """
 
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
 import numpy.typing as npt
 
+from .bounds import ARRAY_VALUES, MAX_VALUES, check_bounds
 from .errors import CodecError
 from .jobs import Job, ModelCard, Record, Result, Turn, parse
 
 VERSION = 1
 MAX_RECORD_BYTES = 1024 * 1024
-MAX_DEPTH = 64
+"""Of a job. A result and a turn repeat what the job says, and may take twice as much, in bytes and in values."""
 
 _ARRAY = 1
 _DTYPES = {"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "b1"}
@@ -30,25 +32,31 @@ R = TypeVar("R", bound=Record)
 
 
 def encode(record: Record) -> bytes:
-    """Raises CodecError when the record is larger than `MAX_RECORD_BYTES`."""
-    name = _NAMES[type(record)]
-    return pack({"v": VERSION, "type": name, "body": record.model_dump()}, MAX_RECORD_BYTES)
+    """Raises CodecError when the record is larger than `MAX_RECORD_BYTES` allows."""
+    kind = type(record)
+    return pack({"v": VERSION, "type": _NAMES[kind], "body": record.model_dump()}, *_limits(kind))
 
 
 def decode(kind: type[R], data: bytes) -> R:
     """The record of type `kind` in `data`; raises CodecError or BadRequest, never anything else."""
-    value = unpack(data, MAX_RECORD_BYTES)
+    value = unpack(data, *_limits(kind))
     name = _NAMES[kind]
     if not isinstance(value, dict) or set(value) != {"v", "type", "body"}:
         raise CodecError(f"These bytes are no {name} of sailq.")
-    if value["v"] != VERSION:
-        raise CodecError(f"This {name} has protocol version {value['v']!r}; this side speaks {VERSION}.")
-    if value["type"] != name:
-        raise CodecError(f"Expected a {name}, got {value['type']!r}.")
+    if type(value["v"]) is not int or value["v"] != VERSION:  # an array would be compared value by value
+        raise CodecError(f"This {name} has protocol version {reprlib.repr(value['v'])}; this side speaks {VERSION}.")
+    if not isinstance(value["type"], str) or value["type"] != name:
+        raise CodecError(f"Expected a {name}, got {reprlib.repr(value['type'])}.")
     return parse(kind, value["body"])
 
 
-def pack(value: Any, limit: int) -> bytes:
+def _limits(kind: type[Record]) -> tuple[int, int]:
+    """(bytes, values) that a record of `kind` may take."""
+    share = 1 if kind is Job else 2
+    return share * MAX_RECORD_BYTES, share * MAX_VALUES
+
+
+def pack(value: Any, limit: int, max_values: int = MAX_VALUES) -> bytes:
     """msgpack bytes of maps, lists, scalars and numpy arrays; raises CodecError past `limit` bytes."""
     try:
         data = msgpack.packb(value, default=_pack_array, use_bin_type=True)
@@ -56,37 +64,21 @@ def pack(value: Any, limit: int) -> bytes:
         raise CodecError(f"This value cannot travel: {error}.") from None
     if len(data) > limit:
         raise CodecError(f"This value takes {len(data)} bytes; at most {limit} may travel.")
+    check_bounds(data, max_values)
     return bytes(data)
 
 
-def unpack(data: bytes, limit: int) -> Any:
+def unpack(data: bytes, limit: int, max_values: int = MAX_VALUES) -> Any:
     """The value in `data`; raises CodecError for anything that is not exactly one value within `limit` bytes."""
     if len(data) > limit:
         raise CodecError(f"This value takes {len(data)} bytes; at most {limit} may travel.")
+    check_bounds(data, max_values)
     try:
-        # No container or string in `data` can be longer than `data`: a forged length allocates nothing.
-        value = msgpack.unpackb(
-            data, ext_hook=_unpack_array, raw=False, strict_map_key=True,
-            max_str_len=len(data), max_bin_len=len(data), max_ext_len=len(data),
-            max_array_len=len(data), max_map_len=len(data),
-        )
+        return msgpack.unpackb(data, ext_hook=_unpack_array, raw=False, strict_map_key=True)
     except CodecError:
         raise
-    except Exception as error:  # msgpack raises its own types and ValueError, UnicodeError, RecursionError
+    except Exception as error:  # msgpack raises its own types and ValueError, UnicodeError
         raise CodecError(f"These bytes are not valid msgpack ({type(error).__name__}).") from None
-    _check_depth(value, MAX_DEPTH)
-    return value
-
-
-def _check_depth(value: Any, left: int) -> None:
-    if left == 0:
-        raise CodecError(f"This value is nested more than {MAX_DEPTH} levels deep.")
-    if isinstance(value, dict):
-        for item in value.values():
-            _check_depth(item, left - 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check_depth(item, left - 1)
 
 
 def _pack_array(value: Any) -> msgpack.ExtType:
@@ -102,9 +94,8 @@ def _pack_array(value: Any) -> msgpack.ExtType:
 
 
 def _unpack_array(code: int, data: bytes) -> npt.NDArray[Any]:
-    if code != _ARRAY:
-        raise CodecError(f"Unknown msgpack extension type {code}.")
-    fields = msgpack.unpackb(data, raw=False, max_bin_len=len(data))
+    check_bounds(data, ARRAY_VALUES)
+    fields = msgpack.unpackb(data, raw=False)
     if not (isinstance(fields, list) and len(fields) == 3):
         raise CodecError("A packed array is not [dtype, shape, bytes].")
     dtype, shape, raw = fields

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_MAX_QUOTED = 300
+
 
 class SailqError(Exception):
     """Base of every error sailq raises on purpose; `str(error)` is one readable sentence."""
@@ -55,6 +57,12 @@ class ServerUnavailable(SailqError):
     code = "server_unavailable"
 
 
+class QueueFull(SailqError):
+    """The server has no room for one more job; later it may."""
+
+    code = "queue_full"
+
+
 class NotFound(SailqError):
     """No such job or conversation: never submitted, or expired."""
 
@@ -65,3 +73,9 @@ class WaitTimeout(SailqError):
     """The result did not arrive within the time the caller was ready to wait; the job goes on."""
 
     code = "wait_timeout"
+
+
+def quoted(text: str) -> str:
+    """Names and values of somebody else's choice, as a sentence or a log may have them: short, and on one line."""
+    short = text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…"
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in short)

@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from .codec import pack, unpack
 from .errors import BadMedia, CodecError
+from .jobs import MAX_FRAMES, Record, parse
 
 MAX_BLOB_BYTES = 64 * 1024 * 1024
+MAX_PIXELS = 128_000 * 28 * 28 * 2
+"""Frames × height × width of one blob: a token shows 28 × 28 pixels of two frames, and qwen-vl-utils sizes videos for
+128,000 tokens. 602 MB once decoded."""
 JPEG_QUALITY = 90
 """A 4-frame clip of 420 × 630 with a camera's grain stays under 200 KB (tests/unit/test_frames.py)."""
 
+_START_OF_FRAME = 0xC0
+"""Baseline, which `encode_frames` writes."""
+_START_OF_SCAN = b"\xff\xda"
+_SEGMENTS = {_START_OF_FRAME, 0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}
+"""Markers before a scan that have a length, which every reader skips alike."""
+
 Frames = npt.NDArray[np.uint8]
 """uint8 [frames, height, width, 3], RGB."""
+
+
+_Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+class _Blob(Record):
+    """What `decode_frames` takes, once unpacked. msgpack has no tuples; all else is as strict as in any record."""
+
+    v: Literal[1]
+    type: Literal["frames"]
+    size: Annotated[tuple[_Count, _Count, _Count], Field(strict=False)]
+    jpeg: Annotated[tuple[Annotated[bytes, Field(strict=True)], ...], Field(max_length=MAX_FRAMES, strict=False)]
 
 
 def encode_frames(frames: Frames) -> tuple[str, bytes]:
@@ -33,24 +56,31 @@ def encode_frames(frames: Frames) -> tuple[str, bytes]:
     return hashlib.sha256(data).hexdigest(), data
 
 
-def decode_frames(data: bytes, expected: Sequence[int]) -> Frames:
+def blob_limit(size: tuple[int, int, int]) -> int:
+    """Most bytes of the blob of (frames, height, width). Noise at the highest quality takes 3.4 a pixel."""
+    count, height, width = size
+    return min(MAX_BLOB_BYTES, 4096 + count * (1024 + 4 * height * width))
+
+
+def decode_frames(data: bytes, expected: tuple[int, int, int]) -> Frames:
     """The blob's frames, uint8 [frames, height, width, 3] RGB.
 
-    `expected`: (frames, height, width) as the job states them. Each JPEG's header is read before its
-    pixels, so that a forged size allocates nothing. Raises CodecError or BadMedia.
+    `expected`: (frames, height, width) as the job states them. All JPEGs' headers are read before any of their
+    pixels, so that a forged size allocates nothing. Raises BadRequest or BadMedia.
     """
-    value = unpack(data, MAX_BLOB_BYTES)
-    if not isinstance(value, dict) or value.get("v") != 1 or value.get("type") != "frames":
-        raise CodecError("This blob holds no frames of this protocol.")
-    jpegs = value.get("jpeg")
-    if value.get("size") != list(expected) or not isinstance(jpegs, list) or len(jpegs) != expected[0]:
-        raise CodecError("This blob's frames are not those that the job states.")
     count, height, width = expected
-    frames = np.empty((count, height, width, 3), np.uint8)
-    for index, jpeg in enumerate(jpegs):
-        if not isinstance(jpeg, bytes) or _jpeg_size(jpeg) != (height, width):
+    if count * height * width > MAX_PIXELS:
+        raise BadMedia(f"{count} frames of {width} × {height} are more than {MAX_PIXELS} pixels.")
+    blob = parse(_Blob, unpack(data, blob_limit(expected)))
+    if blob.size != expected or len(blob.jpeg) != count:
+        raise CodecError("This blob's frames are not those that the job states.")
+    for index, jpeg in enumerate(blob.jpeg):
+        if _jpeg_size(jpeg) != (height, width):
             raise BadMedia(f"Frame {index} of the blob is no JPEG of {width} × {height}.")
-        image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    frames = np.empty((count, height, width, 3), np.uint8)
+    for index, jpeg in enumerate(blob.jpeg):
+        # Turned as a camera's note in it says, it would not be of this size.
+        image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
             raise BadMedia(f"Frame {index} of the blob cannot be decoded.")
         frames[index] = image[:, :, ::-1]
@@ -58,13 +88,16 @@ def decode_frames(data: bytes, expected: Sequence[int]) -> Frames:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) from a JPEG's start-of-frame segment (ITU T.81, B.2.2), or None."""
-    if data[:2] != b"\xff\xd8":
+    """(height, width) from a JPEG's start-of-frame segment (ITU T.81, B.2.2), or None.
+
+    None, too, for what a decoder may read otherwise than this, and for several scans: each goes over all pixels, and
+    takes but 10 bytes.
+    """
+    if data[:2] != b"\xff\xd8" or data.count(_START_OF_SCAN) != 1:
         return None
     at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker in {0xC0, 0xC1, 0xC2}:
+    while at + 9 <= len(data) and data[at] == 0xFF and data[at + 1] in _SEGMENTS:
+        if data[at + 1] == _START_OF_FRAME:
             return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
-from .errors import BadRequest
+from .errors import BadRequest, SailqError, quoted
 
 MAX_TEXT_CHARACTERS = 256 * 1024
 """Longest text of one message part; more than any context this project serves holds."""
@@ -28,10 +37,15 @@ Identifier = Annotated[str, Field(pattern=_IDENTIFIER)]
 """Names that become part of a Redis key: nothing that could leave its key's place."""
 
 
-class Record(BaseModel):
-    """Base of what travels: unknown fields refused, no coercion, no mutation."""
+def is_identifier(text: str) -> bool:
+    """Whether a job may be called so."""
+    return re.fullmatch(_IDENTIFIER, text) is not None
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+class Record(BaseModel):
+    """Base of what travels: unknown fields, NaN and infinity refused, no coercion, no mutation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class TextPart(Record):
@@ -54,6 +68,11 @@ class FramesPart(Record):
     height: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
     width: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
 
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(frames, height, width)"""
+        return self.frames, self.height, self.width
+
 
 Part = Annotated[TextPart | FramesPart, Field(discriminator="type")]
 
@@ -71,10 +90,10 @@ class GenerationOptions(Record):
     """
 
     max_new_tokens: Annotated[int, Field(ge=1, le=32768)] = 128
-    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...],
                     Field(max_length=16, strict=False)] = ()
@@ -89,7 +108,7 @@ class Job(Record):
         messages: what this turn adds; the worker puts the conversation's finished turns before it.
         deadline: server time in seconds since the epoch after which an answer is of no use, or None.
         stream: whether anybody reads the tokens as they come.
-        metadata: comes back untouched in the result.
+        metadata: what JSON can say; comes back untouched in the result.
         submitted_at: server time in seconds since the epoch.
     """
 
@@ -99,11 +118,11 @@ class Job(Record):
     model: Identifier
     messages: Annotated[tuple[Message, ...], Field(min_length=1, max_length=MAX_MESSAGES, strict=False)]
     options: GenerationOptions = GenerationOptions()
-    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    deadline: Annotated[float, Field(gt=0)] | None = None
     priority: Priority = "normal"
     stream: bool = False
-    metadata: dict[str, Any] = {}
-    submitted_at: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    metadata: dict[str, JsonValue] = {}
+    submitted_at: Annotated[float, Field(ge=0)]
 
 
 class Usage(Record):
@@ -146,8 +165,35 @@ class Failure(Record):
     code: str
     message: str
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether another attempt may go better: the fault need not be the job's. Any other fails the same again."""
+        return self.code == SailqError.code
+
+
+DIED = "died"
+HANDED_BACK = "handed back"
+
+
+class Attempt(Record):
+    """One worker's attempt at a job, without an answer.
+
+    Attributes:
+        attempt: its number; the job's first is 1.
+        worker: the worker's name.
+        started_at: server time in seconds since the epoch.
+        cause: why it ended: `DIED` (the worker, or its lease), `HANDED_BACK` by a worker that left, or "error: ...".
+    """
+
+    attempt: int
+    worker: str
+    started_at: float
+    cause: str = DIED
+
 
 class Result(Record):
+    """How a job ended. `history`: its last attempts, where they say why it has no answer."""
+
     job: str
     conversation: str
     turn: int
@@ -161,8 +207,17 @@ class Result(Record):
     device: str = ""
     model: str = ""
     attempt: int = 1
-    metadata: dict[str, Any] = {}
+    history: Annotated[tuple[Attempt, ...], Field(strict=False)] = ()
+    metadata: dict[str, JsonValue] = {}
     finished_at: float
+
+    @model_serializer(mode="wrap")
+    def _without_empty_history(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A producer from before there were histories reads every result that has none."""
+        fields: dict[str, Any] = dump(self)
+        if not fields["history"]:
+            del fields["history"]
+        return fields
 
 
 class Turn(Record):
@@ -229,4 +284,4 @@ def _sentence(error: ValidationError) -> str:
     message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
     if first["type"] == "string_pattern_mismatch":
         message = _PATTERNS[first["ctx"]["pattern"]]
-    return f"{where}: {message}." if where else f"{message}."
+    return f"{quoted(where)}: {quoted(message)}." if where else f"{quoted(message)}."

@@ -13,6 +13,16 @@ WORKERS = PREFIX + "workers"
 """Sorted set: worker names by the time of their last beat."""
 CONVERSATIONS = PREFIX + "conversations"
 """Sorted set: conversation ids by the time of their last submission."""
+FAILED = PREFIX + "failed"
+"""Sorted set: ids of the jobs that failed and may be retried, by the time of their end."""
+
+
+BLOBS = PREFIX + "blobs"
+"""Sorted set: names of the blobs that were uploaded (`blob_name`) by the end of their lives."""
+BLOB_SIZES = PREFIX + "blob-sizes"
+"""Hash: the bytes of each of them."""
+BLOB_BYTES = PREFIX + "blob-bytes"
+"""Integer: their sum."""
 
 
 def queue(model: str) -> str:
@@ -21,8 +31,14 @@ def queue(model: str) -> str:
 
 
 def job(job_id: str) -> str:
-    """Hash: `request` (encoded Job), `attempt`, `execution` (the fence), `cancel`."""
+    """Hash: `request` (encoded Job), `attempt` (the newest's number: the fence), `spent` (attempts that count),
+    `worker` (of the newest attempt), `history` (JSON list of Attempts), `cancel`."""
     return f"{PREFIX}job:{job_id}"
+
+
+def failed(job_id: str) -> str:
+    """Hash: what `job` held when the job failed, and `result` (encoded), for a retry."""
+    return f"{PREFIX}failed:{job_id}"
 
 
 def result(job_id: str) -> str:
@@ -50,6 +66,11 @@ def blob(digest: str) -> str:
     return f"{PREFIX}blob:{digest}"
 
 
+def blob_name(digest: str) -> str:
+    """What a blob is called where producers may list all blobs: too little to ask about somebody else's clip."""
+    return digest[:16]
+
+
 def worker(name: str) -> str:
     """Hash: what one worker is and does; expires when it stops beating."""
     return f"{PREFIX}worker:{name}"
@@ -58,6 +79,11 @@ def worker(name: str) -> str:
 def maintenance(queue_name: str) -> str:
     """String, short-lived: which worker looks after abandoned jobs just now."""
     return f"{PREFIX}maintenance:{queue_name}"
+
+
+def taken(queue_name: str) -> str:
+    """Hash, short-lived: jobs that were seen taken and not begun, and since when, by the server's clock."""
+    return f"{PREFIX}taken:{queue_name}"
 
 
 def model(name: str) -> str:

@@ -6,25 +6,36 @@ sides use this class for every queue, worker and fetch, so that neither can happ
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable
 from typing import Any
 
 from redis import Redis
+from rq.exceptions import NoSuchJobError
 from rq.job import Job as RQJob
 
 from .codec import pack, unpack
-from .errors import BadRequest, Unsupported
+from .errors import BadRequest, Unsupported, quoted
 
 FUNCTION = "sailq.run"
 """The only function name that a worker accepts; its one argument is the sailq job's id."""
 MAX_RQ_BYTES = 8 * 1024
 _MAX_INFLATED_BYTES = 1024 * 1024
-"""What RQ may unpack of a job's compressed fields before it looks at them: data, or a failure's traceback."""
+"""What RQ may unpack of a job's compressed data before it looks at them."""
+_MAX_NUMBER = 2**31
+"""Seconds, or times: more than Redis takes as a time to live ends an execution in mid-air."""
+_NUMBERS = ("timeout", "result_ttl", "failure_ttl", "ttl", "number_of_retries", "retries_left")
+_FIELDS = frozenset(name.encode() for name in (
+    "data", "origin", "description", "status", "worker_name",
+    "created_at", "enqueued_at", "started_at", "ended_at", "last_heartbeat",
+    "dependency_ids", "allow_dependency_failures", "enqueue_at_front", "enqueue_at_front_on_retry", *_NUMBERS,
+))
+"""What sailq uses of a job's record. By the rest, RQ would call functions and URLs, and repeat jobs."""
 FAILURE_TTL = 7 * 86_400
 """Seconds that RQ's failed registry remembers a job; RQ's own default is a year."""
 MAX_ATTEMPTS = 3
-"""A job whose workers died this often gets an error result instead of another worker."""
+"""A job that has begun so often without coming to a result gets an error instead of another worker."""
 
 
 class Serializer:
@@ -49,21 +60,28 @@ class LockedJob(RQJob):
         super().__init__(id, connection, Serializer)
 
     def restore(self, raw_data: Any) -> Any:
-        for name in (b"data", b"exc_info"):
-            _check_inflated(raw_data.get(name, b""))
-        super().restore(raw_data)
-        # Both are read from the job's hash, which any producer can write.
-        self._success_callback_name = self._failure_callback_name = self._stopped_callback_name = None
-        self.webhooks = []
+        """Raises BadRequest for a record that neither RQ nor sailq wrote: any producer can write it."""
+        known = {name: value for name, value in raw_data.items() if name in _FIELDS}
+        _check_inflated(known.get(b"data", b""))
+        try:
+            _check_dependencies(known.get(b"dependency_ids"))
+            super().restore(known)
+        except NoSuchJobError:
+            raise
+        except Exception:  # each field is read by code of its own
+            raise BadRequest("This job's record is not one that RQ wrote.") from None
+        if any(abs(getattr(self, name) or 0) > _MAX_NUMBER for name in _NUMBERS):
+            raise BadRequest("This job's record has a number that is out of any range.")
         if self.failure_ttl is None:
             self.failure_ttl = FAILURE_TTL
 
     @property
     def func(self) -> Callable[[str], None]:
-        if self.func_name != FUNCTION or self.instance is not None:
-            raise Unsupported(f"This worker runs {FUNCTION!r} alone, not {str(self.func_name)[:100]!r}.")
-        if self.kwargs or len(self.args) != 1 or not isinstance(self.args[0], str):
-            raise BadRequest(f"{FUNCTION!r} takes a job's id and nothing else.")
+        if self.data != Serializer.dumps([FUNCTION, None, [self.id], {}]):
+            name = str(self.func_name)
+            if name != FUNCTION:
+                raise Unsupported(f"This worker runs {FUNCTION!r} alone, not {quoted(name)!r}.")
+            raise BadRequest(f"{FUNCTION!r} takes this job's own id and nothing else.")
         registered = type(self).registered
         if registered is None:
             raise Unsupported("This process runs no jobs.")
@@ -78,3 +96,10 @@ def _check_inflated(data: bytes) -> None:
         return  # RQ takes it as it is
     if inflater.unconsumed_tail:
         raise BadRequest("This job's record unpacks to more than any job's.")
+
+
+def _check_dependencies(names: bytes | None) -> None:
+    """A turn waits for the one before it, and for no other."""
+    waits_for = json.loads(names or b"[]")
+    if not isinstance(waits_for, list) or len(waits_for) > 1 or not all(isinstance(name, str) for name in waits_for):
+        raise ValueError(waits_for)

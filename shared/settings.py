@@ -21,6 +21,8 @@ class Settings(BaseSettings):
         result_ttl: how long a result is kept.
         job_ttl: how long a job and its blobs wait for a worker.
         conversation_ttl: how long a conversation is kept after its last turn.
+        max_queued: most jobs that may wait for a model; a producer's next one is refused, or waits.
+        max_blob_bytes: the same for the bytes of all clips on the server.
     """
 
     model_config = SettingsConfigDict(env_prefix="SAILQ_", frozen=True)
@@ -30,6 +32,13 @@ class Settings(BaseSettings):
     result_ttl: int = Field(default=86_400, ge=1)
     job_ttl: int = Field(default=86_400, ge=1)
     conversation_ttl: int = Field(default=86_400, ge=1)
+    max_queued: int = Field(default=10_000, ge=1)
+    max_blob_bytes: int = Field(default=2 * 2**30, ge=1)
+
+    @property
+    def blob_ttl(self) -> int:
+        """A blob lives as long as a job that waits for a worker, and as a conversation that shows it."""
+        return max(self.job_ttl, self.conversation_ttl)
 
 
 def load_settings(**flags: Any) -> Settings:

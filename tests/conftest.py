@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import redis
 from answering import Answerer
+from farm import Farm, NullWorker
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion, sailq_command
 from sailq.producer.embedded import embedded_server
@@ -119,6 +120,41 @@ def _worker(stack: ExitStack, url: str, log: Path, *arguments: str) -> Companion
         fleet = Fleet(connection)
         worker.wait_until(lambda: worker.pid in {info.pid for info in fleet.workers()}, WORKER_START_SECONDS)
     return worker
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short enough for a socket's."""
+    folder = Path(tempfile.mkdtemp(prefix="sailq-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def farm() -> Iterator[Farm]:
+    with Farm() as farm:
+        yield farm
+
+
+@pytest.fixture
+def start_null(farm: Farm, redis_url: str, tmp_path: Path) -> Iterator[Callable[..., NullWorker]]:
+    """Starts null workers, at once. `ready`: wait until it has announced itself. They are killed with the test."""
+    workers: list[NullWorker] = []
+
+    def start(*arguments: str, url: str = redis_url, ready: bool = True, **environment: str) -> NullWorker:
+        worker = farm.start(url, tmp_path / f"null-worker-{len(workers)}.log", *arguments, **environment)
+        workers.append(worker)
+        if ready:
+            with connect(url) as connection:
+                fleet, until = Fleet(connection), time.monotonic() + WORKER_START_SECONDS
+                while worker.pid not in {info.pid for info in fleet.workers()}:
+                    assert worker.alive and time.monotonic() < until, worker.log.read_text()
+                    time.sleep(0.02)
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.close()
 
 
 @pytest.fixture

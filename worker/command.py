@@ -35,6 +35,20 @@ def worker(
         int | None,
         typer.Option("--threads", min=1, max=1024, show_default="as many as help", help="CPU threads of the model."),
     ] = None,
+    drain_seconds: Annotated[
+        float,
+        typer.Option(
+            "--drain-seconds", min=0.0, max=86_400.0,
+            help="What running jobs have to finish in when the worker is told to stop; others go back to the queue.",
+        ),
+    ] = 60.0,
+    device_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--device-timeout", min=0.1, max=86_400.0, metavar="SECONDS", show_default="120, on the emulator 3600",
+            help="A call to the device that takes longer ends the worker with exit code 3.",
+        ),
+    ] = None,
     vision_cache: Annotated[
         int,
         typer.Option(
@@ -45,8 +59,8 @@ def worker(
 ) -> None:
     """Load a model once and answer its jobs until stopped.
 
-    SIGTERM or Ctrl-C lets the running jobs finish; a second one leaves at once,
-    and other workers take them over.
+    SIGTERM or Ctrl-C lets the running jobs finish; a second one hands them back
+    to the queue, for other workers, and so does the end of --drain-seconds.
 
     \b
     Examples:
@@ -57,7 +71,7 @@ def worker(
       SAILQ_REDIS_URL=redis://queue.local:6379/0 sailq worker --threads 2
     """
     from ..shared.settings import load_settings
-    from .runners.devices import check_device
+    from .runners.devices import EMULATOR, check_device
 
     check_device(device)
     settings = load_settings(redis_url=redis_url, model=model)
@@ -70,7 +84,7 @@ def worker(
 
     serve(settings, partial(
         Engine.load, device=device, bmodel=bmodel, slots=slots, threads=threads, vision_cache_bytes=vision_cache << 20
-    ))
+    ), drain_seconds=drain_seconds, device_timeout=device_timeout or (3600.0 if device == EMULATOR else 120.0))
 
 
 def _log_to_stderr() -> None:

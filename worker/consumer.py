@@ -23,19 +23,20 @@ import redis
 from rq.command import parse_payload
 from rq.exceptions import AbandonedJobError, DeserializationError, StopRequested
 from rq.executions import Execution
-from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job as RQJob
 from rq.queue import Queue
-from rq.registry import clean_registries
+from rq.registry import DeferredJobRegistry, FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
 from rq.timeouts import BaseDeathPenalty
 from rq.utils import now
 from rq.worker.base import BaseWorker
 from rq.worker_registration import clean_worker_registry
 
 from ..shared import keys
-from ..shared.errors import BadRequest, SailqError
-from ..shared.rqjob import LockedJob, Serializer
-from .execution import Executor
+from ..shared.connection import ServerClock
+from ..shared.errors import BadRequest, SailqError, Unsupported
+from ..shared.rqjob import Serializer
+from .execution import Executor, HandedBack
+from .leases import LeasedJob, Leases, TakenJobs
 
 LEASE_SECONDS = 6
 BEAT_SECONDS = 2.0
@@ -45,9 +46,8 @@ RECORD_SECONDS = int(BEAT_SECONDS * _IDLE_BEATS * 2.5)
 """A worker whose record is older than this is gone."""
 _DEQUEUE_SECONDS = 2
 _MAINTENANCE_SECONDS = 2
-_TAKEN_SECONDS = 5
-"""Within 10 s of a worker's death, between two looks, the job it had taken is on its queue again."""
 _OUTAGE_SECONDS = 1.0
+_DRAIN_LOOK_SECONDS = 0.05
 
 _log = logging.getLogger("sailq.worker")
 
@@ -60,14 +60,6 @@ class NoDeathPenalty(BaseDeathPenalty):
     def cancel_death_penalty(self) -> None: ...
 
 
-class _TakenJobs(IntermediateQueue):
-    """Jobs between their queue and their start. RQ leaves one there for a minute; a live worker, a moment."""
-
-    def should_be_cleaned_up(self, job_id: str) -> bool:
-        seen = self.get_first_seen(job_id)
-        return seen is not None and (now() - seen).total_seconds() > _TAKEN_SECONDS
-
-
 class Consumer(BaseWorker):
     """An RQ worker with `places` executions at a time.
 
@@ -76,29 +68,35 @@ class Consumer(BaseWorker):
     """
 
     death_penalty_class = NoDeathPenalty
-    job_class = LockedJob
+    job_class = LeasedJob
     log_result_lifespan = False
     max_connection_wait_time = 5.0  # RQ's minute would be a minute without work after an outage
 
     def __init__(
         self, queue: str, executor: Executor, *, connection: redis.Redis, name: str, places: int,
-        announce: Callable[[redis.client.Pipeline], None],
+        drain_seconds: float, announce: Callable[[redis.client.Pipeline], None],
     ) -> None:
-        """`announce` adds the worker's own record to the pipeline of each beat."""
+        """`announce` adds the worker's own record to the pipeline of each beat. `drain_seconds`: what running jobs have
+        to finish in once the worker is told to stop."""
+        Leases.clock = ServerClock(connection)
         super().__init__(
-            [Queue(queue, connection=connection, job_class=LockedJob, serializer=Serializer)],
-            name=name, connection=connection, job_class=LockedJob, serializer=Serializer,
+            [Queue(queue, connection=connection, job_class=LeasedJob, serializer=Serializer)],
+            name=name, connection=connection, job_class=LeasedJob, serializer=Serializer,
             worker_ttl=_DEQUEUE_SECONDS + 15,  # RQ waits for jobs 15 s less than this
             maintenance_interval=_MAINTENANCE_SECONDS, exception_handlers=[self._on_failure],
             log_job_description=False,
         )
-        LockedJob.registered = executor.run
+        LeasedJob.registered = executor.run
+        self._leases = Leases(queue, connection=connection, job_class=LeasedJob, serializer=Serializer)
+        self._taken = TakenJobs(self.queues[0], self._leases, connection)
         self._executor = executor
         self._announce = announce
         self._free = threading.Semaphore(places)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix="sailq-job")
         self._closing = threading.Lock()
         self._stopped = threading.Event()
+        self._drain_seconds = drain_seconds
+        self._hurry = threading.Event()
         self._beat_thread = threading.Thread(target=self._beat_until_stopped, name="sailq-beat", daemon=True)
 
     # The loop: wait for a place, then for a job, then give the job a thread.
@@ -117,13 +115,25 @@ class Consumer(BaseWorker):
                 self.run_maintenance_tasks()
         while True:
             try:
-                return self._dequeue(timeout, max_idle_time)
+                taken = self._dequeue(timeout, max_idle_time)
+                if taken is None or not self._stop_requested:
+                    return taken
+                self._put_back(taken[0].id)
+                raise StopRequested
             except redis.RedisError as error:
                 # RQ's loop waits for the server only where it waits for jobs, and ends the worker elsewhere.
                 _log.warning("the server fails: %s", error)
                 if self._stop_requested:
                     raise StopRequested from None
                 time.sleep(_OUTAGE_SECONDS)
+
+    def _put_back(self, job_id: str) -> None:
+        """What the server gave to a wait that began before the worker was told to stop goes to the queue's front."""
+        queue = self.queues[0]
+        with self.connection.pipeline() as pipeline:
+            pipeline.lrem(queue.intermediate_queue_key, 1, job_id)
+            pipeline.lpush(queue.key, job_id)
+            pipeline.execute()
 
     def _dequeue(self, timeout: int | None, max_idle_time: int | None) -> tuple[RQJob, Queue] | None:
         while True:
@@ -150,6 +160,7 @@ class Consumer(BaseWorker):
                 self.connection.lrem(taken, 1, entry)
 
     def execute_job(self, job: RQJob, queue: Queue) -> None:
+        job.origin = queue.name  # its record may name any, and its lease would be where nobody looks
         known = set(self.executions)
         try:
             execution = self.prepare_execution(job)
@@ -170,6 +181,24 @@ class Consumer(BaseWorker):
             self.executions.pop(execution.id, None)
         finally:
             self._free.release()
+
+    # RQ would close a job whatever became of it. One that was given to another worker, while this one was stopped or
+    # cut off, stays open until that one ends: for the next turn, and for the next worker if that one dies.
+
+    def _finalize_success(self, job: RQJob, queue: Queue, execution: Execution, return_value: Any) -> None:
+        if self._still_has(execution):
+            super()._finalize_success(job, queue, execution, return_value)
+
+    def _finalize_failure(self, job: RQJob, queue: Queue, execution: Execution, exc_info: Any) -> None:
+        if self._still_has(execution):
+            super()._finalize_failure(job, queue, execution, exc_info)
+
+    def _still_has(self, execution: Execution) -> bool:
+        if self.connection.zscore(self._leases.key, execution.composite_key) is not None:
+            return True
+        _log.warning("job %s: its lease has ended, and its end is another attempt's", execution.job_id)
+        self.executions.pop(execution.id, None)
+        return False
 
     # RQ closes a job with one connection that watches and a second that reads. All threads share
     # MAX_CONNECTIONS: two of them, each holding its first and waiting for its second, would wait for ever.
@@ -199,7 +228,7 @@ class Consumer(BaseWorker):
         with self.connection.pipeline(transaction=False) as pipeline:
             BaseWorker.heartbeat(self, pipeline=pipeline)
             for execution in executions:
-                execution.heartbeat(self.queues[0].started_job_registry, LEASE_SECONDS, pipeline)
+                execution.heartbeat(self._leases, LEASE_SECONDS, pipeline)
             self._announce(pipeline)
             for job_id in running:
                 pipeline.hexists(keys.job(job_id), "cancel")
@@ -223,14 +252,15 @@ class Consumer(BaseWorker):
                 _log.exception("beat failed")
 
     def handle_payload(self, message: dict[str, Any]) -> None:
-        """RQ's commands. Its stop command, which a cancelling producer sends, is heard at once, not at the next
-        beat; RQ itself looks for the job among a worker's executions no further than the first."""
+        """RQ's stop command, which a cancelling producer sends, is heard at once, not at the next beat; RQ itself looks
+        for the job among a worker's executions no further than the first. Of its others, none is a producer's to give:
+        one of them shuts the worker down."""
         try:
             payload = parse_payload(message)
             if payload["command"] == "stop-job":
                 self._executor.cancel(payload["job_id"])
             else:
-                super().handle_payload(message)
+                _log.warning("ignored the command %.100r: a worker takes stop-job alone", payload["command"])
         except Exception as error:  # anybody may publish anything, and this thread is the only one to hear it
             _log.warning("ignored a command that is none of RQ's: %r", error)
 
@@ -255,10 +285,12 @@ class Consumer(BaseWorker):
         queue = self.queues[0]
         if self.connection.set(keys.maintenance(queue.name), self.name, nx=True, ex=_MAINTENANCE_SECONDS):
             try:
-                clean_registries(queue, self._exc_handlers)
+                self._leases.cleanup(exception_handlers=self._exc_handlers)
+                for kind in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry, ReadyJobRegistry):
+                    kind(queue.name, connection=self.connection, job_class=LeasedJob, serializer=Serializer).cleanup()
                 clean_worker_registry(queue)
                 self._drop_unnameable()
-                _TakenJobs(queue.key, connection=self.connection).cleanup(self, queue)
+                self._taken.cleanup()
             except (redis.ConnectionError, redis.TimeoutError):
                 raise
             except Exception:
@@ -273,13 +305,14 @@ class Consumer(BaseWorker):
     def _on_failure(self, job: RQJob, kind: type[BaseException], error: BaseException, *_: Any) -> bool:
         """Called by RQ with what `perform_job` raised, and for each job whose worker died."""
         if isinstance(error, AbandonedJobError):
-            if not job.retries_left:
-                self._executor.refuse(job.id, SailqError("Every worker that took this job died while it ran."))
+            job.enqueue_at_front_on_retry = True  # it has waited for its turn
+            if not self._may_be_taken(job):
+                self._executor.give_up(job.id)
         elif isinstance(error, DeserializationError):
             self._refuse(job, BadRequest("This job's data is not msgpack of sailq's form."))
         elif isinstance(error, SailqError):
             self._refuse(job, error)
-        elif not job.retries_left:
+        elif not self._may_be_taken(job):
             self._executor.refuse(job.id, SailqError(f"The worker failed on this job: {type(error).__name__}."))
         return True
 
@@ -287,18 +320,43 @@ class Consumer(BaseWorker):
         job.retries_left = 0  # it would fail the same way again
         self._executor.refuse(job.id, error)
 
-    # The end: no new job, the running ones finish.
+    def _may_be_taken(self, job: RQJob) -> bool:
+        """Also tells RQ, which counts each time that the job was taken, though it may not have begun, or had ended."""
+        again = self._executor.may_be_taken(job.id)
+        if again is not None:
+            job.retries_left = int(again)
+        return bool(job.retries_left)
+
+    def handle_exception(self, job: RQJob, *exc_info: Any) -> None:
+        if isinstance(exc_info[1], (BadRequest, Unsupported, DeserializationError)):
+            self._on_failure(job, *exc_info)  # logs a line; RQ, a traceback with the job's own words in it
+            return
+        if not isinstance(exc_info[1], HandedBack):
+            super().handle_exception(job, *exc_info)
+            return
+        _log.info("job %s goes back to its queue", job.id)
+        job.retries_left = (job.retries_left or 0) + 1  # this attempt does not count: nothing is wrong with the job
+        job.enqueue_at_front_on_retry = True
+
+    # The end: no new job; the running ones finish, or go back to the queue.
 
     def _install_signal_handlers(self) -> None:
         signal.signal(signal.SIGINT, self.request_stop)
         signal.signal(signal.SIGTERM, self.request_stop)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        if self._stop_requested:
-            _log.warning("second signal: leaving at once; running jobs go to other workers")
+        if self._hurry.is_set():
+            _log.warning("third signal: leaving as it is; running jobs go to other workers when their leases end")
             logging.shutdown()
             os._exit(1)  # job threads may be in a device call that nothing can interrupt
-        _log.warning("stopping: %d running jobs finish first; signal again to leave at once", len(self.executions))
+        if self._stop_requested:
+            _log.warning("second signal: %d running jobs go back to their queue", len(self.executions))
+            self._hurry.set()
+            return
+        _log.warning(
+            "stopping: %d running jobs have %g s to finish; signal again to hand them back now",
+            len(self.executions), self._drain_seconds,
+        )
         self._stop_requested = True
 
     @property
@@ -309,6 +367,11 @@ class Consumer(BaseWorker):
         return bool(super().should_run_maintenance_tasks)
 
     def teardown(self) -> None:
+        until = time.monotonic() + self._drain_seconds
+        while self.executions and time.monotonic() < until:
+            if self._hurry.wait(_DRAIN_LOOK_SECONDS):
+                break
+        self._executor.hand_back()
         self._threads.shutdown(wait=True)
         self._stopped.set()
         self._beat_thread.join()

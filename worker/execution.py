@@ -7,20 +7,25 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import redis
 
 from ..shared import keys
-from ..shared.codec import decode
+from ..shared.codec import MAX_RECORD_BYTES, decode
 from ..shared.connection import ServerClock
-from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, SailqError, Unsupported
-from ..shared.frames import MAX_BLOB_BYTES, Frames, decode_frames
-from ..shared.jobs import Failure, Job, Message, Result, TextPart, Timings, Turn
+from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, SailqError, Unsupported, quoted
+from ..shared.frames import Frames, blob_limit, decode_frames
+from ..shared.jobs import DIED, HANDED_BACK, Failure, Job, Message, Result, TextPart, Timings, Turn, is_identifier
 from ..shared.lifecycle import Claim, Lifecycle
 from .engine import Engine
 from .engine.preparation import Media
 from .publisher import Publisher, Stream
 from .scheduler import Outcome, Request, Scheduler
+from .shared_lock import SharedLock
+
+_MAX_CAUSE = 500
+"""Characters of an error that a job's history keeps."""
 
 _log = logging.getLogger("sailq.worker")
 
@@ -31,6 +36,14 @@ class Identity:
 
     worker: str
     device: str
+
+
+class HandedBack(Exception):
+    """This worker leaves before the job's answer is complete: another attempt makes it anew."""
+
+
+class Superseded(Exception):
+    """A newer attempt has the job, and has not finished it."""
 
 
 class Executor:
@@ -51,13 +64,27 @@ class Executor:
         # A worker that lost its lease may be given the job again: two requests of one job.
         self._running: dict[Request, str] = {}
         self._lock = threading.Lock()
+        self._leaving = False
+        self._device = SharedLock()
 
     def run(self, job_id: str) -> None:
-        """One attempt at a job, from claim to result. Every failure that is the job's own becomes its result."""
-        claim = self._lifecycle.claim(job_id, self._identity.worker)
+        """One attempt at a job, from claim to result. Every failure that is the job's own becomes its result.
+
+        A job's last attempt has the device to itself: when a job takes its workers down, those that ran beside it
+        each time are innocent, and must not end as it does.
+        """
+        with self._device.shared():
+            claim = self._lifecycle.claim(job_id, self._identity.worker)
+            if claim != "last":
+                self._attempt(job_id, claim)
+                return
+        with self._device.alone():
+            self._attempt(job_id, self._lifecycle.claim(job_id, self._identity.worker, alone=True))
+
+    def _attempt(self, job_id: str, claim: Claim | Literal["done", "gone", "last"]) -> None:
         if claim == "done":
             return
-        if claim == "gone":
+        if isinstance(claim, str):
             raise BadRequest(f"There is no job {job_id!r}: it expired, or nobody submitted it through sailq.")
         claimed_at = self._clock.now()
         try:
@@ -65,27 +92,63 @@ class Executor:
         except SailqError as error:
             self.refuse(job_id, error, attempt=claim.attempt)
             return
-        self._run_claimed(job, claim, claimed_at)
+        try:
+            self._run_claimed(job, claim, claimed_at)
+        except HandedBack:
+            self._lifecycle.end_attempt(job_id, claim.attempt, HANDED_BACK, counts=False)
+            raise
+        except redis.RedisError as error:
+            with suppress(redis.RedisError):
+                self._lifecycle.end_attempt(job_id, claim.attempt, f"error: {type(error).__name__}")
+            raise
 
     def refuse(self, job_id: str, error: SailqError, *, attempt: int | None = None) -> None:
-        """An error result for what cannot be run: no readable job, or one whose workers all died."""
-        _log.warning("refused %s: %s: %s", job_id, error.code, error)
+        """An error result for what cannot be run: no readable job, or one that has had its attempts. What cannot even
+        be a job's id has no result."""
+        _log_refusal(job_id, error)
+        if not is_identifier(job_id):
+            return
         result = Result(
             job=job_id, conversation=job_id, turn=0, finish_reason="error",
             error=Failure(code=error.code, message=str(error)), worker=self._identity.worker,
             device=self._identity.device, model=self._engine.card.name, finished_at=self._clock.now(),
         )
         with suppress(SailqError):  # what is readable of the job is its owner's to have back
-            job = _read(self._connection.hget(keys.job(job_id), "request") or b"", job_id)
+            job = _read(self._request(job_id), job_id)
             result = result.model_copy(update={
                 "conversation": job.conversation, "turn": job.turn, "metadata": job.metadata, "model": job.model,
             })
-        self._lifecycle.finish(result, attempt=attempt)
+        self._lifecycle.finish(self._with_history(result), attempt=attempt)
+
+    def _request(self, job_id: str) -> bytes:
+        """The job's record; b"" where there is none, or one that is too large to be read."""
+        if self._connection.hstrlen(keys.job(job_id), "request") > MAX_RECORD_BYTES:
+            return b""
+        return self._connection.hget(keys.job(job_id), "request") or b""
+
+    def give_up(self, job_id: str) -> None:
+        """An error result for a job whose worker died, at its last attempt."""
+        causes = [attempt.cause for attempt in self._lifecycle.history(job_id) if attempt.cause != HANDED_BACK]
+        self.refuse(job_id, SailqError(
+            f"Given up after {len(causes)} attempts; workers that died while they ran this job: {causes.count(DIED)}."
+        ))
+
+    def may_be_taken(self, job_id: str) -> bool | None:
+        """See `Lifecycle.may_be_taken`."""
+        return self._lifecycle.may_be_taken(job_id)
 
     def cancel(self, job_id: str) -> None:
         """Cancels a job that runs here; nothing happens if it does not."""
         with self._lock:
             requests = [request for request, running in self._running.items() if running == job_id]
+        for request in requests:
+            request.cancel()
+
+    def hand_back(self) -> None:
+        """Ends every attempt that runs here, or begins later, with HandedBack."""
+        with self._lock:
+            self._leaving = True
+            requests = list(self._running)
         for request in requests:
             request.cancel()
 
@@ -103,8 +166,12 @@ class Executor:
             else:
                 outcome, timings = self._generate(job, stream, timings)
         except SailqError as error:
-            outcome = Outcome.unstarted("deadline" if isinstance(error, DeadlineExceeded) else "error", error)
-        except redis.RedisError:
+            if isinstance(error, DeadlineExceeded):
+                outcome = Outcome.unstarted("deadline", error)
+            else:
+                _log_refusal(job.id, error)
+                outcome = Outcome.unstarted("error", error)
+        except (redis.RedisError, HandedBack):
             raise  # not the job's fault: RQ hands it to another attempt
         except Exception as error:
             _log.exception("job %s", job.id)
@@ -113,10 +180,17 @@ class Executor:
         if job.stream:
             self._publisher.flush()
         result = self._result(job, claim, outcome, timings)
+        if result.error is not None and result.error.may_pass:
+            self._lifecycle.end_attempt(job.id, claim.attempt, f"error: {result.error.message}"[:_MAX_CAUSE])
+            result = self._with_history(result)
         answered = result.finish_reason in {"stop", "length"}
         turn = Turn(job=job.id, turn=job.turn, messages=job.messages, text=result.text) if answered else None
         if not self._lifecycle.finish(result, attempt=claim.attempt, turn=turn):
-            _log.warning("job %s: another attempt has finished it; this one's result is dropped", job.id)
+            _log.warning("job %s: another attempt has begun; this one's result is dropped", job.id)
+            if not self._connection.exists(keys.result(job.id)):
+                raise Superseded
+        elif result.history and outcome.error is not None:
+            raise outcome.error  # RQ lists it among its failed jobs, too
 
     def _generate(self, job: Job, stream: Stream, timings: Timings) -> tuple[Outcome, Timings]:
         if job.model != self._engine.card.name:
@@ -139,6 +213,8 @@ class Executor:
             (lambda text: self._publisher.put(stream, text)) if job.stream else None,
         )
         with self._lock:
+            if self._leaving:
+                raise HandedBack
             self._running[request] = job.id
         try:
             self._scheduler.submit(request)
@@ -146,6 +222,8 @@ class Executor:
         finally:
             with self._lock:
                 del self._running[request]
+        if self._leaving and outcome.finish_reason == "cancelled":
+            raise HandedBack  # its producer may have cancelled it, too: the next attempt sees the mark
         first = outcome.first_token_at
         return outcome, timings.model_copy(update={
             "fetch": fetched - start,
@@ -173,16 +251,18 @@ class Executor:
             return {}
         wanted = media.wanted
         with self._connection.pipeline(transaction=False) as pipeline:
-            for digest in wanted:
-                pipeline.getrange(keys.blob(digest), 0, MAX_BLOB_BYTES)  # one byte too many is refused
+            for digest, part in wanted.items():
+                pipeline.getrange(keys.blob(digest), 0, blob_limit(part.size))  # one byte too many is refused
             for part in media.parts:
                 pipeline.expire(keys.blob(part.blob), self._blob_ttl)
+                end = self._clock.now() + self._blob_ttl
+                pipeline.zadd(keys.BLOBS, {keys.blob_name(part.blob): end}, xx=True, gt=True)
             blobs = pipeline.execute()[: len(wanted)]
         frames: dict[str, Frames] = {}
         for (digest, part), blob in zip(wanted.items(), blobs, strict=True):
             if not blob:
                 raise BadMedia("The frames of this job have expired; submit it again.")
-            frames[digest] = decode_frames(blob, (part.frames, part.height, part.width))
+            frames[digest] = decode_frames(blob, part.size)
         return frames
 
     def _result(self, job: Job, claim: Claim, outcome: Outcome, timings: Timings) -> Result:
@@ -199,6 +279,18 @@ class Executor:
             tokens_per_second=rate, worker=self._identity.worker, device=self._identity.device,
             model=job.model, attempt=claim.attempt, metadata=job.metadata, finished_at=now,
         )
+
+    def _with_history(self, result: Result) -> Result:
+        """`result` with the attempts that led to it, where another might have gone better."""
+        if result.error is None or not result.error.may_pass:
+            return result
+        history = self._lifecycle.history(result.job)
+        return result.model_copy(update={"history": history, "attempt": history[-1].attempt}) if history else result
+
+
+def _log_refusal(job_id: str, error: SailqError) -> None:
+    """One line for each, whatever the sender wrote into it."""
+    _log.warning("refused %s: %s: %s", quoted(job_id), error.code, quoted(str(error)))
 
 
 def _read(record: bytes, job_id: str) -> Job:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import redis
 
 from ..shared import keys
+from ..shared.connection import OUTAGES
 
 FLUSH_SECONDS = 0.05
 """A stream's reader sees text at most this much later than it was made; the first token goes at once."""
 FLUSH_TOKENS = 256
 """So many tokens of all streams together do not wait for the next flush."""
+_OUTAGE_SECONDS = 1.0
 
 _log = logging.getLogger("sailq.publisher")
 
@@ -79,7 +81,7 @@ class Publisher:
                         pipeline.xadd(key, {"attempt": stream.attempt, "at": stream.sent, "text": text})
                         pipeline.expire(key, self._ttl)
                     pipeline.execute()
-            except (redis.ConnectionError, redis.TimeoutError):
+            except OUTAGES:
                 with self._changed:
                     for stream, text in zip(streams, texts, strict=True):
                         stream.pending.insert(0, text)
@@ -104,6 +106,8 @@ class Publisher:
                 self.flush()
             except redis.RedisError as error:
                 _log.warning("streamed text was not written: %s", error)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, _OUTAGE_SECONDS)
             except Exception:  # the other jobs' readers still wait for theirs
                 _log.exception("streamed text was not written")
             with self._changed:

@@ -119,6 +119,11 @@ class Scheduler:
         """Slots in use."""
         return sum(request is not None for request in self._slots)
 
+    @property
+    def alive(self) -> bool:
+        """False only where the loop broke: neither before `start` nor after `close`."""
+        return self._thread is None or self._closing or self._thread.is_alive()
+
     def submit(self, request: Request) -> None:
         """Queue a request; after `close` it is cancelled at once."""
         with self._changed:

@@ -26,6 +26,8 @@ from .engine import Engine
 from .execution import Executor, Identity
 from .publisher import Publisher
 from .scheduler import Scheduler
+from .self_test import self_test
+from .watchdog import Watchdog
 
 LOOK_AHEAD = 2
 """Jobs taken beyond the slots, so that their frames and tokens are ready when a slot frees."""
@@ -36,11 +38,15 @@ _CARD_TTL = 30 * 86_400
 _log = logging.getLogger("sailq.worker")
 
 
-def serve(settings: Settings, load: Callable[[Path], Engine]) -> None:
+def serve(
+    settings: Settings, load: Callable[[Path], Engine], *, drain_seconds: float = 60.0, device_timeout: float = 120.0
+) -> None:
     """Loads the model once and serves its queue until SIGTERM or SIGINT.
 
     Args:
         load: the model in a directory: `Engine.load` with its options.
+        drain_seconds: what running jobs have to finish in when the worker is told to stop.
+        device_timeout: seconds after which a call to the device ends the process.
 
     Raises Unsupported for what cannot be served and ServerUnavailable when the server does not answer at start; later
     it waits for the server to return.
@@ -54,19 +60,22 @@ def serve(settings: Settings, load: Callable[[Path], Engine]) -> None:
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     _log.info("loaded %s on %s in %.1f s", engine.card.name, engine.device, time.monotonic() - began)
     scheduler = Scheduler(engine)
+    watchdog = Watchdog(engine, device_timeout, lambda: scheduler.alive)
+    watchdog.start()
+    self_test(engine)
     publisher = Publisher(connection, settings.result_ttl)
     executor = Executor(
         connection, engine, scheduler, publisher,
         Lifecycle(connection, result_ttl=settings.result_ttl, conversation_ttl=settings.conversation_ttl),
-        Identity(worker=name, device=engine.device), blob_ttl=max(settings.job_ttl, settings.conversation_ttl),
+        Identity(worker=name, device=engine.device), blob_ttl=settings.blob_ttl,
     )
     consumer = Consumer(
         keys.queue(engine.card.name), executor, connection=connection, name=name, places=engine.slots + LOOK_AHEAD,
-        announce=_announcer(engine, connection, name, scheduler),
+        drain_seconds=drain_seconds, announce=_announcer(engine, connection, name, scheduler),
     )
     scheduler.start()
     try:
-        with connection.pipeline() as pipeline:
+        with server_errors(connection), connection.pipeline() as pipeline:
             pipeline.set(keys.model(engine.card.name), encode(engine.card), ex=_CARD_TTL)
             pipeline.sadd(keys.MODELS, engine.card.name)
             pipeline.execute()
@@ -77,6 +86,7 @@ def serve(settings: Settings, load: Callable[[Path], Engine]) -> None:
     finally:
         scheduler.close()
         publisher.close()
+        watchdog.stop()
         with suppress(redis.RedisError):  # both age out
             connection.delete(keys.worker(name))
             connection.zrem(keys.WORKERS, name)

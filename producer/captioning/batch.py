@@ -46,12 +46,16 @@ class Summary:
 
 @dataclass
 class Captioning:
-    """One run over `clips`. After `start`, `todo` are those that no earlier run has answered."""
+    """One run over `clips`. After `start`, `todo` are those that no earlier run has answered.
+
+    `wait`: seconds that a clip waits for room where the queue is full.
+    """
 
     clips: Sequence[Clip]
     model: str
     options: GenerationOptions
     window: int
+    wait: float = 0.0
     out: Path | None = None
     rows: dict[int, Row] = field(default_factory=dict)
     todo: list[Clip] = field(default_factory=list)
@@ -83,7 +87,8 @@ class Captioning:
         """Each new row, once it is written. However this ends, `out` is then in the order of the input."""
         began = time.monotonic()
         batch = run_batch(
-            client, self.todo, model=self.model, options=self.options, window=self.window, seen=seen, idle=idle
+            client, self.todo, model=self.model, options=self.options, window=self.window, patience=self.wait,
+            seen=seen, idle=idle,
         )
         try:
             with closing(batch):

@@ -121,7 +121,7 @@ def _media(messages: list[Any]) -> Iterator[str]:
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else ():
             kind = part.get("type") if isinstance(part, dict) else None
-            medium = part.get(kind) if kind in {"image", "image_url", "video"} else None
+            medium = part.get(kind) if kind in ("image", "image_url", "video") else None
             if isinstance(medium, dict):
                 medium = medium.get("url")
             if isinstance(medium, list) and medium:

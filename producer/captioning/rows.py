@@ -35,6 +35,7 @@ def as_row(result: Result) -> Row:
         "worker": result.worker,
         "device": result.device,
         "attempt": result.attempt,
+        "history": [attempt.model_dump() for attempt in result.history],
     }
 
 
@@ -56,6 +57,7 @@ def failed_row(error: SailqError) -> Row:
         "worker": None,
         "device": None,
         "attempt": 0,
+        "history": [],
     }
 
 

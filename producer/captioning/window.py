@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
 from ...shared.connection import server_errors
-from ...shared.errors import NotFound, SailqError, ServerUnavailable
+from ...shared.errors import NotFound, QueueFull, SailqError, ServerUnavailable
 from ...shared.frames import encode_frames
 from ...shared.jobs import GenerationOptions
 from ..client import Client, Handle
@@ -22,6 +23,8 @@ READERS = min(4, os.cpu_count() or 1)
 """Threads that read media."""
 _POLL_SECONDS = 0.05
 """How soon a clip that was read is followed while others are still being read."""
+_FULL_SECONDS = 1.0
+"""How often a clip asks again for room where the queue is full."""
 _IDLE_SECONDS = 2.0
 
 
@@ -35,6 +38,7 @@ def run_batch(
     seen: Callable[[Clip, Prepared], None] | None = None,
     idle: Callable[[], None] | None = None,
     encode: Encode = encode_frames,
+    patience: float = 0.0,
 ) -> Generator[tuple[Clip, Row], None, None]:
     """Each clip with its row (see `rows.as_row`), in the order in which they finish.
 
@@ -46,6 +50,7 @@ def run_batch(
         seen: gets each clip's frames, in a reader's thread, before they are uploaded.
         idle: called now and then while nothing comes.
         encode: makes the blob of each medium's frames.
+        patience: seconds that a clip waits for room where the queue is full.
 
     Raises ServerUnavailable.
     """
@@ -56,8 +61,15 @@ def run_batch(
         prepared = prepare(clip.messages, base=clip.base, card=card, encode=encode)
         if seen is not None:
             seen(clip, prepared)
-        return client.submit_prepared(prepared, model=model, options=options)
+        until = time.monotonic() + patience
+        while True:
+            try:
+                return client.submit_prepared(prepared, model=model, options=options)
+            except QueueFull:
+                if time.monotonic() > until or closing.wait(_FULL_SECONDS):
+                    raise
 
+    closing = threading.Event()
     waiter = Waiter(client.connection)
     reading: dict[Future[Handle], Clip] = {}
     running: dict[str, Clip] = {}
@@ -94,6 +106,7 @@ def run_batch(
                 quiet_since = time.monotonic()
                 idle()
     finally:
+        closing.set()
         pool.shutdown(cancel_futures=True)
         handles = [one.result() for one in reading if not one.cancelled() and one.exception() is None]
         with suppress(ServerUnavailable):  # then none can be cancelled

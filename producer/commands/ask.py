@@ -34,6 +34,7 @@ def ask(
         typer.Option("--conversation", metavar="ID", help="Go on with a conversation, or begin one of this name."),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text as it comes.")] = False,
+    wait: Annotated[float, flags.WAIT] = 0.0,
     timeout: Annotated[
         float | None,
         typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up when there is no answer by then."),
@@ -124,6 +125,7 @@ def ask(
                 options=options,
                 timeout=timeout,
                 stream=stream,
+                wait=wait,
             )
             show = (lambda text: terminal.print_json({"chunk": text})) if json else terminal.print_piece
             result = receive(client, handle.job, timeout=timeout, show=show if stream else None)

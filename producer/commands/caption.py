@@ -54,6 +54,7 @@ def caption(
     window: Annotated[
         int, typer.Option("--window", metavar="N", min=1, max=4096, help="Most clips in flight at a time.")
     ] = 64,
+    wait: Annotated[float, flags.WAIT] = 600.0,
     json: Json = False,
     redis_url: RedisUrl = None,
     model: Model = None,
@@ -133,6 +134,7 @@ def caption(
             options=options,
             out=out,
             window=window,
+            wait=wait,
         )
         console = Console(stderr=True)
         with Client(settings=settings) as client:

@@ -36,7 +36,7 @@ MIN_FRAMES = 4
 _LARGEST = 2**31 - 1
 Count = Annotated[int, Field(ge=0, le=_LARGEST)]
 Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
-Real = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Real = Annotated[float, Field(ge=0)]
 
 
 class Options(Record):

@@ -19,8 +19,7 @@ def asked(tmp_path: Path) -> list[dict[str, Any]]:
     """Jobs of mixed lengths, greedy and sampled; each clip is asked about twice or more."""
     jobs = []
     for number, row in enumerate(write_samples(11, 12, tmp_path)):
-        (*_, last) = row["messages"]
-        media = [part for part in last["content"] if part["type"] != "text"] if isinstance(last["content"], list) else []
+        media = [part for part in row["messages"][-1]["content"] if part["type"] != "text"]
         for question in QUESTIONS[: 2 + number % 2]:
             options = {"max_new_tokens": 6 + 7 * (number % 4), "seed": number, "temperature": 0.8 * (number % 2)}
             jobs.append({"messages": [{"role": "user", "content": [*media, {"type": "text", "text": question}]}],

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import select
-import shutil
-import socket
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import redis
+from farm import NullWorker
+from null_jobs import submit
+from proxy import Proxy
 from rq.job import Job as RQJob
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion, sailq_command
@@ -20,6 +20,7 @@ from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
 from sailq.producer.messages import Prepared
 from sailq.shared import keys
+from sailq.shared.errors import ServerUnavailable
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
 from sailq.shared.lifecycle import Lifecycle
 from sailq.shared.rqjob import LockedJob, Serializer
@@ -39,64 +40,11 @@ def said(text: str) -> Prepared:
     return Prepared((Message(role="user", content=(TextPart(text=text),)),), {}, 0)
 
 
-class Proxy:
-    """Stands before a server on a Unix socket, and once breaks the connection instead of giving EXEC's reply."""
-
-    def __init__(self, server: str, path: str) -> None:
-        self.lose_reply = threading.Event()
-        self._server, self._listener = server, socket.socket(socket.AF_UNIX)
-        self._listener.bind(path)
-        self._listener.listen()
-        self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._carry, args=(client,), daemon=True).start()
-
-    def _carry(self, client: socket.socket) -> None:
-        server = socket.socket(socket.AF_UNIX)
-        server.connect(self._server)
-        self._open += [client, server]
-        with client, server:
-            while True:
-                readable, _, _ = select.select([client, server], [], [])
-                for one in readable:
-                    try:
-                        data = one.recv(1 << 16)
-                    except OSError:
-                        return
-                    if not data:
-                        return
-                    (server if one is client else client).sendall(data)
-                    if one is client and b"EXEC" in data and self.lose_reply.is_set():
-                        server.recv(1 << 16)  # the server has done it
-                        self.lose_reply.clear()
-                        return
-
-    def close(self) -> None:
-        self._listener.close()
-        for one in self._open:
-            one.close()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for a socket's."""
-    folder = Path(tempfile.mkdtemp(prefix="sailq-"))
-    yield folder
-    shutil.rmtree(folder)
-
-
 def test_a_submission_whose_reply_is_lost_is_there_once(
     redis_url: str, server_url: str, connection: redis.Redis, folder: Path
 ) -> None:
     """The transaction was carried out: done again, the job would wait for itself, as its conversation's last."""
-    proxy = Proxy(server_url.removeprefix("unix://"), str(folder / "proxy.sock"))
+    proxy = Proxy(server_url.removeprefix("unix://"), folder / "proxy.sock")
     with Client(f"unix://{folder}/proxy.sock?db=0") as client:
         for turn in range(3):
             proxy.lose_reply.set()
@@ -133,6 +81,56 @@ def test_an_outage_ends_no_worker_and_loses_no_job(folder: Path, eventually: Eve
         assert "Traceback" not in log.read_text().split("stopping:")[1]
 
 
+CUT_SECONDS = 30.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forget", [False, True], ids=["delayed", "forgotten"])
+def test_a_link_cut_for_30_s_loses_nothing_and_both_sides_recover(
+    server_url: str, client: Client, folder: Path, start_null: Callable[..., NullWorker], eventually: Eventually,
+    forget: bool,
+) -> None:
+    """What was sent before the cut comes after it, or never."""
+    proxy = Proxy(server_url.removeprefix("unix://"), folder / "proxy.sock")
+    url = f"unix://{folder}/proxy.sock?db=0"
+    workers = [start_null("--decode-ms", "20", "--slots", "4", url=url) for _ in range(2)]
+    jobs = [submit(client, 100) for _ in range(40)]
+    with Client(url) as producer:
+        next(producer.stream(jobs[0], 20))
+        proxy.cut()
+        began = time.monotonic()
+        failed_after: list[float] = []
+
+        def ask() -> None:
+            with pytest.raises(ServerUnavailable):
+                producer.conversations()
+            failed_after.append(time.monotonic() - began)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        eventually(lambda: time.monotonic() - began >= CUT_SECONDS, 31)
+        proxy.mend(forget=forget)
+        mended = time.monotonic()
+        jobs.append(submit(producer, 100))
+        producer_back = time.monotonic() - mended
+        done = len(client.connection.keys(keys.result("*")))
+        eventually(lambda: len(client.connection.keys(keys.result("*"))) > done, 40)
+        worker_back = time.monotonic() - mended
+        asking.join(40)
+        assert len(dict(client.as_completed(jobs, 40))) == len(jobs)
+        everything = time.monotonic() - mended
+    fate = "forgotten" if forget else "delayed"
+    print(f"\nfigure: a link cut for {CUT_SECONDS:.0f} s, what was sent {fate}: calls fail after "
+          f"{failed_after[0]:.1f} s; once mended {producer_back:.1f} s to a submission, {worker_back:.1f} s "
+          f"to the next result, {everything:.1f} s to all {len(jobs)}, 0 lost")
+    assert failed_after[0] < 15 and producer_back < 5 and worker_back < 15
+    for job in jobs:
+        result = client.result(job)
+        assert result and result.error is None and [turn.job for turn in client.history(result.conversation)] == [job]
+    assert all(worker.alive for worker in workers)
+    proxy.close()
+
+
 @pytest.fixture
 def executor(connection: redis.Redis) -> Iterator[Executor]:
     """A worker's inside, without its queue."""
@@ -166,7 +164,9 @@ def test_a_job_that_could_not_be_started_has_no_lease_renewed(
 ) -> None:
     """The reply was lost, so the server has a lease of an execution that will never run."""
     handle = client.submit_prepared(said("hi"))
-    consumer = Consumer(QUEUE, executor, connection=connection, name="w", places=1, announce=lambda _: None)
+    consumer = Consumer(
+        QUEUE, executor, connection=connection, name="w", places=1, drain_seconds=0, announce=lambda _: None
+    )
     queue = consumer.queues[0]
     job = LockedJob.fetch(handle.job, connection=connection, serializer=Serializer)
     prepare = consumer.prepare_execution

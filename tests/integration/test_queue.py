@@ -6,15 +6,12 @@ import multiprocessing
 import os
 import signal
 import time
-import zlib
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import redis
 from rq.job import Job as RQJob
-from rq.queue import Queue
 from sailq.producer import submission
 from sailq.producer.client import Client, Handle
 from sailq.producer.companion import Companion
@@ -22,8 +19,8 @@ from sailq.producer.messages import Prepared
 from sailq.shared import keys
 from sailq.shared.errors import NotFound
 from sailq.shared.frames import encode_frames
-from sailq.shared.jobs import FramesPart, GenerationOptions, Message, Result, TextPart
-from sailq.shared.rqjob import LockedJob, Serializer
+from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
+from sailq.shared.rqjob import MAX_ATTEMPTS, LockedJob, Serializer
 from sailq.shared.settings import Settings
 from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine
@@ -314,60 +311,6 @@ def test_a_job_for_another_model_on_this_queue_is_refused(
     assert error and error.code == "unsupported" and "other" in error.message
 
 
-def wait_for_result(client: Client, job: str, eventually: Eventually) -> Result:
-    """A foreign job's result: until it is refused, no such job is known."""
-    eventually(lambda: client.connection.exists(keys.result(job)), 15)
-    result = client.result(job)
-    assert result
-    return result
-
-
-@pytest.fixture
-def trap(tmp_path: Path) -> Path:
-    """A file that no refused job can have made."""
-    return tmp_path / "trap"
-
-
-def push_raw(connection: redis.Redis, job: str, fields: dict[str, bytes]) -> str:
-    connection.hset(RQJob.key_for(job), mapping=fields)
-    connection.rpush(f"rq:queue:{QUEUE}", job)
-    return job
-
-
-def test_hostile_entries_are_refused_and_the_next_job_is_served(
-    client: Client, connection: redis.Redis, worker: Companion, eventually: Eventually, trap: Path
-) -> None:
-    pickled = Queue(QUEUE, connection=connection)
-    msgpacked = Queue(QUEUE, connection=connection, serializer=Serializer)
-    connection.hset(keys.job("garbled"), "request", b"\x81\xa1v\xcc")
-    connection.hset(keys.job("oversized"), "request", b"\xc0" * (2 << 20))
-    refusals = {
-        pickled.enqueue(os.system, f"touch {trap}").id: "bad_request",
-        pickled.enqueue("sailq.run", "x", meta={"payload": object}).id: "bad_request",
-        msgpacked.enqueue("os.system", f"touch {trap}").id: "unsupported",
-        msgpacked.enqueue("builtins.eval", f"open({str(trap)!r}, 'w')").id: "unsupported",
-        msgpacked.enqueue("sailq.run").id: "bad_request",
-        msgpacked.enqueue("sailq.run", 7).id: "bad_request",
-        msgpacked.enqueue("sailq.run", "nosuchjob").id: "bad_request",
-        msgpacked.enqueue("sailq.run", "garbled", job_id="garbled").id: "bad_request",
-        msgpacked.enqueue("sailq.run", "oversized", job_id="oversized").id: "bad_request",
-        push_raw(connection, "no-date", {"data": b"x", "created_at": b"yesterday"}): "bad_request",
-        push_raw(connection, "bomb", {"data": b"\xdd\xff\xff\xff\xff", "created_at": b"2026-01-01T00:00:00.0Z"}):
-            "bad_request",
-        push_raw(connection, "no-text", {"data": b"x", "origin": b"\xff\xfe"}): "bad_request",
-        push_raw(connection, "unpacks", {"data": zlib.compress(bytes(256 << 20))}): "bad_request",
-    }
-    connection.set(RQJob.key_for("no-hash"), b"x")
-    connection.rpush(f"rq:queue:{QUEUE}", "no-hash", "nowhere", b"\xff\xfe")
-    refusals["no-hash"] = "bad_request"
-    for job, code in refusals.items():
-        error = wait_for_result(client, job, eventually).error
-        assert error and error.code == code and error.message.endswith("."), job
-    assert client.wait(client.submit_prepared(said("hi")).job, 30).error is None
-    assert not trap.exists()
-    worker.check()
-
-
 def test_a_job_that_fails_each_attempt_ends_as_an_error(
     client: Client, connection: redis.Redis, worker: Companion, eventually: Eventually
 ) -> None:
@@ -404,7 +347,7 @@ def test_a_job_whose_workers_all_die_ends_as_an_error(
     client: Client, connection: redis.Redis, start_worker: Start, eventually: Eventually, long: GenerationOptions
 ) -> None:
     handle = client.submit_prepared(said(TALK), options=long, conversation="mine", metadata={"camera": 3})
-    connection.hset(RQJob.key_for(handle.job), "retries_left", 0)
+    connection.hset(keys.job(handle.job), "spent", MAX_ATTEMPTS - 1)
     worker = start_worker()
     eventually(lambda: connection.hget(keys.job(handle.job), "worker"))
     os.kill(worker.pid, signal.SIGKILL)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import time
+import tracemalloc
 
 import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sailq.shared.bounds import MAX_DEPTH, MAX_VALUES
 from sailq.shared.codec import MAX_RECORD_BYTES, VERSION, decode, encode, pack, unpack
 from sailq.shared.errors import BadRequest, CodecError
 from sailq.shared.jobs import Job, Message, Result, TextPart, Turn
@@ -73,9 +76,10 @@ def reencoded(**changes: object) -> bytes:
         (b"", "not valid msgpack"),
         (pickle.dumps(JOB.model_dump()), "not valid msgpack"),
         (b"\x00" * (MAX_RECORD_BYTES + 1), "at most"),
-        (msgpack.packb(msgpack.ExtType(5, b"x")), "extension type 5"),
+        (msgpack.packb(msgpack.ExtType(5, b"x")), "extension type 0x05"),
         (b"\x91" * 100 + b"\xc0", "nested"),
-        (b"\x91" * 100_000 + b"\xc0", "not valid msgpack"),
+        (b"\x91" * 100_000 + b"\xc0", "nested"),
+        (b"\x9f" + b"\x00" * 14, "end too early"),
     ],
 )
 def test_a_malformed_job_is_refused_with_a_sentence(data: bytes, says: str) -> None:
@@ -91,6 +95,7 @@ def test_a_malformed_job_is_refused_with_a_sentence(data: bytes, says: str) -> N
         ("options", {"temperature": float("nan")}, "temperature"), ("options", {"max_new_tokens": 0}, "max_new_tokens"),
         ("options", {"surprise": 1}, "surprise"), ("priority", "urgent", "priority"), ("bogus", 1, "bogus"),
         ("messages", [{"role": "user", "content": [{"type": "audio", "audio": "x"}]}], "audio"),
+        ("metadata", {"a": b"bytes"}, "metadata"), ("metadata", {"a": [float("nan")]}, "metadata"),
         ("messages", [{"role": "user", "content": [
             {"type": "video", "blob": "a" * 64, "frames": -1, "height": 84, "width": 84}]}], "frames"),
         ("messages", [{"role": "user", "content": [
@@ -115,6 +120,78 @@ def test_a_job_that_breaks_the_contract_is_refused_by_name(field: str, value: ob
 def test_a_forged_array_is_refused_before_it_is_built(fields: object) -> None:
     with pytest.raises(CodecError):
         unpack(msgpack.packb(msgpack.ExtType(1, msgpack.packb(fields))), LIMIT)
+
+
+MANY = MAX_VALUES * 8
+HUNDRED_MILLION = b"\xdd" + (10**8).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"\xdd" + MANY.to_bytes(4, "big") + b"\x90" * MANY, "values"),
+        (b"\xdf" + MANY.to_bytes(4, "big") + b"\xa0\x80" * MANY, "values"),
+        (msgpack.packb(msgpack.ExtType(1, b"\xdd" + MANY.to_bytes(4, "big") + b"\x90" * MANY)), "values"),
+        (HUNDRED_MILLION * 60 + b"\xc0" * 1000, "values"),  # which msgpack makes long ahead of what is in them
+        (b"\x9f" * 70, "nested"),
+        (b"\xdb" + (4 << 20).to_bytes(4, "big") + "\N{GRINNING FACE}".encode() * (1 << 20), "bytes of text"),
+        (b"\xc6\xff\xff\xff\xff", "not valid msgpack"),
+        (b"\xc7\x04\xff" + b"\0" * 4, "extension type 0xff"),  # msgpack's own timestamp
+    ],
+)
+def test_what_is_small_here_and_large_in_memory_is_refused_before_it_is_built(data: bytes, says: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(CodecError, match=says):
+            unpack(data, 64 << 20)
+        assert tracemalloc.get_traced_memory()[1] < len(data) + (1 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("value", [[None] * MAX_VALUES, functools.reduce(lambda inner, _: [inner], range(65), None)])
+def test_what_would_not_be_unpacked_is_not_packed(value: object) -> None:
+    with pytest.raises(CodecError, match="more than"):
+        pack(value, LIMIT)
+
+
+def test_the_longest_and_deepest_values_come_back() -> None:
+    for value in ([None] * (MAX_VALUES - 1), functools.reduce(lambda inner, _: [inner], range(MAX_DEPTH), None)):
+        assert unpack(pack(value, LIMIT), LIMIT) == value
+
+
+def test_a_clips_blob_is_looked_through_in_a_moment() -> None:
+    data = pack({"jpeg": [bytes(50_000)] * 4}, LIMIT)
+    start = time.perf_counter()
+    for _ in range(100):
+        unpack(data, LIMIT)
+    each = (time.perf_counter() - start) / 100
+    print(f"\nfigure: unpacking a blob of 200 KB: {each * 1e6:.0f} µs")
+    assert each < 0.001
+
+
+def test_a_result_and_a_turn_hold_all_that_the_largest_job_says() -> None:
+    text = TextPart(text="x" * 200_000)
+    message = Message(role="user", content=(text, text))
+    metadata = {"flags": [True] * (MAX_VALUES - 100), "note": "x" * 500_000}
+    job = JOB.model_copy(update={"messages": (message,), "metadata": metadata})
+    assert decode(Job, encode(job)) == job
+    result = Result(
+        job="j1", conversation="c1", turn=0, text="y" * 500_000, finish_reason="stop", metadata=metadata,
+        finished_at=2.0,
+    )
+    turn = Turn(job="j1", turn=0, messages=job.messages, text=result.text)
+    assert decode(Result, encode(result)) == result and decode(Turn, encode(turn)) == turn
+
+
+def test_an_error_quotes_little_and_on_one_line() -> None:
+    for changes in ({"v": "x" * 10_000}, {"type": ["\n"] * 10_000}, {"v": np.ones(3)}, {"type": np.ones(3)},
+                    {"body": {"a\nb" * 10_000: 1}}, {"body": {"messages": [{"role": "user", "content": [
+                        {"type": "\x1b[2J\n" * 10_000}]}]}}):
+        data = pack({**msgpack.unpackb(encode(JOB)), **changes}, LIMIT)
+        with pytest.raises(BadRequest) as caught:
+            decode(Job, data)
+        assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
 
 
 @settings(max_examples=500)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 
 import cv2
 import numpy as np
 import pytest
 from sailq.shared.codec import pack, unpack
 from sailq.shared.errors import BadMedia, CodecError, SailqError
-from sailq.shared.frames import MAX_BLOB_BYTES, decode_frames, encode_frames
+from sailq.shared.frames import MAX_BLOB_BYTES, blob_limit, decode_frames, encode_frames
 
 
 def camera_clip(frames: int, height: int, width: int) -> np.ndarray:
@@ -71,6 +72,75 @@ def big_jpeg_header() -> bytes:
 def test_a_forged_blob_is_refused_with_the_typed_error(blob: bytes) -> None:
     with pytest.raises(SailqError):
         decode_frames(blob, (2, 56, 84))
+
+
+def jpeg(height: int = 56, width: int = 84) -> bytes:
+    return bytes(cv2.imencode(".jpg", camera_clip(1, height, width)[0])[1].tobytes())
+
+
+def with_size(data: bytes, height: int, width: int) -> bytes:
+    at = data.index(b"\xff\xc0")
+    return data[: at + 5] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[at + 9 :]
+
+
+def hidden(height: int, width: int) -> bytes:
+    """Of `height` × `width` to those who skip a marker that has no length by the length that follows it; to a decoder,
+    of 16000 × 16000."""
+    large = with_size(jpeg(), 16_000, 16_000)[2:]
+    small = b"\xff\xc0\x00\x11\x08" + height.to_bytes(2, "big") + width.to_bytes(2, "big") + bytes(10)
+    return b"\xff\xd8\xff\xe0\x00\x02\xff\x01" + len(large).to_bytes(2, "big") + large + small
+
+
+def scans(count: int) -> bytes:
+    """Each of 10 bytes, and each makes a decoder go over all pixels."""
+    data = jpeg()
+    at = data.index(b"\xff\xda")
+    return data[:at] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" * count + b"\xff\xd9"
+
+
+def progressive() -> bytes:
+    flags = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+    return bytes(cv2.imencode(".jpg", camera_clip(1, 56, 84)[0], flags)[1].tobytes())
+
+
+@pytest.mark.parametrize("data", [hidden(56, 84), scans(2), scans(1000), progressive()])
+def test_a_jpeg_that_a_decoder_may_read_otherwise_or_for_long_is_refused(data: bytes) -> None:
+    with pytest.raises(BadMedia, match="no JPEG"):
+        decode_frames(forged(jpeg=[data] * 2), (2, 56, 84))
+
+
+def test_a_jpeg_that_says_it_lies_on_its_side_is_of_its_own_size() -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    data = b"\xff\xd8\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg()[2:]
+    turned = decode_frames(forged(jpeg=[data] * 2), (2, 56, 84))
+    np.testing.assert_array_equal(turned, decode_frames(forged(jpeg=[jpeg()] * 2), (2, 56, 84)))
+
+
+@pytest.mark.parametrize("size", [(10**6, 10**6, 10**6), (768, 8176, 8176), (1, 30_000, 30_000), (2, 8176, 8176)])
+def test_an_enormous_claim_allocates_nothing(size: tuple[int, int, int]) -> None:
+    count, height, width = size
+    small = with_size(jpeg(), min(height, 65_535), min(width, 65_535))[:200]
+    blob = forged(size=list(size), jpeg=[small] * min(count, 768))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadMedia):
+            decode_frames(blob, size)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_blob_is_no_larger_than_its_frames_need() -> None:
+    noise = np.random.default_rng(2).integers(0, 255, (2, 28, 28, 3), np.uint8)
+    assert len(encode_frames(noise)[1]) < blob_limit((2, 28, 28)) < 20_000
+    with pytest.raises(CodecError, match="at most"):
+        decode_frames(forged(size=[1, 28, 28], jpeg=[bytes(20_000)]), (1, 28, 28))
+
+
+@pytest.mark.parametrize("name", ["v", "type", "size", "jpeg"])
+def test_an_array_is_no_field_of_a_blob(name: str) -> None:
+    with pytest.raises(SailqError):
+        decode_frames(forged(**{name: np.ones(3)}), (2, 56, 84))
 
 
 def test_a_jpeg_of_another_size_is_refused_by_its_header() -> None:

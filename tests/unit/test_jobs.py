@@ -59,8 +59,23 @@ def test_the_servers_time_is_kept_when_this_machines_clock_is_set(
     assert clock.now() == pytest.approx(wall(), abs=1)
 
 
-def test_a_password_is_never_shown() -> None:
-    assert without_password("redis://u:s3cret@h:1/0") == "redis://u:***@h:1/0"
-    with pytest.raises(BadRequest) as refused:
-        connect("http://u:s3cret@h")
+@pytest.mark.parametrize(("url", "shown"), [
+    ("redis://u:s3cret@h:1/0", "redis://u:***@h:1/0"),
+    ("redis://:p@s3cret@h/0", "redis://:***@h/0"),
+    ("unix:///s?db=0&password=s3cret", "unix:///s?db=0&password=***"),
+    ("unix:///s?db=0", "unix:///s?db=0"),
+    ("rediss://u@h:1/0", "rediss://u@h:1/0"),
+])
+def test_a_password_is_never_shown(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+@pytest.mark.parametrize("url", [
+    "http://u:s3cret@h", "u:s3cret@h:6379", "redis://u:s3cret/x@h", "redis://u:12/s3cret@h", "redis://u:p@s3cret#x@h",
+    "redis://u:1?s3cret@h", "redis://u:s3cret@[h", "redis://u:s3cret@h:port", "redis://u:s3cret@h/0?x=1",
+    "rediss://u:s3cret@h/0?ssl_cert_reqs=x",
+])
+def test_not_even_of_a_url_that_cannot_be_read(url: str) -> None:
+    with pytest.raises(BadRequest, match="URL") as refused:
+        connect(url)
     assert "s3cret" not in str(refused.value)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -64,6 +65,7 @@ class Engine:
     Attributes:
         vision_cache: what it encoded last.
         device_seconds: spent in the runner's calls since it was loaded.
+        device_call: the call that the runner is in, and when it began on `time.monotonic`.
     """
 
     loads: ClassVar[int] = 0
@@ -75,6 +77,7 @@ class Engine:
         self.runner = runner
         self.vision_cache = VisionCache(vision_cache_bytes)
         self.device_seconds = 0.0
+        self.device_call: tuple[str, float] | None = None
         self.card: ModelCard = spec.card(runner.context, runner.max_patches)
         self._spec, self._prompter = spec, prompter
         self._preparer = Preparer(spec, runner, prompter, self.vision_cache)
@@ -123,8 +126,8 @@ class Engine:
         vision = [self._encode(medium) for medium in prepared.media]
         encoded = time.monotonic()
         embeds = np.concatenate([np.empty((0, self.runner.hidden), np.float32), *vision])
-        logits = self.runner.prefill(slot, prepared.tokens, prepared.positions, embeds, prepared.places)
-        self.device_seconds += time.monotonic() - encoded
+        with self._on_device("prefill"):
+            logits = self.runner.prefill(slot, prepared.tokens, prepared.positions, embeds, prepared.places)
         generation = Generation(
             prepared, slot, Sampler(options, prepared.tokens),
             TextStream(self._prompter.tokenizer, options.stop), encoded - began,
@@ -142,14 +145,23 @@ class Engine:
         # The token to feed has the place after all that are cached: the prompt and the earlier tokens.
         places = [len(g.prepared.tokens) + len(g.tokens) - 1 + g.prepared.delta for g in generations]
         positions = np.tile(np.array(places, np.int32), (3, 1))
-        began = time.monotonic()
-        logits = self.runner.decode([g.slot for g in generations], tokens, positions)
-        self.device_seconds += time.monotonic() - began
+        with self._on_device("decode"):
+            logits = self.runner.decode([g.slot for g in generations], tokens, positions)
         self._accept(generations, logits)
 
     def release(self, slot: int) -> None:
         """The slot's generation is over."""
         self.runner.release(slot)
+
+    @contextmanager
+    def _on_device(self, call: str) -> Iterator[None]:
+        began = time.monotonic()
+        self.device_call = call, began
+        try:
+            yield
+        finally:
+            self.device_call = None
+            self.device_seconds += time.monotonic() - began
 
     def _encode(self, medium: Medium) -> Embeds:
         """Vision tokens of a medium, unless an earlier request left them: float32 [V, H]."""
@@ -157,21 +169,23 @@ class Engine:
         if known is not None:
             return known
         assert medium.patches is not None
-        began = time.monotonic()
-        embeds = self.runner.vision(medium.patches, medium.grid)
-        self.device_seconds += time.monotonic() - began
+        with self._on_device("vision"):
+            embeds = self.runner.vision(medium.patches, medium.grid)
         self.vision_cache.put(medium.key, embeds)
         return embeds
 
     def _accept(self, generations: Sequence[Generation], logits: Logits) -> None:
         """Choose each one's token. What is wrong with one row is its generation's own error; the others go on."""
-        likeliest = logits.likeliest() if any(g.sampler.greedy for g in generations) else None
+        with self._on_device("choose"):
+            likeliest = logits.likeliest() if any(g.sampler.greedy for g in generations) else None
         for index, generation in enumerate(generations):
             try:
                 if likeliest is not None and generation.sampler.greedy:
                     token = int(likeliest[index])
                 else:
-                    token = generation.sampler.choose(logits.row(index))
+                    with self._on_device("read logits"):
+                        row = logits.row(index)
+                    token = generation.sampler.choose(row)
                 if token == UNUSABLE:
                     raise ValueError("the model returned logits that are not numbers")
                 self._append(generation, token)

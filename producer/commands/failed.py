@@ -1,0 +1,160 @@
+"""`sailq failed`: the jobs that the service could not answer, and what is to become of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...shared.options import Json, RedisUrl
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ...shared.jobs import Result
+    from ..failures import Failures
+
+_PIPED_WIDTH = 1000
+
+failed = typer.Typer(
+    no_args_is_help=True,
+    help="List, retry or drop the jobs that failed though the fault need not be theirs.\n\n"
+    "These are the jobs whose workers died at each of their attempts, and those that ended with the error 'internal'; "
+    "they are kept for a week. Every other error, such as bad_media or too_long, would come again and is not here, "
+    "but only in the job's result; `sailq status` counts some of these too.",
+)
+
+Jobs = Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", show_default=False, help="Ids of failed jobs.")]
+All = Annotated[bool, typer.Option("--all", help="Instead: all failed jobs, or those of --model.")]
+ModelName = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Only this model's jobs.")]
+
+
+@failed.command("list")
+def list_jobs(json: Json = False, redis_url: RedisUrl = None, model: ModelName = None) -> None:
+    """List the failed jobs, the newest first. Changes nothing.
+
+    With --json, each has the history of its attempts: worker, start and cause of the end.
+
+    \b
+    Examples:
+      sailq failed list
+      sailq failed list --json | jq -r '.[] | select(.history[-1].cause == "died") | .job'
+    """
+    from . import _terminal as terminal
+
+    with terminal.command(json), _failures(redis_url) as failures:
+        results = failures.results(model)
+        if json:
+            terminal.print_json([_as_json(result) for result in results])
+            return
+        import sys
+
+        from rich.console import Console
+
+        # Lines in one piece when piped.
+        console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+        console.print(_table(results) if results else "no failed jobs")
+
+
+@failed.command()
+def retry(
+    jobs: Jobs = None, every: All = False, json: Json = False, redis_url: RedisUrl = None, model: ModelName = None
+) -> None:
+    """Put failed jobs back on their queues, with all their attempts before them.
+
+    A job keeps its id, its turn and its metadata; its old result is gone. A job
+    whose frames or deadline have expired stays as it is, and the exit code is 1.
+
+    \b
+    Examples:
+      sailq failed retry --all
+      sailq failed retry $(sailq failed list --json | jq -r '.[].job')
+    """
+    _each(lambda failures: failures.retry, "retried", jobs, every, json, redis_url, model)
+
+
+@failed.command()
+def drop(
+    jobs: Jobs = None, every: All = False, json: Json = False, redis_url: RedisUrl = None, model: ModelName = None
+) -> None:
+    """Forget failed jobs: none of them can be retried any more.
+
+    \b
+    Examples:
+      sailq failed drop --all --model sailq-tiny
+    """
+    _each(lambda failures: failures.drop, "dropped", jobs, every, json, redis_url, model)
+
+
+def _each(
+    action: Callable[[Failures], Callable[[str], None]], done: str,
+    jobs: list[str] | None, every: bool, json: bool, redis_url: str | None, model: str | None,
+) -> None:
+    """Does `action` to each job; one that refuses stops no other, but makes the exit code 1."""
+    import sys
+
+    from . import _terminal as terminal
+
+    with terminal.command(json):
+        from ...shared.errors import BadRequest, SailqError, ServerUnavailable
+
+        if bool(jobs) == every or (jobs and model):
+            raise BadRequest("Name failed jobs, or give --all, to which --model may be added.")
+        worked, refused = [], []
+        with _failures(redis_url) as failures:
+            for job in jobs or [result.job for result in failures.results(model)]:
+                try:
+                    action(failures)(job)
+                    worked.append(job)
+                except ServerUnavailable:
+                    raise
+                except SailqError as error:
+                    refused.append({"job": job, "error": {"code": error.code, "message": str(error)}})
+                    if not json:
+                        print(f"sailq: {error}", file=sys.stderr)
+        if json:
+            terminal.print_json({done: worked, "refused": refused})
+        else:
+            print(f"{len(worked)} {done}")
+    if refused:
+        raise typer.Exit(terminal.FAILURE)
+
+
+@contextmanager
+def _failures(redis_url: str | None) -> Iterator[Failures]:
+    from ...shared.connection import connect
+    from ...shared.settings import load_settings
+    from ..failures import Failures
+
+    settings = load_settings(redis_url=redis_url)
+    with connect(settings.redis_url) as connection:
+        yield Failures(connection, settings)
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    from ..captioning.rows import as_row
+
+    row = as_row(result)
+    said = {name: row[name] for name in ("job", "conversation", "turn", "model", "error", "history")}
+    return {**said, "failed_at": result.finished_at, "metadata": result.metadata}
+
+
+def _table(results: list[Result]) -> Table:
+    from datetime import datetime
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("job", no_wrap=True)
+    for name in ("model", "conversation", "when"):
+        table.add_column(name, overflow="fold")
+    table.add_column("attempts", justify="right")
+    table.add_column("cause", overflow="fold")
+    for result in results:
+        when = datetime.fromtimestamp(result.finished_at).strftime("%Y-%m-%d %H:%M:%S")
+        cause = escape(result.error.message) if result.error is not None else ""
+        table.add_row(result.job, result.model, result.conversation, when, str(len(result.history)), cause)
+    return table

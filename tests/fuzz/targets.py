@@ -1,0 +1,120 @@
+"""What reads what others wrote: the codec, the validator, the blob decoder, RQ's records, the command line's JSON.
+
+Each target takes the bytes of an input, and may raise an error of sailq's, and no other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import msgpack
+import redis
+from rq.exceptions import DeserializationError, NoSuchJobError
+from sailq.producer.captioning.inputs import from_messages
+from sailq.producer.media import reading
+from sailq.producer.messages import prepare
+from sailq.producer.vision_inputs import to_parts
+from sailq.shared.codec import decode, pack, unpack
+from sailq.shared.errors import BadMedia, SailqError
+from sailq.shared.frames import MAX_BLOB_BYTES, decode_frames
+from sailq.shared.jobs import GenerationOptions, Job, ModelCard, Result, Turn, parse
+from sailq.shared.rqjob import LockedJob
+
+_SIZE = (2, 28, 28)
+"""Of the blobs: (frames, height, width)."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """`form`: what `mutation` takes the inputs apart as. `share`: of the inputs of a run, relative to other targets."""
+
+    run: Callable[[bytes], None]
+    form: str = "msgpack"
+    errors: tuple[type[Exception], ...] = (SailqError,)
+    share: int = field(default=1)
+
+
+def _unpack(data: bytes) -> None:
+    pack(unpack(data, MAX_BLOB_BYTES), MAX_BLOB_BYTES)
+
+
+def _validate(data: bytes) -> None:
+    parse(Job, _untrusted(data))
+
+
+def _restore(data: bytes) -> None:
+    fields = _untrusted(data)
+    if not isinstance(fields, dict):
+        fields = {"data": data}
+    job = _Job("a", connection=_NOWHERE)
+    job.restore({name.encode(): value for name, value in fields.items()
+                 if isinstance(name, str) and isinstance(value, bytes)})
+    _ = job.func
+
+
+class _Job(LockedJob):
+    registered = staticmethod(print)
+
+
+def _untrusted(data: bytes) -> Any:
+    """What the codec would not even let through."""
+    try:
+        return msgpack.unpackb(data, strict_map_key=False)
+    except Exception:
+        return data
+
+
+def _vision_inputs(data: bytes) -> None:
+    parts = to_parts(data.decode(errors="surrogateescape"))
+    if parts:
+        prepare([{"role": "user", "content": parts}])
+
+
+def _rows(data: bytes) -> None:
+    os.ftruncate(_ROWS, 0)
+    os.pwrite(_ROWS, data, 0)
+    for clip in from_messages(Path(f"/proc/self/fd/{_ROWS}")):
+        _ = clip.question
+        clip.request("sailq-tiny", GenerationOptions())
+        json.dumps(clip.metadata)
+        prepare(clip.messages, base=clip.base)
+
+
+_NOWHERE = redis.Redis()
+_ROWS = os.memfd_create("rows.jsonl")
+"""A file in memory: a hundred thousand on a disk would take minutes."""
+
+TARGETS = {
+    "unpack": Target(_unpack, share=3),
+    "decode-job": Target(lambda data: _ignore(decode(Job, data)), share=3),
+    "decode-result": Target(lambda data: _ignore(decode(Result, data)), share=2),
+    "decode-turn": Target(lambda data: _ignore(decode(Turn, data))),
+    "decode-model": Target(lambda data: _ignore(decode(ModelCard, data))),
+    "validate-job": Target(_validate, share=3),
+    "decode-frames": Target(lambda data: _ignore(decode_frames(data, _SIZE)), share=2),
+    # RQ tells of these two itself, and the worker refuses the job.
+    "restore-rq-job": Target(_restore, errors=(SailqError, DeserializationError, NoSuchJobError), share=3),
+    "vision-inputs": Target(_vision_inputs, form="json", share=2),
+    "messages-rows": Target(_rows, form="json"),
+}
+
+
+def _ignore(value: object) -> None: ...
+
+
+@contextmanager
+def without_media() -> Iterator[None]:
+    """The media that inputs name are not opened: these are other programs' paths, and other decoders' faults."""
+
+    def unread(source: Any, *_: Any, **__: Any) -> None:
+        raise BadMedia("not opened")
+
+    with patch.object(reading, "read_video", unread), patch.object(reading, "read_image", unread):
+        yield

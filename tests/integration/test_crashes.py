@@ -1,0 +1,156 @@
+"""Workers that are killed or stopped in mid-run: no job is lost, doubled or late, whatever they were doing."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+import redis
+from farm import NullWorker
+from null_jobs import assert_once, claimed_at, server_time, submit
+from sailq.producer.client import Client
+from sailq.shared import keys
+
+RQ_LEASES = f"rq:wip:{keys.queue('sailq-tiny')}"
+RE_RUN_SECONDS = 10.0
+"""Within this time of its worker's end a job is run by another, or again by the same."""
+Start = Callable[..., NullWorker]
+Eventually = Callable[..., None]
+
+
+def pid_of(worker: str) -> int:
+    return int(worker.split("-")[-2])
+
+
+def claims(connection: redis.Redis) -> dict[int, dict[str, int]]:
+    """The jobs that each worker, by pid, has claimed and not finished, with the number of its attempt."""
+    jobs = {entry.decode().split(":")[0] for entry in connection.zrange(RQ_LEASES, 0, -1)}
+    with connection.pipeline() as pipeline:
+        for job in jobs:
+            pipeline.hmget(keys.job(job), "worker", "attempt")
+        found = pipeline.execute()
+    by_worker: dict[int, dict[str, int]] = {}
+    for job, (worker, attempt) in zip(jobs, found, strict=True):
+        if worker:
+            by_worker.setdefault(pid_of(worker.decode()), {})[job] = int(attempt)
+    return by_worker
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_20_kills_of_workers_with_8_jobs_in_flight_lose_none_of_400(
+    start_null: Start, client: Client, connection: redis.Redis
+) -> None:
+    """No job is unlucky twice: its third attempt would have a worker to itself, and wait for that."""
+    workers = {worker.pid: worker for worker in (start_null("--decode-ms", "25") for _ in range(3))}
+    tokens, kills = 50, 20
+    jobs = [submit(client, tokens) for _ in range(400)]
+    began = time.monotonic()
+    killed_at: dict[str, float] = {}
+
+    def victim() -> int | None:
+        """A worker of whose jobs none has been begun before."""
+        for pid, attempts in claims(connection).items():
+            if pid in workers and len(attempts) >= 8 and set(attempts.values()) == {1}:
+                return pid
+        return None
+
+    for kill in range(kills):
+        while len(connection.keys(keys.result("*"))) < 14 * kill or (pid := victim()) is None:
+            assert time.monotonic() - began < 120
+            time.sleep(0.02)
+        workers.pop(pid).kill()
+        killed_at |= dict.fromkeys(claims(connection)[pid], server_time(connection))
+        worker = start_null("--decode-ms", "25", ready=False)
+        workers[worker.pid] = worker
+    results = {result.job: result for result in assert_once(client, jobs, tokens, 60)}
+    took = time.monotonic() - began
+    waits = [claimed_at(results[job]) - at for job, at in killed_at.items()]
+    print(f"\nfigure: {kills} kills of workers, {len(jobs)} jobs in {took:.0f} s: {len(results)} results, {len(waits)} "
+          f"jobs run again, the last of them {max(waits):.1f} s after its worker's end")
+    assert len(waits) >= 8 * kills and {results[job].attempt for job in killed_at} == {2}
+    assert max(waits) < RE_RUN_SECONDS
+
+
+@pytest.mark.parametrize("method", [
+    "execute_job", pytest.param("perform_job", marks=pytest.mark.slow),
+    pytest.param("handle_job_success", marks=pytest.mark.slow),
+])
+def test_a_worker_killed_between_two_steps_of_a_job_loses_none(
+    start_null: Start, client: Client, connection: redis.Redis, method: str
+) -> None:
+    """Between pop and lease, between lease and start, between the result and RQ's note of it."""
+    jobs = [submit(client, 5, f"c-{number % 2}") for number in range(6)]
+    ends = []
+    for _ in range(2):
+        worker = start_null("--die-in", method, ready=False)
+        worker.wait_for_end(20)
+        ends.append(server_time(connection))
+    start_null()
+    results = assert_once(client, jobs, 5, 30)
+    waits = [min(claimed_at(result) - end for end in ends) for result in results]
+    print(f"\nfigure: workers killed in {method}: {len(results)} results, the last job begun {max(waits):.1f} s after")
+    assert max(waits) < RE_RUN_SECONDS
+
+
+@pytest.mark.slow
+def test_a_job_whose_workers_die_while_it_runs_and_before_it_begins_is_not_lost(
+    start_null: Start, client: Client, connection: redis.Redis, eventually: Eventually
+) -> None:
+    """RQ counts both as failures, and would have given it up without a result."""
+    (job,) = jobs = [submit(client, 40)]
+    worker = start_null("--decode-ms", "20")
+    eventually(lambda: connection.exists(keys.stream(job)))
+    worker.kill()
+    start_null("--die-in", "execute_job", ready=False).wait_for_end(20)
+    start_null("--decode-ms", "20")
+    (result,) = assert_once(client, jobs, 40, 30)
+    assert result.attempt == 2
+
+
+def stop_in_mid_answer(connection: redis.Redis, eventually: Eventually, worker: NullWorker, job: str) -> None:
+    """SIGSTOPs the worker of a job when it has streamed for half a second."""
+    eventually(lambda: connection.xlen(keys.stream(job)) >= 10)
+    worker.signal(signal.SIGSTOP)
+
+
+@pytest.mark.slow
+def test_a_worker_stopped_for_30_s_finishes_a_job_that_another_has_finished(
+    start_null: Start, client: Client, connection: redis.Redis, eventually: Eventually
+) -> None:
+    stale = start_null("--decode-ms", "20")
+    jobs = [submit(client, 100) for _ in range(8)]
+    stop_in_mid_answer(connection, eventually, stale, jobs[0])
+    stopped = time.monotonic()
+    other = start_null("--decode-ms", "20")
+    results = assert_once(client, jobs, 100, 30)
+    assert all(result.attempt == 2 and pid_of(result.worker) == other.pid for result in results)
+    eventually(lambda: time.monotonic() - stopped >= 30, 31)
+    stale.signal(signal.SIGCONT)
+    eventually(lambda: stale.log.read_text().count("this one's result is dropped") == len(jobs), 20)
+    assert assert_once(client, jobs, 100, 5) == results
+    other.kill()
+    after = submit(client, 5)
+    assert client.wait(after, 20).error is None
+    print(f"\nfigure: a worker stopped for 30 s: {len(jobs)} results of its {len(jobs)} jobs, all the other worker's")
+
+
+def test_a_stale_workers_end_of_a_job_is_not_the_jobs(
+    start_null: Start, client: Client, connection: redis.Redis, eventually: Eventually
+) -> None:
+    """It ends while another worker still runs the job: the next turn waits for that one, and that one may die, too."""
+    stale = start_null("--decode-ms", "20")
+    first, _ = jobs = [submit(client, 100, "c") for _ in range(2)]
+    stop_in_mid_answer(connection, eventually, stale, first)
+    other = start_null("--decode-ms", "50")
+    eventually(lambda: claims(connection).get(other.pid) == {first: 2}, 15)
+    stale.signal(signal.SIGCONT)
+    eventually(lambda: "this one's result is dropped" in stale.log.read_text(), 15)
+    eventually(lambda: "its end is another attempt's" in stale.log.read_text(), 5)
+    assert claims(connection) == {other.pid: {first: 2}} and client.result(first) is None
+    other.kill()
+    results = assert_once(client, jobs, 100, 40)
+    assert [result.attempt for result in results] == [3, 1]
+    assert claimed_at(results[1]) > results[0].finished_at

@@ -1,0 +1,247 @@
+"""Jobs that fail though the fault need not be theirs: their attempts, their end, and `sailq failed`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+from answering import Answerer
+from commands import sailq, told
+from dying_worker import DEADLY_PROMPT, FAILING_PROMPT
+from rq.job import Job as RQJob
+from sailq.producer.client import Client
+from sailq.producer.messages import Prepared
+from sailq.shared import keys
+from sailq.shared.codec import decode
+from sailq.shared.frames import encode_frames
+from sailq.shared.jobs import DIED, HANDED_BACK, Failure, FramesPart, GenerationOptions, Job, Message, Result, TextPart
+from sailq.shared.lifecycle import MAX_HISTORY, Lifecycle
+from sailq.shared.rqjob import MAX_ATTEMPTS, LockedJob, Serializer
+
+DYING_WORKER = Path(__file__).parents[1] / "dying_worker.py"
+QUEUE = keys.queue("sailq-tiny")
+Eventually = Callable[..., None]
+
+
+def said(text: str) -> Prepared:
+    return Prepared((Message(role="user", content=(TextPart(text=text),)),), {}, 0)
+
+
+def submit(client: Client, text: str = "Hi", tokens: int = 5, **options: Any) -> str:
+    return client.submit_prepared(said(text), options=GenerationOptions(max_new_tokens=tokens), **options).job
+
+
+@contextmanager
+def supervised(url: str, folder: Path) -> Iterator[list[int]]:
+    """A worker that is started again each time that it dies: gives the exit codes of those that did."""
+    ended: list[int] = []
+    stop = threading.Event()
+
+    def supervise() -> None:
+        for count in itertools.count():
+            with (folder / f"worker-{count}.log").open("wb") as log:
+                process = subprocess.Popen(
+                    [sys.executable, str(DYING_WORKER), "--redis-url", url], stdout=log, stderr=subprocess.STDOUT
+                )
+            while process.poll() is None:
+                if stop.wait(0.1):
+                    process.terminate()
+                    process.wait(20)
+                    return
+            ended.append(process.returncode)
+
+    supervisor = threading.Thread(target=supervise)
+    supervisor.start()
+    try:
+        yield ended
+    finally:
+        stop.set()
+        supervisor.join()
+
+
+def listed(url: str, *arguments: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(sailq("failed", "list", "--json", *arguments, url=url).stdout)
+    return found
+
+
+def rq_cause(connection: redis.Redis, job: str) -> str:
+    """Why RQ has a job among its failed ones."""
+    failed = LockedJob.fetch(job, connection=connection, serializer=Serializer)
+    assert failed.get_status() == "failed" and failed in failed.failed_job_registry
+    return str(failed.latest_result().exc_string)
+
+
+def test_a_job_that_kills_its_worker_each_time_ends_as_an_error_and_harms_no_other(
+    redis_url: str, client: Client, connection: redis.Redis, tmp_path: Path, eventually: Eventually
+) -> None:
+    beside = [submit(client, tokens=60) for _ in range(4)]
+    poison = submit(client, "video " * DEADLY_PROMPT, conversation="mine", metadata={"camera": 3})
+    beside += [submit(client, tokens=60) for _ in range(3)]
+    began = connection.time()[0]
+    with supervised(redis_url, tmp_path) as ended:
+        result = client.wait(poison, 60)
+        others = [client.wait(job, 30) for job in beside]
+        assert ended == [-9] * MAX_ATTEMPTS
+        eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1)
+
+    assert all(other.error is None and other.usage.completion_tokens == 60 for other in others)
+    assert max(other.attempt for other in others) > 1  # some did run beside it
+    assert result.error and result.error.code == "internal" and f"ran this job: {MAX_ATTEMPTS}." in result.error.message
+    assert (result.conversation, result.metadata, result.attempt) == ("mine", {"camera": 3}, MAX_ATTEMPTS)
+    assert [(one.attempt, one.cause) for one in result.history] == [(n + 1, DIED) for n in range(MAX_ATTEMPTS)]
+    assert len({one.worker for one in result.history}) == MAX_ATTEMPTS
+    starts = [one.started_at for one in result.history]
+    assert starts == sorted(starts) and began <= starts[0] and starts[-1] < result.finished_at
+
+    assert "Abandoned" in rq_cause(connection, poison)
+    (row,) = listed(redis_url)
+    assert (row["job"], row["conversation"], row["model"]) == (poison, "mine", "sailq-tiny")
+    assert row["history"] == [one.model_dump() for one in result.history]
+
+
+def test_an_internal_error_is_kept_for_a_retry_and_a_jobs_own_error_is_not(
+    redis_url: str, client: Client, connection: redis.Redis, tmp_path: Path, eventually: Eventually
+) -> None:
+    failing = submit(client, "video " * FAILING_PROMPT, conversation="c")
+    too_long = submit(client, "word " * 30_000)
+    after = submit(client, conversation="c")
+    with supervised(redis_url, tmp_path) as ended:
+        result = client.wait(failing, 60)
+        assert client.wait(too_long, 30).error and client.wait(after, 30).error is None
+        eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1)
+        assert [row["job"] for row in listed(redis_url)] == [failing]
+        (attempt,) = result.history
+        assert attempt.attempt == 1 and attempt.cause.startswith("error: ") and "out of memory" in attempt.cause
+
+        # Retried, it fails the same way: as a new job, but with a number that no worker of its first life has.
+        assert sailq("failed", "retry", failing, url=redis_url).stdout == "1 retried\n"
+        again = client.wait(failing, 30)
+        assert [one.attempt for one in again.history] == [2] and again.turn == 0
+        eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1)
+        assert not ended
+    assert "out of memory" in rq_cause(connection, failing)
+
+    assert sailq("failed", "drop", failing, url=redis_url).returncode == 0
+    assert listed(redis_url) == [] and not connection.exists(RQJob.key_for(failing), keys.failed(failing))
+    assert connection.zcard(f"rq:failed:{QUEUE}") == 0
+    assert client.result(failing) == again  # its producer may still want it
+
+
+@pytest.fixture
+def lifecycle(connection: redis.Redis) -> Lifecycle:
+    return Lifecycle(connection, result_ttl=60, conversation_ttl=60)
+
+
+@pytest.fixture
+def fail(client: Client, lifecycle: Lifecycle) -> Callable[[str], None]:
+    """Plays a worker that fails on a job."""
+
+    def fail(job: str, code: str = "internal") -> None:
+        claim = lifecycle.claim(job, "test")
+        assert not isinstance(claim, str)
+        lifecycle.end_attempt(job, claim.attempt, "error: it broke")
+        assert lifecycle.finish(
+            Result(job=job, conversation="c", turn=0, finish_reason="error", model="sailq-tiny", finished_at=2e9,
+                   error=Failure(code=code, message="It [broke]."), history=lifecycle.history(job)),
+            attempt=claim.attempt,
+        )
+
+    return fail
+
+
+def test_a_retried_job_is_answered_as_a_new_one(
+    redis_url: str, client: Client, connection: redis.Redis, fail: Callable[[str], None], answerer: Answerer
+) -> None:
+    job = submit(client, stream=True)
+    fail(job)
+    assert client.result(job)
+    page = sailq("failed", "list", url=redis_url).stdout
+    assert "It [broke]." in page and job in page
+    before = connection.llen(f"rq:queue:{QUEUE}")
+    said = json.loads(sailq("failed", "retry", job, "--json", url=redis_url).stdout)
+    assert said == {"retried": [job], "refused": []}
+    assert connection.llen(f"rq:queue:{QUEUE}") == before + 1
+    assert client.result(job) is None and listed(redis_url) == []
+    answerer.answer(job, "yes")
+    answer = client.wait(job, 5)
+    assert answer.text == "yes" and [turn.text for turn in client.history(answer.conversation)] == ["yes"]
+    assert list(client.stream(job, 5)) == []
+
+
+def test_a_retried_job_that_waits_is_cancelled_at_once(
+    redis_url: str, client: Client, fail: Callable[[str], None]
+) -> None:
+    job = submit(client)
+    fail(job)
+    assert sailq("failed", "retry", "--all", url=redis_url).returncode == 0
+    assert client.cancel(job) == "cancelled"
+
+
+def test_what_cannot_be_retried_is_said_and_stops_no_other(
+    redis_url: str, client: Client, connection: redis.Redis, fail: Callable[[str], None], eventually: Eventually
+) -> None:
+    digest, blob = encode_frames(np.zeros((2, 56, 56, 3), np.uint8))
+    part = FramesPart(type="video", blob=digest, frames=2, height=56, width=56)
+    seen = client.submit_prepared(Prepared((Message(role="user", content=(part,)),), {digest: blob}, 0)).job
+    late = submit(client, timeout=0.5)
+    good = submit(client)
+    for job in (seen, late, good):
+        fail(job)
+    connection.delete(keys.blob(digest))
+    deadline = decode(Job, connection.hget(keys.failed(late), "request")).deadline or 0
+    eventually(lambda: connection.time()[0] > deadline)
+    done = sailq("failed", "retry", seen, late, "nosuchjob", good, url=redis_url)
+    assert (done.returncode, done.stdout) == (1, "1 retried\n")
+    for word, line in zip(("frames", "deadline", "nosuchjob"), done.stderr.splitlines(), strict=True):
+        assert word in line
+    assert {row["job"] for row in listed(redis_url)} == {seen, late}  # as they were
+    assert listed(redis_url, "--model", "another") == []
+    assert sailq("failed", "drop", "--all", "--model", "another", url=redis_url).stdout == "0 dropped\n"
+    refused = sailq("failed", "retry", "--all", "--json", url=redis_url)
+    assert refused.returncode == 1
+    assert {one["error"]["code"] for one in json.loads(refused.stdout)["refused"]} == {"bad_media", "deadline"}
+    assert sailq("failed", "drop", "--all", url=redis_url).stdout == "2 dropped\n"
+    assert sailq("failed", "list", url=redis_url).stdout == "no failed jobs\n"
+
+
+@pytest.mark.parametrize("arguments", [("retry",), ("drop",), ("retry", "x", "--all"), ("drop", "x", "--model", "y")])
+def test_which_jobs_must_be_said(arguments: tuple[str, ...], redis_url: str) -> None:
+    assert "--all" in told(sailq("failed", *arguments, url=redis_url), 2)
+
+
+def test_the_last_attempt_is_made_alone_and_one_that_was_handed_back_does_not_count(
+    client: Client, lifecycle: Lifecycle
+) -> None:
+    job = submit(client)
+    for attempt in range(1, MAX_HISTORY + 3):
+        claim = lifecycle.claim(job, f"w{attempt}")
+        assert not isinstance(claim, str) and claim.attempt == attempt
+        lifecycle.end_attempt(job, attempt, HANDED_BACK, counts=False)
+        lifecycle.end_attempt(job, attempt, "error: twice", counts=False)
+    for _ in range(MAX_ATTEMPTS - 1):
+        assert not isinstance(lifecycle.claim(job, "w"), str)
+        assert lifecycle.may_be_taken(job)
+    assert lifecycle.claim(job, "w") == "last"
+    assert not isinstance(lifecycle.claim(job, "w", alone=True), str)
+    assert lifecycle.may_be_taken(job) is False and lifecycle.may_be_taken("nosuchjob") is None
+    history = lifecycle.history(job)
+    assert [one.cause for one in history] == [HANDED_BACK] * (MAX_HISTORY - MAX_ATTEMPTS) + [DIED] * MAX_ATTEMPTS
+
+
+@pytest.mark.parametrize("garbage", [b"\xff", b"7", b'[{"attempt": "x"}]', b"[[]]"])
+def test_a_history_that_somebody_else_wrote_is_none(
+    garbage: bytes, client: Client, connection: redis.Redis, lifecycle: Lifecycle
+) -> None:
+    job = submit(client)
+    connection.hset(keys.job(job), "history", garbage)
+    assert lifecycle.history(job) == ()

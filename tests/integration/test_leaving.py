@@ -1,0 +1,153 @@
+"""How a worker ends: drained, hurried, hung, or never begun; and leases that clocks do not break."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import redis
+from sailq.producer.client import Client
+from sailq.producer.companion import Companion
+from sailq.producer.fleet import Fleet
+from sailq.producer.messages import Prepared
+from sailq.shared.jobs import Message, TextPart
+from sailq.worker.watchdog import EXIT_CODE
+
+NULL_WORKER = Path(__file__).parents[1] / "null_worker.py"
+Start = Callable[..., Companion]
+Eventually = Callable[..., None]
+
+HI = Prepared((Message(role="user", content=(TextPart(text="Hi"),)),), {}, 0)
+
+
+@pytest.fixture
+def start_null_worker(redis_url: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts null workers; `ready`: wait until it has announced itself."""
+    with ExitStack() as stack:
+        count = 0
+
+        def start(*arguments: str, ready: bool = True) -> Companion:
+            nonlocal count
+            count += 1
+            log = tmp_path / f"worker-{count}.log"
+            command = [sys.executable, str(NULL_WORKER), "--redis-url", redis_url, "--slots", "4", *arguments]
+            worker = Companion("worker", command, log)
+            stack.callback(worker.stop)
+            if ready:
+                with Client(redis_url) as client:
+                    fleet = Fleet(client.connection)
+                    worker.wait_until(lambda: worker.pid in {one.pid for one in fleet.workers()}, 60)
+            return worker
+
+        yield start
+
+
+def submit(client: Client, tokens: int, count: int = 4) -> list[str]:
+    options = {"max_new_tokens": tokens}
+    return [client.submit_prepared(HI, options=options, stream=True).job for _ in range(count)]
+
+
+def test_a_drained_worker_finishes_what_runs_and_takes_nothing_new(
+    start_null_worker: Start, client: Client
+) -> None:
+    worker = start_null_worker("--decode-ms", "10")
+    running = submit(client, 100)
+    for job in running:
+        next(client.stream(job, 30))
+    os.kill(worker.pid, signal.SIGTERM)
+    (late,) = submit(client, 5, count=1)
+    assert [client.wait(job, 30).attempt for job in running] == [1] * 4
+    assert worker.stop(20) in (0, 1)  # stop signals once more: it may hear that while it leaves
+    assert client.result(late) is None
+    start_null_worker()
+    assert client.wait(late, 30).attempt == 1
+
+
+def test_what_does_not_end_in_time_goes_back_and_is_done_by_another_at_once(
+    start_null_worker: Start, client: Client
+) -> None:
+    worker = start_null_worker("--decode-ms", "50", "--drain-seconds", "0.5")
+    jobs = submit(client, 200)
+    for job in jobs:
+        next(client.stream(job, 30))
+    other = start_null_worker()
+    began = time.monotonic()
+    assert worker.stop(20) == 0
+    results = [client.wait(job, 30) for job in jobs]
+    assert time.monotonic() - began < 5  # not at the end of a lease
+    assert [result.attempt for result in results] == [2] * 4
+    assert all(result.error is None and str(other.pid) in (result.worker or "") for result in results)
+
+
+def test_a_second_signal_hands_back_at_once(start_null_worker: Start, client: Client, eventually: Eventually) -> None:
+    worker = start_null_worker("--decode-ms", "50")
+    jobs = submit(client, 400)
+    for job in jobs:
+        next(client.stream(job, 30))
+    os.kill(worker.pid, signal.SIGTERM)
+    eventually(lambda: "stopping" in worker.tail())
+    began = time.monotonic()
+    assert worker.stop(20) == 0
+    assert time.monotonic() - began < 4
+    start_null_worker()
+    assert [client.wait(job, 30).attempt for job in jobs] == [2] * 4
+
+
+def test_a_hung_device_ends_the_worker_within_its_bound_and_its_jobs_finish_elsewhere(
+    start_null_worker: Start, client: Client
+) -> None:
+    bound = 1.0
+    worker = start_null_worker("--hang-at", "100", "--device-timeout", f"{bound}", "--decode-ms", "5")
+    jobs = submit(client, 300)
+    started = [next(client.stream(job, 30)) for job in jobs]
+    assert started
+    other = start_null_worker()
+    began = time.monotonic()
+    while os.path.exists(f"/proc/{worker.pid}/stat") and _state(worker.pid) != "Z":
+        assert time.monotonic() - began < bound + 2 + 1  # a second for the decodes before the one that hangs
+        time.sleep(0.02)
+    assert worker.stop(1) == EXIT_CODE
+    assert "decode on null runner has not returned for 1 s" in worker.tail()
+    results = [client.wait(job, 30) for job in jobs]
+    assert all(result.error is None and str(other.pid) in (result.worker or "") for result in results)
+
+
+def test_a_device_that_hangs_or_errs_in_its_self_test_takes_no_job(
+    start_null_worker: Start, client: Client
+) -> None:
+    (job,) = submit(client, 3, count=1)
+    flaky = start_null_worker("--flaky", ready=False)
+    hung = start_null_worker("--hang-at", "1", "--device-timeout", "1", ready=False)
+    for worker, code, words in ((flaky, 1, "fails its self-test"), (hung, EXIT_CODE, "has not returned")):
+        with pytest.raises(Exception, match=f"exit {code}"):
+            worker.wait_until(lambda: False, 60)
+        assert words in worker.tail()
+    assert client.result(job) is None
+    assert Fleet(client.connection).workers() == []
+
+
+def test_a_box_whose_clock_is_late_keeps_its_leases(
+    start_null_worker: Start, client: Client, connection: redis.Redis
+) -> None:
+    """Its score is the server's time, whatever the box thinks: no other worker takes its job."""
+    start_null_worker("--decode-ms", "20")
+    (job,) = submit(client, 50, count=1)
+    next(client.stream(job, 30))
+    ((_, end),) = connection.zrange("rq:wip:sailq-sailq-tiny", 0, -1, withscores=True)
+    now = connection.time()[0]
+    assert now < end <= now + 7
+    connection.zadd("rq:wip:sailq-sailq-tiny", {b"\xff\xfe": 1, "no-lease": 1, "a:b:c": 1})
+    assert client.wait(job, 30).attempt == 1
+    start_null_worker()
+    (again,) = submit(client, 5, count=1)
+    assert client.wait(again, 30).error is None
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

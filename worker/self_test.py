@@ -1,0 +1,50 @@
+"""What a device must be able to do before its worker takes a job."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..shared.errors import SailqError, TooLong
+from ..shared.jobs import FramesPart, GenerationOptions, Message, TextPart
+from .engine import Engine, Prepared
+
+_TOKENS = 3
+_SIDE = 56
+"""Pixels: the smallest image that Qwen2-VL takes."""
+
+
+def self_test(engine: Engine) -> None:
+    """Answer a small question about noise twice, in the first slot and in the last, with the same tokens.
+
+    Raises:
+        SailqError: the device fails, or does not compute the same twice.
+    """
+    try:
+        # Under two names, so that the second image is encoded too and not remembered.
+        first, last = (
+            _answer(engine, _question(engine, name * 64), slot) for name, slot in (("0", 0), ("f", engine.slots - 1))
+        )
+        if first != last:
+            raise ValueError(f"asked twice, it gives the tokens {first} and {last}")
+    except Exception as error:
+        raise SailqError(f"{engine.device} fails its self-test, and this worker takes no jobs: {error}.") from error
+
+
+def _question(engine: Engine, digest: str) -> Prepared:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, _SIDE, _SIDE, 3), np.uint8)
+    image = FramesPart(type="image", blob=digest, frames=1, height=_SIDE, width=_SIDE)
+    question, options = TextPart(text="?"), GenerationOptions(max_new_tokens=_TOKENS)
+    try:
+        return engine.prepare([Message(role="user", content=(image, question))], {digest: pixels}, options)
+    except TooLong:  # a bmodel for text, or for smaller images
+        return engine.prepare([Message(role="user", content=(question,))], {}, options)
+
+
+def _answer(engine: Engine, prepared: Prepared, slot: int) -> list[int]:
+    generation = engine.start(prepared, GenerationOptions(max_new_tokens=_TOKENS), slot)
+    while generation.finish_reason is None and generation.error is None:
+        engine.step([generation])
+    engine.release(slot)
+    if generation.error is not None:
+        raise generation.error
+    return generation.tokens
