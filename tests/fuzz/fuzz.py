@@ -50,7 +50,7 @@ def main() -> int:
     shares = sum(TARGETS[name].share for name in arguments.targets)
     began, total, most = time.monotonic(), 0, 0
     with without_media():
-        for name in arguments.targets:  # one that has a fault needs not say what the others have
+        for name in arguments.targets:
             count = -(-arguments.inputs * TARGETS[name].share // shares)
             most = max(most, fuzz(name, count, arguments.seed, arguments.keep))
             total += count
