@@ -46,6 +46,8 @@ RECORD_SECONDS = int(BEAT_SECONDS * _IDLE_BEATS * 2.5)
 """A worker whose record is older than this is gone."""
 _DEQUEUE_SECONDS = 2
 _MAINTENANCE_SECONDS = 2
+_MAINTAINED_SECONDS = 1
+"""Shorter, so that a worker that came just after another one, which then died, does not leave a gap twice as long."""
 _OUTAGE_SECONDS = 1.0
 _DRAIN_LOOK_SECONDS = 0.05
 
@@ -110,7 +112,7 @@ class Consumer(BaseWorker):
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[RQJob, Queue] | None:
-        while not self._free.acquire(timeout=1.0):
+        while not self._free.acquire(timeout=0.5):
             if self.should_run_maintenance_tasks:
                 self.run_maintenance_tasks()
         while True:
@@ -283,7 +285,7 @@ class Consumer(BaseWorker):
 
     def clean_registries(self) -> None:
         queue = self.queues[0]
-        if self.connection.set(keys.maintenance(queue.name), self.name, nx=True, ex=_MAINTENANCE_SECONDS):
+        if self.connection.set(keys.maintenance(queue.name), self.name, nx=True, ex=_MAINTAINED_SECONDS):
             try:
                 self._leases.cleanup(exception_handlers=self._exc_handlers)
                 for kind in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry, ReadyJobRegistry):

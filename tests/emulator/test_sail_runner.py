@@ -54,7 +54,7 @@ def test_a_step_runs_each_net_once_and_copies_no_cache(
     meter = Meter(monkeypatch)
     engine.step(generations)
     layers = [f"block_cache_{index}" for index in range(3)]
-    assert meter.runs == Counter(["embedding_cache", *layers, "lm_head"])
+    assert meter.runs == Counter(["embedding_cache", *layers, "lm_head", "greedy_head"])
     mask = 4 * 129 * 2  # slots × (columns and the token itself) × bytes
     others = sum(meter.to_device) - mask
     print(f"\nfigure: a step at batch 4: {sum(meter.runs.values())} runs, {others} bytes to the device besides a mask "
