@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,6 +34,9 @@ LOOK_AHEAD = 2
 """Jobs taken beyond the slots, so that their frames and tokens are ready when a slot frees."""
 MAX_CONNECTIONS = 4
 """One waits for jobs, one for commands; two carry everything else, whatever the number of slots."""
+_SWITCH_SECONDS = 0.0005
+"""The device's thread comes back from each net to Python, tens of times a step, while other threads do their jobs' host
+work: by default it would wait for up to 5 ms each time."""
 _CARD_TTL = 30 * 86_400
 
 _log = logging.getLogger("sailq.worker")
@@ -51,6 +55,7 @@ def serve(
     Raises Unsupported for what cannot be served and ServerUnavailable when the server does not answer at start; later
     it waits for the server to return.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     model_dir = resolve(settings.model)
     connection = connect(settings.redis_url, max_connections=MAX_CONNECTIONS)
     with server_errors(connection):
