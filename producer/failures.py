@@ -10,7 +10,8 @@ from ..shared import keys
 from ..shared.codec import decode
 from ..shared.connection import ServerClock, server_errors
 from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, NotFound
-from ..shared.jobs import FramesPart, Job, Result
+from ..shared.jobs import Job, Result, media_parts
+from ..shared.lifecycle import keep_blobs
 from ..shared.settings import Settings
 from .submission import Submitter, forget_failure
 
@@ -48,12 +49,9 @@ class Failures:
             job = self._request(job_id).model_copy(update={"submitted_at": now})
             if job.deadline is not None and job.deadline <= now:
                 raise DeadlineExceeded(f"The deadline of job {job_id!r} has passed.")
-            parts = [part for message in job.messages for part in message.content if isinstance(part, FramesPart)]
+            parts = media_parts(job.messages)
             with self._connection.pipeline(transaction=False) as pipeline:
-                for part in parts:
-                    pipeline.expire(keys.blob(part.blob), ttl)
-                for part in parts:
-                    pipeline.zadd(keys.BLOBS, {keys.blob_name(part.blob): now + ttl}, xx=True, gt=True)
+                keep_blobs(pipeline, parts, now, ttl)
                 if not all(pipeline.execute()[: len(parts)]):
                     raise BadMedia(f"The frames of job {job_id!r} have expired; submit it again.")
             if not self._submitter.retry_job(job):

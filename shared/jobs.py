@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -80,6 +81,11 @@ Part = Annotated[TextPart | FramesPart, Field(discriminator="type")]
 class Message(Record):
     role: Literal["system", "user", "assistant"]
     content: Annotated[tuple[Part, ...], Field(min_length=1, max_length=MAX_PARTS, strict=False)]
+
+
+def media_parts(messages: Iterable[Message]) -> list[FramesPart]:
+    """The images and videos that messages show, in order."""
+    return [part for message in messages for part in message.content if isinstance(part, FramesPart)]
 
 
 class GenerationOptions(Record):

@@ -10,16 +10,18 @@ with its result, so that it can be retried.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from redis import Redis
+from redis.client import Pipeline
 
 from . import keys
 from .codec import MAX_RECORD_BYTES, encode
 from .errors import BadRequest
-from .jobs import Attempt, Result, Turn, parse
+from .jobs import Attempt, FramesPart, Result, Turn, parse
 from .rqjob import FAILURE_TTL, MAX_ATTEMPTS
 
 STREAM_TTL = 600
@@ -93,6 +95,17 @@ redis.call('EXPIRE', KEYS[3], ARGV[3])
 redis.call('DEL', KEYS[1])
 return 'cancelled'
 """
+
+
+def keep_blobs(pipeline: Pipeline, parts: Sequence[FramesPart], now: float, ttl: int) -> None:
+    """Has the parts' blobs live for `ttl` seconds from `now`, the server's time, in the producers' count of them too.
+
+    The pipeline's first replies to this, one a part, say whether its blob is there.
+    """
+    for part in parts:
+        pipeline.expire(keys.blob(part.blob), ttl)
+    for part in parts:
+        pipeline.zadd(keys.BLOBS, {keys.blob_name(part.blob): now + ttl}, xx=True, gt=True)
 
 
 @dataclass(frozen=True)

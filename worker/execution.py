@@ -17,7 +17,7 @@ from ..shared.connection import ServerClock
 from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, SailqError, Unsupported, quoted
 from ..shared.frames import Frames, blob_limit, decode_frames
 from ..shared.jobs import DIED, HANDED_BACK, Failure, Job, Message, Result, TextPart, Timings, Turn, is_identifier
-from ..shared.lifecycle import Claim, Lifecycle
+from ..shared.lifecycle import Claim, Lifecycle, keep_blobs
 from .engine import Engine
 from .engine.preparation import Media
 from .publisher import Publisher, Stream
@@ -253,10 +253,7 @@ class Executor:
         with self._connection.pipeline(transaction=False) as pipeline:
             for digest, part in wanted.items():
                 pipeline.getrange(keys.blob(digest), 0, blob_limit(part.size))  # one byte too many is refused
-            for part in media.parts:
-                pipeline.expire(keys.blob(part.blob), self._blob_ttl)
-                end = self._clock.now() + self._blob_ttl
-                pipeline.zadd(keys.BLOBS, {keys.blob_name(part.blob): end}, xx=True, gt=True)
+            keep_blobs(pipeline, media.parts, self._clock.now(), self._blob_ttl)
             blobs = pipeline.execute()[: len(wanted)]
         frames: dict[str, Frames] = {}
         for (digest, part), blob in zip(wanted.items(), blobs, strict=True):

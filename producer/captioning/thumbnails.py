@@ -12,7 +12,7 @@ import numpy as np
 
 from ...shared.errors import SailqError
 from ...shared.frames import Frames, decode_frames
-from ...shared.jobs import FramesPart
+from ...shared.jobs import media_parts
 from ..messages import Prepared, prepare
 from .inputs import Clip
 
@@ -36,7 +36,7 @@ class Thumbnails:
 
     def take(self, clip: Clip, prepared: Prepared) -> None:
         """Pictures of what is about to be sent. Safe to call from several threads."""
-        parts = [part for message in prepared.messages for part in message.content if isinstance(part, FramesPart)]
+        parts = media_parts(prepared.messages)
         self.by_index[clip.index] = [
             data_uri(strip(decode_frames(prepared.blobs[part.blob], (part.frames, part.height, part.width))))
             for part in parts[:MAX_MEDIA]

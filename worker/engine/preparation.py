@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...shared.errors import BadMedia, BadRequest, TooLong, Unsupported
 from ...shared.frames import Frames
-from ...shared.jobs import FramesPart, GenerationOptions, Message
+from ...shared.jobs import FramesPart, GenerationOptions, Message, media_parts
 from ..runners.base import Runner
 from .model import ModelSpec
 from .mrope import rope_index
@@ -92,7 +92,7 @@ class Preparer:
         Raises:
             BadRequest, TooLong: as `prepare`.
         """
-        parts = [part for message in messages for part in message.content if isinstance(part, FramesPart)]
+        parts = media_parts(messages)
         grids = [self._grid(part) for part in parts]
         counts = [t * h * w // self._spec.merge_size**2 for t, h, w in grids]
         if sum(counts) >= self._runner.context:
