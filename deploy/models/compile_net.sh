@@ -45,6 +45,9 @@ compile_net() {
     rm -rf "$made.work" && mkdir "$made.work"
     (
         cd "$made.work"
+        # The compiler keeps the kernels that it has compiled in ~/.ppl, without a lock: two nets at once may each take
+        # what the other has half written, and multiply with it, and nobody says so.
+        export HOME=$PWD
         step "$net.mlir" "$made.log" model_transform.py --model_name "$name" --model_def "$onnx" --mlir "$net.mlir"
         step "$net.bmodel" "$made.log" model_deploy.py --mlir "$net.mlir" "${options[@]}" --model "$net.bmodel"
         if [ -e compiler_profile_0.txt ]; then mv compiler_profile_0.txt "$made.profile"; fi

@@ -10,7 +10,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 env=${TPU_ENV:-$root/.venv-tpu}
-made=$env/made-4  # the number goes up when what follows changes
+made=$env/made-5  # the number goes up when what follows changes
 
 stop() { echo "tpu_env.sh: $*" >&2; exit 1; }
 
@@ -43,7 +43,7 @@ install() {
     # It bundles glibc 2.35 beside libraries that run with the system's own; together they crash.
     rm -f "$package"/lib/third_party/lib{c,m,pthread}.so.*
     without_torch "$package"
-    command -v parallel >/dev/null || stand_in_for_parallel
+    stand_in_for_parallel
     touch "$made"
 }
 
@@ -66,8 +66,10 @@ PYTHON
 stand_in_for_parallel() {
     cat >"$env/bin/parallel" <<'BASH'
 #!/bin/bash
-# Stands in for GNU parallel: the commands on stdin, $2 at a time; fails if one of them does.
-exec xargs --no-run-if-empty --delimiter='\n' --max-procs="$2" --max-args=1 bash -c
+# Stands in for GNU parallel: the commands on stdin, $2 at a time; fails if one of them does. Each has a home of its own:
+# the compiler keeps kernels there, without a lock.
+exec xargs --no-run-if-empty --delimiter='\n' --max-procs="$2" --max-args=1 \
+    bash -c 'HOME=$(mktemp -d) && export HOME && trap "rm -rf \"$HOME\"" EXIT && eval "$1"' stand-in
 BASH
     chmod +x "$env/bin/parallel"
 }
