@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -17,8 +17,8 @@ from rounding import int4_tiny, rounding
 from sailq.producer.samples import sample
 from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine, Prepared
-from sailq.worker.engine.sampling import Sampler
 from sailq.worker.runners import emulator
+from sailq.worker.runners.logits import Logits
 from tiny import RIGHT_SIZED, answer, identical, load
 from transformers import AutoTokenizer
 
@@ -40,14 +40,19 @@ class Said(NamedTuple):
 
 
 def ask(engine: Engine, prompts: Sequence[Prepared], monkeypatch: pytest.MonkeyPatch) -> Said:
-    said, rows, choose = Said([], []), [], Sampler.choose
+    said, rows, runner = Said([], []), [], engine.runner
 
-    def keep(sampler: Sampler, logits: np.ndarray) -> int:
-        rows.append(logits.copy())
-        return choose(sampler, logits)
+    def keeping(call: Callable[..., Logits]) -> Callable[..., Logits]:
+        def keep(*arguments: Any) -> Logits:
+            logits = call(*arguments)
+            rows.append(logits.row(0).copy())
+            return logits
+
+        return keep
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "choose", keep)
+        for name in ("prefill", "decode"):
+            patch.setattr(runner, name, keeping(getattr(runner, name)))
         for prompt in prompts:
             rows.clear()
             said.tokens.append(answer(engine, prompt))
