@@ -7,35 +7,42 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 import redis
 
 from ..shared import keys
 from ..shared.codec import MAX_RECORD_BYTES, decode
-from ..shared.connection import ServerClock
-from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, SailqError, Unsupported, quoted
+from ..shared.connection import OUTAGES, ServerClock
+from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, SailqError, TooLong, Unsupported, quoted
 from ..shared.frames import Frames, blob_limit, decode_frames
 from ..shared.jobs import DIED, HANDED_BACK, Failure, Job, Message, Result, TextPart, Timings, Turn, is_identifier
 from ..shared.lifecycle import Claim, Lifecycle, keep_blobs
+from .bounded_read import TooLarge, bounded_read
 from .engine import Engine
 from .engine.preparation import Media
 from .publisher import Publisher, Stream
 from .scheduler import Outcome, Request, Scheduler
 from .shared_lock import SharedLock
 
+_MAX_HISTORY_BYTES = 16 * 2**20
+"""What a conversation's turns may take on the server."""
 _MAX_CAUSE = 500
 """Characters of an error that a job's history keeps."""
+
+_OUTAGE_SECONDS = 0.25
 
 _log = logging.getLogger("sailq.worker")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """How results name their maker."""
+    """How results name their maker. `models`: the names by which jobs may ask for it, its own first."""
 
     worker: str
     device: str
+    models: tuple[str, ...]
 
 
 class HandedBack(Exception):
@@ -111,7 +118,7 @@ class Executor:
         result = Result(
             job=job_id, conversation=job_id, turn=0, finish_reason="error",
             error=Failure(code=error.code, message=str(error)), worker=self._identity.worker,
-            device=self._identity.device, model=self._engine.card.name, finished_at=self._clock.now(),
+            device=self._identity.device, model=self._identity.models[0], finished_at=self._clock.now(),
         )
         with suppress(SailqError):  # what is readable of the job is its owner's to have back
             job = _read(self._request(job_id), job_id)
@@ -177,14 +184,27 @@ class Executor:
             _log.exception("job %s", job.id)
             failure = SailqError(f"The worker failed on this job: {type(error).__name__}.")
             outcome = Outcome.unstarted("error", failure)
+        for trial in count():
+            try:
+                self._finish(job, claim, outcome, timings)
+                return
+            except OUTAGES as error:  # the answer is in hand, and made anew only if another attempt begins meanwhile
+                if not trial:
+                    _log.warning("job %s: its result is kept until the server takes it: %s", job.id, error)
+            if self._leaving:
+                raise HandedBack
+            time.sleep(_OUTAGE_SECONDS)
+
+    def _finish(self, job: Job, claim: Claim, outcome: Outcome, timings: Timings) -> None:
+        """Writes what an attempt has come to, once, however often it is called."""
+        result = self._result(job, claim, outcome, timings)
+        answered = result.finish_reason in {"stop", "length"}
+        turn = Turn(job=job.id, turn=job.turn, messages=job.messages, text=result.text) if answered else None
         if job.stream:
             self._publisher.flush()
-        result = self._result(job, claim, outcome, timings)
         if result.error is not None and result.error.may_pass:
             self._lifecycle.end_attempt(job.id, claim.attempt, f"error: {result.error.message}"[:_MAX_CAUSE])
             result = self._with_history(result)
-        answered = result.finish_reason in {"stop", "length"}
-        turn = Turn(job=job.id, turn=job.turn, messages=job.messages, text=result.text) if answered else None
         if not self._lifecycle.finish(result, attempt=claim.attempt, turn=turn):
             _log.warning("job %s: another attempt has begun; this one's result is dropped", job.id)
             if not self._connection.exists(keys.result(job.id)):
@@ -193,8 +213,8 @@ class Executor:
             raise outcome.error  # RQ lists it among its failed jobs, too
 
     def _generate(self, job: Job, stream: Stream, timings: Timings) -> tuple[Outcome, Timings]:
-        if job.model != self._engine.card.name:
-            raise Unsupported(f"This worker serves {self._engine.card.name!r}, not {job.model!r}.")
+        if job.model not in self._identity.models:
+            raise Unsupported(f"This worker serves {' and '.join(self._identity.models)}, not {job.model!r}.")
         deadline = None
         if job.deadline is not None:
             left = job.deadline - self._clock.now()
@@ -239,7 +259,13 @@ class Executor:
     def _history(self, job: Job) -> list[Message]:
         """What was said before this turn: the conversation's answered turns, in order."""
         history: list[Message] = []
-        for data in self._connection.lrange(keys.turns(job.conversation), 0, -1):
+        try:
+            turns = bounded_read(self._connection, _MAX_HISTORY_BYTES, "LRANGE", keys.turns(job.conversation), 0, -1)
+        except TooLarge:
+            raise TooLong(
+                f"This conversation's turns take more than {_MAX_HISTORY_BYTES >> 20} MB: go on in a new one."
+            ) from None
+        for data in turns:
             turn = decode(Turn, data)
             history.extend(turn.messages)
             history.append(Message(role="assistant", content=(TextPart(text=turn.text),)))
@@ -274,7 +300,7 @@ class Executor:
             usage=outcome.usage,
             timings=timings.model_copy(update={"end_to_end": max(0.0, now - job.submitted_at)}),
             tokens_per_second=rate, worker=self._identity.worker, device=self._identity.device,
-            model=job.model, attempt=claim.attempt, metadata=job.metadata, finished_at=now,
+            model=self._identity.models[0], attempt=claim.attempt, metadata=job.metadata, finished_at=now,
         )
 
     def _with_history(self, result: Result) -> Result:

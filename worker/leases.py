@@ -13,42 +13,16 @@ from redis import Redis
 from redis.client import Pipeline
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
-from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job as RQJob
-from rq.queue import Queue
 from rq.registry import StartedJobRegistry
 
-from ..shared import keys
 from ..shared.connection import ServerClock
-from ..shared.errors import quoted
+from ..shared.errors import BadRequest, quoted
 from ..shared.rqjob import LockedJob
+from .bounded_read import TooLarge, bounded_read
 
-_TAKEN_SECONDS = 5
-"""Within 10 s of a worker's death, between two looks, the job it had taken is on its queue again."""
-_PUT_BACK = """
-local taken = redis.call('LRANGE', KEYS[1], 0, -1)
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1e6
-local since, leased = {}, {}
-for _, job in ipairs(taken) do since[job] = tonumber(redis.call('HGET', KEYS[3], job)) or now end
-redis.call('DEL', KEYS[3])
-if #taken == 0 then return {} end
-for _, lease in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], now, '+inf')) do
-  leased[string.match(lease, '^[^:]*')] = true
-end
-local back = {}
-for job, seen in pairs(since) do
-  if now - seen > tonumber(ARGV[1]) and not leased[job] then
-    redis.call('LREM', KEYS[1], 0, job)
-    redis.call('LPUSH', KEYS[2], job)
-    back[#back + 1] = job
-  else
-    redis.call('HSET', KEYS[3], job, string.format('%.6f', seen))
-  end
-end
-redis.call('EXPIRE', KEYS[3], 60)
-return back
-"""
+_MAX_RECORD_BYTES = 2**20
+"""What RQ's record of a job may take on the server. It takes 576 bytes."""
 
 _log = logging.getLogger("sailq.worker")
 
@@ -73,23 +47,6 @@ class Leases(StartedJobRegistry):
         super().cleanup(end, exception_handlers)
 
 
-class TakenJobs:
-    """Jobs between their queue and their start, where a live worker leaves one for a moment, and then has a lease.
-
-    RQ leaves one there for a minute, and counts it as a failure of the job's, which nobody has begun.
-    """
-
-    def __init__(self, queue: Queue, leases: Leases, connection: Redis) -> None:
-        taken = IntermediateQueue.get_intermediate_queue_key(queue.key)
-        self._keys = [taken, queue.key, keys.taken(queue.name), leases.key]
-        self._put_back = connection.register_script(_PUT_BACK)
-
-    def cleanup(self) -> None:
-        """Put those that nobody begins in front of their queue. To be called every few seconds."""
-        for job in self._put_back(keys=self._keys, args=[_TAKEN_SECONDS]):
-            _log.warning("job %s goes back to its queue: whoever took it never began it", job.decode(errors="replace"))
-
-
 class LeasedJob(LockedJob):
     """A job as a worker takes it."""
 
@@ -100,6 +57,16 @@ class LeasedJob(LockedJob):
         except NoSuchJobError:  # RQ passes over it in silence
             _log.warning("dropped %s: it expired, or nobody submitted it", quoted(id))
             raise
+
+    def refresh(self) -> None:
+        """RQ's own reads a record of any size."""
+        try:
+            record = bounded_read(self.connection, _MAX_RECORD_BYTES, "HGETALL", self.key)
+        except TooLarge:
+            raise BadRequest("This job's record is larger than any that RQ wrote.") from None
+        if not record:
+            raise NoSuchJobError(f"No such job: {self.key}")
+        self.restore(dict(zip(record[::2], record[1::2], strict=True)))
 
     @property
     def started_job_registry(self) -> Leases:

@@ -81,6 +81,7 @@ RQ_FIELDS: dict[str, dict[str, bytes]] = {
     "retries-without-end": {"retries_left": b"99999999999"},
     "waits-for-a-number": {"dependency_ids": b"7"},
     "waits-for-many": {"dependency_ids": b'["a", "b"]'},
+    "larger-than-any": {"data": bytes(2 << 20)},
     "waits-in-brackets": {"dependency_ids": b"[" * 100_000},
 }
 # These RQ would obey; here they change nothing, and nobody has submitted the job.
@@ -118,6 +119,7 @@ RECORDS: dict[str, tuple[Callable[[str], bytes], str]] = {
     "too-many-pixels": (lambda name: record(name, **shows(height=8176, width=8176)), LONG),
     "too-much-text": (lambda name: record(
         name, messages=[{"role": "user", "content": [{"type": "text", "text": "why " * 60_000}]}]), LONG),
+    "too-many-turns": (record, LONG),
     "for-another-model": (lambda name: record(name, model="another"), UNSUPPORTED),
     "of-a-blob-that-is-not-there": (lambda name: record(name, **shows(blob="0" * 64)), MEDIA),
 }
@@ -176,6 +178,7 @@ def test_hostile_jobs_are_refused_each_with_a_line_in_the_log_while_others_are_a
         push(connection, name, fields)
         refused[name] = BAD
     good.append(client.submit_prepared(greeting))
+    connection.rpush(keys.turns("too-many-turns"), *[bytes(1 << 20)] * 17)
     for name, (make, code) in RECORDS.items():
         connection.hset(keys.job(name), "request", make(name))
         push(connection, name)
