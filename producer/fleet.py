@@ -27,12 +27,15 @@ MEMORY_SAMPLE = 20_000
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """One worker as it describes itself with each beat. `beat_age`, `uptime`: seconds."""
+    """One worker as it describes itself with each beat. `beat_age`, `uptime`: seconds. `model_version`: differs where
+    the model's files do. `alias`: its second name, or none. `version`: sailq's."""
 
     name: str
     host: str
     pid: int
     model: str
+    model_version: str
+    alias: str
     device: str
     slots: int
     running: int
@@ -82,7 +85,7 @@ class Fleet:
         self._clock = ServerClock(connection)
 
     def workers(self, model: str | None = None) -> list[WorkerInfo]:
-        """Those whose record has not expired, by name; with `model`, only those that serve it."""
+        """Those whose record has not expired, by name; with `model`, only those that serve it, or have it as alias."""
         with server_errors(self._connection):
             names = sorted(name.decode() for name in self._connection.zrange(keys.WORKERS, 0, -1))
             with self._connection.pipeline(transaction=False) as pipeline:
@@ -91,13 +94,13 @@ class Fleet:
                 records = pipeline.execute()
             now = self._clock.now()
         infos = [_worker(record, now) for record in records if record]
-        return [info for info in infos if model in {None, info.model}]
+        return [info for info in infos if model in {None, info.model, info.alias}]
 
     def snapshot(self) -> Snapshot:
         workers = self.workers()
         with server_errors(self._connection):
             models = {name.decode() for name in self._connection.smembers(keys.MODELS)}
-            models |= {worker.model for worker in workers}
+            models |= {name for worker in workers for name in (worker.model, worker.alias) if name}
             # A model's jobs may come before its first worker.
             ours = Queue.redis_queue_namespace_prefix + keys.queue("")
             queues = {name.decode() for name in self._connection.smembers(Queue.redis_queues_keys)}
@@ -153,6 +156,8 @@ def _worker(record: Mapping[bytes, bytes], now: float) -> WorkerInfo:
         host=said.get("host", "?"),
         pid=int(said.get("pid", 0)),
         model=said.get("model", "?"),
+        model_version=said.get("model_version", ""),
+        alias=said.get("alias", ""),
         device=said.get("device", "?"),
         slots=int(said.get("slots", 0)),
         running=int(said.get("running", 0)),

@@ -81,6 +81,11 @@ def maintenance(queue_name: str) -> str:
     return f"{PREFIX}maintenance:{queue_name}"
 
 
+def tidied(queue_name: str) -> str:
+    """String, short-lived: which worker has cleaned RQ's registries of what has expired."""
+    return f"{PREFIX}tidied:{queue_name}"
+
+
 def taken(queue_name: str) -> str:
     """Hash, short-lived: jobs that were seen taken and not begun, and since when, by the server's clock."""
     return f"{PREFIX}taken:{queue_name}"

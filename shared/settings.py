@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .errors import BadRequest
+from .jobs import Identifier
 
 
 class Settings(BaseSettings):
@@ -18,6 +19,7 @@ class Settings(BaseSettings):
     Attributes:
         redis_url: the server, as redis://, rediss:// or unix:// URL.
         model: a model's name or directory.
+        alias: a second name under which a worker serves its model, for which other versions of it answer, too.
         result_ttl: how long a result is kept.
         job_ttl: how long a job and its blobs wait for a worker.
         conversation_ttl: how long a conversation is kept after its last turn.
@@ -29,6 +31,7 @@ class Settings(BaseSettings):
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     model: str = "sailq-tiny"
+    alias: Identifier | None = None
     result_ttl: int = Field(default=86_400, ge=1)
     job_ttl: int = Field(default=86_400, ge=1)
     conversation_ttl: int = Field(default=86_400, ge=1)

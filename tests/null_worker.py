@@ -25,6 +25,7 @@ from null_runner import NullRunner, Timing
 from sailq.shared.errors import SailqError
 from sailq.shared.settings import load_settings
 from sailq.worker import serve as serving
+from sailq.worker.catalog import fingerprint
 from sailq.worker.consumer import Consumer
 from sailq.worker.engine import Engine
 from sailq.worker.engine.model import ModelSpec
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def load(model: Path) -> Engine:
         spec, prompter = loaded(model)
         runner = NullRunner(spec, given.slots, timing, hang_at=given.hang_at, flaky=given.flaky)
-        return Engine(spec, runner, prompter)
+        return Engine(spec, runner, prompter, version=fingerprint(model))
 
     def schedule(engine: Engine) -> RecordingScheduler:
         schedulers.append(RecordingScheduler(engine))

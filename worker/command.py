@@ -13,6 +13,13 @@ from ..shared.options import Model, RedisUrl
 def worker(
     redis_url: RedisUrl = None,
     model: Model = None,
+    alias: Annotated[
+        str | None,
+        typer.Option(
+            "--alias", envvar="SAILQ_ALIAS", metavar="NAME", show_default="none",
+            help="A second name to take jobs under, which workers with other versions of the model share.",
+        ),
+    ] = None,
     device: Annotated[
         str,
         typer.Option(
@@ -67,6 +74,7 @@ def worker(
       sailq worker
       sailq worker --model /data/qwen2-vl-2b --slots 4
       sailq worker --model /data/qwen2-vl-7b --device tpu:0
+      sailq worker --model /data/qwen2-vl-7b-2026-11 --alias qwen2-vl-7b --device tpu:0
       sailq worker --device emulator --bmodel models/BM1684X/sailq-tiny_fp16_seq128_1dev.bmodel
       SAILQ_REDIS_URL=redis://queue.local:6379/0 sailq worker --threads 2
     """
@@ -74,7 +82,7 @@ def worker(
     from .runners.devices import EMULATOR, check_device
 
     check_device(device)
-    settings = load_settings(redis_url=redis_url, model=model)
+    settings = load_settings(redis_url=redis_url, model=model, alias=alias)
     _log_to_stderr()
 
     from functools import partial

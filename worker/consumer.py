@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
@@ -25,29 +25,26 @@ from rq.exceptions import AbandonedJobError, DeserializationError, StopRequested
 from rq.executions import Execution
 from rq.job import Job as RQJob
 from rq.queue import Queue
-from rq.registry import DeferredJobRegistry, FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
 from rq.timeouts import BaseDeathPenalty
 from rq.utils import now
 from rq.worker.base import BaseWorker
-from rq.worker_registration import clean_worker_registry
 
 from ..shared import keys
 from ..shared.connection import ServerClock
 from ..shared.errors import BadRequest, SailqError, Unsupported
 from ..shared.rqjob import Serializer
 from .execution import Executor, HandedBack
-from .leases import LeasedJob, Leases, TakenJobs
+from .leases import LeasedJob, Leases
+from .maintenance import LOOK_SECONDS, Maintenance
+from .queues import ServedQueue
 
 LEASE_SECONDS = 6
 BEAT_SECONDS = 2.0
-_IDLE_BEATS = 3
+_IDLE_BEATS = 4
 """A worker without jobs has no leases to renew, and beats only so often that it is seen to live."""
 RECORD_SECONDS = int(BEAT_SECONDS * _IDLE_BEATS * 2.5)
 """A worker whose record is older than this is gone."""
 _DEQUEUE_SECONDS = 2
-_MAINTENANCE_SECONDS = 2
-_MAINTAINED_SECONDS = 1
-"""Shorter, so that a worker that came just after another one, which then died, does not leave a gap twice as long."""
 _OUTAGE_SECONDS = 1.0
 _DRAIN_LOOK_SECONDS = 0.05
 
@@ -75,22 +72,21 @@ class Consumer(BaseWorker):
     max_connection_wait_time = 5.0  # RQ's minute would be a minute without work after an outage
 
     def __init__(
-        self, queue: str, executor: Executor, *, connection: redis.Redis, name: str, places: int,
+        self, queues: Sequence[str], executor: Executor, *, connection: redis.Redis, name: str, places: int,
         drain_seconds: float, announce: Callable[[redis.client.Pipeline], None],
     ) -> None:
-        """`announce` adds the worker's own record to the pipeline of each beat. `drain_seconds`: what running jobs have
-        to finish in once the worker is told to stop."""
+        """`queues`: at the last of them it waits; see `ServedQueue`. `announce` adds the worker's own record to the
+        pipeline of each beat. `drain_seconds`: what running jobs have to finish in once the worker is told to stop."""
         Leases.clock = ServerClock(connection)
         super().__init__(
-            [Queue(queue, connection=connection, job_class=LeasedJob, serializer=Serializer)],
-            name=name, connection=connection, job_class=LeasedJob, serializer=Serializer,
+            [ServedQueue(queue, connection=connection, job_class=LeasedJob, serializer=Serializer) for queue in queues],
+            name=name, connection=connection, queue_class=ServedQueue, job_class=LeasedJob, serializer=Serializer,
             worker_ttl=_DEQUEUE_SECONDS + 15,  # RQ waits for jobs 15 s less than this
-            maintenance_interval=_MAINTENANCE_SECONDS, exception_handlers=[self._on_failure],
+            maintenance_interval=LOOK_SECONDS, exception_handlers=[self._on_failure],
             log_job_description=False,
         )
         LeasedJob.registered = executor.run
-        self._leases = Leases(queue, connection=connection, job_class=LeasedJob, serializer=Serializer)
-        self._taken = TakenJobs(self.queues[0], self._leases, connection)
+        self._maintenance = [Maintenance(queue, name, self._exc_handlers) for queue in self.queues]
         self._executor = executor
         self._announce = announce
         self._free = threading.Semaphore(places)
@@ -120,7 +116,7 @@ class Consumer(BaseWorker):
                 taken = self._dequeue(timeout, max_idle_time)
                 if taken is None or not self._stop_requested:
                     return taken
-                self._put_back(taken[0].id)
+                self._put_back(*taken)
                 raise StopRequested
             except redis.RedisError as error:
                 # RQ's loop waits for the server only where it waits for jobs, and ends the worker elsewhere.
@@ -129,12 +125,11 @@ class Consumer(BaseWorker):
                     raise StopRequested from None
                 time.sleep(_OUTAGE_SECONDS)
 
-    def _put_back(self, job_id: str) -> None:
+    def _put_back(self, job: RQJob, queue: Queue) -> None:
         """What the server gave to a wait that began before the worker was told to stop goes to the queue's front."""
-        queue = self.queues[0]
         with self.connection.pipeline() as pipeline:
-            pipeline.lrem(queue.intermediate_queue_key, 1, job_id)
-            pipeline.lpush(queue.key, job_id)
+            pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
+            pipeline.lpush(queue.key, job.id)
             pipeline.execute()
 
     def _dequeue(self, timeout: int | None, max_idle_time: int | None) -> tuple[RQJob, Queue] | None:
@@ -143,8 +138,8 @@ class Consumer(BaseWorker):
                 return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
             except Exception as error:
                 # RQ names the job when its record cannot even be read.
-                if hasattr(error, "job_id"):
-                    self.connection.lrem(self.queues[0].intermediate_queue_key, 1, error.job_id)
+                if hasattr(error, "job_id") and hasattr(error, "queue"):
+                    self.connection.lrem(error.queue.intermediate_queue_key, 1, error.job_id)
                     self._executor.refuse(error.job_id, BadRequest("This job's record is not one that RQ wrote."))
                 elif isinstance(error, UnicodeDecodeError):
                     self._drop_unnameable()
@@ -153,13 +148,14 @@ class Consumer(BaseWorker):
 
     def _drop_unnameable(self) -> None:
         """Removes what was pushed on the queue and is no text, so that no job can ever have that id."""
-        taken = self.queues[0].intermediate_queue_key
-        for entry in self.connection.lrange(taken, 0, -1):
-            try:
-                entry.decode()
-            except UnicodeDecodeError:
-                _log.warning("dropped %r from the queue: no job has such an id", entry[:64])
-                self.connection.lrem(taken, 1, entry)
+        for queue in self.queues:
+            taken = queue.intermediate_queue_key
+            for entry in self.connection.lrange(taken, 0, -1):
+                try:
+                    entry.decode()
+                except UnicodeDecodeError:
+                    _log.warning("dropped %r from the queue: no job has such an id", entry[:64])
+                    self.connection.lrem(taken, 1, entry)
 
     def execute_job(self, job: RQJob, queue: Queue) -> None:
         job.origin = queue.name  # its record may name any, and its lease would be where nobody looks
@@ -196,7 +192,8 @@ class Consumer(BaseWorker):
             super()._finalize_failure(job, queue, execution, exc_info)
 
     def _still_has(self, execution: Execution) -> bool:
-        if self.connection.zscore(self._leases.key, execution.composite_key) is not None:
+        leases = execution.job.started_job_registry
+        if self.connection.zscore(leases.key, execution.composite_key) is not None:
             return True
         _log.warning("job %s: its lease has ended, and its end is another attempt's", execution.job_id)
         self.executions.pop(execution.id, None)
@@ -230,7 +227,7 @@ class Consumer(BaseWorker):
         with self.connection.pipeline(transaction=False) as pipeline:
             BaseWorker.heartbeat(self, pipeline=pipeline)
             for execution in executions:
-                execution.heartbeat(self._leases, LEASE_SECONDS, pipeline)
+                execution.heartbeat(execution.job.started_job_registry, LEASE_SECONDS, pipeline)
             self._announce(pipeline)
             for job_id in running:
                 pipeline.hexists(keys.job(job_id), "cancel")
@@ -284,19 +281,13 @@ class Consumer(BaseWorker):
             _log.warning("maintenance failed: %s", error)
 
     def clean_registries(self) -> None:
-        queue = self.queues[0]
-        if self.connection.set(keys.maintenance(queue.name), self.name, nx=True, ex=_MAINTAINED_SECONDS):
-            try:
-                self._leases.cleanup(exception_handlers=self._exc_handlers)
-                for kind in (FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry, ReadyJobRegistry):
-                    kind(queue.name, connection=self.connection, job_class=LeasedJob, serializer=Serializer).cleanup()
-                clean_worker_registry(queue)
-                self._drop_unnameable()
-                self._taken.cleanup()
-            except (redis.ConnectionError, redis.TimeoutError):
-                raise
-            except Exception:
-                _log.exception("maintenance met something in RQ's registries that RQ did not write")
+        try:
+            for maintenance in self._maintenance:
+                maintenance.run()
+        except (redis.ConnectionError, redis.TimeoutError):
+            raise
+        except Exception:
+            _log.exception("maintenance met something in RQ's registries that RQ did not write")
         self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ annotates it as None
 
     def clean_group_registries(self) -> None:

@@ -63,7 +63,11 @@ def serve(
     began = time.monotonic()
     engine = load(model_dir)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    _log.info("loaded %s on %s in %.1f s", engine.card.name, engine.device, time.monotonic() - began)
+    own = engine.card.name
+    models = (own, settings.alias) if settings.alias not in {None, own} else (own,)
+    _log.info(
+        "loaded %s (version %s) on %s in %.1f s", own, engine.card.version, engine.device, time.monotonic() - began
+    )
     scheduler = Scheduler(engine)
     watchdog = Watchdog(engine, device_timeout, lambda: scheduler.alive)
     watchdog.start()
@@ -72,19 +76,22 @@ def serve(
     executor = Executor(
         connection, engine, scheduler, publisher,
         Lifecycle(connection, result_ttl=settings.result_ttl, conversation_ttl=settings.conversation_ttl),
-        Identity(worker=name, device=engine.device), blob_ttl=settings.blob_ttl,
+        Identity(worker=name, device=engine.device, models=models), blob_ttl=settings.blob_ttl,
     )
     consumer = Consumer(
-        keys.queue(engine.card.name), executor, connection=connection, name=name, places=engine.slots + LOOK_AHEAD,
-        drain_seconds=drain_seconds, announce=_announcer(engine, connection, name, scheduler),
+        [keys.queue(model) for model in models], executor, connection=connection, name=name,
+        places=engine.slots + LOOK_AHEAD, drain_seconds=drain_seconds,
+        announce=_announcer(engine, connection, name, scheduler, settings.alias or ""),
     )
     scheduler.start()
     try:
         with server_errors(connection), connection.pipeline() as pipeline:
-            pipeline.set(keys.model(engine.card.name), encode(engine.card), ex=_CARD_TTL)
-            pipeline.sadd(keys.MODELS, engine.card.name)
+            for model in models:
+                card = engine.card.model_copy(update={"name": model})
+                pipeline.set(keys.model(model), encode(card), ex=_CARD_TTL)
+                pipeline.sadd(keys.MODELS, model)
             pipeline.execute()
-        _log.info("worker %s takes jobs for %s, %d at a time", name, engine.card.name, engine.slots)
+        _log.info("worker %s takes jobs for %s, %d at a time", name, " and ".join(models), engine.slots)
         consumer.work()
         if not consumer.stop_requested:
             raise SailqError("The worker's loop broke; its log says why.")
@@ -98,14 +105,14 @@ def serve(
 
 
 def _announcer(
-    engine: Engine, connection: redis.Redis, name: str, scheduler: Scheduler
+    engine: Engine, connection: redis.Redis, name: str, scheduler: Scheduler, alias: str
 ) -> Callable[[redis.client.Pipeline], None]:
     """What each beat says of this worker: its record, which expires when the beats stop."""
     clock = ServerClock(connection)
     record = {
         "name": name, "host": socket.gethostname(), "pid": os.getpid(), "model": engine.card.name,
-        "device": engine.device, "slots": engine.slots, "version": version("sailq"), "started": clock.now(),
-        "model_loads": Engine.loads,
+        "model_version": engine.card.version, "alias": alias, "device": engine.device, "slots": engine.slots,
+        "version": version("sailq"), "started": clock.now(), "model_loads": Engine.loads,
     }
 
     def announce(pipeline: redis.client.Pipeline) -> None:

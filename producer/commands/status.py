@@ -78,14 +78,15 @@ def _page(snapshot: Snapshot, kinds: list[MemoryKind] | None) -> Group:
     from rich.table import Table
 
     workers = Table(title="workers", title_justify="left")
-    for name in ("worker", "model", "device"):
+    for name in ("worker", "model", "version", "device"):
         workers.add_column(name, overflow="fold")
     for name in ("running", "slots", "last beat", "up"):
         workers.add_column(name, justify="right")
     for worker in snapshot.workers:
         workers.add_row(
             worker.name,
-            worker.model,
+            f"{worker.model} ({worker.alias})" if worker.alias else worker.model,
+            worker.model_version,
             worker.device,
             str(worker.running),
             str(worker.slots),

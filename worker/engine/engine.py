@@ -13,6 +13,7 @@ import numpy as np
 
 from ...shared.frames import Frames
 from ...shared.jobs import FinishReason, GenerationOptions, Message, ModelCard, Usage
+from ..catalog import fingerprint
 from ..runners.base import Runner
 from ..runners.logits import UNUSABLE, Logits
 from .model import ModelSpec
@@ -72,13 +73,14 @@ class Engine:
     """Models that this process has loaded: 1 in a worker, however many jobs it served."""
 
     def __init__(
-        self, spec: ModelSpec, runner: Runner, prompter: Prompter, vision_cache_bytes: int = VISION_CACHE_BYTES
+        self, spec: ModelSpec, runner: Runner, prompter: Prompter, vision_cache_bytes: int = VISION_CACHE_BYTES,
+        version: str = "",
     ) -> None:
         self.runner = runner
         self.vision_cache = VisionCache(vision_cache_bytes)
         self.device_seconds = 0.0
         self.device_call: tuple[str, float] | None = None
-        self.card: ModelCard = spec.card(runner.context, runner.max_patches)
+        self.card: ModelCard = spec.card(runner.context, runner.max_patches, version)
         self._spec, self._prompter = spec, prompter
         self._preparer = Preparer(spec, runner, prompter, self.vision_cache)
 
@@ -98,7 +100,7 @@ class Engine:
         spec = ModelSpec.load(model_dir)
         cls.loads += 1
         runner = open_runner(spec, device, bmodel=bmodel, slots=slots, threads=threads)
-        return cls(spec, runner, Prompter(spec), vision_cache_bytes)
+        return cls(spec, runner, Prompter(spec), vision_cache_bytes, fingerprint(model_dir, bmodel))
 
     @property
     def slots(self) -> int:

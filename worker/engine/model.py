@@ -93,10 +93,11 @@ class ModelSpec:
             std=tuple(processor.get("image_std", _CLIP_STD)),
         )
 
-    def card(self, context: int, max_patches: int | None) -> ModelCard:
+    def card(self, context: int, max_patches: int | None, version: str) -> ModelCard:
         """The card that a worker shows, with its runner's limits."""
         return ModelCard(
             name=model_name(str(self.directory.resolve())),
+            version=version,
             context=context,
             max_patches=max_patches,
             min_pixels=self.min_pixels,

@@ -1,0 +1,116 @@
+"""Two versions of a model on one server: each under its own name, and both under an alias."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+from commands import sailq, told
+from farm import NullWorker
+from null_jobs import claimed_at, server_time
+from sailq.producer.client import Client
+from sailq.producer.fleet import Fleet
+from sailq.shared import keys
+from sailq.worker.catalog import fingerprint, resolve
+
+ALIAS, OLD, NEW = "tiny", "tiny-2026-10", "tiny-2026-11"
+Start = Callable[..., NullWorker]
+Eventually = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two versions of sailq-tiny."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in (OLD, NEW):
+        shutil.copytree(resolve("sailq-tiny"), folder / name)
+    (folder / NEW / "generation_config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def serve(start_null: Start, models: Path) -> Start:
+    """Starts a null worker with a version of the model."""
+
+    def start(name: str, *arguments: str, **options: bool) -> NullWorker:
+        return start_null(*arguments, SAILQ_MODEL=str(models / name), SAILQ_ALIAS=ALIAS, **options)
+
+    return start
+
+
+def submit(client: Client, model: str, tokens: int = 5) -> str:
+    return client.submit([{"role": "user", "content": "Hi"}], model=model, options={"max_new_tokens": tokens}).job
+
+
+def test_an_alias_is_answered_by_both_versions_and_a_name_by_its_own(serve: Start, client: Client) -> None:
+    for name in (OLD, NEW):
+        serve(name, "--slots", "2", "--decode-ms", "20")
+    jobs = {job: model for model in (ALIAS, OLD, NEW) for job in [submit(client, model) for _ in range(20)]}
+    by: dict[str, set[str]] = {ALIAS: set(), OLD: set(), NEW: set()}
+    for job, result in client.as_completed(list(jobs), 60):
+        assert result.error is None
+        by[jobs[job]].add(result.model)
+    assert by == {ALIAS: {OLD, NEW}, OLD: {OLD}, NEW: {NEW}}
+
+
+def test_a_version_is_rolled_out_under_load_and_no_job_is_lost(
+    serve: Start, client: Client, connection: redis.Redis, eventually: Eventually
+) -> None:
+    old = serve(OLD, "--decode-ms", "20")
+    jobs = [submit(client, ALIAS, 20) for _ in range(60)]
+    eventually(lambda: len(connection.keys(keys.result("*"))) >= 10)
+    serve(NEW, "--decode-ms", "20")
+    old.signal(signal.SIGTERM)
+    results = dict(client.as_completed(jobs, 60))
+    assert all(result.error is None and result.attempt == 1 for result in results.values())
+    assert {result.model for result in results.values()} == {OLD, NEW}
+    old.wait_for_end()
+    assert client.wait(submit(client, ALIAS), 20).model == NEW
+
+
+def test_the_jobs_of_a_killed_worker_go_to_another_one_of_their_version(
+    serve: Start, client: Client, connection: redis.Redis, eventually: Eventually
+) -> None:
+    serve(NEW)
+    killed = serve(OLD, "--decode-ms", "50")
+    jobs = [submit(client, OLD, 200) for _ in range(2)]
+    eventually(lambda: all(connection.hexists(keys.job(job), "worker") for job in jobs))
+    killed.kill()
+    died = server_time(connection)
+    serve(OLD)
+    results = [client.wait(job, 30) for job in jobs]
+    assert [(result.model, result.attempt) for result in results] == [(OLD, 2)] * 2
+    assert max(map(claimed_at, results)) - died < 10
+
+
+def test_status_tells_versions_apart(serve: Start, client: Client, redis_url: str, models: Path) -> None:
+    for name in (OLD, NEW):
+        serve(name)
+    workers = {worker.model: worker for worker in Fleet(client.connection).workers(ALIAS)}
+    assert {name: worker.model_version for name, worker in workers.items()} == {
+        name: fingerprint(models / name) for name in (OLD, NEW)
+    }
+    assert workers[OLD].model_version != workers[NEW].model_version
+    shown = sailq("status", "--redis-url", redis_url).stdout
+    assert all(word in shown for word in (OLD, NEW, ALIAS, workers[OLD].model_version))
+
+
+def test_a_version_that_nobody_serves_is_refused(serve: Start, client: Client, redis_url: str) -> None:
+    serve(NEW)
+    refused = sailq("ask", "--redis-url", redis_url, "--model", OLD, "--prompt", "Hi")
+    assert "tiny, tiny-2026-11" in told(refused, 2)
+
+
+def test_a_fingerprint_follows_the_files(models: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(models / NEW, copy)
+    assert fingerprint(copy) == fingerprint(models / NEW)
+    weights = copy / "onnx" / "weights.bin"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert fingerprint(copy) != fingerprint(models / NEW)
