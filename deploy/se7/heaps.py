@@ -12,108 +12,62 @@ prints, as anyone else the device tree that the kernel was started with.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
-MB = 1 << 20
-HEAPS = ("npu", "vpu", "vpp")
-# The runtime puts each block into the first heap with room for it, so no heap fills to its end; and a worker's own
-# tensors come on top of what loading takes.
-SPARE_MB = 512
-BOX_MB = 16384
-# Firmware, and what the kernel keeps: on a box with heaps of 11639 MB, get_info showed 3707 MB of system memory.
-SYSTEM_MB = 1038
-# Sophgo's split for Qwen2-VL 7B, and one for larger models. 7615 and 4096 are the most that memory_edit.sh gives a
-# box of 16 GB.
-SPLITS = ({"npu": 7615, "vpu": 2048, "vpp": 2048}, {"npu": 7615, "vpu": 2048, "vpp": 4096})
-KIT = "https://github.com/sophgo/sophon-tools/releases/download/v24.09.21/memory_edit_v2.10.tar.xz"
+SHARED = Path(__file__).resolve().parents[2] / "worker" / "heaps.py"
+"""What reads and counts, for `sailq doctor` too; of the same checkout, so that no sailq need be installed."""
 
 
-class Unreadable(Exception):
-    """Its text is one sentence for the user."""
+def load(file: Path) -> ModuleType:
+    """The module in `file`."""
+    spec = importlib.util.spec_from_file_location("sailq_heaps", str(file))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def read_layout(root: Path) -> tuple[dict[str, int], str]:
-    """The heaps' sizes in bytes, and where they were read. A heap that the box does not have has 0."""
-    for folder, read in ((root / "sys/kernel/debug/ion", _total_mem), (root / "proc/device-tree", _reserved)):
-        sizes = {heap: read(folder, heap) for heap in HEAPS}
-        if sizes["npu"]:
-            return sizes, str(folder)
-    raise Unreadable(
-        "No heaps are to be found: this is no BM1684X box in SoC mode (a PCIe card has its own memory and needs none)."
-    )
-
-
-def _total_mem(folder: Path, heap: str) -> int:
-    file = folder / f"bm_{heap}_heap_dump" / "total_mem"
-    try:
-        text = file.read_text(errors="replace").strip("\0\n ")
-    except OSError:
-        return 0  # only root reads here
-    if not text.isdigit():
-        raise Unreadable(f"{file} holds {text[:40]!r}, which is no number of bytes.")
-    return int(text)
-
-
-def _reserved(folder: Path, heap: str) -> int:
-    """From ion_npu_mem and its like: the nodes that memory_edit.sh writes."""
-    return sum(_reg(file) for file in (folder / "reserved-memory").glob(f"ion_{heap}_mem*/reg"))
-
-
-def _reg(file: Path) -> int:
-    """The sizes in a `reg` of the device tree, added up: big-endian pairs of address and size, 64 bits each."""
-    data = file.read_bytes()
-    if not data or len(data) % 16:
-        raise Unreadable(f"{file} has {len(data)} bytes, which are no pairs of address and size.")
-    return sum(size for _, size in struct.iter_unpack(">QQ", data))
-
-
-def box_mb(root: Path) -> int:
-    """The memory of the whole box; that of an SE7 where the device tree does not say."""
-    return sum(_reg(file) for file in (root / "proc/device-tree").glob("memory*/reg")) // MB or BOX_MB
+try:
+    heaps = load(SHARED)
+except FileNotFoundError:
+    print(f"heaps.py: {SHARED} is missing: this runs in a whole checkout of sailq.", file=sys.stderr)
+    sys.exit(2)
 
 
 def need_of(bmodel: Path) -> int:
     """The MB that loading `bmodel` takes, as `sailq model inspect` reads them from the file."""
     sailq = shutil.which("sailq")
     if sailq is None:
-        raise Unreadable("There is no sailq here to inspect the bmodel: activate its environment, or give --need MB.")
+        raise heaps.Unreadable(
+            "There is no sailq here to inspect the bmodel: activate its environment, or give --need MB."
+        )
     done = subprocess.run([sailq, "model", "inspect", "--json", str(bmodel)], capture_output=True)
     try:
-        return math.ceil(json.loads(done.stdout)["device_bytes"] / MB)
+        return math.ceil(json.loads(done.stdout)["device_bytes"] / heaps.MB)
     except (ValueError, KeyError, TypeError):
         why = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing of device_bytes."]
-        raise Unreadable(f"sailq model inspect could not say what {bmodel} needs: {why[-1]}") from None
+        raise heaps.Unreadable(f"sailq model inspect could not say what {bmodel} needs: {why[-1]}") from None
 
 
 def advice(want: int, box: int) -> str:
     """What to set so that the heaps hold `want` MB."""
-    if box < BOX_MB:
-        return (
-            f"This box has {box} MB in all, and the known splits are for {BOX_MB} MB: `memory_edit.sh -p` prints the "
-            "most that each heap can have here. A smaller model may be the way."
-        )
-    split = next((split for split in SPLITS if sum(split.values()) >= want), None)
-    if split is None:
-        return f"No split of {BOX_MB} MB holds {want} MB and leaves Linux enough: take a smaller model."
-    left = box - SYSTEM_MB - sum(split.values())
-    sizes = " ".join(f"-{heap} {split[heap]}" for heap in HEAPS)
-    return f"""\
-Set npu {split['npu']}, vpu {split['vpu']}, vpp {split['vpp']}: {sum(split.values())} MB, \
-which leaves Linux about {left} MB. It takes effect when the box has restarted:
-
-    cd /data && wget -nd {KIT}
-    tar xf {KIT.rsplit('/', 1)[1]} && cd memory_edit
-    ./memory_edit.sh -p
-    ./memory_edit.sh -c {sizes}
-    sudo cp /boot/emmcboot.itb /data/emmcboot.itb.before
-    sudo cp emmcboot.itb /boot/emmcboot.itb && sync
-    sudo reboot"""
+    try:
+        split = heaps.split_for(want, box)
+    except heaps.NoSplit as error:
+        return str(error)
+    sizes = ", ".join(f"{heap} {split[heap]}" for heap in heaps.HEAPS)
+    commands = "\n    ".join(heaps.commands(split))
+    return (
+        f"Set {sizes}: {sum(split.values())} MB, which leaves Linux about {heaps.left_for_linux(split, box)} MB. "
+        f"It takes effect when the box has restarted:\n\n    {commands}"
+    )
 
 
 def main() -> int:
@@ -128,18 +82,18 @@ def main() -> int:
     if args.need is not None and args.need <= 0:
         parser.error("--need is a number of MB above 0")
     try:
-        heaps, where = read_layout(args.root)
+        sizes, where = heaps.read_layout(args.root)
         need = need_of(args.bmodel) if args.need is None else args.need
-        box = box_mb(args.root)
-    except (Unreadable, OSError) as error:
+        box = heaps.box_mb(args.root)
+    except (heaps.Unreadable, OSError) as error:
         print(f"heaps.py: {error}", file=sys.stderr)
         return 2
 
-    total, want = sum(heaps.values()) // MB, need + SPARE_MB
-    for heap in HEAPS:
-        print(f"{heap}  {heaps[heap] // MB:6} MB")
+    total, want = sum(sizes.values()) // heaps.MB, need + heaps.SPARE_MB
+    for heap in heaps.HEAPS:
+        print(f"{heap}  {sizes[heap] // heaps.MB:6} MB")
     print(f"all  {total:6} MB, read from {where}")
-    print(f"\nThe model needs {need} MB, and a worker {SPARE_MB} MB beside it: {want} MB.")
+    print(f"\nThe model needs {need} MB, and a worker {heaps.SPARE_MB} MB beside it: {want} MB.")
     if want <= total:
         print("It fits: nothing to set.")
         return 0
