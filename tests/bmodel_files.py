@@ -57,9 +57,10 @@ def qwen2_vl(
 
 
 def write_bmodel(
-    path: Path, nets: Iterable[BmodelNet], weights: Mapping[str, Iterable[Weight]] | None = None, chip: str = "BM1684X"
+    path: Path, nets: Iterable[BmodelNet], weights: Mapping[str, Iterable[Weight]] | None = None, chip: str = "BM1684X",
+    *, neurons: int = 0,
 ) -> Path:
-    """A file that `read_bmodel` reads as `nets` and `weights`; returns `path`."""
+    """A file that `read_bmodel` reads as `nets` and `weights`, with neurons of so many bytes; returns `path`."""
     builder = flatbuffers.Builder()
 
     def table(**fields: Callable[[int], None]) -> int:
@@ -104,7 +105,8 @@ def write_bmodel(
     def stage(net: BmodelNet, one: Stage) -> int:
         inputs, outputs = ([tensor(t) for t in tensors] for tensors in (one.inputs, one.outputs))
         return table(
-            f0=vector(inputs), f1=vector(outputs), f4=reference(coefficients(net)), f5=number(int(net.dynamic))
+            f0=vector(inputs), f1=vector(outputs), f3=size(neurons), f4=reference(coefficients(net)),
+            f5=number(int(net.dynamic)),
         )
 
     def whole(net: BmodelNet) -> int:

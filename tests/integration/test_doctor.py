@@ -1,0 +1,290 @@
+"""`sailq doctor` and the server: each mistake is made, must be named, and its mend is run where a machine has it."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from acl_server import Server
+from commands import sailq, start, told
+from examined import Examined, doctor, mended, redis_cli, sailq_doctor
+from off_clock import OffClock
+from own_server import OwnServer
+from sailq.producer.embedded import embedded_server
+from sailq.shared.connection import connect
+
+MAKE_TLS = Path(__file__).parents[2] / "deploy/redis/make_tls.sh"
+ON_THE_SERVER = {"rights", "version", "persistence", "server memory", "distance", "clock"}
+
+
+@pytest.fixture
+def own(folder: Path) -> Iterator[OwnServer]:
+    """A server that keeps its data."""
+    with OwnServer(folder) as server:
+        server.start()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def acl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("secrets"))
+    with server.running():
+        yield server
+
+
+def only(examined: Examined, name: str, *words: str) -> str | None:
+    """The mend of the one check that finds something wrong, and says `words` of it."""
+    assert examined.wrong == {name}, examined
+    assert examined.code == 1 and all(word in examined[name].what for word in words), examined[name]
+    return examined[name].mend
+
+
+# All is well
+
+
+def test_a_laptop_that_is_well(own: OwnServer, tmp_path: Path) -> None:
+    with connect(own.url) as connection:
+        examined = sailq_doctor("--metrics-port", 0, url=own.url)
+        assert connection.dbsize() == 0
+    assert examined.code == 0
+    assert {verdict.state for verdict in examined.found.values()} == {"ok", "skipped"}
+    assert all(examined[name].state == "ok" for name in ON_THE_SERVER | {"server", "model", "memory", "python"})
+    assert examined["SAIL"].what == "for a TPU; this is for cpu"
+
+
+def test_a_server_that_forgets_is_a_warning(redis_url: str) -> None:
+    examined = doctor("--metrics-port", 0, url=redis_url)
+    assert examined.code == 0 and examined["persistence"].state == "warning"
+    assert examined["persistence"].mend == "sailq server --data ~/.sailq"
+
+
+def test_a_producers_machine_is_asked_for_no_more_than_it_needs(own: OwnServer) -> None:
+    examined = doctor("--for", "producer", "--model", "/no/such", url=own.url)
+    assert examined.code == 0
+    assert {name for name, one in examined.found.items() if one.state == "ok"} == ON_THE_SERVER | {"python", "server"}
+
+
+# The server cannot be used
+
+
+def test_no_server_and_the_one_that_its_mend_starts(folder: Path) -> None:
+    url = f"unix://{folder}/server.sock"
+    examined = sailq_doctor("--for", "producer", url=url)
+    assert only(examined, "server", "No server listens at") == f"sailq server --unix {folder}/server.sock"
+    assert {name for name, one in examined.found.items() if one.what.startswith("to be seen when")} == ON_THE_SERVER
+    server = start(*str(examined["server"].mend).split()[1:])
+    try:
+        assert server.stdout and server.stdout.readline().startswith("export SAILQ_REDIS_URL=")
+        assert doctor("--for", "producer", url=url).code == 0
+    finally:
+        server.terminate()
+        server.communicate(timeout=20)
+
+
+def test_no_server_at_a_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    mend = only(doctor(url=f"redis://127.0.0.1:{port}/0"), "server", f"127.0.0.1:{port}")
+    assert mend == f"sailq server --port {port}"
+
+
+def test_a_name_that_nobody_knows() -> None:
+    mend = only(doctor(url="redis://queue.invalid:6379/0"), "server", "knows no address of the name 'queue.invalid'")
+    assert mend and "queue.invalid" in mend and "/etc/hosts" in mend
+
+
+def test_a_url_that_is_none() -> None:
+    assert only(doctor(url="http://queue"), "server", "starts with redis://") == (
+        "export SAILQ_REDIS_URL=redis://HOST:6379/0"
+    )
+
+
+@pytest.mark.parametrize("login", ["worker:wrong@", ""])
+def test_a_wrong_password_or_none(acl: Server, login: str) -> None:
+    url = f"redis://{login}127.0.0.1:{acl.port}/0"
+    mend = only(sailq_doctor(url=url), "server", "refused the login", "make_users.sh")
+    assert mend == 'export "$(cat worker.env)"'
+    assert mended(mend, folder=acl.secrets, url=url).code == 0
+
+
+@pytest.mark.parametrize(("user", "role", "other"), [("producer", "worker", "EXPIRE"), ("reader", "producer", "TIME")])
+def test_a_user_who_may_too_little(acl: Server, user: str, role: str, other: str) -> None:
+    examined = doctor("--for", role, url=acl.url(user))
+    mend = only(examined, "rights", f"The user '{user}' may not do what a {role} does", "commands")
+    assert not any(password in str(examined) for password in acl.passwords(user))
+    assert mended(mend, "--for", role, folder=acl.secrets, url=acl.url(user)).code == 0
+
+
+@pytest.mark.parametrize("user", ["producer", "worker"])
+def test_the_right_users_may_all_and_leave_nothing_behind(acl: Server, user: str) -> None:
+    with acl.connect("admin") as admin:
+        admin.acl_log_reset()
+        before = admin.dbsize()
+        examined = doctor("--for", user, url=acl.url(user))
+        assert examined.code == 0 and examined["rights"].what == f"the user '{user}' may do all that a {user} does"
+        assert admin.dbsize() == before
+        asked_for_info = {"info"} if user == "producer" else set()
+        assert {entry["object"] for entry in admin.acl_log()} == asked_for_info
+    assert examined["version"].state == ("skipped" if user == "producer" else "ok")
+
+
+@pytest.mark.parametrize("right", ["-rpush", "-hset", "-evalsha", "resetchannels &other"])
+def test_each_right_that_lacks_is_missed(acl: Server, right: str) -> None:
+    with acl.connect("admin") as admin:
+        line = next(line for line in admin.acl_list() if line.startswith("user producer "))
+        try:
+            selectors = re.sub(r"\+" + right.removeprefix("-") + r"\b", "", line) if right.startswith("-") else line
+            admin.execute_command("ACL", "SETUSER", "producer", "reset", *_words(selectors), *(
+                right.split() if not right.startswith("-") else ()))
+            only(doctor("--for", "producer", url=acl.url("producer")), "rights", "may not do what a producer does")
+        finally:
+            admin.acl_load()
+
+
+def _words(line: str) -> list[str]:
+    """The rules of a line of ACL LIST: each selector is one."""
+    return re.findall(r"\([^)]*\)|\S+", line)[2:]
+
+
+def test_a_full_server(own: OwnServer, tmp_path: Path) -> None:
+    with connect(own.url) as connection:
+        connection.config_set("maxmemory", 1)
+    mend = only(doctor(url=own.url), "server", "is full")
+    tools = [redis_cli(tmp_path / "bin", own.url)]
+    assert mended(mend, folder=tmp_path, url=own.url, tools=tools).code == 0
+
+
+def test_a_server_that_forgets_jobs_when_it_is_full(own: OwnServer, tmp_path: Path) -> None:
+    with connect(own.url) as connection:
+        connection.config_set("maxmemory", "100mb")
+        connection.config_set("maxmemory-policy", "allkeys-lru")
+    mend = only(doctor(url=own.url), "server memory", "allkeys-lru", "104.9 MB", "forgets jobs")
+    examined = mended(mend, folder=tmp_path, url=own.url, tools=[redis_cli(tmp_path / "bin", own.url)])
+    assert examined.code == 0 and examined["server memory"].what.endswith("noeviction")
+
+
+def test_a_replica_names_its_primary(tmp_path: Path) -> None:
+    with embedded_server() as primary, embedded_server() as other:
+        with connect(other.url) as connection:
+            connection.replicaof("127.0.0.1", primary.url.split(":")[2].split("/")[0])
+        examined = doctor(url=other.url)
+        mend = only(examined, "server", "is a replica and takes no writes")
+        assert mended(mend, folder=tmp_path, url=other.url).code == 0
+
+
+def test_a_server_that_loads(folder: Path) -> None:
+    with OwnServer(folder) as server:
+        connection = server.start()
+        with connection.pipeline(transaction=False) as pipeline:
+            for number in range(10_000):
+                pipeline.set(f"filler:{number}", number)
+            pipeline.execute()
+        server.kill()
+        server.start_slowly(1)
+        while not (folder / "server.sock").exists():
+            pass
+        assert only(doctor(url=server.url), "server", "still loading") == "sleep 60; sailq doctor"
+
+
+def test_a_server_without_a_place_for_one_more(own: OwnServer) -> None:
+    with connect(own.url) as connection:
+        connection.config_set("maxclients", 1)
+        assert "maxclients" in str(only(doctor(url=own.url), "server", "as many clients as its maxclients lets in"))
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run([MAKE_TLS, "localhost"], check=True, capture_output=True, env={**os.environ, "SECRETS": str(folder)})
+    return folder
+
+
+@contextmanager
+def tls_port(secrets: Path) -> Iterator[int]:
+    """Shakes hands, and leaves."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(secrets / "server.crt", secrets / "server.key")
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                with client, suppress(OSError), context.wrap_socket(client, server_side=True):
+                    pass
+
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        stack.callback(listener.shutdown, socket.SHUT_RDWR)
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+def test_tls_that_is_not_spoken(acl: Server) -> None:
+    url = acl.url("worker").replace("redis://", "rediss://")
+    examined = doctor(url=url)
+    mend = only(examined, "server", "speaks no TLS")
+    assert not any(password in str(examined) for password in acl.passwords("worker"))
+    assert mended(mend, folder=acl.secrets, url=url).code == 0
+
+
+def test_tls_that_is_not_asked_for_and_an_authority_that_is_not_named(secrets: Path, tmp_path: Path) -> None:
+    with tls_port(secrets) as port:
+        url = f"redis://localhost:{port}/0"
+        mend = only(doctor(url=url), "server", "speaks TLS: rediss://, not redis://")
+        mend = only(mended(mend, folder=tmp_path, url=url), "server", "unable to get local issuer certificate")
+        assert mend and "sed 's,$,?ssl_ca_certs=/etc/sailq/ca.crt,'" in mend
+        # Nobody else's is there; this server is no Redis, so that a handshake is all it can do.
+        mend = mend.replace("/etc/sailq", str(secrets))
+        assert "No server answers" in mended(mend, folder=tmp_path, url=url)["server"].what
+        url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={secrets}/ca.crt"
+        assert only(doctor(url=url), "server", "IP address mismatch") == "deploy/redis/make_tls.sh 127.0.0.1"
+
+
+# The clock
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(3 * 3600, "3 h behind"), (-30, "30.0 s ahead of")])
+def test_a_clock_that_is_off(own: OwnServer, folder: Path, seconds: int, words: str) -> None:
+    with OffClock(own.url.removeprefix("unix://").split("?")[0], folder / "off.sock", seconds) as off:
+        mend = only(sailq_doctor(url=off.url), "clock", words, "4 s may be")
+        assert mend == "sudo timedatectl set-ntp true"
+        off.seconds = 1
+        assert doctor(url=off.url)["clock"].what == "1.0 s off the server's"
+
+
+# How it says so
+
+
+def test_piped_each_check_is_a_line(redis_url: str) -> None:
+    done = sailq("doctor", "--device", "tpu:0", "--metrics-port", 0, url=redis_url)
+    lines = {line.split()[1]: line for line in done.stdout.splitlines()}
+    assert done.returncode == 1 and "\x1b" not in done.stdout
+    assert lines["persistence"].startswith("warning  persistence") and lines["persistence"].endswith(
+        "Mend: sailq server --data ~/.sailq")
+    assert lines["SAIL"].endswith("Mend: pip install dfss && python -m dfss --install sail")
+
+
+@pytest.mark.parametrize("arguments", [("--device", "gpu"), ("--for", "boss"), ("--metrics-port", "70000")])
+def test_a_command_line_that_wants_mending(arguments: tuple[str, ...]) -> None:
+    assert sailq("doctor", *arguments).returncode == 2
+
+
+def test_a_setting_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAILQ_RESULT_TTL", "soon")
+    assert "SAILQ_RESULT_TTL" in told(sailq("doctor"), 2)
+
+
+def test_help_teaches() -> None:
+    done = sailq("doctor", "--help")
+    assert "Examples:" in done.stdout and "sailq doctor --for producer" in done.stdout

@@ -1,0 +1,265 @@
+"""`sailq doctor` and the machine: model, bmodel, memory, port, a box's devices and heaps. Each fault is made in real
+files; of a box, whose files this machine lacks, they lie below --root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bmodel_files import qwen2_vl, write_bmodel
+from examined import AS_SHIPPED, MB, RECOMMENDED, Examined, box, doctor, mended, sailq_doctor
+from own_server import OwnServer
+from sailq.worker.catalog import resolve
+from sailq.worker.published import PUBLISHED
+
+TINY = {"layers": 3, "hidden": 256, "row": (1, 128), "vocabulary": 896}
+FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
+         "chat_template.jinja")
+
+
+@pytest.fixture
+def url(folder: Path) -> Iterator[str]:
+    with OwnServer(folder) as server:
+        server.start()
+        yield server.url
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A model for the TPU, with sailq-tiny's files and a bmodel that fits them."""
+    folder = tmp_path / "models/tiny"
+    folder.mkdir(parents=True)
+    for name in FILES:
+        shutil.copy(resolve("sailq-tiny") / name, folder)
+    write_bmodel(folder / "tiny.bmodel", qwen2_vl(**TINY))
+    return folder
+
+
+def only(examined: Examined, name: str, *words: str) -> str:
+    """The mend of the one check that finds something wrong, and says `words` of it."""
+    assert examined.wrong == {name}, examined
+    assert all(word in examined[name].what for word in words), examined[name]
+    return str(examined[name].mend)
+
+
+def for_emulator(directory: Path, url: str) -> Examined:
+    return doctor("--model", directory, "--device", "emulator", "--metrics-port", 0, url=url)
+
+
+# The model
+
+
+@pytest.mark.parametrize(("model", "mend"), [
+    ("/data/models/qwen2-vl-7b", "deploy/models/download.sh qwen2-vl-7b --out /data/models"),
+    ("qwen2-vl-2b", "deploy/models/download.sh qwen2-vl-2b --out models"),
+    ("/data/models/mine", "sailq model list /data/models"),
+    ("sailq-tyni", "sailq model list"),
+])
+def test_a_model_that_is_not_there(model: str, mend: str, url: str) -> None:
+    examined = sailq_doctor("--model", model, "--metrics-port", 0, url=url)
+    assert only(examined, "model", f"There is no model '{model}'") == mend
+    assert examined["memory"].state == examined["bmodel"].state == "skipped"
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_model_that_lacks_files(directory: Path, url: str, missing: str, tmp_path: Path) -> None:
+    (directory / missing).unlink()
+    mend = only(for_emulator(directory, url), "model", f"lacks {missing}")
+    assert mend.startswith("hf download ") and mend.endswith(f"--local-dir {directory}")
+    tool = tmp_path / "bin/hf"  # stands for the hub's own, which has nobody to ask here: it brings the files
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\nfor last; do :; done\ncd {resolve("sailq-tiny")} && cp *.json *.jinja "$last"\n')
+    tool.chmod(0o755)
+    arguments = ("--model", directory, "--device", "emulator", "--metrics-port", 0)
+    assert mended(mend, *arguments, folder=tmp_path, url=url, tools=[tool.parent]).code == 0
+
+
+def test_a_model_without_the_nets_of_a_cpu(directory: Path, url: str) -> None:
+    mend = only(doctor("--model", directory, "--metrics-port", 0, url=url), "model", "such as onnx/embedding.onnx")
+    assert mend == (
+        f"python deploy/models/export_onnx.py --dynamic --model_path {directory} --out {directory}/onnx"
+    )
+
+
+# The bmodel
+
+
+def test_another_chips_bmodel(directory: Path, url: str, tmp_path: Path) -> None:
+    write_bmodel(directory / "tiny.bmodel", qwen2_vl(**TINY), chip="BM1688")
+    examined = sailq_doctor("--model", directory, "--device", "emulator", "--metrics-port", 0, url=url)
+    mend = only(examined, "bmodel", "is compiled for BM1688, not for the BM1684X")
+    aside, compile_it = mend.splitlines()
+    assert compile_it.startswith("deploy/models/compile.sh --model_path CHECKPOINT")
+    write_bmodel(tmp_path / "right.bmodel", qwen2_vl(**TINY))  # as compile.sh would have left it
+    subprocess.run(["bash", "-c", f"{aside}; mv {tmp_path}/right.bmodel {directory}"], check=True)
+    assert for_emulator(directory, url)["bmodel"].what == "right.bmodel: sophon-demo, context 64"
+
+
+def test_a_bmodel_that_was_cut_short(directory: Path, url: str) -> None:
+    file = directory / "tiny.bmodel"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    assert only(for_emulator(directory, url), "bmodel", "is cut short", f"of {len(whole):,} bytes").startswith("rsync ")
+
+
+def test_a_published_bmodel_that_was_cut_short_is_fetched_again(directory: Path, url: str) -> None:
+    file = directory / Path(PUBLISHED[0].bmodel).name
+    file.write_bytes((directory / "tiny.bmodel").read_bytes()[:-1])
+    (directory / "tiny.bmodel").unlink()
+    mend = only(for_emulator(directory, url), "bmodel", "is cut short")
+    assert mend == f"rm -f {file} && deploy/models/download.sh qwen2-vl-7b --out {directory.parent}"
+
+
+@pytest.mark.parametrize(("nets", "words"), [
+    ([net for net in qwen2_vl(**TINY) if net.name != "block_2"], "lacks the net block_2"),
+    (qwen2_vl(**{**TINY, "hidden": 512}), "hidden size"),
+    (qwen2_vl(**{**TINY, "layers": 2}), "states 3 layers"),
+])
+def test_a_bmodel_that_is_not_the_models(directory: Path, url: str, nets: list, words: str) -> None:  # type: ignore[type-arg]
+    file = write_bmodel(directory / "tiny.bmodel", nets)
+    mend = only(for_emulator(directory, url), "bmodel", words)
+    assert mend.splitlines()[0] == f"sailq model inspect {file} --nets"
+
+
+def test_no_bmodel_and_two(directory: Path, url: str) -> None:
+    file = directory / "tiny.bmodel"
+    shutil.copy(file, directory / "a.bmodel")
+    mend = only(for_emulator(directory, url), "bmodel", "2 bmodels")
+    assert mend.endswith(f"--bmodel {directory}/a.bmodel")
+    for name in ("a", "tiny"):
+        (directory / f"{name}.bmodel").unlink()
+    assert "compile.sh" in only(for_emulator(directory, url), "bmodel", "holds no bmodel")
+
+
+# Memory, disk, port
+
+
+def test_too_little_memory(url: str, tmp_path: Path) -> None:
+    """A model of 500 GB, as far as its files say."""
+    large = tmp_path / "large"
+    shutil.copytree(resolve("sailq-tiny"), large)
+    os.truncate(large / "onnx/weights.bin", 500 * 10**9)
+    examined = sailq_doctor("--model", large, "--metrics-port", 0, url=url)
+    mend = only(examined, "memory", "1.1 TB", "the model is too large for this machine")
+    assert mended(mend, "--metrics-port", 0, folder=tmp_path, url=url).code == 0
+
+
+@pytest.mark.parametrize(("limit", "state"), [("300000000", "wrong"), ("max", "ok"), ("8000000000", "ok")])
+def test_a_containers_memory_is_what_its_limit_leaves(limit: str, state: str, url: str, tmp_path: Path) -> None:
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text(f"{limit}\n")
+    (group / "memory.current").write_text("100000000\n")
+    (tmp_path / "proc").mkdir()
+    shutil.copy("/proc/meminfo", tmp_path / "proc")
+    examined = doctor("--root", tmp_path, "--metrics-port", 0, url=url)
+    assert examined["memory"].state == state, examined["memory"]
+    assert examined.wrong == ({"memory"} if state == "wrong" else set())
+
+
+def test_a_port_that_is_taken(url: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        mend = only(sailq_doctor("--metrics-port", port, url=url), "metrics port", f"Port {port} is taken")
+        start = mend.split()
+        assert start[:3] == ["sailq", "worker", "--metrics-port"]
+        assert doctor(*start[2:], url=url).code == 0
+    assert doctor("--metrics-port", port, url=url).code == 0
+
+
+# A box
+
+
+@pytest.fixture
+def sail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where SAIL is installed; this one can nothing but be imported. No machine but a box has the real one."""
+    package = tmp_path / "site/sophon"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "sail.py").write_text("class EngineLLM: ...\n")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    return package / "sail.py"
+
+
+def on_box(directory: Path, root: Path, url: str) -> Examined:
+    return doctor("--model", directory, "--root", root, "--metrics-port", 0, url=url)
+
+
+@pytest.fixture
+def seven_b(directory: Path) -> Path:
+    """A model directory whose bmodel takes 9000 MB of a device."""
+    write_bmodel(directory / "tiny.bmodel", qwen2_vl(**TINY), neurons=9000 * MB)
+    return directory
+
+
+def test_a_box_that_is_well(seven_b: Path, sail: Path, url: str, tmp_path: Path) -> None:
+    examined = on_box(seven_b, box(tmp_path / "box", RECOMMENDED), url)
+    assert examined.code == 0, examined
+    assert {verdict.state for name, verdict in examined.found.items() if name != "metrics port"} == {"ok"}
+    assert examined["supervision"].what == "sailq-worker@0.service"
+    assert examined["device files"].what == "/dev/bm-tpu0, /dev/bmdev-ctl, /dev/ion"
+
+
+def test_heaps_as_shipped(seven_b: Path, sail: Path, url: str, tmp_path: Path) -> None:
+    root = box(tmp_path / "box", AS_SHIPPED)
+    examined = sailq_doctor("--model", seven_b, "--root", root, "--metrics-port", 0, url=url)
+    mend = only(examined, "heaps", "9070 MB", "442 MB are missing", "npu 7615, vpu 2048, vpp 2048")
+    assert "./memory_edit.sh -c -npu 7615 -vpu 2048 -vpp 2048" in mend.splitlines()
+    shutil.rmtree(root)
+    assert on_box(seven_b, box(root, RECOMMENDED), url).code == 0  # what memory_edit and the restart make of it
+
+
+def test_no_heaps_hold_what_no_box_holds(seven_b: Path, sail: Path, url: str, tmp_path: Path) -> None:
+    write_bmodel(seven_b / "tiny.bmodel", qwen2_vl(**TINY), neurons=20_000 * MB)
+    examined = on_box(seven_b, box(tmp_path / "box", RECOMMENDED), url)
+    assert only(examined, "heaps", "smaller model") == "sailq model list"
+
+
+def test_an_old_libsophon(directory: Path, sail: Path, url: str, tmp_path: Path) -> None:
+    root = box(tmp_path / "box", RECOMMENDED, libsophon="0.4.9")
+    mend = only(on_box(directory, root, url), "libsophon", "0.4.9 is older than 0.5.1")
+    assert "dfss" in mend and "erases" in mend
+
+
+def test_a_device_that_is_not_in_the_container(directory: Path, sail: Path, url: str, tmp_path: Path) -> None:
+    root = box(tmp_path / "box", RECOMMENDED)
+    (root / "dev/ion").unlink()
+    assert "modprobe" in only(on_box(directory, root, url), "device files", "/dev/ion is missing")
+    (root / ".dockerenv").touch()
+    mend = only(on_box(directory, root, url), "device files", "/dev/ion is not in this container")
+    assert mend == "docker run --device /dev/ion …"
+
+
+@pytest.mark.parametrize(("module", "mend"), [
+    ("raise ImportError('libbmrt.so.1.0: cannot open shared object file: No such file or directory')",
+     "export LD_LIBRARY_PATH=/opt/sophon/libsophon-current/lib"),
+    ("", "pip uninstall --yes sophon"),  # built without EngineLLM
+    ("import os; os.abort()", "pip uninstall --yes sophon"),
+])
+def test_sail_that_does_not_work(directory: Path, sail: Path, module: str, mend: str, url: str, tmp_path: Path) -> None:
+    sail.write_text(module)
+    root = box(tmp_path / "box", RECOMMENDED)
+    assert only(on_box(directory, root, url), "SAIL", "SAIL does not work").startswith(mend)
+
+
+def test_a_worker_that_nothing_starts(directory: Path, sail: Path, url: str, tmp_path: Path) -> None:
+    root = box(tmp_path / "box", RECOMMENDED)
+    shutil.rmtree(root / "etc/systemd/system/multi-user.target.wants")
+    examined = on_box(directory, root, url)
+    assert examined.code == 0
+    assert examined["supervision"].mend == "sudo systemctl enable --now sailq-worker@0.service"
+    shutil.rmtree(root / "etc")
+    assert str(on_box(directory, root, url)["supervision"].mend).startswith("sudo deploy/se7/setup.sh ")
+
+
+def test_a_tpu_that_is_not_there(directory: Path, url: str, tmp_path: Path) -> None:
+    root = tmp_path / "laptop"
+    examined = doctor("--model", directory, "--device", "tpu:1", "--root", root, "--metrics-port", 0, url=url)
+    assert {"device files", "libsophon", "SAIL"} <= examined.wrong
+    assert "/dev/bm-sophon1 is missing" in examined["device files"].what
+    assert examined["SAIL"].mend == "pip install dfss\npython -m dfss --install sail"

@@ -1,0 +1,52 @@
+"""A server whose clock is off."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+_TIME = b"*1\r\n$4\r\nTIME\r\n"
+
+
+class OffClock:
+    """Stands before a server on a Unix socket, until its `with` block ends, and adds `seconds` to what TIME gives."""
+
+    def __init__(self, server: str, path: Path, seconds: int) -> None:
+        self.url, self.seconds = f"unix://{path}", seconds
+        self._server = server
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._answer, args=(client,), daemon=True).start()
+
+    def _answer(self, client: socket.socket) -> None:
+        """Command by command, each with its reply: nobody sends the next before."""
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(self._server)
+        with client, server, suppress(OSError):
+            while command := client.recv(1 << 16):
+                server.sendall(command)
+                reply = server.recv(1 << 16)
+                if command == _TIME:
+                    _, _, seconds, _, microseconds = reply.split(b"\r\n")[:5]
+                    seconds = str(int(seconds) + self.seconds).encode()
+                    reply = b"*2\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (
+                        len(seconds), seconds, len(microseconds), microseconds
+                    )
+                client.sendall(reply)
+
+    def __enter__(self) -> OffClock:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()

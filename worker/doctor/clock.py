@@ -1,0 +1,45 @@
+"""This machine's clock against the server's."""
+
+from __future__ import annotations
+
+import time
+
+from ...shared.connection import connect, server_errors
+from .check import Plan, Verdict, ok, wrong
+
+_SETS_IT = "sudo timedatectl set-ntp true"
+
+
+def clock(plan: Plan) -> Verdict:
+    """Off by no more than a lease outlives its renewal.
+
+    Leases, deadlines and waits go by the server's clock, which a machine reckons from its own and an offset that it
+    reads once a minute. When the own clock is set right in between by more than that, a worker's leases seem to have
+    ended, and its jobs are run twice. A wrong clock also makes wrong times in logs and in RQ's records, by which
+    `sailq status` shows the oldest wait, and refuses good certificates.
+    """
+    from ..consumer import BEAT_SECONDS, LEASE_SECONDS
+
+    most = LEASE_SECONDS - BEAT_SECONDS
+    with connect(plan.redis_url, retries=0) as connection, server_errors(connection):
+        connection.ping()  # so that connecting is not measured
+        before = time.time()
+        seconds, microseconds = connection.time()
+        after = time.time()
+    off = (before + after) / 2 - (seconds + microseconds / 1e6)
+    unsure = (after - before) / 2
+    if abs(off) - unsure <= most:
+        return ok(f"{abs(off):.1f} s off the server's" if abs(off) >= 0.1 else "as the server's")
+    return wrong(
+        f"{_span(abs(off))} {'ahead of' if off > 0 else 'behind'} the server's, and {most:g} s may be: once it is set "
+        "right, leases end early, and jobs are run twice. If other machines say the same, it is the server's that is "
+        "wrong.",
+        _SETS_IT,
+    )
+
+
+def _span(seconds: float) -> str:
+    for size, name in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,107 @@
+"""The machine itself: Python and packages, disk, the port for metrics, and what starts a worker again."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import socket
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from shlex import quote
+
+from rich.filesize import decimal
+
+from ...shared.errors import Unsupported
+from ..catalog import resolve
+from ..runners.devices import CPU
+from .check import Plan, Verdict, ok, skipped, warning, wrong
+from .device import has_tpu
+
+LEAST_DISK = 10**9
+"""Bytes: logs, packages and a container's layers grow."""
+OLDEST_PYTHON = (3, 10)
+_UNITS = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
+_UNIT = "sailq-worker*.service"
+_NEARBY = 100
+
+
+def python(plan: Plan) -> Verdict:
+    said = f"Python {sys.version.split()[0]}, sailq {version('sailq')}"
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return wrong(f"{said}: sailq wants Python 3.10 or newer.", "uv venv --seed --python 3.11 sailq-env")
+    return ok(said)
+
+
+def packages(plan: Plan) -> Verdict:
+    """What a worker needs besides the client."""
+    extra = "cpu" if plan.device == CPU else "tpu"
+    needed = ("transformers", "jinja2", *(("onnxruntime",) if plan.device == CPU else ()))
+    found, missing = [], []
+    for name in needed:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return wrong(f"A worker for {plan.device} needs {' and '.join(missing)}.", f"pip install 'sailq[{extra}]'")
+    return ok(", ".join(found))
+
+
+def disk(plan: Plan) -> Verdict:
+    """Room where the model lies."""
+    try:
+        place = resolve(plan.model)
+    except Unsupported:
+        place = Path.cwd()
+    free = shutil.disk_usage(place).free
+    if free < LEAST_DISK:
+        return wrong(f"{decimal(free)} are free at {place}, {decimal(LEAST_DISK)} should be.",
+                     "sudo journalctl --vacuum-size=100M\npip cache purge")
+    return ok(f"{decimal(free)} free at {place}")
+
+
+def metrics_port(plan: Plan) -> Verdict:
+    """It can be bound, as a worker does it."""
+    port = plan.metrics_port
+    if not port:
+        return skipped("no metrics are to be shown")
+    problem = _problem(port)
+    if problem is None:
+        return ok(f"{port} is free")
+    other = next((near for near in range(max(port, 1023) + 1, 65536)[:_NEARBY] if _problem(near) is None), None)
+    if problem.errno == errno.EADDRINUSE:
+        why = f"Port {port} is taken: by a worker that runs already, or by another program."
+    else:
+        why = f"Port {port} cannot be had: {problem.strerror}."
+    if other is None:
+        return wrong(why, f"ss --listening --tcp --processes 'sport = :{port}'")
+    return wrong(why, f"sailq worker --metrics-port {other}")
+
+
+def _problem(port: int) -> OSError | None:
+    try:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as HTTP servers do
+            listener.bind(("", port))
+            listener.listen()
+    except OSError as error:
+        return error
+    return None
+
+
+def supervision(plan: Plan) -> Verdict:
+    """Something starts the worker with the machine, and again when it ends."""
+    if not (plan.root / "run/systemd/system").exists():
+        return skipped("no systemd here; in a container, its restart policy does it")
+    units = sorted({file.name for folder in _UNITS for file in (plan.root / folder).glob(_UNIT)})
+    if not units:
+        if not has_tpu(plan.root):
+            return skipped("no unit: a worker here ends with the shell that started it")
+        return warning("Nothing starts a worker when this machine starts: deploy/se7 has a unit that does.",
+                       "sudo deploy/se7/setup.sh --env worker.env --model " + quote(plan.model))
+    enabled = sorted(file.name for file in (plan.root / _UNITS[0]).glob(f"*.wants/{_UNIT}"))
+    if not enabled:
+        return warning(f"{units[0]} is there, but nothing starts it with the machine.",
+                       f"sudo systemctl enable --now {units[0].replace('@.', f'@{plan.tpu}.')}")
+    return ok(", ".join(enabled))

