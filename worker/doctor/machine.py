@@ -6,12 +6,15 @@ import errno
 import shutil
 import socket
 import sys
+from http.client import HTTPConnection, HTTPException
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 
 from rich.filesize import decimal
 
+from ...shared import keys
 from ...shared.errors import Unsupported
 from ..catalog import resolve
 from ..runners.devices import CPU
@@ -24,6 +27,7 @@ OLDEST_PYTHON = (3, 10)
 _UNITS = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 _UNIT = "sailq-worker*.service"
 _NEARBY = 100
+_METRICS_SECONDS, _MOST_METRICS = 3.0, 1 << 20
 
 
 def python(plan: Plan) -> Verdict:
@@ -39,13 +43,20 @@ def packages(plan: Plan) -> Verdict:
     needed = ("transformers", "jinja2", *(("onnxruntime",) if plan.device == CPU else ()))
     found, missing = [], []
     for name in needed:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
+        if find_spec(name):
+            found.append(f"{name} {_version(name)}".strip())
+        else:
             missing.append(name)
     if missing:
         return wrong(f"A worker for {plan.device} needs {' and '.join(missing)}.", f"pip install 'sailq[{extra}]'")
     return ok(", ".join(found))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # under another name, such as onnxruntime-gpu
+        return ""
 
 
 def disk(plan: Plan) -> Verdict:
@@ -62,16 +73,18 @@ def disk(plan: Plan) -> Verdict:
 
 
 def metrics_port(plan: Plan) -> Verdict:
-    """It can be bound, as a worker does it."""
+    """It can be bound, as a worker does it, or is a worker's already."""
     port = plan.metrics_port
     if not port:
         return skipped("no metrics are to be shown")
     problem = _problem(port)
     if problem is None:
         return ok(f"{port} is free")
+    if _shows_metrics(port):
+        return ok(f"{port} is a worker's, which runs already")
     other = next((near for near in range(max(port, 1023) + 1, 65536)[:_NEARBY] if _problem(near) is None), None)
     if problem.errno == errno.EADDRINUSE:
-        why = f"Port {port} is taken: by a worker that runs already, or by another program."
+        why = f"Port {port} is taken by another program."
     else:
         why = f"Port {port} cannot be had: {problem.strerror}."
     if other is None:
@@ -88,6 +101,17 @@ def _problem(port: int) -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def _shows_metrics(port: int) -> bool:
+    link = HTTPConnection("127.0.0.1", port, timeout=_METRICS_SECONDS)
+    try:
+        link.request("GET", "/metrics")
+        return keys.PREFIX.encode() in link.getresponse().read(_MOST_METRICS)
+    except (OSError, HTTPException):
+        return False
+    finally:
+        link.close()
 
 
 def supervision(plan: Plan) -> Verdict:

