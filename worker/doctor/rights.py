@@ -8,6 +8,7 @@ from rq.registry import DeferredJobRegistry, FailedJobRegistry, FinishedJobRegis
 
 from ...shared import keys
 from ...shared.connection import connect, server_errors
+from ...shared.settings import model_name
 from .check import Plan, Verdict, ok, wrong
 from .trial import Command, refusals
 
@@ -16,9 +17,10 @@ _SCRIPT = "0" * 40
 
 
 def rights(plan: Plan) -> Verdict:
-    """Each command that is needed, on each kind of key: none of them is carried out. A transaction's own are not asked
-    for, because EXEC would."""
-    commands = _worker(plan.model) if plan.worker else _producer(plan.model)
+    """Each command that is needed, on each kind of key: none of them is carried out, and what is refused stands in the
+    server's ACL LOG. A transaction's own commands are not asked for, because EXEC would."""
+    model = model_name(plan.model)
+    commands = _worker(model) if plan.worker else _producer(model)
     role = "worker" if plan.worker else "producer"
     with connect(plan.redis_url, retries=0) as connection, server_errors(connection):
         user = connection.connection_pool.connection_kwargs.get("username") or "default"
