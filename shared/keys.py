@@ -32,7 +32,7 @@ def queue(model: str) -> str:
 
 def job(job_id: str) -> str:
     """Hash: `request` (encoded Job), `attempt` (the newest's number: the fence), `spent` (attempts that count),
-    `worker` (of the newest attempt), `history` (JSON list of Attempts), `cancel`."""
+    `worker` (of the newest attempt), `claim` (names it), `history` (JSON list of Attempts), `cancel`."""
     return f"{PREFIX}job:{job_id}"
 
 

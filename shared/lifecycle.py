@@ -10,6 +10,7 @@ with its result, so that it can be retried.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ _CLAIM = """
 if redis.call('EXISTS', KEYS[2]) == 1 then return {'done'} end
 local request = redis.call('HGET', KEYS[1], 'request')
 if not request then return {'gone'} end
+if redis.call('HGET', KEYS[1], 'claim') == ARGV[7] then  -- the reply to this very claim was lost
+  return {'run', string.sub(request, 1, ARGV[6]), redis.call('HGET', KEYS[1], 'attempt'),
+          redis.call('HEXISTS', KEYS[1], 'cancel')}
+end
 local spent = redis.call('HGET', KEYS[1], 'spent') or 0
 if ARGV[3] == '0' and spent + 1 >= tonumber(ARGV[4]) then return {'last'} end
 redis.call('HINCRBY', KEYS[1], 'spent', 1)
@@ -43,7 +48,7 @@ local time = redis.call('TIME')
 local history = cjson.decode(redis.call('HGET', KEYS[1], 'history') or '[]')
 table.insert(history, {attempt = attempt, worker = ARGV[1], started_at = time[1] + time[2] / 1e6})
 if #history > tonumber(ARGV[5]) then table.remove(history, 1) end
-redis.call('HSET', KEYS[1], 'worker', ARGV[1], 'history', cjson.encode(history))
+redis.call('HSET', KEYS[1], 'worker', ARGV[1], 'claim', ARGV[7], 'history', cjson.encode(history))
 if redis.call('TTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
 return {'run', string.sub(request, 1, ARGV[6]), attempt, redis.call('HEXISTS', KEYS[1], 'cancel')}
 """
@@ -139,7 +144,8 @@ class Lifecycle:
         """
         reply = self._claim(
             keys=[keys.job(job_id), keys.result(job_id)],
-            args=[worker, CLAIMED_TTL, int(alone), MAX_ATTEMPTS, MAX_HISTORY, MAX_RECORD_BYTES + 1],
+            args=[worker, CLAIMED_TTL, int(alone), MAX_ATTEMPTS, MAX_HISTORY, MAX_RECORD_BYTES + 1,
+                  os.urandom(8).hex()],
         )
         state = reply[0].decode()
         if state != "run":

@@ -13,10 +13,11 @@ class Proxy:
     """Stands before a server on a Unix socket.
 
     Attributes:
-        lose_reply: once set, the next connection that gets EXEC's reply is closed instead.
+        lose_reply: once set, the next connection that gets the reply to `command` is closed instead.
     """
 
-    def __init__(self, server: str, path: Path) -> None:
+    def __init__(self, server: str, path: Path, command: bytes = b"EXEC") -> None:
+        self._command = command
         self.lose_reply = threading.Event()
         self._server, self._path = server, path
         self._open: list[socket.socket] = []
@@ -74,7 +75,7 @@ class Proxy:
                     if not data:
                         return
                     (server if one is client else client).sendall(data)
-                    if one is client and b"EXEC" in data and self.lose_reply.is_set():
+                    if one is client and self._command in data and self.lose_reply.is_set():
                         server.recv(1 << 16)  # the server has done it
                         self.lose_reply.clear()
                         return

@@ -20,9 +20,10 @@ from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
 from sailq.producer.messages import Prepared
 from sailq.shared import keys
+from sailq.shared.connection import connect
 from sailq.shared.errors import ServerUnavailable
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
-from sailq.shared.lifecycle import Lifecycle
+from sailq.shared.lifecycle import Claim, Lifecycle
 from sailq.shared.rqjob import LockedJob, Serializer
 from sailq.worker.catalog import resolve
 from sailq.worker.consumer import Consumer
@@ -55,6 +56,21 @@ def test_a_submission_whose_reply_is_lost_is_there_once(
     assert connection.lrange(f"rq:queue:{QUEUE}", 0, -1) == [first.encode()]
     dependents = [connection.smembers(RQJob.dependents_key_for(job)) for job in (first, *others)]
     assert dependents == [{others[0].encode()}, {others[1].encode()}, set()]
+
+
+def test_a_claim_whose_reply_is_lost_is_one_attempt(server_url: str, client: Client, folder: Path) -> None:
+    jobs = [client.submit_prepared(said("hi")).job for _ in range(2)]
+    proxy = Proxy(server_url.removeprefix("unix://"), folder / "proxy.sock", b"EVALSHA")
+    with connect(f"unix://{folder}/proxy.sock?db=0") as connection:
+        lifecycle = Lifecycle(connection, result_ttl=60, conversation_ttl=60)
+        lifecycle.claim(jobs[0], "w")  # from here on the server knows the script
+        proxy.lose_reply.set()
+        claim = lifecycle.claim(jobs[1], "w")
+        assert not proxy.lose_reply.is_set()
+        assert isinstance(claim, Claim) and claim.attempt == 1 and len(lifecycle.history(jobs[1])) == 1
+        again = lifecycle.claim(jobs[1], "w")
+        assert isinstance(again, Claim) and again.attempt == 2
+    proxy.close()
 
 
 def test_an_outage_ends_no_worker_and_loses_no_job(folder: Path, eventually: Eventually) -> None:
