@@ -67,6 +67,18 @@ def test_a_step_runs_each_net_once_and_copies_no_cache(
             assert meter.inputs[layer][index].memory.address == own[index].memory.address
 
 
+def test_what_was_in_the_devices_memory_before_is_not_in_a_cache(compiled: Compile) -> None:
+    """A key of 60,000 outweighs any mask, and the runtime clears no memory."""
+    file, handle = compiled(*BATCHED), emulator.Handle(0)
+    left = [emulator.Tensor(handle, [1024, 1024], emulator.Dtype.BM_FLOAT16) for _ in range(32)]
+    for tensor in left:
+        tensor.update_data(np.full(tensor.shape(), 60_000, np.float16).view(np.uint16))
+    left.clear()
+    del tensor
+    _, runner = _loaded(file)
+    assert all(not cache.asnumpy().any() for caches in runner._caches for cache in caches)
+
+
 def test_prefill_and_vision_run_at_the_smallest_size(
     samples: list[Prepared], compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

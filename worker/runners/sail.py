@@ -137,7 +137,12 @@ class SailRunner:
         largest = max(range(len(stages)), key=lambda index: stages[index].inputs[_KEYS].shape[1])
         own = self._engine.get_input_tensors(net, largest)
         inputs = stages[largest].inputs
-        return [own[i] if i in own else self._memory.new(inputs[i]) for i in (_KEYS, _VALUES)]
+        caches = [own[i] if i in own else self._memory.new(inputs[i]) for i in (_KEYS, _VALUES)]
+        for cache in caches:
+            # The runtime's memory holds what was there before, another model's weights for one. A large number, or one
+            # that is none, gets through the mask.
+            self._memory.write(cache, np.zeros(cache.shape(), np.float16))
+        return caches
 
     def _past(self, columns: int) -> list[list[Any]]:
         """Each layer's keys and values, as a step over so many columns reads them."""
