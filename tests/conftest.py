@@ -86,10 +86,15 @@ def client(redis_url: str) -> Iterator[Client]:
 
 @pytest.fixture
 def start_worker(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Companion]]:
-    """Starts `sailq worker` processes. Each has announced itself when the call returns; all end with the test."""
+    """Starts `sailq worker` processes. Each has announced itself when the call returns, within `seconds`; all end with
+    the test."""
     with ExitStack() as stack:
         count = itertools.count()
-        yield lambda *arguments: _worker(stack, redis_url, tmp_path / f"worker-{next(count)}.log", *arguments)
+
+        def start(*arguments: object, seconds: float = WORKER_START_SECONDS) -> Companion:
+            return _worker(stack, redis_url, tmp_path / f"worker-{next(count)}.log", *arguments, seconds=seconds)
+
+        yield start
 
 
 @pytest.fixture
@@ -113,12 +118,15 @@ def served_url(common_worker: str) -> str:
     return common_worker
 
 
-def _worker(stack: ExitStack, url: str, log: Path, *arguments: str) -> Companion:
-    worker = Companion("worker", sailq_command("worker", "--redis-url", url, "--threads", "1", *arguments), log)
+def _worker(
+    stack: ExitStack, url: str, log: Path, *arguments: object, seconds: float = WORKER_START_SECONDS
+) -> Companion:
+    command = sailq_command("worker", "--redis-url", url, "--threads", "1", *map(str, arguments))
+    worker = Companion("worker", command, log)
     stack.callback(worker.stop)
     with connect(url) as connection:
         fleet = Fleet(connection)
-        worker.wait_until(lambda: worker.pid in {info.pid for info in fleet.workers()}, WORKER_START_SECONDS)
+        worker.wait_until(lambda: worker.pid in {info.pid for info in fleet.workers()}, seconds)
     return worker
 
 

@@ -16,7 +16,8 @@ SECONDS = 300
 def test_a_job_is_answered_through_the_queue(
     client: Client, start_worker: Callable[..., Companion], compiled: Compile
 ) -> None:
-    start_worker("--device", "emulator", "--bmodel", compiled(*RIGHT_SIZED))
+    # Before it takes jobs it has answered its self-test, twice.
+    start_worker("--device", "emulator", "--bmodel", compiled(*RIGHT_SIZED), seconds=SECONDS)
     options = GenerationOptions(max_new_tokens=8)
     hello, long = ([{"role": "user", "content": text}] for text in ("Hello!", "word " * 60))
     first = client.submit(hello, options=options)
