@@ -101,7 +101,12 @@ def _log_to_stderr() -> None:
 
     # Else transformers, of which a worker uses the tokenizer alone, says first of all that it misses PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.WARNING)
+    stderr = os.fstat(2)
+    # The journal puts the time before each line itself.
+    journal = os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
+    logging.basicConfig(
+        format=("" if journal else "%(asctime)s ") + "%(levelname)-7s %(name)s: %(message)s", level=logging.WARNING
+    )
     logging.getLogger("sailq").setLevel(logging.INFO)
     # RQ says at INFO, twice, that a job is done.
     logging.getLogger("rq.worker").addFilter(lambda record: record.levelno >= logging.WARNING)

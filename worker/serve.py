@@ -28,6 +28,7 @@ from .execution import Executor, Identity
 from .publisher import Publisher
 from .scheduler import Scheduler
 from .self_test import self_test
+from .supervisor import Supervisor
 from .watchdog import Watchdog
 
 LOOK_AHEAD = 2
@@ -60,6 +61,8 @@ def serve(
     connection = connect(settings.redis_url, max_connections=MAX_CONNECTIONS)
     with server_errors(connection):
         connection.ping()
+    supervisor = Supervisor()
+    supervisor.status(f"loading {model_dir.name}")
     began = time.monotonic()
     engine = load(model_dir)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -69,7 +72,7 @@ def serve(
         "loaded %s (version %s) on %s in %.1f s", own, engine.card.version, engine.device, time.monotonic() - began
     )
     scheduler = Scheduler(engine)
-    watchdog = Watchdog(engine, device_timeout, lambda: scheduler.alive)
+    watchdog = Watchdog(engine, device_timeout, lambda: scheduler.alive, supervisor.alive)
     watchdog.start()
     self_test(engine)
     publisher = Publisher(connection, settings.result_ttl)
@@ -81,7 +84,7 @@ def serve(
     consumer = Consumer(
         [keys.queue(model) for model in models], executor, connection=connection, name=name,
         places=engine.slots + LOOK_AHEAD, drain_seconds=drain_seconds,
-        announce=_announcer(engine, connection, name, scheduler, settings.alias or ""),
+        announce=_announcer(engine, connection, name, scheduler, supervisor, settings.alias or ""),
     )
     scheduler.start()
     try:
@@ -92,6 +95,7 @@ def serve(
                 pipeline.sadd(keys.MODELS, model)
             pipeline.execute()
         _log.info("worker %s takes jobs for %s, %d at a time", name, " and ".join(models), engine.slots)
+        supervisor.ready()
         consumer.work()
         if not consumer.stop_requested:
             raise SailqError("The worker's loop broke; its log says why.")
@@ -105,7 +109,7 @@ def serve(
 
 
 def _announcer(
-    engine: Engine, connection: redis.Redis, name: str, scheduler: Scheduler, alias: str
+    engine: Engine, connection: redis.Redis, name: str, scheduler: Scheduler, supervisor: Supervisor, alias: str
 ) -> Callable[[redis.client.Pipeline], None]:
     """What each beat says of this worker: its record, which expires when the beats stop."""
     clock = ServerClock(connection)
@@ -116,6 +120,7 @@ def _announcer(
     }
 
     def announce(pipeline: redis.client.Pipeline) -> None:
+        supervisor.beat(scheduler.running, engine.slots)
         now = clock.now()
         pipeline.hset(keys.worker(name), mapping={**record, "running": scheduler.running, "beat": now})
         pipeline.expire(keys.worker(name), RECORD_SECONDS)

@@ -22,9 +22,13 @@ class Watchdog:
     """Ends the process when a call to the engine's device takes longer than `limit` seconds, or what makes the calls
     is gone. Its jobs' leases end with it, and other workers take them."""
 
-    def __init__(self, engine: Engine, limit: float, alive: Callable[[], bool] = lambda: True) -> None:
-        """`alive`: whether the thread that makes the device's calls still does."""
-        self._engine, self._limit, self._alive = engine, limit, alive
+    def __init__(
+        self, engine: Engine, limit: float, alive: Callable[[], bool] = lambda: True,
+        on_life: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`alive`: whether the thread that makes the device's calls still does. `on_life` is called at each look that
+        finds nothing wrong."""
+        self._engine, self._limit, self._alive, self._on_life = engine, limit, alive, on_life
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sailq-watchdog", daemon=True)
 
@@ -42,6 +46,7 @@ class Watchdog:
                 _leave(f"{call[0]} on {self._engine.device} has not returned for {self._limit:g} s")
             if not self._alive():
                 _leave("the scheduler's thread is gone")
+            self._on_life()
 
 
 def _leave(reason: str) -> None:

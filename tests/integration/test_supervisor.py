@@ -1,0 +1,135 @@
+"""What systemd hears of a worker, on a socket of the kind that it gives its services."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from farm import NullWorker
+from null_jobs import submit
+from sailq.producer.client import Client
+from sailq.worker import supervisor
+from sailq.worker.supervisor import Supervisor
+
+StartNull = Callable[..., NullWorker]
+Eventually = Callable[..., None]
+
+
+class Manager:
+    """systemd's end of the socket: what it heard, oldest first."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.address = str(path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(f"\0{self.address[1:]}" if self.address.startswith("@") else self.address)
+        self.heard: list[str] = []
+
+    def hear(self, seconds: float) -> list[str]:
+        """What comes from now on, for so long."""
+        heard, until = [], time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._socket.settimeout(left)
+            try:
+                heard.append(self._socket.recv(4096).decode())
+            except TimeoutError:
+                break
+        self.heard += heard
+        return heard
+
+    def wait_for(self, said: str, seconds: float = 20.0) -> None:
+        until = time.monotonic() + seconds
+        while said not in self.hear(0.1):
+            assert time.monotonic() < until, (said, self.heard)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def manager(folder: Path) -> Iterator[Manager]:
+    manager = Manager(folder / "notify.sock")
+    yield manager
+    manager.close()
+
+
+def test_a_worker_is_ready_when_it_takes_jobs_and_says_what_it_does(
+    start_null: StartNull, manager: Manager, client: Client
+) -> None:
+    start_null("--slots", "4", "--decode-ms", "20", ready=False, NOTIFY_SOCKET=manager.address)
+    manager.wait_for("READY=1")
+    assert manager.heard[0] == "STATUS=loading sailq-tiny"
+    for _ in range(3):
+        submit(client, 900)
+    manager.wait_for("STATUS=3 of 4 slots")
+    assert "WATCHDOG=1" in manager.hear(3)
+
+
+def test_a_worker_that_fails_its_self_test_is_never_ready(start_null: StartNull, manager: Manager) -> None:
+    worker = start_null("--flaky", ready=False, NOTIFY_SOCKET=manager.address)
+    worker.wait_for_end()
+    manager.hear(0.1)
+    assert "STATUS=loading sailq-tiny" in manager.heard and "READY=1" not in manager.heard
+
+
+def test_a_hung_device_ends_the_signs_of_life(start_null: StartNull, manager: Manager, client: Client) -> None:
+    """They last while a call may still return, so that the worker itself can say which did not."""
+    worker = start_null(
+        "--hang-at", "50", "--decode-ms", "5", "--device-timeout", "2", NOTIFY_SOCKET=manager.address
+    )
+    submit(client, 300)
+    worker.wait_for_end()
+    assert "has not returned for 2 s" in worker.log.read_text()
+    manager.hear(0.1)
+    assert "WATCHDOG=1" in manager.heard
+    assert manager.hear(1.5) == []
+
+
+@pytest.mark.parametrize("address", ["", "@sailq-test-{pid}"])
+def test_an_abstract_socket_and_none_at_all(address: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = Manager(address.format(pid=os.getpid()) or folder / "notify.sock")
+    monkeypatch.setenv("NOTIFY_SOCKET", address.format(pid=os.getpid()))
+    Supervisor().ready()
+    assert manager.hear(0.2) == (["READY=1"] if address else [])
+    manager.close()
+
+
+def test_no_sign_of_life_without_beats(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
+    told = Supervisor()
+    told.alive()
+    monkeypatch.setattr(supervisor, "BEAT_LIMIT", 0.05)
+    time.sleep(0.06)
+    told.alive()
+    assert manager.hear(0.2) == ["WATCHDOG=1"]
+    told.beat(0, 8)
+    told.alive()
+    assert manager.hear(0.2) == ["STATUS=0 of 8 slots", "WATCHDOG=1"]
+
+
+def test_a_manager_that_is_gone_or_does_not_read_holds_nothing_up(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
+    told, began = Supervisor(), time.monotonic()
+    for _ in range(2000):  # more than a socket's queue takes
+        told.alive()
+    manager.close()
+    told.alive()
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_only_what_does_not_go_to_the_journal_has_its_time(journal: bool, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        there = os.fstat(output.fileno())
+        environment = {**os.environ, "JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino if journal else 1}"}
+        program = "from sailq.worker import command, watchdog; command._log_to_stderr(); watchdog._log.info('here')"
+        subprocess.run([sys.executable, "-c", program], stderr=output, env=environment, check=True)
+    assert log.read_text().startswith("INFO    sailq.worker: here") is journal
