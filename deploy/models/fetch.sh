@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# Fetch a model directory from a web server of your own, so that hundreds of boxes do not all pull from Sophgo:
+#
+#     deploy/models/fetch.sh URL [--out models]
+#
+#   URL     a folder with the model's files and SHA256SUMS, which `sha256sum * > SHA256SUMS` made there; its last part
+#           is the model's name
+#   --out   gets the folder of that name
+#
+# An interrupted download goes on where it stopped, also when this is run again, if the server knows ranges (nginx,
+# Apache and Caddy do, Python's http.server does not). Nothing takes its place before its SHA-256 is right. It needs
+# curl, and no sailq. An https server with an authority of its own: CURL_CA_BUNDLE, which curl reads.
+set -euo pipefail
+
+url='' out=models
+TRIES=5      # in a row, without one more byte
+SPARE_MB=100
+
+stop() { echo "fetch.sh: $*" >&2; exit 1; }
+wrong() { echo "fetch.sh: $*" >&2; exit 2; }
+size() { stat -c %s "$1" 2>/dev/null || echo 0; }
+shown() { sed -E 's#://[^/@]*@#://***@#' <<<"$1"; }
+
+# get URL FILE: the rest of it.
+get() {
+    local tries=0 before code meter=--silent
+    [ -t 2 ] && meter=--progress-bar
+    while :; do
+        before=$(size "$2") code=0
+        curl --fail $meter --show-error --location --connect-timeout 10 --speed-limit 1 --speed-time 60 \
+            --continue-at - --output "$2" "$1" || code=$?
+        case $code in
+            0) return ;;
+            22) return 1 ;; # an HTTP error, which curl has named; 416 where nothing is left to fetch
+            33) echo "this server cannot go on where it stopped: ${2##*/} starts anew" >&2; rm -f "$2"; before=0 ;;
+        esac
+        if [ "$(size "$2")" -gt "$before" ]; then tries=0; else tries=$((tries + 1)); fi
+        [ "$tries" -lt $TRIES ] || return 1
+        echo "${2##*/}: cut off at $(size "$2") bytes; going on" >&2
+        sleep "$tries"
+    done
+}
+
+# The bytes of the URL's file; nothing where the server does not say.
+length() {
+    curl --fail --silent --location --head "$1" | tr -d '\r' |
+        awk 'tolower($1) == "content-length:" { bytes = $2 } END { print bytes }'
+}
+
+whole() { # FILE SUM
+    [ -e "$1" ] && [ "$(sha256sum <"$1" | cut -d' ' -f1)" = "$2" ]
+}
+
+while [ $# -gt 0 ]; do
+    case $1 in
+        -h | --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit ;;
+        --out) [ $# -gt 1 ] || wrong "--out needs a value"; out=$2; shift ;;
+        http://?* | https://?*) [ -z "$url" ] || wrong "one URL at a time"; url=${1%/} ;;
+        *) wrong "'$1' is neither an option nor an http:// or https:// URL; see --help" ;;
+    esac
+    shift
+done
+[ -n "$url" ] || wrong "which URL? See --help"
+name=${url##*/}
+[[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || wrong "the URL's last part, '$name', is no name for a model"
+command -v curl >/dev/null || stop "there is no curl: sudo apt install curl"
+
+mkdir -p "$out" 2>/dev/null && [ -w "$out" ] || stop "$out cannot be written to"
+directory=$out/$name part=$out/$name.part
+mkdir -p "$part"
+exec 9<"$part"
+flock -n 9 || stop "another one is fetching $name into $out"
+
+rm -f "$part/SHA256SUMS"
+get "$url/SHA256SUMS" "$part/SHA256SUMS" ||
+    stop "there is no $(shown "$url")/SHA256SUMS to be had; on the server, in that folder: sha256sum * > SHA256SUMS"
+sums=()
+while read -r sum file; do
+    file=${file#\*}
+    [ "$file" = SHA256SUMS ] && continue
+    [[ $sum =~ ^[0-9a-f]{64}$ && $file =~ ^[A-Za-z0-9_][A-Za-z0-9._-]*$ ]] ||
+        stop "SHA256SUMS has a line that is not of sha256sum's form, or names a file elsewhere: '$sum $file'"
+    sums+=("$sum $file")
+done <"$part/SHA256SUMS"
+[[ " ${sums[*]} " == *" config.json "* ]] || stop "SHA256SUMS names no config.json: is this a model's folder?"
+if cmp -s "$part/SHA256SUMS" "$directory/SHA256SUMS"; then
+    rm -r "$part"
+    echo "$directory is there already"
+    exit
+fi
+
+left=()
+need=0
+for entry in "${sums[@]}"; do
+    file=${entry#* }
+    whole "$part/$file" "${entry%% *}" && continue
+    left+=("$entry")
+    bytes=$(length "$url/$file") || bytes=
+    if [ "$(size "$part/$file")" -ge "${bytes:-1}" ]; then rm -f "$part/$file"; fi # all there, and wrong
+    need=$((need + ${bytes:-0} - $(size "$part/$file")))
+done
+free=$(($(df -Pk "$part" | awk 'NR == 2 { print $4 }') / 1024))
+[ $((need / 1000000 + SPARE_MB)) -le "$free" ] ||
+    stop "$name still takes $((need / 1000000)) MB, and $out has $free MB free"
+
+for entry in ${left[@]+"${left[@]}"}; do
+    file=${entry#* }
+    echo "fetching $file"
+    get "$url/$file" "$part/$file" ||
+        stop "$(shown "$url")/$file cannot be had; run again later, it goes on from $(size "$part/$file") bytes"
+    whole "$part/$file" "${entry%% *}" || {
+        rm -f "$part/$file"
+        stop "$file is not what SHA256SUMS says: is the server's folder being changed? Run again, it is fetched anew"
+    }
+done
+if [ -e "$directory" ]; then # a worker that has its files open keeps them
+    rm -rf "$directory.old"
+    mv "$directory" "$directory.old"
+fi
+mv "$part" "$directory"
+rm -rf "$directory.old"
+echo "$directory is ready: sailq worker --model $directory --device tpu:0"

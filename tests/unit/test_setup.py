@@ -1,0 +1,249 @@
+"""deploy/se7/setup.sh below a folder of its own: the tools are real, and what is the box's hardware is stood in for.
+
+Stand-ins: bm_version, the device nodes and the device tree of a box, SAIL's wheel, and uv, which would fetch a Python;
+its environment here sees the packages of this one. pip builds and installs sailq as on a box.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from boxes import AS_SHIPPED, RECOMMENDED, device_tree
+from sailq.worker.catalog import resolve
+
+TREE = Path(__file__).parents[2]
+SETUP = TREE / "deploy/se7/setup.sh"
+UNIT = "sailq-worker@.service"
+BMODEL = TREE / "tests/data/nets.bmodel"
+
+UV = f"""#!/bin/sh
+# Stands in for uv venv: no Python is fetched, and the environment sees the tests' packages.
+for folder; do :; done
+{sys.executable} -m venv --without-pip "$folder"
+echo {sysconfig.get_path("purelib")} > "$(echo "$folder"/lib/python*/site-packages)"/of-the-tests.pth
+"""
+BM_VERSION = """#!/bin/sh
+# Stands in for bm_version: what it prints on a box with V23.09 LTS-SP3.
+echo "SophonSDK version: v23.09 LTS-SP3"
+echo "sophon-soc-libsophon : {libsophon}"
+echo "sophon-soc-libsophon-dev : {libsophon}"
+"""
+
+
+class Box:
+    """A flashed box below `root`, a server that it reaches, and what its operator brings."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.root, self.bin, self.folder = folder / "box", folder / "bin", folder
+        self.bin.mkdir(parents=True)
+        device_tree(self.root, RECOMMENDED)
+        for node in ("bm-tpu0", "bmdev-ctl", "ion"):
+            self.node(node)
+        self.command("bm_version", BM_VERSION.format(libsophon="0.5.1"))
+        self.command("uv", UV)
+        self.env = folder / "worker.env"
+        self.env.write_text(f"SAILQ_REDIS_URL=redis://worker:secret@127.0.0.1:{port}/0\nSAILQ_RESULT_TTL=3600\n")
+        self.model("seen-7b")
+        self.wheel = folder / "stand_in_for_sail-1-py3-none-any.whl"
+        with zipfile.ZipFile(self.wheel, "w") as wheel:
+            wheel.writestr("sophon/sail.py", "EngineLLM = object  # stands in for SAIL\n")
+            info = "stand_in_for_sail-1.dist-info"
+            wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: stand-in-for-sail\nVersion: 1\n")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", "")
+
+    def node(self, name: str, mode: int = 0o666) -> None:
+        node = self.root / "dev" / name
+        node.parent.mkdir(exist_ok=True)
+        node.touch()
+        node.chmod(mode)
+
+    def command(self, name: str, text: str) -> None:
+        (self.bin / name).write_text(text)
+        (self.bin / name).chmod(0o755)
+
+    def model(self, name: str) -> str:
+        """A directory on the box, by the path that it has there."""
+        directory = self.root / "data/models" / name
+        directory.mkdir(parents=True)
+        for file in resolve("sailq-tiny").glob("*.json"):
+            shutil.copy(file, directory)
+        shutil.copy(BMODEL, directory)
+        return f"/data/models/{name}"
+
+    def arguments(self, *arguments: str) -> list[str]:
+        return [str(SETUP), "--root", str(self.root), *arguments]
+
+    def first(self) -> list[str]:
+        return ["--env", str(self.env), "--model", "/data/models/seen-7b", "--sail", str(self.wheel)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", "PIP_NO_INDEX": "1",
+            "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        }
+
+    def setup(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.arguments(*arguments), env=self.environment, capture_output=True, text=True, timeout=120
+        )
+
+    def stopped_at(self, line: str, *arguments: str) -> None:
+        """Kills it, and all that it has started, when it prints what begins with `line`."""
+        started = subprocess.Popen(
+            self.arguments(*arguments), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True,
+        )
+        assert started.stdout
+        said = []
+        for said_line in started.stdout:
+            said.append(said_line)
+            if said_line.startswith(line):
+                os.killpg(started.pid, signal.SIGKILL)
+        assert started.wait() == -signal.SIGKILL, "".join(said)
+
+    def files(self) -> dict[str, int]:
+        """What setup.sh answers for, with when each was last written."""
+        return {
+            str(path.relative_to(self.root)): path.lstat().st_mtime_ns
+            for folder in ("etc", "data") for path in (self.root / folder).rglob("*") if not path.is_dir()
+        }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def systemd() -> None:
+    missing = [name for name in ("systemctl", "systemd-sysusers", "systemd-analyze", "curl") if not shutil.which(name)]
+    assert not missing, f"{', '.join(missing)}: apt install systemd curl"
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """Of something that listens."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def box(tmp_path: Path, port: int) -> Box:
+    return Box(tmp_path, port)
+
+
+def test_a_flashed_box_becomes_a_worker_whatever_interrupts_it(box: Box) -> None:
+    for line in ("does  a Python", "does  sailq from", "does  SAIL", "does  model", "does  " + str(box.root)):
+        box.stopped_at(line, *box.first())
+    done = box.setup(*box.first())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "secret" not in done.stdout + done.stderr
+
+    settings = box.root / "etc/sailq/worker.env"
+    assert settings.stat().st_mode & 0o777 == 0o600
+    assert settings.read_text() == box.env.read_text() + "SAILQ_MODEL=/data/models/seen-7b\n"
+    assert "sailq:x:" in (box.root / "etc/passwd").read_text()
+    (enabled,) = (box.root / "etc/systemd/system/multi-user.target.wants").iterdir()
+    assert (enabled.name, os.readlink(enabled)) == ("sailq-worker@0.service", f"/etc/systemd/system/{UNIT}")
+    assert (box.root / "etc/systemd/system" / UNIT).read_text() == (TREE / "deploy/se7" / UNIT).read_text()
+    helped = subprocess.run([box.root / "data/sailq-env/bin/sailq", "worker", "--help"], capture_output=True)
+    assert helped.returncode == 0
+    left = [path for path in box.files() if ".part" in path or path.startswith("etc/") and "." in Path(path).suffix[5:]]
+    assert left == []
+
+    before = box.files()
+    again = box.setup()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "does " not in again.stdout and box.files() == before
+
+    new = box.setup("--model", box.model("seen-7b-v2"))
+    assert new.returncode == 0, new.stderr
+    assert "does  model /data/models/seen-7b-v2" in new.stdout and "sailq from" not in new.stdout
+    assert settings.read_text() == box.env.read_text() + "SAILQ_MODEL=/data/models/seen-7b-v2\n"
+
+
+def test_every_check_that_fails_is_named_with_its_mend_and_changes_nothing(box: Box) -> None:
+    box.command("bm_version", BM_VERSION.format(libsophon="0.4.9"))
+    box.node("ion", 0o600)
+    shutil.rmtree(box.root / "proc")
+    device_tree(box.root, AS_SHIPPED)
+    box.command("df", "#!/bin/sh\nprintf 'Filesystem 1024-blocks Used Available\\n/dev/x 1 1 500000 1%% /\\n'\n")
+    box.command("date", "#!/bin/sh\n# A box without a battery for its clock.\nexec /bin/date -d @1000000 \"$@\"\n")
+    box.env.write_text("SAILQ_REDIS_URL=rediss://worker:secret@127.0.0.1:1/0?ssl_ca_certs=/etc/sailq/ca.crt\n")
+    before = box.files()
+    for check in ([], ["--check"]):
+        done = box.setup(*box.first(), *check)
+        assert done.returncode == 1 and "6 of the checks failed; nothing was changed" in done.stderr, done.stdout
+        for said in (
+            "libsophon is 0.4.9", "read and write: /dev/ion", "chmod a+rw /dev/ion", "442 MB are missing",
+            "heaps.py --need 9000", "has 488 MB free", "clock says 1970-01-12", "timedatectl set-ntp true",
+            "no server answers at 127.0.0.1:1",
+        ):
+            assert said in done.stdout, (said, done.stdout)
+        assert done.stdout.count("mend: ") == 6 and "secret" not in done.stdout + done.stderr
+    assert box.files() == before
+
+
+def test_a_missing_authority_is_found_before_anything_else_meets_it(box: Box, port: int) -> None:
+    box.env.write_text(f"SAILQ_REDIS_URL=rediss://worker:x@127.0.0.1:{port}/0?ssl_ca_certs=/no/ca.crt\n")
+    assert "the URL names /no/ca.crt" in box.setup("--check", *box.first()).stdout
+    (box.folder / "ca.crt").touch()
+    assert box.setup("--check", *box.first()).returncode == 0
+
+
+def test_a_machine_with_cards_has_a_worker_for_each_chip_and_no_heaps(box: Box) -> None:
+    for path in ("proc", "dev"):
+        shutil.rmtree(box.root / path)
+    for node in ("bm-sophon0", "bm-sophon1", "bmdev-ctl"):
+        box.node(node)
+    box.command("bm_version", "#!/bin/sh\nexit 127\n")
+    (box.root / "opt/sophon").mkdir(parents=True)
+    (box.root / "opt/sophon/libsophon-current").symlink_to("libsophon-0.5.2")
+    done = box.setup("--check", *box.first())
+    assert done.returncode == 0, done.stdout
+    assert "libsophon 0.5.2" in done.stdout and "TPU 0 1: /dev/bm-sophon0 /dev/bm-sophon1" in done.stdout
+    assert "heaps" not in done.stdout
+
+
+def test_without_a_tpu_it_says_so(box: Box) -> None:
+    shutil.rmtree(box.root / "dev")
+    done = box.setup("--check", *box.first())
+    assert done.returncode == 1 and "there is no TPU" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--fast"], "no option --fast"), (["--model"], "--model needs a value"), ([], "cannot be read"),
+        (["--data", "here"], "absolute path"), (["--env", "/dev/null", "--model", "m"], "no line SAILQ_REDIS_URL"),
+    ],
+)
+def test_a_command_line_that_wants_mending_is_refused(box: Box, arguments: list[str], said: str) -> None:
+    done = box.setup(*arguments)
+    assert done.returncode == 2 and said in done.stderr, done.stderr
+
+
+def test_its_help_teaches() -> None:
+    done = subprocess.run([SETUP, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "sudo deploy/se7/setup.sh --env worker.env" in done.stdout
+
+
+def test_systemd_takes_the_unit_and_finds_it_safe(tmp_path: Path) -> None:
+    program = tmp_path / "sailq"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    unit = tmp_path / "sailq-worker@0.service"
+    unit.write_text((TREE / "deploy/se7" / UNIT).read_text().replace("/data/sailq-env/bin/sailq", str(program)))
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=25", unit]
+    rated = subprocess.run(command, capture_output=True, text=True)
+    assert rated.returncode == 0, rated.stdout.splitlines()[-1]
