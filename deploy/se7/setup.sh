@@ -73,9 +73,8 @@ changes() { does "$*"; touch "$root$data/sailq-changed"; }
 
 # put FILE MODE: standard input becomes the file, if it is another than it was.
 put() {
-    local new
-    new=$(mktemp "$1.XXXXXX")
-    cat >"$new"
+    local new=$1.new
+    (umask 077 && cat >"$new")
     chmod "$2" "$new"
     if cmp -s "$new" "$1" && [ "$(stat -c %a "$1")" = "$2" ]; then
         rm "$new"
@@ -129,7 +128,7 @@ install_sailq() {
     changes "sailq from $tree"
     copy=$(mktemp -d)  # setuptools leaves its build folder beside what it builds, and reads it again
     (cd "$tree" && cp -r "${PACKAGE[@]}" "$copy")
-    "$python" -m pip install --quiet "$copy[tpu]" || {
+    "$python" -m pip install --quiet "${copy}[tpu]" || {
         rm -rf "$copy"
         stop "pip did not install sailq (see above)" "is PyPI to be reached from here? Run again"
     }
@@ -154,7 +153,7 @@ install_sail() {
         "$python" -m pip install --quiet --force-reinstall --no-deps "$sail" ||
             stop "pip did not install $sail (see above)"
     else
-        "$python" -m pip install --quiet dfss && "$python" -m dfss --install sail >&2 ||
+        { "$python" -m pip install --quiet dfss && "$python" -m dfss --install sail >&2; } ||
             stop "dfss installed no SAIL" "build a wheel (deploy/se7/README.md, SAIL) and give it: --sail WHEEL"
     fi
     has_sail || stop "SAIL does not work: $("$python" -c 'from sophon import sail; sail.EngineLLM' 2>&1 | tail -n 1)" \
@@ -216,7 +215,7 @@ run_doctor() {
     "$environment/bin/sailq" doctor --help >/dev/null 2>&1 || return 0
     (
         while IFS= read -r line; do
-            [[ $line != SAILQ_*=* ]] || export "$line"
+            [[ $line != SAILQ_*=* ]] || export "${line?}"
         done <"$root/etc/sailq/worker.env"
         setpriv --reuid=sailq --regid=sailq --clear-groups "$environment/bin/sailq" doctor --device "tpu:${chips[0]}"
     ) || stop "sailq doctor has found what would stop the worker (see above)" "mend it, and run this again"

@@ -1,131 +1,20 @@
 """deploy/se7/setup.sh below a folder of its own: the tools are real, and what is the box's hardware is stood in for.
-
-Stand-ins: bm_version, the device nodes and the device tree of a box, SAIL's wheel, and uv, which would fetch a Python;
-its environment here sees the packages of this one. pip builds and installs sailq as on a box.
-"""
+See `boxes.Box`."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
-import sysconfig
-import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from boxes import AS_SHIPPED, RECOMMENDED, device_tree
-from sailq.worker.catalog import resolve
+from boxes import AS_SHIPPED, BM_VERSION, SETUP, UNIT, Box, device_tree
 
 TREE = Path(__file__).parents[2]
-SETUP = TREE / "deploy/se7/setup.sh"
-UNIT = "sailq-worker@.service"
-BMODEL = TREE / "tests/data/nets.bmodel"
-
-UV = f"""#!/bin/sh
-# Stands in for uv venv: no Python is fetched, and the environment sees the tests' packages.
-for folder; do :; done
-{sys.executable} -m venv --without-pip "$folder"
-echo {sysconfig.get_path("purelib")} > "$(echo "$folder"/lib/python*/site-packages)"/of-the-tests.pth
-"""
-BM_VERSION = """#!/bin/sh
-# Stands in for bm_version: what it prints on a box with V23.09 LTS-SP3.
-echo "SophonSDK version: v23.09 LTS-SP3"
-echo "sophon-soc-libsophon : {libsophon}"
-echo "sophon-soc-libsophon-dev : {libsophon}"
-"""
-
-
-class Box:
-    """A flashed box below `root`, a server that it reaches, and what its operator brings."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.root, self.bin, self.folder = folder / "box", folder / "bin", folder
-        self.bin.mkdir(parents=True)
-        device_tree(self.root, RECOMMENDED)
-        for node in ("bm-tpu0", "bmdev-ctl", "ion"):
-            self.node(node)
-        self.command("bm_version", BM_VERSION.format(libsophon="0.5.1"))
-        self.command("uv", UV)
-        self.env = folder / "worker.env"
-        self.env.write_text(f"SAILQ_REDIS_URL=redis://worker:secret@127.0.0.1:{port}/0\nSAILQ_RESULT_TTL=3600\n")
-        self.model("seen-7b")
-        self.wheel = folder / "stand_in_for_sail-1-py3-none-any.whl"
-        with zipfile.ZipFile(self.wheel, "w") as wheel:
-            wheel.writestr("sophon/sail.py", "EngineLLM = object  # stands in for SAIL\n")
-            info = "stand_in_for_sail-1.dist-info"
-            wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: stand-in-for-sail\nVersion: 1\n")
-            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-            wheel.writestr(f"{info}/RECORD", "")
-
-    def node(self, name: str, mode: int = 0o666) -> None:
-        node = self.root / "dev" / name
-        node.parent.mkdir(exist_ok=True)
-        node.touch()
-        node.chmod(mode)
-
-    def command(self, name: str, text: str) -> None:
-        (self.bin / name).write_text(text)
-        (self.bin / name).chmod(0o755)
-
-    def model(self, name: str) -> str:
-        """A directory on the box, by the path that it has there."""
-        directory = self.root / "data/models" / name
-        directory.mkdir(parents=True)
-        for file in resolve("sailq-tiny").glob("*.json"):
-            shutil.copy(file, directory)
-        shutil.copy(BMODEL, directory)
-        return f"/data/models/{name}"
-
-    def arguments(self, *arguments: str) -> list[str]:
-        return [str(SETUP), "--root", str(self.root), *arguments]
-
-    def first(self) -> list[str]:
-        return ["--env", str(self.env), "--model", "/data/models/seen-7b", "--sail", str(self.wheel)]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            **os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", "PIP_NO_INDEX": "1",
-            "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        }
-
-    def setup(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.arguments(*arguments), env=self.environment, capture_output=True, text=True, timeout=120
-        )
-
-    def stopped_at(self, line: str, *arguments: str) -> None:
-        """Kills it, and all that it has started, when it prints what begins with `line`."""
-        started = subprocess.Popen(
-            self.arguments(*arguments), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True,
-        )
-        assert started.stdout
-        said = []
-        for said_line in started.stdout:
-            said.append(said_line)
-            if said_line.startswith(line):
-                os.killpg(started.pid, signal.SIGKILL)
-        assert started.wait() == -signal.SIGKILL, "".join(said)
-
-    def files(self) -> dict[str, int]:
-        """What setup.sh answers for, with when each was last written."""
-        return {
-            str(path.relative_to(self.root)): path.lstat().st_mtime_ns
-            for folder in ("etc", "data") for path in (self.root / folder).rglob("*") if not path.is_dir()
-        }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def systemd() -> None:
-    missing = [name for name in ("systemctl", "systemd-sysusers", "systemd-analyze", "curl") if not shutil.which(name)]
-    assert not missing, f"{', '.join(missing)}: apt install systemd curl"
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +26,7 @@ def port() -> Iterator[int]:
 
 @pytest.fixture
 def box(tmp_path: Path, port: int) -> Box:
-    return Box(tmp_path, port)
+    return Box(tmp_path, f"redis://worker:secret@127.0.0.1:{port}/0")
 
 
 def test_a_flashed_box_becomes_a_worker_whatever_interrupts_it(box: Box) -> None:
@@ -156,8 +45,7 @@ def test_a_flashed_box_becomes_a_worker_whatever_interrupts_it(box: Box) -> None
     assert (box.root / "etc/systemd/system" / UNIT).read_text() == (TREE / "deploy/se7" / UNIT).read_text()
     helped = subprocess.run([box.root / "data/sailq-env/bin/sailq", "worker", "--help"], capture_output=True)
     assert helped.returncode == 0
-    left = [path for path in box.files() if ".part" in path or path.startswith("etc/") and "." in Path(path).suffix[5:]]
-    assert left == []
+    assert [path for path in box.files() if path.endswith(".new")] == []
 
     before = box.files()
     again = box.setup()

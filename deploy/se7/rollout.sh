@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Set boxes up, or bring them a new sailq or a new model, one after another over ssh:
+#
+#     deploy/se7/rollout.sh boxes.txt --env worker.env --model qwen2-vl-7b --sail sail.whl    # the first time
+#     deploy/se7/rollout.sh boxes.txt                                                         # this tree's sailq
+#     deploy/se7/rollout.sh boxes.txt --model http://mirror/models/qwen2-vl-7b-v2             # a new bmodel
+#
+#   boxes.txt       an ssh destination a line: root, or a user whose sudo asks for no password. # begins a comment
+#   --wait SECONDS  for each box's workers to be seen (600)
+#   the rest        goes to setup.sh on the box; --env and --sail name files of this machine
+#
+# This tree goes to /data/sailq-tree on the box, where its setup.sh runs. The next box's turn comes when `sailq status`,
+# run here with SAILQ_REDIS_URL (reader.env), shows this one's workers with this tree's version and the box's model:
+# meanwhile the others answer. It stops at the first that fails, and boxes.txt.left has that one and those after it;
+# what the failed box served before is still there: --model of the old name.
+#
+# Exit code: 0; 1, a box failed; 2, the command line wants mending.
+set -euo pipefail
+
+tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+list='' wait_seconds=600 data=/data options=()
+POLL=2
+
+usage() { echo "rollout.sh: $*" >&2; exit 2; }
+on_box() { ssh -o BatchMode=yes -o ConnectTimeout=10 -n "$box" "$@"; }
+
+brought=$(mktemp -d)
+trap 'rm -rf "$brought"' EXIT
+mkdir "$brought/brought"
+
+# bring OPTION FILE: it goes along, and setup.sh is told where it will lie.
+bring() {
+    [ -r "$2" ] || usage "$1: $2 cannot be read"
+    cp "$2" "$brought/brought/"
+    options+=("$1" "BROUGHT/$(basename "$2")")
+}
+
+read_options() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+            -h | --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit ;;
+            --env | --sail | --wait | --data | --model)
+                [ $# -gt 1 ] || usage "$1 needs a value"
+                case $1 in
+                    --env)
+                        bring "$1" "$2"
+                        [ ! -f "$(dirname "$2")/ca.crt" ] || cp "$(dirname "$2")/ca.crt" "$brought/brought/" ;;
+                    --sail) bring "$1" "$2" ;;
+                    --wait) wait_seconds=$2 ;;
+                    --data) data=${2%/} options+=("$1" "$2") ;;
+                    --model) options+=("$1" "$2") ;;
+                esac
+                shift ;;
+            -*) usage "there is no option $1; see --help" ;;
+            *) [ -z "$list" ] || usage "one list of boxes at a time"; list=$1 ;;
+        esac
+        shift
+    done
+    [ -n "$list" ] || usage "which boxes? See --help"
+    [[ $wait_seconds =~ ^[0-9]+$ ]] || usage "--wait is a number of seconds"
+    mapfile -t boxes < <(sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$list")
+    [ ${#boxes[@]} -gt 0 ] || usage "$list names no box"
+    options=("${options[@]/#BROUGHT/$data/sailq-tree/brought}")
+    sailq=$(command -v sailq || echo "$tree/.venv/bin/sailq")
+    version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$tree/pyproject.toml")
+}
+
+copy_tree() {
+    tar -c --exclude=__pycache__ --exclude=secrets -C "$tree" pyproject.toml README.md LICENSE shared producer worker \
+        deploy -C "$brought" brought |
+        ssh -o BatchMode=yes -o ConnectTimeout=10 "$box" "sudo -n sh -c 'umask 077 && rm -rf $data/sailq-tree &&
+            mkdir -p $data/sailq-tree && tar -x --no-same-owner -C $data/sailq-tree'"
+}
+
+set_up() {
+    local code=0
+    on_box "sudo -n $data/sailq-tree/deploy/se7/setup.sh $(printf '%q ' ${options[@]+"${options[@]}"})" || code=$?
+    on_box "sudo -n rm -rf $data/sailq-tree/brought"  # the server's password has its place now
+    return $code
+}
+
+# Whether `sailq status` shows each of the box's worker processes with our version and its model.
+seen() {
+    "$sailq" status --json | python3 -c '
+import json, sys
+host, version, model, *pids = sys.argv[1:]
+workers = json.load(sys.stdin)["workers"]
+there = {(str(w["pid"]), w["version"], w["model"]) for w in workers if w["host"] == host}
+if not pids or any((pid, version, model) not in there for pid in pids):
+    found = ", ".join(map(" ".join, sorted(there))) or "none"
+    sys.exit("its worker processes are " + (", ".join(pids) or "none") + ", those that are shown " + found)
+' "$@"
+}
+
+await_workers() {
+    local until=$((SECONDS + wait_seconds)) host model pids said
+    host=$(on_box hostname) || return 1
+    model=$(on_box "sudo -n sed -n 's/^SAILQ_MODEL=//p' /etc/sailq/worker.env") || return 1
+    model=$(basename "$model")
+    while :; do
+        # Anew each time: one that fails is started again, as another process.
+        pids=$(on_box "systemctl show --property MainPID --value 'sailq-worker@*'" | grep -vx -e 0 -e '') || pids=
+        # shellcheck disable=SC2086  # a word for each process
+        if said=$(seen "$host" "$version" "$model" $pids 2>&1); then
+            echo "$box serves $model with sailq $version"
+            return
+        fi
+        if [ $SECONDS -ge $until ]; then
+            echo "after $wait_seconds s sailq status does not show $model with sailq $version on $host: $said" >&2
+            return 1
+        fi
+        sleep $POLL
+    done
+}
+
+read_options "$@"
+"$sailq" status --json >/dev/null || usage "sailq status must work here: set SAILQ_REDIS_URL, as reader.env has it"
+for number in "${!boxes[@]}"; do
+    box=${boxes[number]}
+    echo "[$((number + 1)) of ${#boxes[@]}] $box"
+    # With `if`, set -e would not hold within: each is asked by itself.
+    { copy_tree && set_up && await_workers; } || {
+        printf '%s\n' "${boxes[@]:number}" >"$list.left"
+        echo "rollout.sh: stopped at $box; it and what was to follow is in $list.left" >&2
+        exit 1
+    }
+done
+rm -f "$list.left"
