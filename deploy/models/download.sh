@@ -92,6 +92,7 @@ PY
 
 while [ $# -gt 0 ]; do
     case $1 in
+        -h | --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit ;;
         --list) list=yes ;;
         --out) [ $# -gt 1 ] || stop "--out needs a value"; out=$2; shift ;;
         -*) stop "there is no option $1; see the head of this file" ;;

@@ -209,60 +209,61 @@ write_unit() {
     ok "${units[*]}: enabled"
 }
 
-# As the worker will be: its settings, its user.
+# As each worker will be: its settings, its user, its chip, which the doctor does not open: an old worker goes on.
 run_doctor() {
-    local line
+    local chip line
     "$environment/bin/sailq" doctor --help >/dev/null 2>&1 || return 0
-    (
-        while IFS= read -r line; do
-            [[ $line != SAILQ_*=* ]] || export "${line?}"
-        done <"$root/etc/sailq/worker.env"
-        setpriv --reuid=sailq --regid=sailq --clear-groups "$environment/bin/sailq" doctor --device "tpu:${chips[0]}"
-    ) || stop "sailq doctor has found what would stop the worker (see above)" "mend it, and run this again"
+    for chip in "${chips[@]}"; do
+        (
+            while IFS= read -r line; do
+                [[ $line != SAILQ_*=* ]] || export "${line?}"
+            done < <(cat "$root/etc/sailq/worker.env" "$root/etc/sailq/worker-$chip.env" 2>/dev/null)
+            setpriv --reuid=sailq --regid=sailq --clear-groups "$environment/bin/sailq" doctor --device "tpu:$chip"
+        ) || stop "sailq doctor has found what would stop the worker (see above)" "mend it, and run this again"
+    done
 }
 
 start_workers() {
-    if [ -n "$root" ]; then
-        note "nothing is started: --root"
-        return
-    fi
+    local how=start
     systemctl daemon-reload
-    if [ -e "$data/sailq-changed" ]; then
-        # No second process may open a chip beside its worker, and the doctor does.
-        does "stopping workers that run, after their jobs"
-        systemctl stop "${units[@]}"
+    if [ -e "$root$data/sailq-changed" ]; then
         run_doctor
-        does "starting ${units[*]}: a 7B loads in one to three minutes"
+        how=restart
+        does "${units[*]}: started anew, after the jobs that run; a 7B loads in one to three minutes"
     fi
-    systemctl start "${units[@]}" ||
+    systemctl $how "${units[@]}" ||
         stop "a worker does not take jobs, and is started again every 10 s" "journalctl -n 30 -u ${units[0]}"
-    rm -f "$data/sailq-changed"
+    rm -f "$root$data/sailq-changed"
     ok "${units[*]}: takes jobs"
 }
 
-read_options "$@"
-echo "Checks"
-check_libsophon
-check_devices
-check_heaps
-check_disk
-check_clock
-check_server
-[ $wrong = 0 ] || stop "$wrong of the checks failed; nothing was changed"
-[ -z "$check" ] || exit 0
+main() {
+    read_options "$@"
+    echo "Checks"
+    check_libsophon
+    check_devices
+    check_heaps
+    check_disk
+    check_clock
+    check_server
+    [ $wrong = 0 ] || stop "$wrong of the checks failed; nothing was changed"
+    [ -z "$check" ] || exit 0
 
-units=("${chips[@]/#/sailq-worker@}")
-mkdir -p "$root$data" "$root/etc"
-exec 9<"$root$data"
-flock -n 9 || stop "another setup.sh is running here"
-echo "Environment"
-make_user
-make_environment
-install_sailq
-install_sail
-echo "Model"
-get_model
-echo "Service"
-write_settings
-write_unit
-start_workers
+    units=("${chips[@]/#/sailq-worker@}")
+    mkdir -p "$root$data" "$root/etc"
+    exec 9<"$root$data"
+    flock -n 9 || stop "another setup.sh is running here"
+    echo "Environment"
+    make_user
+    make_environment
+    install_sailq
+    install_sail
+    echo "Model"
+    get_model
+    echo "Service"
+    write_settings
+    write_unit
+    if [ -z "$root" ]; then start_workers; else note "nothing is started: --root"; fi
+}
+
+[ "${BASH_SOURCE[0]}" != "$0" ] || main "$@"  # a test reads the functions alone

@@ -114,6 +114,8 @@ def test_boxes_are_set_up_and_changed_one_by_one_until_one_fails(site: Site, con
     (before,) = Fleet(connection).workers()
     assert before.model == "seen"
     assert not list(first.root.rglob("brought")), "the password is in /etc/sailq alone"
+    (served,) = (first.root / "data/sailq-env").rglob("site-packages/sailq/worker/serve.py")
+    assert served.stat().st_mode & 0o004, "the user sailq reads it"
 
     old, third = site.box("old"), site.box("third")
     old.command("bm_version", BM_VERSION.format(libsophon="0.4.9"))

@@ -3,6 +3,7 @@ See `boxes.Box`."""
 
 from __future__ import annotations
 
+import configparser
 import os
 import shutil
 import socket
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from boxes import AS_SHIPPED, BM_VERSION, SETUP, UNIT, Box, device_tree
+from sailq.shared.main import USAGE_ERROR
+from sailq.worker.watchdog import EXIT_CODE
 
 TREE = Path(__file__).parents[2]
 
@@ -107,6 +110,60 @@ def test_without_a_tpu_it_says_so(box: Box) -> None:
     assert done.returncode == 1 and "there is no TPU" in done.stdout
 
 
+START = f"""
+set -euo pipefail
+. {SETUP}
+root=$PWD data=/data environment=$PWD/env chips=(0 1) units=(sailq-worker@0 sailq-worker@1)
+systemctl() {{ echo "systemctl $*" >> calls; [[ " $* " != *" ${{FAIL:-no}} "* ]]; }}
+setpriv() {{ shift 3; "$@"; }}
+start_workers
+"""
+DOCTOR = """#!/bin/sh
+# Stands in for sailq.
+[ "$2" != --help ] || exit 0
+echo "$* $SAILQ_REDIS_URL $SAILQ_MODEL" >> calls
+[ "$FAIL" != doctor ]
+"""
+
+
+@pytest.mark.parametrize("fail", ["no", "doctor", "restart"])
+def test_a_worker_is_started_anew_where_something_has_changed_and_the_doctor_is_content(
+    fail: str, tmp_path: Path
+) -> None:
+    """systemd does not run here: a function stands in for its systemctl."""
+    for folder in ("data", "env/bin", "etc/sailq"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "env/bin/sailq").write_text(DOCTOR)
+    (tmp_path / "env/bin/sailq").chmod(0o755)
+    (tmp_path / "etc/sailq/worker.env").write_text("SAILQ_REDIS_URL=redis://h/0?a=1&b=2\nSAILQ_MODEL=/m/one\n")
+    (tmp_path / "etc/sailq/worker-1.env").write_text("SAILQ_MODEL=/m/two\n")
+    marker = tmp_path / "data/sailq-changed"
+    marker.touch()
+
+    def start() -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        done = subprocess.run(
+            ["bash", "-c", START], cwd=tmp_path, env={**os.environ, "FAIL": fail}, capture_output=True, text=True
+        )
+        calls = (tmp_path / "calls").read_text().splitlines()
+        (tmp_path / "calls").unlink()
+        return done, calls
+
+    done, calls = start()
+
+    examined = [f"doctor --device tpu:{chip} redis://h/0?a=1&b=2 /m/{name}" for chip, name in ((0, "one"), (1, "two"))]
+    restarted = ["systemctl restart sailq-worker@0 sailq-worker@1"]
+    if fail == "doctor":
+        assert done.returncode == 1 and "sailq doctor has found" in done.stderr
+        assert calls == ["systemctl daemon-reload", examined[0]] and marker.exists()
+        return
+    assert calls == ["systemctl daemon-reload", *examined, *restarted]
+    if fail == "restart":
+        assert done.returncode == 1 and "journalctl -n 30 -u sailq-worker@0" in done.stderr and marker.exists()
+        return
+    assert done.returncode == 0 and not marker.exists()
+    assert start()[1] == ["systemctl daemon-reload", "systemctl start sailq-worker@0 sailq-worker@1"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -122,6 +179,19 @@ def test_a_command_line_that_wants_mending_is_refused(box: Box, arguments: list[
 def test_its_help_teaches() -> None:
     done = subprocess.run([SETUP, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "sudo deploy/se7/setup.sh --env worker.env" in done.stdout
+
+
+def test_the_unit_leaves_a_worker_the_time_that_it_takes_and_knows_its_exit_codes() -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(TREE / "deploy/se7" / UNIT)
+    service = unit["Service"]
+    drain = float(service["ExecStart"].split("--drain-seconds ")[1])
+    assert float(service["TimeoutStopSec"]) > drain + 10
+    assert float(service["WatchdogSec"]) > 10 * 1.0  # the worker's watchdog looks at least once a second
+    assert service["Restart"] == "always" and unit["Unit"]["StartLimitIntervalSec"] == "0"
+    prevented = {int(code) for code in service["RestartPreventExitStatus"].split()}
+    assert prevented == {USAGE_ERROR} and EXIT_CODE not in prevented
 
 
 def test_systemd_takes_the_unit_and_finds_it_safe(tmp_path: Path) -> None:
