@@ -129,7 +129,7 @@ class Box:
 
     def setup(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.arguments(*arguments), env=self.environment, capture_output=True, text=True, timeout=120
+            self.arguments(*arguments), env=self.environment, capture_output=True, text=True, timeout=290
         )
 
     def stopped_at(self, line: str, *arguments: str) -> None:

@@ -51,6 +51,19 @@ check_devices() {
     fi
 }
 
+# A note alone: which of Sophgo's own services hold the device open is not known to us.
+check_alone() {
+    local ours pid chip
+    ours=$(systemctl show --property MainPID --value 'sailq-worker@*' 2>/dev/null) || ours=
+    for chip in ${chips[@]+"${chips[@]}"}; do
+        for pid in $(find /proc/[0-9]*/fd \( -lname "$root/dev/bm-tpu$chip" -o -lname "$root/dev/bm-sophon$chip" \) \
+            2>/dev/null | cut -d / -f 3 | sort -u); do
+            grep -qx "$pid" <<<"$ours" ||
+                note "TPU $chip is open in process $pid, $(ps -o args= -p "$pid" | cut -c 1-60): stop it if it runs a model"
+        done
+    done
+}
+
 # What a model takes is known from its file once it is there; until then by what its name says.
 check_heaps() {
     local need='' said

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set boxes up, or bring them a new sailq or a new model, one after another over ssh:
 #
-#     deploy/se7/rollout.sh boxes.txt --env worker.env --model qwen2-vl-7b --sail sail.whl    # the first time
+#     deploy/se7/rollout.sh boxes.txt --env worker.env --model qwen2-vl-7b --sail WHEEL       # the first time
 #     deploy/se7/rollout.sh boxes.txt                                                         # this tree's sailq
 #     deploy/se7/rollout.sh boxes.txt --model http://mirror/models/qwen2-vl-7b-v2             # a new bmodel
 #

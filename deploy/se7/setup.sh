@@ -110,7 +110,9 @@ make_environment() {
     rm -rf "$environment"
     # Not in root's home, where the user sailq may not look.
     UV_PYTHON_INSTALL_DIR=$root$data/sailq-python "$uv" venv --quiet --seed --python 3.11 "$environment" ||
-        stop "uv made no environment (see above)"
+        stop "uv made no environment (see above)" \
+            "it fetches a Python from GitHub, where there is none: sudo apt install python3.11-venv, or" \
+            "UV_PYTHON_INSTALL_MIRROR, uv's own, or the container of deploy/se7/README.md"
 }
 
 tree_sum() {
@@ -171,7 +173,8 @@ get_model() {
         */*) directory=${model%/} ;;
         *)
             directory=$data/models/$model
-            "$python" -m pip install --quiet dfss || stop "pip did not install dfss, Sophgo's downloader (see above)"
+            "$python" -c 'import dfss' 2>/dev/null || "$python" -m pip install --quiet dfss ||
+                stop "pip did not install dfss, Sophgo's downloader (see above)"
             PYTHON=$python "$tree/deploy/models/download.sh" "$model" --out "$models" ||
                 stop "the model is not there (see above)" ;;
     esac
@@ -242,6 +245,7 @@ main() {
     echo "Checks"
     check_libsophon
     check_devices
+    check_alone
     check_heaps
     check_disk
     check_clock

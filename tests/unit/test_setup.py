@@ -61,6 +61,15 @@ def test_a_flashed_box_becomes_a_worker_whatever_interrupts_it(box: Box) -> None
     assert settings.read_text() == box.env.read_text() + "SAILQ_MODEL=/data/models/seen-7b-v2\n"
 
 
+@pytest.mark.slow
+def test_uv_and_the_packages_come_as_they_do_on_a_box(box: Box) -> None:
+    (box.bin / "uv").unlink()
+    box.pip = {}
+    done = box.setup(*box.first())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "does  uv" in done.stdout or shutil.which("uv")
+
+
 def test_every_check_that_fails_is_named_with_its_mend_and_changes_nothing(box: Box) -> None:
     box.command("bm_version", BM_VERSION.format(libsophon="0.4.9"))
     box.node("ion", 0o600)
@@ -102,6 +111,13 @@ def test_a_machine_with_cards_has_a_worker_for_each_chip_and_no_heaps(box: Box) 
     assert done.returncode == 0, done.stdout
     assert "libsophon 0.5.2" in done.stdout and "TPU 0 1: /dev/bm-sophon0 /dev/bm-sophon1" in done.stdout
     assert "heaps" not in done.stdout
+
+
+def test_a_process_that_has_the_tpu_open_is_named(box: Box) -> None:
+    with (box.root / "dev/bm-tpu0").open():
+        done = box.setup("--check", *box.first())
+    assert done.returncode == 0 and f"TPU 0 is open in process {os.getpid()}, " in done.stdout
+    assert "is open in process" not in box.setup("--check", *box.first()).stdout
 
 
 def test_without_a_tpu_it_says_so(box: Box) -> None:
