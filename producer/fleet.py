@@ -28,7 +28,8 @@ MEMORY_SAMPLE = 20_000
 @dataclass(frozen=True)
 class WorkerInfo:
     """One worker as it describes itself with each beat. `beat_age`, `uptime`: seconds. `model_version`: differs where
-    the model's files do. `alias`: its second name, or none. `version`: sailq's."""
+    the model's files do. `alias`: its second name, or none. `tokens_per_second`: of all its answers, since the beat
+    before. `version`: sailq's."""
 
     name: str
     host: str
@@ -39,6 +40,7 @@ class WorkerInfo:
     device: str
     slots: int
     running: int
+    tokens_per_second: float
     beat_age: float
     uptime: float
     version: str
@@ -58,11 +60,12 @@ class QueueInfo:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The fleet at one moment. `memory_limit` 0: none."""
+    """The fleet at one moment. `clip_bytes`: see `keys.BLOB_BYTES`. `memory_limit` 0: none."""
 
     workers: list[WorkerInfo]
     queues: list[QueueInfo]
     conversations: int
+    clip_bytes: int
     memory_used: int
     memory_limit: int
     server: str
@@ -111,6 +114,7 @@ class Fleet:
                 workers=workers,
                 queues=[self._queue(model) for model in sorted(models)],
                 conversations=self._connection.zcard(keys.CONVERSATIONS),
+                clip_bytes=int(self._connection.get(keys.BLOB_BYTES) or 0),
                 memory_used=info["used_memory"],
                 memory_limit=info.get("maxmemory", 0),
                 server=f"{info.get('server_name', 'redis')} {version}",
@@ -161,6 +165,7 @@ def _worker(record: Mapping[bytes, bytes], now: float) -> WorkerInfo:
         device=said.get("device", "?"),
         slots=int(said.get("slots", 0)),
         running=int(said.get("running", 0)),
+        tokens_per_second=float(said.get("tokens_per_second", 0)),
         beat_age=max(0.0, now - float(said.get("beat", now))),
         uptime=max(0.0, now - float(said.get("started", now))),
         version=said.get("version", "?"),

@@ -56,6 +56,9 @@ class NullRunner:
     def release(self, slot: int) -> None:
         pass
 
+    def readings(self) -> None:
+        pass
+
     def _chosen(self, places: Int) -> ChosenTokens:
         if self._random is not None:
             return ChosenTokens(self._random.choice(self._words, len(places)))

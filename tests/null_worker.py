@@ -36,8 +36,8 @@ from sailq.worker.scheduler import Scheduler
 class RecordingScheduler(Scheduler):
     """Keeps a row for each step."""
 
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: Engine, *rest: Any) -> None:
+        super().__init__(engine, *rest)
         self._device = engine
         self.rows: list[tuple[float, float, float, int, int]] = []
 
@@ -93,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runner = NullRunner(spec, given.slots, timing, hang_at=given.hang_at, flaky=given.flaky)
         return Engine(spec, runner, prompter, version=fingerprint(model))
 
-    def schedule(engine: Engine) -> RecordingScheduler:
-        schedulers.append(RecordingScheduler(engine))
+    def schedule(*arguments: Any) -> RecordingScheduler:
+        schedulers.append(RecordingScheduler(*arguments))
         return schedulers[0]
 
     if given.record:

@@ -63,6 +63,20 @@ def worker(
             help="Memory for what was made of clips, so that a second question about one does not encode it again.",
         ),
     ] = 128,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port", min=0, max=65_535, envvar="SAILQ_METRICS_PORT", metavar="PORT", show_default="none",
+            help="Show metrics to Prometheus here; each worker of a machine has a port of its own.",
+        ),
+    ] = None,
+    metrics_address: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics-address", envvar="SAILQ_METRICS_ADDRESS", metavar="ADDRESS", show_default="0.0.0.0, all",
+            help="The address of this machine whose port that is.",
+        ),
+    ] = None,
 ) -> None:
     """Load a model once and answer its jobs until stopped.
 
@@ -77,12 +91,15 @@ def worker(
       sailq worker --model /data/qwen2-vl-7b-2026-11 --alias qwen2-vl-7b --device tpu:0
       sailq worker --device emulator --bmodel models/BM1684X/sailq-tiny_fp16_seq128_1dev.bmodel
       SAILQ_REDIS_URL=redis://queue.local:6379/0 sailq worker --threads 2
+      sailq worker --metrics-port 9610
     """
     from ..shared.settings import load_settings
     from .runners.devices import EMULATOR, check_device
 
     check_device(device)
-    settings = load_settings(redis_url=redis_url, model=model, alias=alias)
+    settings = load_settings(
+        redis_url=redis_url, model=model, alias=alias, metrics_port=metrics_port, metrics_address=metrics_address
+    )
     _log_to_stderr()
 
     from functools import partial

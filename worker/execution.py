@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -59,7 +60,9 @@ class Executor:
     def __init__(
         self, connection: redis.Redis, engine: Engine, scheduler: Scheduler, publisher: Publisher,
         lifecycle: Lifecycle, identity: Identity, *, blob_ttl: int,
+        on_result: Callable[[Result], None] = lambda result: None,
     ) -> None:
+        """`on_result` takes each result that was written, on its job's thread."""
         self._connection = connection
         self._engine = engine
         self._scheduler = scheduler
@@ -67,6 +70,7 @@ class Executor:
         self._lifecycle = lifecycle
         self._identity = identity
         self._blob_ttl = blob_ttl
+        self._on_result = on_result
         self._clock = ServerClock(connection)
         # A worker that lost its lease may be given the job again: two requests of one job.
         self._running: dict[Request, str] = {}
@@ -125,7 +129,7 @@ class Executor:
             result = result.model_copy(update={
                 "conversation": job.conversation, "turn": job.turn, "metadata": job.metadata, "model": job.model,
             })
-        self._lifecycle.finish(self._with_history(result), attempt=attempt)
+        self._write(self._with_history(result), attempt)
 
     def _request(self, job_id: str) -> bytes:
         """The job's record; b"" where there is none, or one that is too large to be read."""
@@ -205,12 +209,19 @@ class Executor:
         if result.error is not None and result.error.may_pass:
             self._lifecycle.end_attempt(job.id, claim.attempt, f"error: {result.error.message}"[:_MAX_CAUSE])
             result = self._with_history(result)
-        if not self._lifecycle.finish(result, attempt=claim.attempt, turn=turn):
+        if not self._write(result, claim.attempt, turn):
             _log.warning("job %s: another attempt has begun; this one's result is dropped", job.id)
             if not self._connection.exists(keys.result(job.id)):
                 raise Superseded
         elif result.history and outcome.error is not None:
             raise outcome.error  # RQ lists it among its failed jobs, too
+
+    def _write(self, result: Result, attempt: int | None, turn: Turn | None = None) -> bool:
+        """See `Lifecycle.finish`."""
+        written = self._lifecycle.finish(result, attempt=attempt, turn=turn)
+        if written:
+            self._on_result(result)
+        return written
 
     def _generate(self, job: Job, stream: Stream, timings: Timings) -> tuple[Outcome, Timings]:
         if job.model not in self._identity.models:

@@ -100,14 +100,36 @@ class Request:
         self._done.set()
 
 
+@dataclass
+class Counts:
+    """What a scheduler has done so far.
+
+    Attributes:
+        prompt_tokens, vision_tokens: of the prompts that went in; vision tokens are prompt tokens too.
+        generation_tokens: that came out, end tokens included.
+        media, media_reused: in these prompts; reused, where their vision tokens were there already.
+    """
+
+    prompt_tokens: int = 0
+    vision_tokens: int = 0
+    generation_tokens: int = 0
+    media: int = 0
+    media_reused: int = 0
+
+
 class Scheduler:
     """Keeps the engine's slots full. `submit` may be called from any thread; one thread runs the steps.
 
     First come, first served; `high` priority goes before `normal`, but takes no slot away.
+
+    Attributes:
+        counts: for whoever watches; only the scheduler's thread writes.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, on_gap: Callable[[float], None] = lambda seconds: None) -> None:
+        """`on_gap` takes the seconds between two tokens of an answer, on the scheduler's thread."""
+        self.counts = Counts()
+        self._engine, self._on_gap = engine, on_gap
         self._slots: list[Request | None] = [None] * engine.slots
         self._waiting: dict[Priority, deque[Request]] = {"high": deque(), "normal": deque()}
         self._changed = threading.Condition()
@@ -118,6 +140,11 @@ class Scheduler:
     def running(self) -> int:
         """Slots in use."""
         return sum(request is not None for request in self._slots)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are ready and have no slot."""
+        return sum(len(queue) for queue in self._waiting.values())
 
     @property
     def alive(self) -> bool:
@@ -197,6 +224,11 @@ class Scheduler:
             self._end(request, "error", _as_failure(error, "prefill"))
             return
         self._slots[slot] = request
+        usage, media = request.generation.usage, request.prepared.media
+        self.counts.prompt_tokens += usage.prompt_tokens
+        self.counts.vision_tokens += usage.vision_tokens
+        self.counts.media += len(media)
+        self.counts.media_reused += request.generation.reused
         self._emit(request)
 
     def _decode(self, running: list[Request]) -> None:
@@ -218,6 +250,9 @@ class Scheduler:
         try:
             if generation.error is not None:
                 raise generation.error
+            self.counts.generation_tokens += 1
+            if generation.gap is not None:
+                self._on_gap(generation.gap)
             if request.on_text is not None and generation.delta:
                 request.on_text(generation.delta)
         except Exception as error:

@@ -9,22 +9,22 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
 import redis
+from prometheus_client import CollectorRegistry
 
 from ..shared import keys
-from ..shared.codec import encode
-from ..shared.connection import ServerClock, connect, server_errors
+from ..shared.connection import connect, server_errors
 from ..shared.errors import SailqError
 from ..shared.lifecycle import Lifecycle
 from ..shared.settings import Settings
+from .announcement import Announcement
 from .catalog import resolve
-from .consumer import RECORD_SECONDS, Consumer
+from .consumer import Consumer
 from .engine import Engine
 from .execution import Executor, Identity
+from .metrics import Metrics, exposed_at
 from .publisher import Publisher
 from .scheduler import Scheduler
 from .self_test import self_test
@@ -38,7 +38,6 @@ MAX_CONNECTIONS = 4
 _SWITCH_SECONDS = 0.0005
 """The device's thread comes back from each net to Python, tens of times a step, while other threads do their jobs' host
 work: by default it would wait for up to 5 ms each time."""
-_CARD_TTL = 30 * 86_400
 
 _log = logging.getLogger("sailq.worker")
 
@@ -53,25 +52,34 @@ def serve(
         drain_seconds: what running jobs have to finish in when the worker is told to stop.
         device_timeout: seconds after which a call to the device ends the process.
 
-    Raises Unsupported for what cannot be served and ServerUnavailable when the server does not answer at start; later
-    it waits for the server to return.
+    Raises Unsupported for what cannot be served, BadRequest for a port of metrics that cannot be had, and
+    ServerUnavailable when the server does not answer at start; later it waits for the server to return.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
     model_dir = resolve(settings.model)
     connection = connect(settings.redis_url, max_connections=MAX_CONNECTIONS)
     with server_errors(connection):
         connection.ping()
+    with exposed_at(settings) as registry:  # a port that is taken is no reason to load a model
+        _serve(settings, lambda: load(model_dir), connection, registry, drain_seconds, device_timeout)
+
+
+def _serve(
+    settings: Settings, load: Callable[[], Engine], connection: redis.Redis, registry: CollectorRegistry,
+    drain_seconds: float, device_timeout: float,
+) -> None:
     supervisor = Supervisor()
-    supervisor.status(f"loading {model_dir.name}")
+    supervisor.status(f"loading {Path(settings.model).name}")
     began = time.monotonic()
-    engine = load(model_dir)
+    engine = load()
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    own = engine.card.name
-    models = (own, settings.alias) if settings.alias not in {None, own} else (own,)
+    own, alias = engine.card.name, settings.alias
+    models = (own, alias) if alias not in {None, own} else (own,)
     _log.info(
         "loaded %s (version %s) on %s in %.1f s", own, engine.card.version, engine.device, time.monotonic() - began
     )
-    scheduler = Scheduler(engine)
+    metrics = Metrics(registry, engine)
+    scheduler = Scheduler(engine, metrics.gap)
     watchdog = Watchdog(engine, device_timeout, lambda: scheduler.alive, supervisor.alive)
     watchdog.start()
     self_test(engine)
@@ -80,20 +88,17 @@ def serve(
         connection, engine, scheduler, publisher,
         Lifecycle(connection, result_ttl=settings.result_ttl, conversation_ttl=settings.conversation_ttl),
         Identity(worker=name, device=engine.device, models=models), blob_ttl=settings.blob_ttl,
+        on_result=metrics.finished,
     )
+    announcement = Announcement(connection, engine, scheduler, supervisor, name, models)
     consumer = Consumer(
         [keys.queue(model) for model in models], executor, connection=connection, name=name,
-        places=engine.slots + LOOK_AHEAD, drain_seconds=drain_seconds,
-        announce=_announcer(engine, connection, name, scheduler, supervisor, settings.alias or ""),
+        places=engine.slots + LOOK_AHEAD, drain_seconds=drain_seconds, announce=announcement.beat,
     )
     scheduler.start()
     try:
-        with server_errors(connection), connection.pipeline() as pipeline:
-            for model in models:
-                card = engine.card.model_copy(update={"name": model})
-                pipeline.set(keys.model(model), encode(card), ex=_CARD_TTL)
-                pipeline.sadd(keys.MODELS, model)
-            pipeline.execute()
+        announcement.show_cards()
+        metrics.watch(scheduler, name)
         _log.info("worker %s takes jobs for %s, %d at a time", name, " and ".join(models), engine.slots)
         supervisor.ready()
         consumer.work()
@@ -103,28 +108,4 @@ def serve(
         scheduler.close()
         publisher.close()
         watchdog.stop()
-        with suppress(redis.RedisError):  # both age out
-            connection.delete(keys.worker(name))
-            connection.zrem(keys.WORKERS, name)
-
-
-def _announcer(
-    engine: Engine, connection: redis.Redis, name: str, scheduler: Scheduler, supervisor: Supervisor, alias: str
-) -> Callable[[redis.client.Pipeline], None]:
-    """What each beat says of this worker: its record, which expires when the beats stop."""
-    clock = ServerClock(connection)
-    record = {
-        "name": name, "host": socket.gethostname(), "pid": os.getpid(), "model": engine.card.name,
-        "model_version": engine.card.version, "alias": alias, "device": engine.device, "slots": engine.slots,
-        "version": version("sailq"), "started": clock.now(), "model_loads": Engine.loads,
-    }
-
-    def announce(pipeline: redis.client.Pipeline) -> None:
-        supervisor.beat(scheduler.running, engine.slots)
-        now = clock.now()
-        pipeline.hset(keys.worker(name), mapping={**record, "running": scheduler.running, "beat": now})
-        pipeline.expire(keys.worker(name), RECORD_SECONDS)
-        pipeline.zadd(keys.WORKERS, {name: now})
-        pipeline.zremrangebyscore(keys.WORKERS, 0, now - RECORD_SECONDS)
-
-    return announce
+        announcement.withdraw()

@@ -80,7 +80,7 @@ def _page(snapshot: Snapshot, kinds: list[MemoryKind] | None) -> Group:
     workers = Table(title="workers", title_justify="left")
     for name in ("worker", "model", "version", "device"):
         workers.add_column(name, overflow="fold")
-    for name in ("running", "slots", "last beat", "up"):
+    for name in ("running", "slots", "tokens/s", "last beat", "up"):
         workers.add_column(name, justify="right")
     for worker in snapshot.workers:
         workers.add_row(
@@ -90,6 +90,7 @@ def _page(snapshot: Snapshot, kinds: list[MemoryKind] | None) -> Group:
             worker.device,
             str(worker.running),
             str(worker.slots),
+            f"{worker.tokens_per_second:.0f}",
             f"{worker.beat_age:.0f} s",
             _span(worker.uptime),
         )

@@ -16,6 +16,7 @@ from ...shared.jobs import FinishReason, GenerationOptions, Message, ModelCard, 
 from ..catalog import fingerprint
 from ..runners.base import Runner
 from ..runners.logits import UNUSABLE, Logits
+from ..runners.sensors import Readings
 from .model import ModelSpec
 from .preparation import Media, Medium, Prepared, Preparer
 from .prompt import Prompter
@@ -32,6 +33,8 @@ class Generation:
     """One answer in the making, in a slot. Times are seconds of `time.monotonic`.
 
     Attributes:
+        reused: media whose vision tokens an earlier request had left.
+        gap: seconds between the last two tokens; None until there are two.
         tokens: what was chosen so far, the end token included.
         delta: text that the last token made certain.
         finish_reason: None while it goes on.
@@ -43,9 +46,11 @@ class Generation:
     sampler: Sampler
     stream: TextStream
     vision_encode: float
+    reused: int = 0
     prefill: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0
+    gap: float | None = None
     tokens: list[int] = field(default_factory=list)
     delta: str = ""
     finish_reason: FinishReason | None = None
@@ -61,7 +66,7 @@ class Generation:
 
 
 class Engine:
-    """One model on one runner. `media` and `prepare` may be called from any thread, all else from one only.
+    """One model on one runner. `media`, `prepare` and `readings` may be called from any thread, all else from one only.
 
     Attributes:
         vision_cache: what it encoded last.
@@ -80,6 +85,7 @@ class Engine:
         self.vision_cache = VisionCache(vision_cache_bytes)
         self.device_seconds = 0.0
         self.device_call: tuple[str, float] | None = None
+        self._vision_calls = 0
         self.card: ModelCard = spec.card(runner.context, runner.max_patches, version)
         self._spec, self._prompter = spec, prompter
         self._preparer = Preparer(spec, runner, prompter, self.vision_cache)
@@ -111,6 +117,10 @@ class Engine:
         """What runs the model, for people to read."""
         return self.runner.device
 
+    def readings(self) -> Readings | None:
+        """See `Runner.readings`."""
+        return self.runner.readings()
+
     def media(self, messages: Sequence[Message]) -> Media:
         """See `Preparer.media`."""
         return self._preparer.media(messages)
@@ -125,6 +135,7 @@ class Engine:
     def start(self, prepared: Prepared, options: GenerationOptions, slot: int) -> Generation:
         """Encode the vision, prefill the slot, choose the first token. What the runner raises passes."""
         began = time.monotonic()
+        vision_calls = self._vision_calls
         vision = [self._encode(medium) for medium in prepared.media]
         encoded = time.monotonic()
         embeds = np.concatenate([np.empty((0, self.runner.hidden), np.float32), *vision])
@@ -133,6 +144,7 @@ class Engine:
         generation = Generation(
             prepared, slot, Sampler(options, prepared.tokens),
             TextStream(self._prompter.tokenizer, options.stop), encoded - began,
+            reused=len(vision) - (self._vision_calls - vision_calls),
         )
         self._accept([generation], logits)
         generation.first_token_at = generation.last_token_at
@@ -171,6 +183,7 @@ class Engine:
         if known is not None:
             return known
         assert medium.patches is not None
+        self._vision_calls += 1
         with self._on_device("vision"):
             embeds = self.runner.vision(medium.patches, medium.grid)
         self.vision_cache.put(medium.key, embeds)
@@ -196,8 +209,10 @@ class Engine:
 
     def _append(self, generation: Generation, token: int) -> None:
         """What a token means for the text and for the end."""
+        now = time.monotonic()
+        generation.gap = now - generation.last_token_at if generation.tokens else None
         generation.tokens.append(token)
-        generation.last_token_at = time.monotonic()
+        generation.last_token_at = now
         stream = generation.stream
         ended = token in self._spec.eos_token_ids
         generation.delta = "" if ended else stream.push(token)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from .logits import Logits
+    from .sensors import Readings
 
 Float = npt.NDArray[np.float32]
 Int = npt.NDArray[np.int32]
@@ -22,9 +23,9 @@ MASKED = -10000.0
 class Runner(Protocol):
     """One loaded model on one device, with a KV cache of its own for each slot.
 
-    Every call comes from one thread. A call checks shapes, dtypes, slots and token ids before it touches the
-    device, and raises ValueError when its caller broke the contract. A call that raises leaves the slots
-    that were not in it as they were.
+    Every call but `readings` comes from one thread. A call checks shapes, dtypes, slots and token ids before it
+    touches the device, and raises ValueError when its caller broke the contract. A call that raises leaves the
+    slots that were not in it as they were.
     """
 
     @property
@@ -93,3 +94,6 @@ class Runner(Protocol):
 
     def release(self, slot: int) -> None:
         """The slot's sequence is over; its memory may serve others."""
+
+    def readings(self) -> Readings | None:
+        """What the device's sensors say, or None where it has none. From any thread."""

@@ -22,6 +22,7 @@ from .device_memory import DeviceMemory
 from .inputs import causal_mask, grid_positions, past_mask
 from .layout import Layout, read_layout
 from .logits import ChosenTokens, DeviceLogits, Logits
+from .sensors import Readings, read
 
 _KEYS, _VALUES = 3, 4
 """Inputs of block_cache_i that are the cache."""
@@ -46,7 +47,7 @@ class SailRunner:
         there = sail.get_available_tpu_num()
         if tpu >= there:
             raise Unsupported(f"There is no TPU {tpu}: this machine has {there}, counted from 0.")
-        self._spec = spec
+        self._spec, self._sail, self._tpu = spec, sail, tpu
         try:
             self._engine, self._memory = sail.EngineLLM(str(bmodel), [tpu]), DeviceMemory(sail, tpu)
         except RuntimeError as error:
@@ -128,6 +129,10 @@ class SailRunner:
     def release(self, slot: int) -> None:
         """See `base.Runner.release`."""
         self._lengths[slot] = 0
+
+    def readings(self) -> Readings | None:
+        """See `base.Runner.readings`."""
+        return read(self._sail, self._tpu)
 
     def _cache(self, layer: int) -> list[Any]:
         """Keys and values of a layer, in the net's own memory: from any other the runtime copies them, whole, at every

@@ -1,0 +1,54 @@
+"""`sailq exporter`: the server's state for Prometheus."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ...shared.options import RedisUrl
+
+PORT = 9600
+
+
+def exporter(
+    redis_url: RedisUrl = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65_535, metavar="PORT", help="Where it is shown.")] = PORT,
+    address: Annotated[
+        str,
+        typer.Option("--address", metavar="ADDRESS", show_default="0.0.0.0, all", help="Of which of this machine's."),
+    ] = "0.0.0.0",
+) -> None:
+    """Show queues, failures and the server's memory to Prometheus until stopped.
+
+    One is enough for a server. It looks at the server each time that it is
+    scraped, and writes nothing; the server's user `reader` may do all of it.
+    Workers show their own metrics: sailq worker --metrics-port.
+
+    \b
+    Examples:
+      sailq exporter
+      sailq exporter --address 127.0.0.1 --port 9600
+    """
+    from . import _terminal as terminal
+
+    with terminal.command():
+        import threading
+
+        from ...shared.connection import address as of_server
+        from ...shared.connection import connect
+        from ...shared.exposition import exposed
+        from ...shared.settings import load_settings
+        from ..exporter import ServerState
+
+        try:
+            # It is to say within Prometheus' patience that no server answers.
+            with (
+                connect(load_settings(redis_url=redis_url).redis_url, retries=1) as connection,
+                exposed(address, port) as registry,
+            ):
+                registry.register(ServerState(connection))
+                terminal.note(f"the server at {of_server(connection)} is shown on port {port} of {address}")
+                threading.Event().wait()
+        except KeyboardInterrupt:
+            terminal.note("the exporter has stopped")

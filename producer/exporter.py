@@ -1,0 +1,61 @@
+"""What Prometheus sees of the server: queues, failures, memory, and how many workers there are.
+
+One process shows it for all workers: their queue is the same, and it matters most when none of them is up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import redis
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ..shared.errors import ServerUnavailable
+from ..shared.exposition import PREFIX
+from .fleet import Fleet, Snapshot
+
+MOST_MODELS = 64
+"""Queues that are shown, the longest: a producer may name any model."""
+
+
+class ServerState(Collector):
+    """Looks at the server when it is asked. Of one that does not answer it shows `server_up` 0 and nothing else."""
+
+    def __init__(self, connection: redis.Redis) -> None:
+        self._fleet = Fleet(connection)
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            snapshot = self._fleet.snapshot()
+        except ServerUnavailable:
+            yield _gauge("server_up", "Whether the server answers.", 0)
+            return
+        yield _gauge("server_up", "Whether the server answers.", 1)
+        yield _gauge("server_memory_used_bytes", "By the server's own count.", snapshot.memory_used)
+        yield _gauge("server_memory_limit_bytes", "The server's maxmemory; 0: none.", snapshot.memory_limit)
+        yield _gauge("clip_bytes", "Of the clips that are kept, as producers count them.", snapshot.clip_bytes)
+        yield _gauge("conversations", "Conversations that are kept.", snapshot.conversations)
+        yield from _of_models(snapshot)
+
+
+def _of_models(snapshot: Snapshot) -> Iterator[Metric]:
+    queues = sorted(snapshot.queues, key=lambda queue: -queue.waiting)[:MOST_MODELS]
+    workers = [worker.model for worker in snapshot.workers]
+    for name, about, values in (
+        ("workers", "Workers that beat.", [workers.count(queue.model) for queue in queues]),
+        ("queue_depth", "Jobs that no worker has taken.", [queue.waiting for queue in queues]),
+        ("queue_oldest_wait_seconds", "How long the first of them have waited; 0: none waits.",
+         [queue.oldest_wait or 0 for queue in queues]),
+        ("queue_deferred", "Jobs that wait for an earlier turn of theirs.", [queue.deferred for queue in queues]),
+        ("queue_started", "Jobs that workers have.", [queue.started for queue in queues]),
+        ("failed_jobs", "Jobs that `sailq failed` lists.", [queue.failed for queue in queues]),
+    ):
+        family = GaugeMetricFamily(PREFIX + name, about, labels=("model",))
+        for queue, value in zip(queues, values, strict=True):
+            family.add_metric((queue.model,), value)
+        yield family
+
+
+def _gauge(name: str, about: str, value: float) -> Metric:
+    return GaugeMetricFamily(PREFIX + name, about, value=value)

@@ -1,0 +1,72 @@
+"""A TPU's sensors as SAIL gives them: read where they can be true, left out elsewhere."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from null_runner import NullRunner
+from prometheus_client import CollectorRegistry
+from sailq.worker.catalog import resolve
+from sailq.worker.engine import Engine
+from sailq.worker.engine.model import ModelSpec
+from sailq.worker.engine.prompt import Prompter
+from sailq.worker.metrics import Metrics
+from sailq.worker.runners import emulator
+from sailq.worker.runners.sensors import Readings, read
+from sailq.worker.scheduler import Scheduler
+
+MB = 1 << 20
+
+
+def sail(total: int = 10_752, used: int = 7_000, percent: int = 93, celsius: int = 61) -> SimpleNamespace:
+    """Their signatures and units are SAIL 3.10's, `src/tensor.cpp` and the manual's sample."""
+    return SimpleNamespace(
+        get_dev_stat=lambda tpu: [total, used, percent], get_chip_temp=lambda tpu: celsius + tpu,
+    )
+
+
+def test_a_chip_is_read() -> None:
+    assert read(sail(), 1) == Readings(0.93, 62, 7_000 * MB, 10_752 * MB)
+
+
+@pytest.mark.parametrize(("garbage", "expected"), [
+    ({"percent": -1_208_467_840}, Readings(None, 61, 7_000 * MB, 10_752 * MB)),
+    ({"percent": 101}, Readings(None, 61, 7_000 * MB, 10_752 * MB)),
+    ({"celsius": 0}, Readings(0.93, None, 7_000 * MB, 10_752 * MB)),
+    ({"celsius": 65_535}, Readings(0.93, None, 7_000 * MB, 10_752 * MB)),
+    ({"total": 0, "used": 0}, Readings(0.93, 61)),
+    ({"used": 20_000}, Readings(0.93, 61)),
+    ({"total": 2**31 - 1}, Readings(0.93, 61)),
+])
+def test_what_cannot_be_true_is_left_out(garbage: dict[str, int], expected: Readings) -> None:
+    assert read(sail(**garbage), 0) == expected
+
+
+def test_an_error_of_sails_is_no_reading() -> None:
+    def fail(tpu: int) -> list[int]:
+        raise RuntimeError("bm_get_stat failed")
+
+    assert read(SimpleNamespace(get_dev_stat=fail, get_chip_temp=fail), 0) is None
+
+
+def test_the_emulator_has_no_sensors() -> None:
+    assert read(emulator, 0) is None
+
+
+class Chip(NullRunner):
+    """A null runner with a chip's sensors."""
+
+    def readings(self) -> Readings | None:  # type: ignore[override]
+        return read(sail(percent=-1), 0)
+
+
+def test_prometheus_gets_what_could_be_read() -> None:
+    spec, registry = ModelSpec.load(resolve("sailq-tiny")), CollectorRegistry()
+    engine = Engine(spec, Chip(spec, 1), Prompter(spec))
+    Metrics(registry, engine).watch(Scheduler(engine), "worker")
+    of = {"model": "sailq-tiny", "device": "null runner"}
+    assert registry.get_sample_value("sailq:tpu_temperature_celsius", of) == 61
+    assert registry.get_sample_value("sailq:tpu_memory_used_bytes", of) == 7_000 * MB
+    assert registry.get_sample_value("sailq:tpu_memory_total_bytes", of) == 10_752 * MB
+    assert registry.get_sample_value("sailq:tpu_utilization_ratio", of) is None

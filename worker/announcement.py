@@ -1,0 +1,69 @@
+"""What others hear of a worker: its models' cards, and a record that each beat renews."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import suppress
+from importlib.metadata import version
+
+import redis
+from redis.client import Pipeline
+
+from ..shared import keys
+from ..shared.codec import encode
+from ..shared.connection import ServerClock, server_errors
+from .consumer import RECORD_SECONDS
+from .engine import Engine
+from .scheduler import Scheduler
+from .supervisor import Supervisor
+
+_CARD_TTL = 30 * 86_400
+
+
+class Announcement:
+    """One worker's, under `name`; it takes jobs for `models`, its own name first."""
+
+    def __init__(
+        self, connection: redis.Redis, engine: Engine, scheduler: Scheduler, supervisor: Supervisor, name: str,
+        models: tuple[str, ...],
+    ) -> None:
+        self._connection, self._scheduler, self._supervisor = connection, scheduler, supervisor
+        self._name, self._models, self._card, self._slots = name, models, engine.card, engine.slots
+        self._clock = ServerClock(connection)
+        self._tokens, self._at = 0, time.monotonic()
+        self._record = {
+            "name": name, "host": socket.gethostname(), "pid": os.getpid(), "model": models[0],
+            "model_version": engine.card.version, "alias": "".join(models[1:]), "device": engine.device,
+            "slots": engine.slots, "version": version("sailq"), "started": self._clock.now(),
+            "model_loads": Engine.loads,
+        }
+
+    def show_cards(self) -> None:
+        """Of an alias, the worker that started last has the card. Raises ServerUnavailable."""
+        with server_errors(self._connection), self._connection.pipeline() as pipeline:
+            for model in self._models:
+                card = self._card.model_copy(update={"name": model})
+                pipeline.set(keys.model(model), encode(card), ex=_CARD_TTL)
+                pipeline.sadd(keys.MODELS, model)
+            pipeline.execute()
+
+    def beat(self, pipeline: Pipeline) -> None:
+        """Renews the record, which expires when the beats stop, and tells the supervisor of this one."""
+        running = self._scheduler.running
+        self._supervisor.beat(running, self._slots)
+        now, at, tokens = self._clock.now(), time.monotonic(), self._scheduler.counts.generation_tokens
+        pipeline.hset(keys.worker(self._name), mapping={
+            **self._record, "running": running, "beat": now,
+            "tokens_per_second": (tokens - self._tokens) / max(at - self._at, 1e-3),
+        })
+        self._tokens, self._at = tokens, at
+        pipeline.expire(keys.worker(self._name), RECORD_SECONDS)
+        pipeline.zadd(keys.WORKERS, {self._name: now})
+        pipeline.zremrangebyscore(keys.WORKERS, 0, now - RECORD_SECONDS)
+
+    def withdraw(self) -> None:
+        with suppress(redis.RedisError):  # both age out
+            self._connection.delete(keys.worker(self._name))
+            self._connection.zrem(keys.WORKERS, self._name)

@@ -1,0 +1,137 @@
+"""What one worker shows to Prometheus.
+
+What is counted as it happens are a few numbers; all else is read when Prometheus asks. Of the server nothing is asked:
+what is the same for all workers, the queues above all, is `sailq exporter`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from logging import getLogger
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Summary
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ..shared.exposition import PREFIX, exposed
+from ..shared.jobs import Result
+from ..shared.settings import Settings
+from .engine import Engine
+from .scheduler import Scheduler
+
+_LABELS = ("model", "device")
+_GAPS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+_SPANS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+"""Seconds: from a claim on an idle box to the end of a night's queue."""
+_STAGES = ("fetch", "preprocess", "vision_encode", "prefill", "decode")
+_REASONS = ("stop", "length", "cancelled", "deadline")
+_CODES = ("internal", "bad_request", "bad_media", "too_long", "unsupported")
+"""Of errors; series that are there from the start, so that the first of a kind is an increase."""
+
+_log = getLogger("sailq.worker")
+
+
+@contextmanager
+def exposed_at(settings: Settings) -> Iterator[CollectorRegistry]:
+    """A registry that Prometheus sees at the port that is set, if one is. See `shared.exposition.exposed`."""
+    if not settings.metrics_port:
+        yield CollectorRegistry()
+        return
+    with exposed(settings.metrics_address, settings.metrics_port) as registry:
+        _log.info("metrics on port %d of %s", settings.metrics_port, settings.metrics_address)
+        yield registry
+
+
+class Metrics:
+    """The instruments of a worker: `gap` is for each token, `finished` for each result that was written."""
+
+    def __init__(self, registry: CollectorRegistry, engine: Engine) -> None:
+        of = {"model": engine.card.name, "device": engine.device}
+        self._registry, self._engine, self._of = registry, engine, of
+
+        def histogram(name: str, about: str, buckets: tuple[float, ...] = _SPANS) -> Histogram:
+            return Histogram(PREFIX + name, about, _LABELS, registry=registry, buckets=buckets).labels(**of)
+
+        self.gap = histogram("inter_token_latency_seconds", "Between two tokens of an answer.", _GAPS).observe
+        self._spans = {
+            "queue_wait": histogram("request_queue_time_seconds", "Submitted until a worker claimed it."),
+            "time_to_first_token": histogram("time_to_first_token_seconds", "Submitted until the first token."),
+            "end_to_end": histogram("e2e_request_latency_seconds", "Submitted until the result was ready."),
+        }
+        stages = Summary(
+            f"{PREFIX}request_stage_seconds", "A request's time in each stage, of those it came to.",
+            (*_LABELS, "stage"), registry=registry,
+        )
+        self._stages = {stage: stages.labels(**of, stage=stage) for stage in _STAGES}
+        self._finished = Counter(
+            f"{PREFIX}requests_finished", "Results written, by how the request ended; code: of an error.",
+            (*_LABELS, "finish_reason", "code"), registry=registry,
+        )
+        for reason, code in [*((reason, "") for reason in _REASONS), *(("error", code) for code in _CODES)]:
+            self._finished.labels(**of, finish_reason=reason, code=code)
+        self._attempts = Counter(
+            f"{PREFIX}request_attempts", "Attempts at these requests, those of other workers included.",
+            _LABELS, registry=registry,
+        ).labels(**of)
+
+    def finished(self, result: Result) -> None:
+        """Counts a result, from any thread."""
+        code = result.error.code if result.finish_reason == "error" and result.error is not None else ""
+        self._finished.labels(**self._of, finish_reason=result.finish_reason, code=code).inc()
+        self._attempts.inc(result.attempt)
+        timings = result.timings.model_dump(exclude_none=True)
+        for name, seconds in timings.items():
+            instrument = self._spans.get(name) or self._stages.get(name)
+            if instrument is not None:
+                instrument.observe(seconds)
+
+
+    def watch(self, scheduler: Scheduler, name: str) -> None:
+        """Shows the state of a worker of this name that now takes jobs, too."""
+        self._registry.register(_State(self._engine, scheduler, name))
+
+
+class _State(Collector):
+    """What a worker is and does at the moment, read from its engine and scheduler."""
+
+    def __init__(self, engine: Engine, scheduler: Scheduler, name: str) -> None:
+        self._engine, self._scheduler = engine, scheduler
+        self._of = (engine.card.name, engine.device)
+        self._about = {"worker": name, "version": version("sailq"), "model_version": engine.card.version}
+
+    def collect(self) -> Iterator[Metric]:
+        engine, scheduler, counts = self._engine, self._scheduler, self._scheduler.counts
+        about = InfoMetricFamily(f"{PREFIX}worker", "This worker; absent while its model is loading.", labels=_LABELS)
+        about.add_metric(self._of, self._about)
+        yield about
+        yield self._gauge("num_requests_running", "Slots in use.", scheduler.running)
+        yield self._gauge("num_requests_waiting", "Requests that were claimed and wait for a slot.", scheduler.waiting)
+        yield self._gauge("slots", "Answers that can be decoded together.", engine.slots)
+        yield self._count("prompt_tokens", "Tokens of the prompts, vision tokens included.", counts.prompt_tokens)
+        yield self._count("vision_tokens", "Vision tokens of the prompts.", counts.vision_tokens)
+        yield self._count("generation_tokens", "Tokens of the answers.", counts.generation_tokens)
+        yield self._count("vision_cache_queries", "Clips and images in the prompts.", counts.media)
+        yield self._count("vision_cache_hits", "Those that were not encoded again.", counts.media_reused)
+        yield self._count("device_busy_seconds", "Time in calls to the device.", engine.device_seconds)
+        if (readings := engine.readings()) is None:
+            return
+        for name, about_it, value in (
+            ("tpu_utilization_ratio", "By the TPU's driver, 0 to 1.", readings.utilization),
+            ("tpu_temperature_celsius", "Of the chip.", readings.celsius),
+            ("tpu_memory_used_bytes", "Of the device's memory, by all processes.", readings.memory_used),
+            ("tpu_memory_total_bytes", "The device's memory.", readings.memory_total),
+        ):
+            if value is not None:
+                yield self._gauge(name, about_it, value)
+
+    def _gauge(self, name: str, about: str, value: float) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, about, labels=_LABELS)
+        family.add_metric(self._of, value)
+        return family
+
+    def _count(self, name: str, about: str, value: float) -> Metric:
+        family = CounterMetricFamily(PREFIX + name, about, labels=_LABELS)
+        family.add_metric(self._of, value)
+        return family
