@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The light client: `sailq caption`, `sailq ask`, `sailq status`, and the Python API for a backend.
+# The light client: `sailq caption`, `sailq ask`, `sailq status`, `sailq exporter`, and the Python API for a backend.
 #   docker build -f deploy/images/producer.Dockerfile -t sailq-producer .
 FROM python:3.12.8-slim-bookworm AS build
 WORKDIR /src
@@ -7,7 +7,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY shared shared
 COPY producer producer
 COPY worker worker
-RUN python -m venv /opt/sailq && /opt/sailq/bin/pip install --no-cache-dir .
+RUN python -m venv /opt/sailq && /opt/sailq/bin/pip install --no-cache-dir '.[metrics]'
 
 FROM python:3.12.8-slim-bookworm
 RUN useradd --create-home --uid 10001 sailq

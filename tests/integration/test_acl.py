@@ -23,6 +23,7 @@ from sailq.producer.fleet import Fleet
 from sailq.producer.samples import write_samples
 from sailq.shared.connection import connect, server_errors
 from sailq.shared.errors import ServerUnavailable
+from scraping import exporter
 
 ROOT = Path(__file__).parents[2]
 USERS = ("admin", "producer", "worker", "reader")
@@ -108,7 +109,9 @@ def test_a_producers_client_works(server: Server, logs: Path, refused: Callable[
     assert refused() == set()
 
 
-def test_a_reader_sees_all(server: Server, logs: Path, refused: Callable[[], set[tuple[str, str]]]) -> None:
+def test_a_reader_sees_all(
+    server: Server, logs: Path, refused: Callable[[], set[tuple[str, str]]], tmp_path: Path
+) -> None:
     with Client(server.url("producer")) as client:
         job = client.submit(ask("Hello"), conversation="seen").job
         client.wait(job, timeout=30)
@@ -117,6 +120,8 @@ def test_a_reader_sees_all(server: Server, logs: Path, refused: Callable[[], set
     with Client(server.url("reader")) as client:
         assert client.result(job) and list(client.stream(job)) == []
         assert "seen" in client.conversations() and client.history("seen")
+    with exporter(server.url("reader"), tmp_path / "exporter.log") as look:
+        assert look().value("sailq:server_up") == 1 and look().value("sailq:workers", model="sailq-tiny") == 1
     assert refused() == set()
 
 
@@ -252,6 +257,9 @@ def test_a_password_that_no_url_can_hold_is_refused(line: str, tmp_path: Path) -
 def test_compose_gives_each_service_its_user(server: Server) -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     users = {name: Path(service["env_file"]).stem for name, service in services.items() if "env_file" in service}
-    assert users == {"worker": "worker", "worker-tpu": "worker", "producer": "producer", "status": "reader"}
+    assert users == {
+        "worker": "worker", "worker-soc": "worker", "worker-pcie": "worker", "exporter": "reader",
+        "producer": "producer", "status": "reader",
+    }
     assert all((server.secrets / f"{user}.env").is_file() for user in users.values())
     assert not any("SAILQ_REDIS_URL" in service.get("environment", {}) for service in services.values())
