@@ -1,14 +1,15 @@
 """What the host costs at each step: a real worker, queue and streams, on a runner that computes nothing.
 
-Once it answers at once, so that all there is is the host's; once it takes a BM1684X's time (timings.py), while jobs of
-200 KB wait in the queue.
+Once it answers at once, so that all there is is the host's, unwatched and while Prometheus asks every second, 15 times
+as often as deploy/prometheus says; once it takes a BM1684X's time (timings.py), while jobs of 200 KB wait in the queue.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sailq.producer.fleet import Fleet
 from sailq.producer.messages import Prepared
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
+from scraping import free_port, scrape
 from timings import Timings
 
 SLOTS = 8
@@ -39,16 +41,50 @@ ENDED, SECONDS, DEVICE, RUNNING, PREFILLS = range(5)
 @pytest.mark.timeout(600)
 def test_the_hosts_time_at_a_step(redis_url: str, client: Client, tmp_path: Path, table: Table) -> None:
     jobs = [Prepared((Message(role="user", content=(TextPart(text="Hi"),)),), {}, 0)] * 4 * SLOTS
-    steps = _steps(redis_url, client, tmp_path, jobs, tokens=1500)
+    unwatched = _host_milliseconds(_steps(redis_url, client, tmp_path, jobs, tokens=1500))
+    with _scraped(seconds=1.0):
+        watched = _host_milliseconds(_steps(redis_url, client, tmp_path, jobs, tokens=1500))
+    table(
+        f"The host's time at a decode step of {SLOTS} slots, all streaming, {len(unwatched)} steps of a null runner",
+        ("ms", "unwatched", "scraped every second", "bound"),
+        [("median", f"{np.median(unwatched):.3f}", f"{np.median(watched):.3f}", f"≤ {MOST_MILLISECONDS}"),
+         ("99 %", f"{np.percentile(unwatched, 99):.3f}", f"{np.percentile(watched, 99):.3f}", ""),
+         ("mean", f"{unwatched.mean():.3f}", f"{watched.mean():.3f}", "")],
+    )
+    assert max(np.median(unwatched), np.median(watched)) <= MOST_MILLISECONDS
+
+
+def _host_milliseconds(steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Of each step with all slots taken that was no prefill."""
     full = steps[(steps[:, RUNNING] == SLOTS) & (steps[:, PREFILLS] == 0)]
     assert len(full) > 1000
-    host = 1000 * (full[:, SECONDS] - full[:, DEVICE])
-    median, late = np.median(host), np.percentile(host, 99)
-    table(
-        f"The host's time at a decode step of {SLOTS} slots, all streaming, {len(full)} steps of a null runner",
-        ("", "ms", "bound"), [("median", f"{median:.3f}", f"≤ {MOST_MILLISECONDS}"), ("99 %", f"{late:.3f}", "")],
-    )
-    assert median <= MOST_MILLISECONDS
+    milliseconds: np.ndarray[Any, Any] = 1000 * (full[:, SECONDS] - full[:, DEVICE])
+    return milliseconds
+
+
+@contextmanager
+def _scraped(seconds: float) -> Iterator[None]:
+    """Workers that start meanwhile show their metrics, and somebody asks for them so often."""
+    port, over, scrapes = free_port(), threading.Event(), 0
+
+    def ask() -> None:
+        nonlocal scrapes
+        while not over.wait(seconds):
+            with suppress(OSError):  # it has not started
+                scrape(port)
+                scrapes += 1
+
+    asking = threading.Thread(target=ask)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SAILQ_METRICS_PORT", str(port))
+        environment.setenv("SAILQ_METRICS_ADDRESS", "127.0.0.1")
+        asking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            asking.join()
+    assert scrapes >= 3
 
 
 @pytest.mark.bench
