@@ -6,7 +6,7 @@ BIN = .venv/bin
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
 
-.PHONY: demo test test-tpu test-tpu-full test-slow test-alerts bench bench-tpu figures fuzz lint clean
+.PHONY: demo test test-tpu test-tpu-full test-slow test-prometheus bench bench-tpu figures fuzz lint clean
 
 demo: .venv/demo  ## Caption rendered clips through a server and a worker of its own; see demo-out/report.html
 	$(BIN)/sailq demo --out demo-out
@@ -23,9 +23,8 @@ test-tpu-full: .venv/dev  ## The same with every prompt
 test-slow: .venv/dev  ## Export a 2B-size checkpoint; 14 GB of disk
 	$(BIN)/python -m pytest -m slow tests
 
-test-alerts:  ## Prometheus' own checks: configuration, rules, and when each alert fires; needs promtool
-	@command -v promtool > /dev/null || { echo "promtool is not there: apt install prometheus"; exit 1; }
-	cd deploy/prometheus && promtool check config prometheus.yml && promtool test rules alerts_test.yml
+test-prometheus: .venv/dev  ## Alerts and dashboard asked of a real Prometheus; needs one (apt install prometheus)
+	$(BIN)/python -m pytest -m prometheus tests/integration/test_prometheus.py
 
 bench: .venv/dev  ## The engine against transformers, the service against the engine, the host's own time; ten minutes
 	$(BIN)/python -m pytest -m bench tests/bench

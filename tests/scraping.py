@@ -44,8 +44,16 @@ class Scrape:
         return found
 
 
+ACCEPTED = (
+    "application/openmetrics-text;version=1.0.0;q=0.6,application/openmetrics-text;version=0.0.1;"
+    "q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+"""As Prometheus 2 and 3 ask."""
+
+
 def scrape(port: int) -> Scrape:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": ACCEPTED})
+    with urllib.request.urlopen(asked, timeout=10) as answer:
         assert answer.status == 200
         return Scrape(list(text_string_to_metric_families(answer.read().decode())))
 

@@ -173,7 +173,7 @@ def test_an_alert_has_its_runbook(rule: dict[str, Any]) -> None:
 
 
 def test_every_alert_is_tried() -> None:
-    """By `make test-alerts`, with Prometheus' own promtool: that it fires, and that it is silent when all is well."""
+    """By `make test-prometheus`, with Prometheus' own promtool: it fires, and it is silent when all is well."""
     tests = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
     tried = [(case["alertname"], bool(case.get("exp_alerts"))) for test in tests for case in test["alert_rule_test"]]
     assert {*tried} == {(rule["alert"], fires) for rule in RULES for fires in (True, False)}
