@@ -65,7 +65,8 @@ def _as_text(registry: CollectorRegistry) -> WSGIApplication:
     shown = make_wsgi_app(registry)
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return shown({**environ, "HTTP_ACCEPT": "text/plain;version=0.0.4"}, start_response)
+        answer: Iterable[bytes] = shown({**environ, "HTTP_ACCEPT": "text/plain;version=0.0.4"}, start_response)
+        return answer
 
     return application
 

@@ -132,6 +132,11 @@ def test_every_metric_is_on_the_dashboard(shown: dict[str, dict[str, set[str]]])
     assert ours - whole == set()
 
 
+def test_a_workers_series_are_few() -> None:
+    """deploy/prometheus/README.md says how many, the process' own six included."""
+    assert 100 < sum(len(family.samples) for family in of_a_chip()) < 115
+
+
 def test_the_dashboard_is_what_its_maker_makes() -> None:
     assert runpy.run_path(str(GRAFANA / "make_dashboard.py"))["dashboard"]() == DASHBOARD
 
