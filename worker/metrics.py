@@ -31,7 +31,7 @@ from .scheduler import Scheduler
 
 _LABELS = ("model", "device")
 _GAP_BOUNDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
-_SPANS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+_SPAN_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 """Seconds: from a claim on an idle box to the end of a night's queue."""
 _STAGES = ("fetch", "preprocess", "vision_encode", "prefill", "decode")
 _REASONS = ("stop", "length", "cancelled", "deadline")
@@ -60,7 +60,7 @@ class Metrics:
         self._registry, self._engine, self._of = registry, engine, of
 
         def histogram(name: str, about: str) -> Histogram:
-            return Histogram(PREFIX + name, about, _LABELS, registry=registry, buckets=_SPANS).labels(**of)
+            return Histogram(PREFIX + name, about, _LABELS, registry=registry, buckets=_SPAN_BOUNDS).labels(**of)
 
         self._gaps = _Gaps()
         self.gap = self._gaps.observe
@@ -131,9 +131,9 @@ class _State(Collector):
 
     def collect(self) -> Iterator[Metric]:
         engine, scheduler, counts = self._engine, self._scheduler, self._scheduler.counts
-        about = InfoMetricFamily(f"{PREFIX}worker", "This worker; absent while its model is loading.", labels=_LABELS)
-        about.add_metric(self._of, self._about)
-        yield about
+        info = InfoMetricFamily(f"{PREFIX}worker", "This worker; absent while its model is loading.", labels=_LABELS)
+        info.add_metric(self._of, self._about)
+        yield info
         yield self._gaps.family(self._of)
         yield self._gauge("num_requests_running", "Slots in use.", scheduler.running)
         yield self._gauge("num_requests_waiting", "Requests that were claimed and wait for a slot.", scheduler.waiting)
@@ -146,14 +146,14 @@ class _State(Collector):
         yield self._count("device_busy_seconds", "Time in calls to the device.", engine.device_seconds)
         if (readings := engine.readings()) is None:
             return
-        for name, about_it, value in (
+        for name, about, value in (
             ("tpu_utilization_ratio", "By the TPU's driver, 0 to 1.", readings.utilization),
             ("tpu_temperature_celsius", "Of the chip.", readings.celsius),
             ("tpu_memory_used_bytes", "Of the device's memory, by all processes.", readings.memory_used),
             ("tpu_memory_total_bytes", "The device's memory.", readings.memory_total),
         ):
             if value is not None:
-                yield self._gauge(name, about_it, value)
+                yield self._gauge(name, about, value)
 
     def _gauge(self, name: str, about: str, value: float) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, about, labels=_LABELS)

@@ -205,6 +205,15 @@ def test_an_exporter_tells_of_a_server_that_is_gone(folder: Path, eventually: Ev
             eventually(lambda: look().value("sailq:server_up") == 1)
 
 
+def test_a_light_client_is_told_what_metrics_need(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prometheus_client.py").write_text("raise ImportError\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "pip install 'sailq[metrics]'" in told(sailq("exporter", url=redis_url), 2)
+    assert sailq("status", url=redis_url).returncode == 0
+
+
 def _url(connection: redis.Redis) -> str:
     options = connection.connection_pool.connection_kwargs
     return f"unix://{options['path']}?db={options['db']}"
