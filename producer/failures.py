@@ -26,18 +26,21 @@ class Failures:
         self._clock = ServerClock(connection)
 
     def results(self, model: str | None = None) -> list[Result]:
-        """How they failed, the newest first; with `model`, only its jobs."""
+        """How they failed, the newest first; with `model`, only the jobs that asked for it or that it ran."""
         with server_errors(self._connection):
             jobs = [job.decode() for job in self._connection.zrevrange(keys.FAILED, 0, -1)]
             with self._connection.pipeline(transaction=False) as pipeline:
                 for job in jobs:
-                    pipeline.hget(keys.failed(job), "result")
+                    pipeline.hmget(keys.failed(job), "result", "request")
                 found = pipeline.execute()
         results = []
-        for data in filter(None, found):  # they expire one by one
-            with suppress(BadRequest):  # one of another version hides no other
-                results.append(decode(Result, data))
-        return [result for result in results if model in {None, result.model}]
+        for data, request in found:
+            if data and request:  # they expire one by one
+                with suppress(BadRequest):  # one of another version hides no other
+                    result = decode(Result, data)
+                    if model is None or model in {result.model, decode(Job, request).model}:
+                        results.append(result)
+        return results
 
     def retry(self, job_id: str) -> None:
         """Puts a job back on its queue as if it were new: all its attempts, no result.

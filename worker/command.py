@@ -17,7 +17,8 @@ def worker(
         str | None,
         typer.Option(
             "--alias", envvar="SAILQ_ALIAS", metavar="NAME", show_default="none",
-            help="A second name to take jobs under, which workers with other versions of the model share.",
+            help="A second name to take jobs under, which workers with other versions of the model share: of the same "
+            "context and sizes, since producers go by those of the one that started last.",
         ),
     ] = None,
     device: Annotated[

@@ -30,7 +30,7 @@ from rq.utils import now
 from rq.worker.base import BaseWorker
 
 from ..shared import keys
-from ..shared.connection import ServerClock
+from ..shared.connection import OUTAGES, ServerClock
 from ..shared.errors import BadRequest, SailqError, Unsupported
 from ..shared.rqjob import Serializer
 from .execution import Executor, HandedBack
@@ -74,9 +74,11 @@ class Consumer(BaseWorker):
     def __init__(
         self, queues: Sequence[str], executor: Executor, *, connection: redis.Redis, name: str, places: int,
         drain_seconds: float, announce: Callable[[redis.client.Pipeline], None],
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
         """`queues`: at the last of them it waits; see `ServedQueue`. `announce` adds the worker's own record to the
-        pipeline of each beat. `drain_seconds`: what running jobs have to finish in once the worker is told to stop."""
+        pipeline of each beat. `drain_seconds`: what running jobs have to finish in once the worker is told to stop.
+        `ready` is called when it begins to take jobs."""
         Leases.clock = ServerClock(connection)
         super().__init__(
             [ServedQueue(queue, connection=connection, job_class=LeasedJob, serializer=Serializer) for queue in queues],
@@ -86,9 +88,9 @@ class Consumer(BaseWorker):
             log_job_description=False,
         )
         LeasedJob.registered = executor.run
-        self._maintenance = [Maintenance(queue, name, self._exc_handlers) for queue in self.queues]
+        self._maintenance = [Maintenance(queue, name, self._exc_handlers, executor.refuse) for queue in self.queues]
         self._executor = executor
-        self._announce = announce
+        self._announce, self._ready = announce, ready
         self._free = threading.Semaphore(places)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix="sailq-job")
         self._closing = threading.Lock()
@@ -104,6 +106,7 @@ class Consumer(BaseWorker):
         self.subscribe()
         self._beat()
         self._beat_thread.start()
+        self._ready()
 
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
@@ -136,6 +139,8 @@ class Consumer(BaseWorker):
         while True:
             try:
                 return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+            except redis.RedisError:
+                raise  # RQ names a job here, too, though nothing is wrong with it
             except Exception as error:
                 # RQ names the job when its record cannot even be read.
                 if hasattr(error, "job_id") and hasattr(error, "queue"):
@@ -198,6 +203,10 @@ class Consumer(BaseWorker):
         _log.warning("job %s: its lease has ended, and its end is another attempt's", execution.job_id)
         self.executions.pop(execution.id, None)
         return False
+
+    def prepare_job_execution(self, job: RQJob, remove_from_intermediate_queue: bool = False) -> None:
+        """RQ leaves the job among the taken ones where a worker has several queues."""
+        super().prepare_job_execution(job, remove_from_intermediate_queue=True)
 
     # RQ closes a job with one connection that watches and a second that reads. All threads share
     # MAX_CONNECTIONS: two of them, each holding its first and waiting for its second, would wait for ever.
@@ -281,13 +290,13 @@ class Consumer(BaseWorker):
             _log.warning("maintenance failed: %s", error)
 
     def clean_registries(self) -> None:
-        try:
-            for maintenance in self._maintenance:
+        for maintenance in self._maintenance:
+            try:
                 maintenance.run()
-        except (redis.ConnectionError, redis.TimeoutError):
-            raise
-        except Exception:
-            _log.exception("maintenance met something in RQ's registries that RQ did not write")
+            except OUTAGES:
+                raise
+            except Exception:
+                _log.exception("maintenance met something in RQ's registries that RQ did not write")
         self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ annotates it as None
 
     def clean_group_registries(self) -> None:

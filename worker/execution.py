@@ -127,7 +127,8 @@ class Executor:
         with suppress(SailqError):  # what is readable of the job is its owner's to have back
             job = _read(self._request(job_id), job_id)
             result = result.model_copy(update={
-                "conversation": job.conversation, "turn": job.turn, "metadata": job.metadata, "model": job.model,
+                "conversation": job.conversation, "turn": job.turn, "metadata": job.metadata,
+                "model": result.model if job.model in self._identity.models else job.model,
             })
         self._write(self._with_history(result), attempt)
 
@@ -210,10 +211,14 @@ class Executor:
             self._lifecycle.end_attempt(job.id, claim.attempt, f"error: {result.error.message}"[:_MAX_CAUSE])
             result = self._with_history(result)
         if not self._write(result, claim.attempt, turn):
-            _log.warning("job %s: another attempt has begun; this one's result is dropped", job.id)
-            if not self._connection.exists(keys.result(job.id)):
-                raise Superseded
-        elif result.history and outcome.error is not None:
+            written = self._connection.get(keys.result(job.id))
+            # Called again after a lost reply, it finds what it wrote itself.
+            if written is None or (result := decode(Result, written)).attempt != claim.attempt:
+                _log.warning("job %s: another attempt has begun; this one's result is dropped", job.id)
+                if written is None:
+                    raise Superseded
+                return
+        if result.history and outcome.error is not None:
             raise outcome.error  # RQ lists it among its failed jobs, too
 
     def _write(self, result: Result, attempt: int | None, turn: Turn | None = None) -> bool:

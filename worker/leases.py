@@ -11,6 +11,7 @@ from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import ResponseError
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job as RQJob
@@ -36,6 +37,11 @@ class Leases(StartedJobRegistry):
     def add_execution(self, execution: Execution, pipeline: Pipeline, ttl: int = 0, xx: bool = False) -> int:
         added: int = pipeline.zadd(self.key, {execution.composite_key: self.clock.now() + ttl}, xx=xx)
         return added
+
+    def ended(self) -> list[bytes]:
+        """The entries of leases that have ended."""
+        entries: list[bytes] = self.connection.zrangebyscore(self.key, 0, self.clock.now())
+        return entries
 
     def cleanup(self, timestamp: float | None = None, exception_handlers: list[Any] | None = None) -> None:
         """Give the jobs whose leases have ended to other workers, or end those that have had their attempts."""
@@ -64,6 +70,10 @@ class LeasedJob(LockedJob):
             record = bounded_read(self.connection, _MAX_RECORD_BYTES, "HGETALL", self.key)
         except TooLarge:
             raise BadRequest("This job's record is larger than any that RQ wrote.") from None
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):  # else it says nothing of the job
+                raise
+            raise BadRequest("This job's record is not one that RQ wrote.") from None
         if not record:
             raise NoSuchJobError(f"No such job: {self.key}")
         self.restore(dict(zip(record[::2], record[1::2], strict=True)))

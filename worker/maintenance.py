@@ -9,12 +9,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rq.exceptions import NoSuchJobError
 from rq.intermediate_queue import IntermediateQueue
 from rq.queue import Queue
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
 from rq.worker_registration import clean_worker_registry
 
 from ..shared import keys
+from ..shared.errors import SailqError
 from ..shared.rqjob import Serializer
 from .leases import LeasedJob, Leases
 
@@ -26,33 +28,35 @@ _TIDY_SECONDS = 60
 _TAKEN_SECONDS = 5
 """Within 10 s of a worker's death, between two looks, the job it had taken is on its queue again."""
 
-# Jobs between their queue and their start, where a live worker leaves one for a moment, and then has a lease. RQ leaves
-# one there for a minute, and counts it as a failure of the job's, which nobody has begun.
+# The taken jobs are those between their queue and their start, where a live worker leaves one for a moment, and then
+# has a lease. RQ leaves one there for a minute, and counts it as a failure of the job's, which nobody has begun.
 _LOOK = """
-if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2]) then return {0, 0, 0, {}} end
-local tidy = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'EX', ARGV[3]) and 1 or 0
+local looked, tidied, taken, queue, seen, leases, ready = unpack(KEYS)
+local worker, looked_seconds, tidy_seconds, taken_seconds = unpack(ARGV)
+if not redis.call('SET', looked, worker, 'NX', 'EX', looked_seconds) then return {0, 0, 0, {}} end
+local tidy = redis.call('SET', tidied, worker, 'NX', 'EX', tidy_seconds) and 1 or 0
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
-local back, taken = {}, redis.call('LRANGE', KEYS[3], 0, -1)
-local since, leased = {}, {}
-for _, job in ipairs(taken) do since[job] = tonumber(redis.call('HGET', KEYS[5], job)) or now end
-if #taken > 0 then
-  for _, lease in ipairs(redis.call('ZRANGEBYSCORE', KEYS[6], now, '+inf')) do
+local jobs, back = redis.call('LRANGE', taken, 0, -1), {}
+if #jobs > 0 then
+  local since, leased = {}, {}
+  for _, job in ipairs(jobs) do since[job] = tonumber(redis.call('HGET', seen, job)) or now end
+  for _, lease in ipairs(redis.call('ZRANGEBYSCORE', leases, now, '+inf')) do
     leased[string.match(lease, '^[^:]*')] = true
   end
-end
-redis.call('DEL', KEYS[5])
-for job, seen in pairs(since) do
-  if now - seen > tonumber(ARGV[4]) and not leased[job] then
-    redis.call('LREM', KEYS[3], 0, job)
-    redis.call('LPUSH', KEYS[4], job)
-    back[#back + 1] = job
-  else
-    redis.call('HSET', KEYS[5], job, string.format('%.6f', seen))
+  redis.call('DEL', seen)
+  for job, at in pairs(since) do
+    if now - at > tonumber(taken_seconds) and not leased[job] then
+      redis.call('LREM', taken, 0, job)
+      redis.call('LPUSH', queue, job)
+      back[#back + 1] = job
+    else
+      redis.call('HSET', seen, job, string.format('%.6f', at))
+    end
   end
+  redis.call('EXPIRE', seen, 60)
 end
-redis.call('EXPIRE', KEYS[5], 60)
-return {tidy, redis.call('ZCOUNT', KEYS[6], 0, now), redis.call('ZCARD', KEYS[7]), back}
+return {tidy, redis.call('ZCOUNT', leases, 0, now), redis.call('ZCARD', ready), back}
 """
 
 _log = logging.getLogger("sailq.worker")
@@ -61,9 +65,13 @@ _log = logging.getLogger("sailq.worker")
 class Maintenance:
     """Looks after one queue."""
 
-    def __init__(self, queue: Queue, worker: str, on_failure: Sequence[Callable[..., Any]]) -> None:
-        """`on_failure`: RQ's exception handlers, called for each job whose worker died."""
-        self._queue, self._worker, self._on_failure = queue, worker, list(on_failure)
+    def __init__(
+        self, queue: Queue, worker: str, on_failure: Sequence[Callable[..., Any]],
+        refuse: Callable[[str, SailqError], None],
+    ) -> None:
+        """`on_failure`: RQ's exception handlers, called for each job whose worker died. `refuse` ends a job whose
+        record cannot be read."""
+        self._queue, self._worker, self._on_failure, self._refuse = queue, worker, list(on_failure), refuse
         self._leases = self._registry(Leases)
         self._ready = self._registry(ReadyJobRegistry)
         taken = IntermediateQueue.get_intermediate_queue_key(queue.key)
@@ -80,13 +88,27 @@ class Maintenance:
         for job in back:
             _log.warning("job %s goes back to its queue: whoever took it never began it", job.decode(errors="replace"))
         if ended:
+            self._drop_unreadable(self._leases.key, self._leases.ended())
             self._leases.cleanup(exception_handlers=self._on_failure)
         if ready:  # a turn whose time has come, and whose place in the queue a race has cost
+            self._drop_unreadable(self._ready.key, self._queue.connection.zrange(self._ready.key, 0, -1))
             self._ready.cleanup()
         if tidy:
             for kind in (FinishedJobRegistry, FailedJobRegistry):
                 self._registry(kind).cleanup()
             clean_worker_registry(self._queue)
+
+    def _drop_unreadable(self, registry: str, entries: Sequence[bytes]) -> None:
+        """RQ stops at the first job whose record it cannot read, and no job behind it would ever go on."""
+        for entry in entries:
+            job_id = entry.decode(errors="replace").partition(":")[0]
+            try:
+                LeasedJob.fetch(job_id, connection=self._queue.connection, serializer=Serializer)
+            except NoSuchJobError:
+                continue  # RQ passes over it
+            except SailqError as error:
+                self._queue.connection.zrem(registry, entry)
+                self._refuse(job_id, error)
 
     def _registry(self, kind: type[Any]) -> Any:
         return kind(self._queue.name, connection=self._queue.connection, job_class=LeasedJob, serializer=Serializer)

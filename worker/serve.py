@@ -94,13 +94,13 @@ def _serve(
     consumer = Consumer(
         [keys.queue(model) for model in models], executor, connection=connection, name=name,
         places=engine.slots + LOOK_AHEAD, drain_seconds=drain_seconds, announce=announcement.beat,
+        ready=supervisor.ready,
     )
     scheduler.start()
     try:
         announcement.show_cards()
         metrics.watch(scheduler, name)
         _log.info("worker %s takes jobs for %s, %d at a time", name, " and ".join(models), engine.slots)
-        supervisor.ready()
         consumer.work()
         if not consumer.stop_requested:
             raise SailqError("The worker's loop broke; its log says why.")

@@ -80,7 +80,7 @@ def _page(snapshot: Snapshot, kinds: list[MemoryKind] | None) -> Group:
     workers = Table(title="workers", title_justify="left")
     for name in ("worker", "model", "version", "device"):
         workers.add_column(name, overflow="fold")
-    for name in ("running", "slots", "tokens/s", "last beat", "up"):
+    for name in ("slots", "tokens/s", "beat", "up"):
         workers.add_column(name, justify="right")
     for worker in snapshot.workers:
         workers.add_row(
@@ -88,8 +88,7 @@ def _page(snapshot: Snapshot, kinds: list[MemoryKind] | None) -> Group:
             f"{worker.model} ({worker.alias})" if worker.alias else worker.model,
             worker.model_version,
             worker.device,
-            str(worker.running),
-            str(worker.slots),
+            f"{worker.running} of {worker.slots}",
             f"{worker.tokens_per_second:.0f}",
             f"{worker.beat_age:.0f} s",
             _span(worker.uptime),

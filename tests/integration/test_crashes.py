@@ -95,6 +95,21 @@ def test_a_worker_killed_between_two_steps_of_a_job_loses_none(
     assert max(waits) < RE_RUN_SECONDS
 
 
+def test_a_dead_workers_job_goes_on_though_anothers_record_is_garbled(
+    start_null: Start, client: Client, connection: redis.Redis, eventually: Eventually
+) -> None:
+    """RQ stops at the first record that it cannot read."""
+    worker = start_null("--decode-ms", "50")
+    garbled, *jobs = [submit(client, 100) for _ in range(4)]
+    eventually(lambda: all(connection.exists(keys.stream(job)) for job in (garbled, *jobs)))
+    worker.kill()
+    connection.hset(f"rq:job:{garbled}", "timeout", "abc")
+    start_null("--decode-ms", "10")
+    assert all(result.attempt == 2 for result in assert_once(client, jobs, 100, 30, all_of_it=False))
+    result = client.wait(garbled, 10)
+    assert result.error and result.error.code == "bad_request"
+
+
 @pytest.mark.slow
 def test_a_job_whose_workers_die_while_it_runs_and_before_it_begins_is_not_lost(
     start_null: Start, client: Client, connection: redis.Redis, eventually: Eventually

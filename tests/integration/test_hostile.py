@@ -226,6 +226,7 @@ def test_hostile_jobs_are_refused_each_with_a_line_in_the_log_while_others_are_a
     listener.close()
     assert client.wait(client.submit_prepared(greeting).job, 30).error is None
     eventually(lambda: connection.llen(f"rq:queue:{QUEUE}") == connection.zcard(f"rq:wip:{QUEUE}") == 0)
+    eventually(lambda: not connection.exists(f"rq:queue:{QUEUE}:intermediate"))
     worker.check()
     hostile = len(refused) + len(dropped) + 1
     print(f"\nfigure: hostile jobs: {hostile} put on the queue, {len(refused)} refused with a typed error, "

@@ -13,8 +13,6 @@ from ...shared.options import Json, Model, RedisUrl
 if TYPE_CHECKING:
     from .check import Check, Verdict
 
-METRICS_PORT = 9108
-
 
 def doctor(
     redis_url: RedisUrl = None,
@@ -38,12 +36,12 @@ def doctor(
         typer.Option("--bmodel", show_default="the one in the model's directory", help="What to load on a TPU."),
     ] = None,
     metrics_port: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--metrics-port", min=0, max=65_535, envvar="SAILQ_METRICS_PORT", metavar="PORT",
-            help="Where a worker is to show its metrics; 0: nowhere.",
+            "--metrics-port", min=0, max=65_535, envvar="SAILQ_METRICS_PORT", metavar="PORT", show_default="none",
+            help="Where a worker is to show its metrics.",
         ),
-    ] = METRICS_PORT,
+    ] = None,
     json: Json = False,
     root: Annotated[Path, typer.Option("--root", hidden=True, help="Where /dev, /proc and the like lie.")] = Path("/"),
 ) -> None:
@@ -71,12 +69,13 @@ def doctor(
     from .checks import CHECKS
     from .device import has_tpu
 
-    settings = load_settings(redis_url=redis_url, model=model)
+    settings = load_settings(redis_url=redis_url, model=model, metrics_port=metrics_port)
     chosen = device or ("tpu:0" if has_tpu(root) else "cpu")
     check_device(chosen)
     plan = Plan(
-        redis_url=settings.redis_url, model=settings.model, device=chosen, bmodel=bmodel, metrics_port=metrics_port,
-        worker=role == "worker" if role else find_spec("transformers") is not None, root=root,
+        redis_url=settings.redis_url, model=settings.model, device=chosen, bmodel=bmodel,
+        metrics_port=settings.metrics_port, root=root,
+        worker=role == "worker" if role else find_spec("transformers") is not None,
     )
     states = set()
 

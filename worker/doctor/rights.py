@@ -78,6 +78,7 @@ def _worker(model: str) -> list[Command]:
         ("SET", keys.result(_ID), "x"), ("XADD", keys.stream(_ID), "*", "x", "x"), ("RPUSH", keys.turns(_ID), "x"),
         ("EVALSHA", _SCRIPT, 2, keys.job(_ID), keys.result(_ID)),
         ("SET", keys.maintenance(keys.queue(model)), "x"), ("HSET", keys.taken(keys.queue(model)), "x", "x"),
+        ("SET", keys.tidied(keys.queue(model)), "x"), ("MEMORY", "USAGE", job),
         ("BLMOVE", queue, f"{queue}:intermediate", "RIGHT", "LEFT", 1), ("LPUSH", queue, "x"), ("LREM", queue, 0, "x"),
         ("HSET", job, "x", "x"), ("DEL", job), ("SADD", "rq:workers", "x"), ("HSET", "rq:worker:x", "x", "x"),
         *(("ZADD", registry.key_template.format(keys.queue(model)), 1, "x") for registry in registries),

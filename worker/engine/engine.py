@@ -101,12 +101,13 @@ class Engine:
         Raises:
             Unsupported: no such directory or device, or not a model that this engine and its runner can serve.
         """
-        from ..runners.devices import open_runner  # which imports this package
+        from ..runners.devices import CPU, only_bmodel, open_runner  # which import this package
 
         spec = ModelSpec.load(model_dir)
         cls.loads += 1
         runner = open_runner(spec, device, bmodel=bmodel, slots=slots, threads=threads)
-        return cls(spec, runner, Prompter(spec), vision_cache_bytes, fingerprint(model_dir, bmodel))
+        file = None if device == CPU else bmodel or only_bmodel(model_dir)
+        return cls(spec, runner, Prompter(spec), vision_cache_bytes, fingerprint(model_dir, file))
 
     @property
     def slots(self) -> int:
