@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -31,6 +32,7 @@ from sailq.worker.engine import Engine
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.prompt import Prompter
 from sailq.worker.scheduler import Scheduler
+from wiretap import save, wiretap
 
 
 class RecordingScheduler(Scheduler):
@@ -82,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device-timeout", type=float, default=120.0)
     parser.add_argument("--drain-seconds", type=float, default=60.0)
     parser.add_argument("--record", type=Path, help="file for the steps")
+    parser.add_argument("--sent", type=Path, help="file for what goes to the server (see wiretap.py)")
     given = parser.parse_args(arguments)
     if given.die_in:
         die_in(given.die_in)
@@ -100,10 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.record:
         serving.Scheduler = schedule  # type: ignore[assignment, misc]
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    serving.serve(
-        load_settings(redis_url=given.redis_url), load,
-        drain_seconds=given.drain_seconds, device_timeout=given.device_timeout,
-    )
+    with wiretap() if given.sent else nullcontext([]) as sent:
+        serving.serve(
+            load_settings(redis_url=given.redis_url), load,
+            drain_seconds=given.drain_seconds, device_timeout=given.device_timeout,
+        )
+    if given.sent:
+        save(sent, given.sent)
     if given.record:
         np.save(given.record, np.array(schedulers[0].rows))
 

@@ -8,17 +8,10 @@ import tracemalloc
 import cv2
 import numpy as np
 import pytest
+from camera import camera_clip
 from sailq.shared.codec import pack, unpack
 from sailq.shared.errors import BadMedia, CodecError, SailqError
 from sailq.shared.frames import MAX_BLOB_BYTES, blob_limit, decode_frames, encode_frames
-
-
-def camera_clip(frames: int, height: int, width: int) -> np.ndarray:
-    """A clip with a camera's smooth light and grain, uint8 [frames, height, width, 3]."""
-    random = np.random.default_rng(5)
-    light = cv2.resize(random.integers(30, 220, (6, 8, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
-    grain = random.normal(0, 4, (frames, height, width, 3))
-    return np.clip(light[None] + grain, 0, 255).astype(np.uint8)
 
 
 def test_frames_come_back_close_and_the_name_is_the_content() -> None:

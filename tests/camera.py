@@ -1,0 +1,27 @@
+"""Clips as a camera makes them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import cv2
+import numpy as np
+from sailq.shared.codec import pack, unpack
+from sailq.shared.frames import MAX_BLOB_BYTES, Frames
+
+
+def camera_clip(frames: int, height: int, width: int, seed: int = 5) -> Frames:
+    """A clip with a camera's smooth light and grain, uint8 [frames, height, width, 3]."""
+    random = np.random.default_rng(seed)
+    light = cv2.resize(random.integers(30, 220, (6, 8, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    grain = random.normal(0, 4, (frames, height, width, 3))
+    return np.clip(light[None] + grain, 0, 255).astype(np.uint8)
+
+
+def stamped(blob: bytes, stamp: bytes) -> tuple[str, bytes]:
+    """(sha256 hex, blob): the same frames with `stamp` in a comment of the first JPEG, and so another clip's name."""
+    fields = unpack(blob, MAX_BLOB_BYTES)
+    first, *others = fields["jpeg"]
+    comment = b"\xff\xfe" + (2 + len(stamp)).to_bytes(2, "big") + stamp
+    data = pack({**fields, "jpeg": [first[:2] + comment + first[2:], *others]}, MAX_BLOB_BYTES)
+    return hashlib.sha256(data).hexdigest(), data
