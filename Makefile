@@ -6,7 +6,7 @@ BIN = .venv/bin
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
 
-.PHONY: demo test test-tpu test-tpu-full test-slow test-prometheus bench bench-tpu figures fuzz lint clean
+.PHONY: demo test test-tpu test-tpu-full test-slow test-prometheus bench bench-tpu bench-fleet figures fuzz lint clean
 
 demo: .venv/demo  ## Caption rendered clips through a server and a worker of its own; see demo-out/report.html
 	$(BIN)/sailq demo --out demo-out
@@ -31,6 +31,9 @@ bench: .venv/dev  ## The engine against transformers, the service against the en
 
 bench-tpu: .venv/dev  ## The compiler's estimate of Qwen2-VL-7B on a BM1684X, beside what was published; half an hour
 	$(BIN)/python tests/bench/bm1684x.py --out bench-out
+
+bench-fleet: .venv/dev  ## Up to 400 simulated boxes on one server; seven minutes, with nothing else to do
+	$(BIN)/python tests/bench/fleet.py --out bench-out
 
 figures: .venv/dev  ## The figures of the README, printed by the tests that hold them to their bounds
 	$(BIN)/python -m pytest --quiet tests | grep --text "^figure:"

@@ -184,6 +184,7 @@ class Producers:
         self._trips, self._ledger = trips, ledger
         self._pool, self._ids = Pool(url, connections), IdFactory()
         self._blob, self._stamp = asked.blob, asked.stamp
+        self._begun: set[asyncio.Task[None]] = set()  # with those that failed
 
     async def submit(self) -> None:
         self._ledger.submitted += 1
@@ -197,24 +198,29 @@ class Producers:
 
     async def keep_waiting(self, jobs: int) -> None:
         """Has so many jobs wait at any time, until it is cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                for _ in range(jobs - self._ledger.waiting):
-                    tasks.create_task(self.submit())
-                await asyncio.sleep(0.01)
+        while True:
+            for _ in range(jobs - self._ledger.waiting):
+                self._begin()
+            await asyncio.sleep(0.01)
 
     async def offer(self, rate: float) -> None:
         """`rate` jobs a second, each when it happens to come, until it is cancelled."""
         loop, chance = asyncio.get_running_loop(), random.Random(0)
         at = loop.time()
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                at += chance.expovariate(rate)
-                await asyncio.sleep(at - loop.time())
-                tasks.create_task(self.submit())
+        while True:
+            at += chance.expovariate(rate)
+            await asyncio.sleep(at - loop.time())
+            self._begin()
 
-    def close(self) -> None:
+    async def finish(self) -> None:
+        """Until what was begun is submitted."""
+        await asyncio.gather(*self._begun)
         self._pool.close()
+
+    def _begin(self) -> None:
+        task = asyncio.create_task(self.submit())
+        self._begun.add(task)
+        task.add_done_callback(lambda done: done.exception() or self._begun.discard(done))
 
 
 def rq_data(job: str) -> bytes:

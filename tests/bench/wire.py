@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 from playback import Trip, Values, parse_replies
@@ -19,7 +19,7 @@ class Wire(asyncio.Protocol):
     def __init__(self) -> None:
         self._buffer, self._count = b"", 0
         self._asked: asyncio.Future[list[Any]] | None = None
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.WriteTransport | None = None
 
     @classmethod
     async def connect(cls, url: str) -> Wire:
@@ -47,8 +47,7 @@ class Wire(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

@@ -83,7 +83,7 @@ async def side_by_side(
     finally:
         box.cancel()
         await asyncio.wait({box})
-        producers.close()
+        await producers.finish()
 
 
 def test_a_server_sees_the_same_of_a_simulated_box_as_of_a_real_worker(
