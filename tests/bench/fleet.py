@@ -80,13 +80,14 @@ class Point:
     """One number of boxes. Waits and lag in seconds; `offered`: with waits; memory in bytes.
 
     Attributes:
-        full: while jobs waited at any time.
+        full: while jobs waited at any time: `backlog` did at its end.
         kinds: bytes of a key, by kind, of what a caption leaves on the server for a while.
         lag: how late this process woke up, 99 %.
     """
 
     boxes: int
     full: Load
+    backlog: int
     offered: Load
     waits: tuple[float, float, float]
     connections: int
@@ -126,7 +127,7 @@ async def measure(recording: Recording, url: str, boxes: int, device: tuple[floa
     ledger, lags = Ledger(), list[float]()
     with Client(settings=Settings(redis_url=url, max_queued=10**6, max_blob_bytes=2**40)) as client:
         memory = client.connection.info("memory")["used_memory"]
-        producers = Producers(recording.producer, recording.asked, url, ledger)
+        producers = Producers(recording.producer, recording.asked, url, ledger, max(8, boxes // 4))
         async with asyncio.TaskGroup() as tasks:
             lagging = tasks.create_task(_lag(lags))
             filling = tasks.create_task(producers.keep_waiting(WAITING * boxes))
@@ -135,11 +136,12 @@ async def measure(recording: Recording, url: str, boxes: int, device: tuple[floa
                 box = Box(recording.worker, url, number, Device(SLOTS, first, step, CAPTION), ledger)
                 fleet.append(tasks.create_task(box.run()))
                 await asyncio.sleep(cycle / boxes)
-            await _say(boxes, "until all slots are taken", cycle)
+            await _say(boxes, "until all slots are taken, and in no burst's midst", 0.75 * cycle)
             lags.clear()
             meter = Meter(client.connection, ledger)
             await _say(boxes, "captions/s", CYCLES * cycle)
             full = meter.load()
+            backlog = client.connection.llen(f"rq:queue:{keys.queue(client.settings.model)}")
             filling.cancel()
             offering = tasks.create_task(producers.offer(OFFERED * boxes * SLOTS / cycle))
             await _say(boxes, f"until the queue is empty, at {OFFERED:.0%}", QUIET_SECONDS)
@@ -158,8 +160,8 @@ async def measure(recording: Recording, url: str, boxes: int, device: tuple[floa
         kinds = {kind.kind: kind.bytes / kind.keys for kind in Fleet(client.connection).memory_by_kind()
                  if kind.keys >= SAMPLE}
     p50, p99 = np.percentile(waits, [50, 99])
-    point = Point(boxes, full, offered, (p50, p99, max(waits)), connections, memory, kinds, len(ledger.results),
-                  float(np.percentile(lags, 99)))
+    point = Point(boxes, full, backlog, offered, (p50, p99, max(waits)), connections, memory, kinds,
+                  len(ledger.results), float(np.percentile(lags, 99)))
     print(point, file=sys.stderr, flush=True)
     return point
 
@@ -253,9 +255,9 @@ def tables(points: list[Point], size: tuple[int, int, int], blob: int, device: t
         load = point.full
         costs.append((
             f"{point.boxes}", f"{load.server:.1%}", f"{1000 * load.server / load.rate:.2f}",
-            f"{load.commands / load.rate:.0f}", f"{load.received / 1e6:.1f}", f"{load.sent / 1e6:.1f}",
-            f"{point.memory / point.answered / 1000:.1f}", f"{point.connections}", f"{load.simulation:.0%}",
-            f"{1000 * point.lag:.0f}",
+            f"{load.commands / load.rate:.0f}", f"{point.backlog}", f"{load.received / 1e6:.1f}",
+            f"{load.sent / 1e6:.1f}", f"{point.memory / point.answered / 1000:.1f}", f"{point.connections}",
+            f"{load.simulation:.0%}", f"{1000 * point.lag:.0f}",
         ))
     first, step = device
     shape = f"{size[0]} frames of {size[1]} × {size[2]}, {blob / 1000:.0f} KB"
@@ -266,8 +268,9 @@ def tables(points: list[Point], size: tuple[int, int, int], blob: int, device: t
         markdown(("boxes", "captions/s", "share of boxes × one", "bound",
                   f"wait at {OFFERED:.0%}, ms: 50 %", "99 %", "longest"), rows),
         "Producers and boxes together, while the queue is never empty; data on the disk once a second:",
-        markdown(("boxes", "server, of one core", "ms a caption", "commands a caption", "MB/s in", "MB/s out",
-                  "KB kept a caption", "connections", "simulation, of one core", "it wakes late, ms, 99 %"), costs),
+        markdown(("boxes", "server, of one core", "ms a caption", "commands a caption", "jobs waiting",
+                  "MB/s in", "MB/s out", "KB kept a caption", "connections", "simulation, of one core",
+                  "it wakes late, ms, 99 %"), costs),
         "Bytes of a key, by kind: "
         + ", ".join(f"{kind} {bytes:.0f}" for kind, bytes in sorted(points[-1].kinds.items())) + ".",
     ])
