@@ -33,7 +33,7 @@ class ServedQueue(Queue):
         return super().dequeue_any([last], timeout, connection, **options)
 
     @classmethod
-    def _fetch_dequeued_job(
+    def _fetch_dequeued_job(  # type: ignore[override]
         cls, connection: Redis, queue_key: str, job_id: str, **options: Any
     ) -> tuple[RQJob, Queue] | None:
         """RQ passes over what has no record any more, and would leave it among the taken jobs for ever."""
