@@ -82,7 +82,7 @@ def maintenance(queue_name: str) -> str:
 
 
 def tidied(queue_name: str) -> str:
-    """String, short-lived: which worker has cleaned RQ's registries of what has expired."""
+    """String, short-lived: which worker has cleaned RQ's registry of workers."""
     return f"{PREFIX}tidied:{queue_name}"
 
 

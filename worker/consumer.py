@@ -18,6 +18,7 @@ from contextlib import suppress
 from itertools import count
 from types import FrameType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import redis
 from rq.command import parse_payload
@@ -26,8 +27,8 @@ from rq.executions import Execution
 from rq.job import Job as RQJob
 from rq.queue import Queue
 from rq.timeouts import BaseDeathPenalty
-from rq.utils import now
-from rq.worker.base import BaseWorker
+from rq.utils import now as utcnow
+from rq.worker.base import BaseWorker, WorkerStatus
 
 from ..shared import keys
 from ..shared.connection import OUTAGES, ServerClock
@@ -91,6 +92,8 @@ class Consumer(BaseWorker):
         self._maintenance = [Maintenance(queue, name, self._exc_handlers, executor.refuse) for queue in self.queues]
         self._executor = executor
         self._announce, self._ready = announce, ready
+        self._held_at: WeakKeyDictionary[Execution, float] = WeakKeyDictionary()
+        self._suspension_asked_at = float("-inf")
         self._free = threading.Semaphore(places)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix="sailq-job")
         self._closing = threading.Lock()
@@ -164,7 +167,7 @@ class Consumer(BaseWorker):
 
     def execute_job(self, job: RQJob, queue: Queue) -> None:
         job.origin = queue.name  # its record may name any, and its lease would be where nobody looks
-        known = set(self.executions)
+        known, now = set(self.executions), time.monotonic()
         try:
             execution = self.prepare_execution(job)
         except redis.RedisError as error:
@@ -174,6 +177,7 @@ class Consumer(BaseWorker):
                 self.executions.pop(unused, None)
             self._free.release()
             return
+        self._held_at[execution] = now
         self._threads.submit(self._perform, job, queue, execution)
 
     def _perform(self, job: RQJob, queue: Queue, execution: Execution) -> None:
@@ -197,12 +201,19 @@ class Consumer(BaseWorker):
             super()._finalize_failure(job, queue, execution, exc_info)
 
     def _still_has(self, execution: Execution) -> bool:
+        if self._surely_has(execution, time.monotonic()):
+            return True
         leases = execution.job.started_job_registry
         if self.connection.zscore(leases.key, execution.composite_key) is not None:
             return True
         _log.warning("job %s: its lease has ended, and its end is another attempt's", execution.job_id)
         self.executions.pop(execution.id, None)
         return False
+
+    def _surely_has(self, execution: Execution, now: float) -> bool:
+        """Whether its lease cannot have ended, by this machine's own clock. Once in doubt, always: a beat renews no
+        lease that is gone."""
+        return now - self._held_at.get(execution, float("-inf")) < LEASE_SECONDS - 1
 
     def prepare_job_execution(self, job: RQJob, remove_from_intermediate_queue: bool = False) -> None:
         """RQ leaves the job among the taken ones where a worker has several queues."""
@@ -225,22 +236,30 @@ class Consumer(BaseWorker):
     def heartbeat(self, timeout: int | None = None, pipeline: redis.client.Pipeline | None = None) -> None:
         """RQ's loop beats here several times a job; the beat thread alone does it."""
 
+    def set_state(self, state: str, pipeline: redis.client.Pipeline | None = None) -> None:
+        """RQ's loop tells the server twice a job; the beat does."""
+        self._state = state
+
     def get_heartbeat_ttl(self, job: RQJob, working_time: float = 0.0) -> int:
         return LEASE_SECONDS
 
     # The beat: leases, the worker's record, marks of cancelled jobs.
 
     def _beat(self) -> None:
-        executions = list(self.executions.values())
+        executions, now = list(self.executions.values()), time.monotonic()
         running = self._executor.running()
         with self.connection.pipeline(transaction=False) as pipeline:
             BaseWorker.heartbeat(self, pipeline=pipeline)
+            pipeline.hset(self.key, "state", WorkerStatus.BUSY if executions else self.get_state())
             for execution in executions:
                 execution.heartbeat(execution.job.started_job_registry, LEASE_SECONDS, pipeline)
             self._announce(pipeline)
             for job_id in running:
                 pipeline.hexists(keys.job(job_id), "cancel")
             replies = pipeline.execute()
+        for execution in executions:
+            if self._surely_has(execution, now):
+                self._held_at[execution] = now
         marks = replies[len(replies) - len(running):]
         for job_id, marked in zip(running, marks, strict=True):
             if marked:
@@ -278,6 +297,10 @@ class Consumer(BaseWorker):
         self._stopped.wait(_OUTAGE_SECONDS)
 
     def check_for_suspension(self, burst: bool) -> None:
+        """RQ asks before each job; `rq suspend` may take effect some seconds later."""
+        if time.monotonic() - self._suspension_asked_at < BEAT_SECONDS:
+            return
+        self._suspension_asked_at = time.monotonic()
         with suppress(redis.RedisError):  # the dequeuing that follows waits for the server
             super().check_for_suspension(burst)
 
@@ -297,7 +320,7 @@ class Consumer(BaseWorker):
                 raise
             except Exception:
                 _log.exception("maintenance met something in RQ's registries that RQ did not write")
-        self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ annotates it as None
+        self.last_cleaned_at = utcnow()  # type: ignore[assignment]  # RQ annotates it as None
 
     def clean_group_registries(self) -> None:
         """sailq uses no RQ groups."""

@@ -275,6 +275,8 @@ class Executor:
     def _history(self, job: Job) -> list[Message]:
         """What was said before this turn: the conversation's answered turns, in order."""
         history: list[Message] = []
+        if not job.turn:
+            return history
         try:
             turns = bounded_read(self._connection, _MAX_HISTORY_BYTES, "LRANGE", keys.turns(job.conversation), 0, -1)
         except TooLarge:

@@ -31,7 +31,7 @@ _TAKEN_SECONDS = 5
 # The taken jobs are those between their queue and their start, where a live worker leaves one for a moment, and then
 # has a lease. RQ leaves one there for a minute, and counts it as a failure of the job's, which nobody has begun.
 _LOOK = """
-local looked, tidied, taken, queue, seen, leases, ready = unpack(KEYS)
+local looked, tidied, taken, queue, seen, leases, ready, finished, failed = unpack(KEYS)
 local worker, looked_seconds, tidy_seconds, taken_seconds = unpack(ARGV)
 if not redis.call('SET', looked, worker, 'NX', 'EX', looked_seconds) then return {0, 0, 0, {}} end
 local tidy = redis.call('SET', tidied, worker, 'NX', 'EX', tidy_seconds) and 1 or 0
@@ -56,6 +56,7 @@ if #jobs > 0 then
   end
   redis.call('EXPIRE', seen, 60)
 end
+for _, ended in ipairs({finished, failed}) do redis.call('ZREMRANGEBYSCORE', ended, 0, now) end
 return {tidy, redis.call('ZCOUNT', leases, 0, now), redis.call('ZCARD', ready), back}
 """
 
@@ -76,7 +77,8 @@ class Maintenance:
         self._ready = self._registry(ReadyJobRegistry)
         taken = IntermediateQueue.get_intermediate_queue_key(queue.key)
         self._keys = [keys.maintenance(queue.name), keys.tidied(queue.name), taken, queue.key, keys.taken(queue.name),
-                      self._leases.key, self._ready.key]
+                      self._leases.key, self._ready.key,
+                      *(kind.key_template.format(queue.name) for kind in (FinishedJobRegistry, FailedJobRegistry))]
         self._look = queue.connection.register_script(_LOOK)
 
     def run(self) -> None:
@@ -94,8 +96,6 @@ class Maintenance:
             self._drop_unreadable(self._ready.key, self._queue.connection.zrange(self._ready.key, 0, -1))
             self._ready.cleanup()
         if tidy:
-            for kind in (FinishedJobRegistry, FailedJobRegistry):
-                self._registry(kind).cleanup()
             clean_worker_registry(self._queue)
 
     def _drop_unreadable(self, registry: str, entries: Sequence[bytes]) -> None:

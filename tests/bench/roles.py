@@ -49,10 +49,9 @@ class WorkerRoles:
 
     Attributes:
         birth: when it starts.
-        idle: before each wait for a job.
         wait: the claim; its reply is nothing after `wait_seconds`, or a job's id.
         take: with a job that came, before a thread has it.
-        taken: once a thread has it.
+        taken: once a thread has it. Every 2 s at most it also asks whether the queue is suspended; that is left out.
         begin, end: of the thread's, before and after the device has the job.
         beat: its parts, each for the worker or for each execution.
         look: after abandoned jobs, every `look_seconds`; its first trip's reply says whether there is more to do.
@@ -60,7 +59,6 @@ class WorkerRoles:
 
     name: bytes
     birth: list[Trip]
-    idle: list[Trip]
     wait: Trip
     wait_seconds: float
     take: list[Trip]
@@ -77,13 +75,16 @@ class WorkerRoles:
         name = _worker_name(sent)
         main = _of_thread(sent, MAIN)
         waits = [place for place, one in enumerate(main) if one.commands[0][0] == b"BLMOVE"]
-        turns = [main[before + 1 : after] for before, after in pairwise(waits)]
-        birth, first_look = _without_look(main[: waits[0]], name)
-        looks = [first_look, *(look for turn in turns if (look := _without_look(turn, name)[1]))]
+        turns = [
+            [one for one in main[before + 1 : after] if b"rq:suspended" not in one.raw]
+            for before, after in pairwise(waits)
+        ]
+        birth, first_look = _without_look(main[: waits[0]])
+        looks = [first_look, *(look for turn in turns if (look := _without_look(turn)[1]))]
         # The first job's scripts were new to the server.
         job, turn = next(
             (one, turn) for one in asked[1:] for turn in turns
-            if one.job in turn[0].raw and not _without_look(turn, name)[1]
+            if turn and one.job in turn[0].raw and not _without_look(turn)[1]
         )
         lease = next(place for place, one in enumerate(turn) if b"rq:execution:" + job.job in one.raw)
         execution = _execution(turn[lease], job.job)
@@ -93,7 +94,6 @@ class WorkerRoles:
             return [Trip.of(one, recorded) for one in some]
 
         after = turn[lease + 1 :]
-        first_of_wait = next(place for place, one in enumerate(after) if _sets_state(one, name))
         thread = next(one.thread for one in sent if one.thread.startswith(JOB) and job.job in one.raw)
         work = _of_thread(sent, thread)
         named = [place for place, one in enumerate(work) if job.job in one.raw]
@@ -101,9 +101,9 @@ class WorkerRoles:
         on_device = max(range(1, len(work)), key=lambda place: work[place].at - work[place - 1].at)
         beat = next(one for one in _of_thread(sent, BEAT) if execution in one.raw)
         return cls(
-            name=name, birth=trips(birth), idle=trips(after[first_of_wait:]), wait=Trip.of(main[waits[0]], recorded),
+            name=name, birth=trips(birth), wait=Trip.of(main[waits[0]], recorded),
             wait_seconds=float(main[waits[0]].commands[0][-1]), take=trips(turn[: lease + 1]),
-            taken=trips(after[:first_of_wait]), begin=trips(work[:on_device]), end=trips(work[on_device:]),
+            taken=trips(after), begin=trips(work[:on_device]), end=trips(work[on_device:]),
             beat=[(each, Trip(list(commands), beat.at, recorded))
                   for each, commands in groupby(beat.commands, lambda command: job.job in b"".join(command))],
             look=trips(max(looks, key=len)), look_seconds=median(b[0].at - a[0].at for a, b in pairwise(looks)),
@@ -129,18 +129,11 @@ def _worker_name(sent: Sequence[Sent]) -> bytes:
     return channel.rpartition(b":")[2]
 
 
-def _sets_state(one: Sent, name: bytes) -> bool:
-    command = one.commands[0]
-    return command[:2] == [b"HSET", b"rq:worker:" + name] and command[2] == b"state"
-
-
-def _without_look(some: Sequence[Sent], name: bytes) -> tuple[list[Sent], list[Sent]]:
-    """What the main thread sent, parted from a look after abandoned jobs, which ends where it goes on to wait."""
-    some = list(some)
+def _without_look(some: Sequence[Sent]) -> tuple[list[Sent], list[Sent]]:
+    """What the main thread sent, parted from a look after abandoned jobs, after which it waits."""
     prefix = keys.maintenance("").encode()
     begin = next((place for place, one in enumerate(some) if prefix in one.raw), len(some))
-    end = next((place for place in range(begin, len(some)) if _sets_state(some[place], name)), len(some))
-    return some[:begin] + some[end:], some[begin:end]
+    return list(some[:begin]), list(some[begin:])
 
 
 def _execution(lease: Sent, job: bytes) -> bytes:

@@ -121,7 +121,6 @@ class Box:
         roles = self._roles
         while True:
             await self._places.acquire()
-            await self._play(roles.idle)
             job = None
             while job is None:
                 (job,) = await self._play([roles.wait])

@@ -119,7 +119,7 @@ RECORDS: dict[str, tuple[Callable[[str], bytes], str]] = {
     "too-many-pixels": (lambda name: record(name, **shows(height=8176, width=8176)), LONG),
     "too-much-text": (lambda name: record(
         name, messages=[{"role": "user", "content": [{"type": "text", "text": "why " * 60_000}]}]), LONG),
-    "too-many-turns": (record, LONG),
+    "too-many-turns": (lambda name: record(name, turn=1), LONG),
     "for-another-model": (lambda name: record(name, model="another"), UNSUPPORTED),
     "of-a-blob-that-is-not-there": (lambda name: record(name, **shows(blob="0" * 64)), MEDIA),
 }

@@ -15,6 +15,7 @@ from null_jobs import submit
 from own_server import OwnServer
 from sailq.producer.client import Client
 from sailq.producer.messages import Prepared
+from sailq.shared import keys
 from sailq.shared.frames import JPEG_QUALITY, encode_frames
 from sailq.shared.jobs import FramesPart, Message, TextPart
 from wiretap import load
@@ -30,7 +31,8 @@ MOST_BYTES = 200_000
 
 
 def test_idle_boxes_hold_few_connections_and_send_few_commands(
-    connection: redis.Redis, redis_url: str, start_null: Callable[..., NullWorker], folder: Path, tmp_path: Path
+    connection: redis.Redis, redis_url: str, start_null: Callable[..., NullWorker], folder: Path, tmp_path: Path,
+    eventually: Callable[..., None],
 ) -> None:
     """One that is alone, and so looks after abandoned jobs each time, and two that take turns; all have had jobs."""
     boxes: dict[str, list[NullWorker]] = {}
@@ -42,6 +44,8 @@ def test_idle_boxes_hold_few_connections_and_send_few_commands(
             with Client(url) as client:
                 jobs = [submit(client, 20, stream=False) for _ in range(40)]
                 assert len(dict(client.as_completed(jobs, 60))) == len(jobs)
+        for server in servers.values():  # their jobs are closed, too
+            eventually(lambda: not server.exists(f"rq:wip:{keys.queue('sailq-tiny')}"))  # noqa: B023
         began = time.time()
         time.sleep(WATCHED_SECONDS)
         connections = {url: len(server.client_list()) - 1 for url, server in servers.items()}

@@ -314,6 +314,7 @@ def test_a_job_for_another_model_on_this_queue_is_refused(
 def test_a_job_that_fails_each_attempt_ends_as_an_error(
     client: Client, connection: redis.Redis, worker: Companion, eventually: Eventually
 ) -> None:
+    connection.hset(keys.conversation("c"), "turns", 1)
     connection.set(keys.turns("c"), "no list")
     handle = client.submit_prepared(said("hi"), conversation="c")
     eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1, 30)
