@@ -50,6 +50,7 @@ sailq() {
     case "$*" in
         server*) start redis:// sailq "$@" --port "$PORT" ;;
         worker*) start "takes jobs" sailq "$@" ;;
+        exporter*) start "is shown on port" sailq "$@" ;;
         *--watch*) timeout --signal INT 4 sailq "$@" || [ $? = 124 ] ;;
         chat*) command sailq "$@" <<<q ;;
         *) command sailq "$@" ;;
@@ -127,7 +128,7 @@ def test_a_command_that_needs_nothing_special_runs_as_the_page_says(
     environment = {
         **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": port,
         "PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "MAKEFLAGS": "n",
-        "SECRETS": str(project / "secrets"),
+        "SECRETS": str(project / "secrets"), "SAILQ_REDIS_URL": served_url,
     }
     text = block.text.replace("REPOSITORY", str(ROOT))
     text = text.replace("--model_path DIR", f"--model_path {resolve('sailq-tiny')}")
