@@ -87,10 +87,15 @@ async def side_by_side(
 
 
 def test_a_server_sees_the_same_of_a_simulated_box_as_of_a_real_worker(
-    client: Client, connection: redis.Redis, start_null: Callable[..., NullWorker], folder: Path, tmp_path: Path
+    start_null: Callable[..., NullWorker], folder: Path, tmp_path: Path
 ) -> None:
+    """Each has a server of its own: other tests' workers look after their own jobs, too."""
+    (folder / "real").mkdir()
     timing = ("--slots", f"{SLOTS}", "--prefill-ms", f"{1000 * FIRST}", "--decode-ms")
-    with OwnServer(folder) as own, own.start() as theirs, Client(own.url) as their_client:
+    with (
+        OwnServer(folder) as own, own.start() as theirs, Client(own.url) as their_client,
+        OwnServer(folder / "real") as real, real.start() as connection, Client(real.url) as client,
+    ):
         slow = start_null(*timing, f"{1000 * RECORDED_STEP}", "--sent", str(tmp_path / "sent"), url=own.url)
 
         def stop() -> Path:
@@ -100,7 +105,7 @@ def test_a_server_sees_the_same_of_a_simulated_box_as_of_a_real_worker(
 
         recording = recorded.record(their_client, SIZE, TOKENS, stop)
         theirs.flushdb()
-        start_null(*timing, f"{1000 * STEP}", ready=False)
+        start_null(*timing, f"{1000 * STEP}", ready=False, url=real.url)
 
         def submit() -> None:
             for number in range(JOBS):
