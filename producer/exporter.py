@@ -41,7 +41,7 @@ class ServerState(Collector):
 
 def _of_models(snapshot: Snapshot) -> Iterator[Metric]:
     queues = sorted(snapshot.queues, key=lambda queue: -queue.waiting)[:MOST_MODELS]
-    workers = [name for worker in snapshot.workers for name in (worker.model, worker.alias)]
+    workers = [name for worker in snapshot.workers for name in worker.names]
     for name, about, values in (
         ("workers", "Workers that beat.", [workers.count(queue.model) for queue in queues]),
         ("queue_depth", "Jobs that no worker has taken.", [queue.waiting for queue in queues]),

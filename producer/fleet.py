@@ -45,6 +45,11 @@ class WorkerInfo:
     uptime: float
     version: str
 
+    @property
+    def names(self) -> list[str]:
+        """What jobs may ask for to be run by it: its model, and its alias if it has one."""
+        return [self.model, self.alias] if self.alias else [self.model]
+
 
 @dataclass(frozen=True)
 class QueueInfo:
@@ -97,13 +102,13 @@ class Fleet:
                 records = pipeline.execute()
             now = self._clock.now()
         infos = [_worker(record, now) for record in records if record]
-        return [info for info in infos if model in {None, info.model, info.alias}]
+        return [info for info in infos if model is None or model in info.names]
 
     def snapshot(self) -> Snapshot:
         workers = self.workers()
         with server_errors(self._connection):
             models = {name.decode() for name in self._connection.smembers(keys.MODELS)}
-            models |= {name for worker in workers for name in (worker.model, worker.alias) if name}
+            models |= {name for worker in workers for name in worker.names}
             # A model's jobs may come before its first worker.
             ours = Queue.redis_queue_namespace_prefix + keys.queue("")
             queues = {name.decode() for name in self._connection.smembers(Queue.redis_queues_keys)}

@@ -96,7 +96,6 @@ class Metrics:
             if instrument is not None:
                 instrument.observe(seconds)
 
-
     def watch(self, scheduler: Scheduler, name: str) -> None:
         """Shows the state of a worker of this name that now takes jobs, too."""
         self._registry.register(_State(self._engine, scheduler, self._gaps, name))

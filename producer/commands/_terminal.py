@@ -73,7 +73,7 @@ def check_served(client: Client, model: str) -> None:
     from ..fleet import Fleet
 
     workers = Fleet(client.connection).workers()
-    served = sorted({name for worker in workers for name in (worker.model, worker.alias) if name})
+    served = sorted({name for worker in workers for name in worker.names})
     if model in served:
         return
     if served and client.card(model) is None:
