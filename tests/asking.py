@@ -1,4 +1,4 @@
-"""A sample's files, through the producer's and the engine's host work, without a queue between them."""
+"""What tests ask of sailq-tiny."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from sailq.shared.frames import decode_frames
 from sailq.shared.jobs import GenerationOptions, media_parts
 from sailq.worker.engine import Engine, Prepared
 
+LONG_ANSWER = {"max_new_tokens": 4000, "temperature": 50.0, "seed": 7}
+"""Options by which "Hello" gets 2,028 tokens, all that its context holds: some seconds. Other seeds end far sooner."""
+
 
 def prepared(engine: Engine, row: dict[str, Any], folder: Path, options: GenerationOptions) -> Prepared:
-    """A row of `write_samples` as the engine takes it; its media lie in `folder`."""
+    """A row of `write_samples`, its media in `folder`, through the producer's and the engine's host work alone."""
     asked = prepare(row["messages"], base=folder, card=engine.card)
     parts = media_parts(asked.messages)
     frames = {part.blob: decode_frames(asked.blobs[part.blob], (part.frames, part.height, part.width))

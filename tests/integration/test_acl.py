@@ -14,6 +14,7 @@ import pytest
 import redis
 import yaml
 from acl_server import DEPLOY, Server
+from asking import LONG_ANSWER
 from commands import living, sailq
 from redis.exceptions import NoPermissionError
 from sailq.producer.aio import AsyncClient
@@ -83,8 +84,6 @@ def test_a_producers_commands_work(
 
 
 def test_a_producers_client_works(server: Server, logs: Path, refused: Callable[[], set[tuple[str, str]]]) -> None:
-    slow = {"max_new_tokens": 4000, "temperature": 50.0}
-
     async def asyncio_client() -> str:
         async with AsyncClient(server.url("producer")) as client:
             handle = await client.submit(ask("Hello"), stream=True)
@@ -99,7 +98,7 @@ def test_a_producers_client_works(server: Server, logs: Path, refused: Callable[
         }
         assert client.history("talk") and client.models() and client.cancel(turns[0].job) == "finished"
         client.clear("talk")
-        running = client.submit(ask("Hello"), options=slow, stream=True)
+        running = client.submit(ask("Hello"), options=LONG_ANSWER, stream=True)
         next(iter(client.stream(running.job, timeout=30)))
         assert client.cancel(running.job) == "running"
         assert client.wait(running.job, timeout=30).finish_reason == "cancelled"

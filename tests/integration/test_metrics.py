@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from asking import LONG_ANSWER
 from commands import sailq, told
 from null_jobs import submit
 from own_server import OwnServer
@@ -17,7 +18,6 @@ from sailq.producer.fleet import Fleet
 from sailq.producer.samples import write_samples
 from scraping import exporter, free_port, scrape
 
-LONG = {"max_new_tokens": 4000, "temperature": 50.0, "seed": 1}
 Eventually = Callable[..., None]
 
 
@@ -44,13 +44,13 @@ def test_every_metric_of_a_worker(
     before = scrape(metrics_port)
     assert before.value("sailq:requests_finished_total", finish_reason="error", code="internal") == 0
 
-    running = client.submit(ask("Hello"), options=LONG, stream=True)
+    running = client.submit(ask("Hello"), options=LONG_ANSWER, stream=True)
     next(iter(client.stream(running.job, timeout=30)))
     during = scrape(metrics_port)
     assert during.value("sailq:num_requests_running") == 1 and during.value("sailq:num_requests_waiting") == 0
     client.cancel(running.job)
 
-    handles = [running, client.submit(ask("Hello"), options=LONG, timeout=0.5)]
+    handles = [running, client.submit(ask("Hello"), options=LONG_ANSWER, timeout=0.5)]
     for prompt in ("What is it?", "Which colour?"):  # one after the other: the second finds what the first left
         handles.append(client.submit(ask(prompt, picture)))
         client.wait(handles[-1].job, timeout=30)
