@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
+import multiprocessing
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from captions import THREADS, answer, captions
@@ -16,22 +18,75 @@ from sailq.producer.messages import Prepared
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart
 from sailq.worker.engine import Engine
+from turns import TURN_SECONDS, Turns
 
-SLOTS, ROUNDS = 8, 8
+SLOTS, ROUNDS = 8, 3
 LEAST = 0.97
-"""Captions/s of the service as a share of the bare engine's: the median of the rounds' own shares."""
+"""Captions/s of the service as a share of the bare engine's."""
+
+Spans = Any
+"""A multiprocessing connection for `(began, ended)` of each round, in seconds of `time.monotonic`."""
 
 
 @pytest.mark.bench
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1800)
 def test_service(
-    model: Path, start_worker: Callable[..., Companion], client: Client, table: Table, bars: Bars
+    model: Path, start_worker: Callable[..., Companion], redis_url: str, table: Table, bars: Bars
 ) -> None:
-    """Rounds of one and the other, each first in turn, so that a machine that grows slower does so for both, after one
-    that is not counted; nothing is cached."""
-    work = captions()
-    start_worker("--model", str(model), "--slots", str(SLOTS), "--threads", str(THREADS), "--vision-cache", "0")
+    """Rounds of one and the other, after one that is not counted; nothing is cached. The service is the worker and a
+    producer; their server does nothing while these two are stopped."""
+    worker = start_worker("--model", model, "--slots", SLOTS, "--threads", THREADS, "--vision-cache", 0)
+    spawn = multiprocessing.get_context("spawn")
+    spans, processes = {}, {}
+    for name, target, at in (("bare engine", _call, model), ("through Redis and RQ", _queue, redis_url)):
+        spans[name], told = spawn.Pipe(duplex=False)
+        processes[name] = spawn.Process(target=target, args=(at, model.name, told), daemon=True)
+        processes[name].start()
+    ways = {name: [process.pid] for name, process in processes.items()}
+    ways["through Redis and RQ"].append(worker.pid)
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+
+    def done() -> bool:
+        for name, process in processes.items():
+            assert process.is_alive(), f"{name}: ended with {process.exitcode}"
+            while spans[name].poll():
+                rounds[name].append(spans[name].recv())
+        return all(len(found) > ROUNDS for found in rounds.values())
+
+    turns = Turns(ways)
+    try:
+        turns.run_until(done)
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.join()
+    count = len(captions())
+    rates = {name: [count / turns.seconds(name, *span) for span in found[1:]] for name, found in rounds.items()}
+    means = {name: len(found) / sum(1 / rate for rate in found) for name, found in rates.items()}
+    share = means["through Redis and RQ"] / means["bare engine"]
+    shares = {"bare engine": ("1", ""), "through Redis and RQ": (f"{share:.3f}", f"≥ {LEAST}")}
+    table(
+        f"{count} captions, {SLOTS} slots, {THREADS} threads, {ROUNDS} rounds of each, by turns of {TURN_SECONDS:g} s",
+        ("way", "captions/s", "rounds", "share", "bound"),
+        [(name, f"{means[name]:.3f}", ", ".join(f"{rate:.3f}" for rate in rates[name]), *shares[name])
+         for name in means],
+    )
+    bars("What the queue costs", "captions/s", means)
+    assert share >= LEAST
+
+
+def _call(model: Path, name: str, spans: Spans) -> None:
     engine = Engine.load(model, slots=SLOTS, threads=THREADS, vision_cache_bytes=0)
+    work = captions()
+    for _ in range(1 + ROUNDS):
+        began = time.monotonic()
+        answer(engine, work)
+        spans.send((began, time.monotonic()))
+    signal.pause()  # the other may have turns to come
+
+
+def _queue(redis_url: str, name: str, spans: Spans) -> None:
+    work = captions()
     jobs = []
     for one in work:
         blobs = dict(encode_frames(frames) for frames in one.frames.values())
@@ -40,33 +95,12 @@ def test_service(
         content = tuple(part.model_copy(update={"blob": digest}) if isinstance(part, FramesPart) else part
                         for part in message.content)
         jobs.append((Prepared((message.model_copy(update={"content": content}),), blobs, 0), one.options))
-
-    def service() -> None:
-        handles = [client.submit_prepared(job, model=model.name, options=options) for job, options in jobs]
-        for handle, one in zip(handles, work, strict=True):
-            result = client.wait(handle.job, 600)
-            assert result.error is None and result.usage.completion_tokens == one.tokens
-
-    def bare() -> None:
-        answer(engine, work)
-
-    rates: dict[str, list[float]] = {"bare engine": [], "through Redis and RQ": []}
-    ways = [("bare engine", bare), ("through Redis and RQ", service)]
-    for number in range(1 + ROUNDS):
-        for name, way in ways if number % 2 == 0 else ways[::-1]:
+    with Client(redis_url) as client:
+        for _ in range(1 + ROUNDS):
             began = time.monotonic()
-            way()
-            rates[name].append(len(work) / (time.monotonic() - began))
-            print(f"{name}: {rates[name][-1]:.3f} captions/s", flush=True)
-    medians = {name: statistics.median(found[1:]) for name, found in rates.items()}
-    shares = sorted(service / bare for bare, service in list(zip(*rates.values(), strict=True))[1:])
-    share = statistics.median(shares)
-    table(
-        f"{len(work)} captions, {SLOTS} slots, {THREADS} threads, medians of {ROUNDS} rounds in turn, whose shares are "
-        f"{', '.join(f'{one:.2f}' for one in shares)}",
-        ("way", "captions/s", "share", "bound"),
-        [("bare engine", f"{medians['bare engine']:.3f}", "1", ""),
-         ("through Redis and RQ", f"{medians['through Redis and RQ']:.3f}", f"{share:.3f}", f"≥ {LEAST}")],
-    )
-    bars("What the queue costs", "captions/s", medians)
-    assert share >= LEAST
+            handles = [client.submit_prepared(job, model=name, options=options) for job, options in jobs]
+            for handle, one in zip(handles, work, strict=True):
+                result = client.wait(handle.job, 600)
+                assert result.error is None and result.usage.completion_tokens == one.tokens
+            spans.send((began, time.monotonic()))
+        signal.pause()
