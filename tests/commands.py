@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from sailq.producer.companion import sailq_command
 
 SECONDS = 90
+
+
+def box_command(*arguments: str) -> list[str]:
+    """The command line of a `sailq` as on a box, where there is no PyTorch: transformers, of whose tokenizer a worker
+    has need, would import it for seconds."""
+    code = "import sys; sys.modules['torch'] = None; from sailq.shared.main import main; main()"
+    return [sys.executable, "-c", code, *arguments]
 
 
 def sailq(*arguments: object, stdin: str = "", url: str = "") -> subprocess.CompletedProcess[str]:

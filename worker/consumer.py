@@ -39,7 +39,7 @@ from .leases import LeasedJob, Leases
 from .maintenance import LOOK_SECONDS, Maintenance
 from .queues import ServedQueue
 
-LEASE_SECONDS = 6
+LEASE_SECONDS = 5
 BEAT_SECONDS = 2.0
 _IDLE_BEATS = 4
 """A worker without jobs has no leases to renew, and beats only so often that it is seen to live."""

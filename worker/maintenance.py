@@ -25,7 +25,7 @@ LOOK_SECONDS = 2
 _LOOKED_SECONDS = 1
 """Shorter, so that a worker that came just after another one, which then died, does not leave a gap twice as long."""
 _TIDY_SECONDS = 60
-_TAKEN_SECONDS = 5
+_TAKEN_SECONDS = 4
 """Within 10 s of a worker's death, between two looks, the job it had taken is on its queue again."""
 
 # The taken jobs are those between their queue and their start, where a live worker leaves one for a moment, and then

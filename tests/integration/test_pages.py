@@ -74,6 +74,11 @@ class Block:
     def marked(self) -> bool:
         return NEEDS.search(self.said) is not None
 
+    @property
+    def commands(self) -> str:
+        """Without what is said about them."""
+        return re.sub(r"(^|\s+)#.*", "", self.text)
+
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
@@ -96,7 +101,9 @@ def blocks(page: Path) -> Iterator[Block]:
 
 ALL = [block for page in PAGES for block in blocks(page)]
 SHELLS = [block for block in ALL if block.language in SHELL]
-RUN = [block for block in ALL if block.language in (*SHELL, PYTHON) and not block.marked]
+RUN = list({block.commands: block for block in reversed(ALL)
+            if block.language in (*SHELL, PYTHON) and not block.marked}.values())[::-1]
+"""What two pages have, as the README's in two languages have it, is run once."""
 
 
 @pytest.fixture
