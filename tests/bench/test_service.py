@@ -6,11 +6,11 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import pytest
-from captions import THREADS, answer, captions
+from captions import COUNT, THREADS, answer, captions
 from conftest import Bars, Table
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion
@@ -23,9 +23,7 @@ from turns import TURN_SECONDS, Turns
 SLOTS, ROUNDS = 8, 3
 LEAST = 0.97
 """Captions/s of the service as a share of the bare engine's."""
-
-Spans = Any
-"""A multiprocessing connection for `(began, ended)` of each round, in seconds of `time.monotonic`."""
+BARE, QUEUED = "bare engine", "through Redis and RQ"
 
 
 @pytest.mark.bench
@@ -38,12 +36,11 @@ def test_service(
     worker = start_worker("--model", model, "--slots", SLOTS, "--threads", THREADS, "--vision-cache", 0)
     spawn = multiprocessing.get_context("spawn")
     spans, processes = {}, {}
-    for name, target, at in (("bare engine", _call, model), ("through Redis and RQ", _queue, redis_url)):
+    for name, target, arguments in ((BARE, _call, (model,)), (QUEUED, _queue, (redis_url, model.name))):
         spans[name], told = spawn.Pipe(duplex=False)
-        processes[name] = spawn.Process(target=target, args=(at, model.name, told), daemon=True)
+        processes[name] = spawn.Process(target=target, args=(*arguments, told), daemon=True)
         processes[name].start()
-    ways = {name: [process.pid] for name, process in processes.items()}
-    ways["through Redis and RQ"].append(worker.pid)
+    ways = {BARE: [processes[BARE].pid], QUEUED: [processes[QUEUED].pid, worker.pid]}
     rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
 
     def done() -> bool:
@@ -60,13 +57,12 @@ def test_service(
         for process in processes.values():
             process.kill()
             process.join()
-    count = len(captions())
-    rates = {name: [count / turns.seconds(name, *span) for span in found[1:]] for name, found in rounds.items()}
+    rates = {name: [COUNT / turns.seconds(name, *span) for span in found[1:]] for name, found in rounds.items()}
     means = {name: len(found) / sum(1 / rate for rate in found) for name, found in rates.items()}
-    share = means["through Redis and RQ"] / means["bare engine"]
-    shares = {"bare engine": ("1", ""), "through Redis and RQ": (f"{share:.3f}", f"≥ {LEAST}")}
+    share = means[QUEUED] / means[BARE]
+    shares = {BARE: ("1", ""), QUEUED: (f"{share:.3f}", f"≥ {LEAST}")}
     table(
-        f"{count} captions, {SLOTS} slots, {THREADS} threads, {ROUNDS} rounds of each, by turns of {TURN_SECONDS:g} s",
+        f"{COUNT} captions, {SLOTS} slots, {THREADS} threads, {ROUNDS} rounds of each, by turns of {TURN_SECONDS:g} s",
         ("way", "captions/s", "rounds", "share", "bound"),
         [(name, f"{means[name]:.3f}", ", ".join(f"{rate:.3f}" for rate in rates[name]), *shares[name])
          for name in means],
@@ -75,17 +71,13 @@ def test_service(
     assert share >= LEAST
 
 
-def _call(model: Path, name: str, spans: Spans) -> None:
+def _call(model: Path, spans: Connection) -> None:
     engine = Engine.load(model, slots=SLOTS, threads=THREADS, vision_cache_bytes=0)
     work = captions()
-    for _ in range(1 + ROUNDS):
-        began = time.monotonic()
-        answer(engine, work)
-        spans.send((began, time.monotonic()))
-    signal.pause()  # the other may have turns to come
+    _run_rounds(lambda: answer(engine, work), spans)
 
 
-def _queue(redis_url: str, name: str, spans: Spans) -> None:
+def _queue(redis_url: str, model: str, spans: Connection) -> None:
     work = captions()
     jobs = []
     for one in work:
@@ -96,11 +88,20 @@ def _queue(redis_url: str, name: str, spans: Spans) -> None:
                         for part in message.content)
         jobs.append((Prepared((message.model_copy(update={"content": content}),), blobs, 0), one.options))
     with Client(redis_url) as client:
-        for _ in range(1 + ROUNDS):
-            began = time.monotonic()
-            handles = [client.submit_prepared(job, model=name, options=options) for job, options in jobs]
+
+        def ask() -> None:
+            handles = [client.submit_prepared(job, model=model, options=options) for job, options in jobs]
             for handle, one in zip(handles, work, strict=True):
                 result = client.wait(handle.job, 600)
                 assert result.error is None and result.usage.completion_tokens == one.tokens
-            spans.send((began, time.monotonic()))
-        signal.pause()
+
+        _run_rounds(ask, spans)
+
+
+def _run_rounds(way: Callable[[], object], spans: Connection) -> None:
+    """Sends `(began, ended)` of each round, in seconds of `time.monotonic`; does not return."""
+    for _ in range(1 + ROUNDS):
+        began = time.monotonic()
+        way()
+        spans.send((began, time.monotonic()))
+    signal.pause()  # the other way may have turns to come

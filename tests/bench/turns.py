@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 TURN_SECONDS = 1.0
@@ -22,7 +23,7 @@ class Turns:
     """`taken`: each way's turns, from and to, in seconds of `time.monotonic`, which is one clock for all processes."""
 
     ways: Mapping[str, Sequence[int]]
-    taken: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    taken: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
     def run_until(self, done: Callable[[], bool]) -> None:
         """Turns until `done`, which is asked after each; then all processes go on."""
@@ -31,10 +32,11 @@ class Turns:
         try:
             while not done():
                 for name, pids in self.ways.items():
-                    with _running(pids):
-                        began = time.monotonic()
-                        time.sleep(TURN_SECONDS)
-                    self.taken.setdefault(name, []).append((began, time.monotonic()))
+                    _signal(pids, signal.SIGCONT)
+                    began = time.monotonic()
+                    time.sleep(TURN_SECONDS)
+                    _signal(pids, signal.SIGSTOP)
+                    self.taken[name].append((began, time.monotonic()))
         finally:
             for pids in self.ways.values():
                 _signal(pids, signal.SIGCONT)
@@ -44,15 +46,7 @@ class Turns:
         return sum(max(0.0, min(ended, to) - max(began, since)) for since, to in self.taken[name])
 
 
-@contextmanager
-def _running(pids: Sequence[int]) -> Iterator[None]:
-    _signal(pids, signal.SIGCONT)
-    try:
-        yield
-    finally:
-        _signal(pids, signal.SIGSTOP)
-
-
 def _signal(pids: Sequence[int], number: int) -> None:
     for pid in pids:
-        os.kill(pid, number)
+        with suppress(ProcessLookupError):  # `done` says what has ended; the others go on
+            os.kill(pid, number)
