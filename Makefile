@@ -3,25 +3,27 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 BIN = .venv/bin
+# Two processes with a server each. One takes tests from the other when it has none left.
+PARALLEL = --numprocesses 2 --dist worksteal
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
 
-.PHONY: demo test test-tpu test-tpu-full test-slow test-prometheus bench bench-tpu bench-fleet figures fuzz lint clean
+.PHONY: demo test test-proofs test-tpu test-tpu-full test-prometheus bench bench-tpu bench-fleet figures fuzz lint clean
 
 demo: .venv/demo  ## Caption rendered clips through a server and a worker of its own; see demo-out/report.html
 	$(BIN)/sailq demo --out demo-out
 
-test: .venv/dev  ## Static checks and all tests
-	$(BIN)/python -m pytest
+test: .venv/dev  ## Static checks and tests; six minutes
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-proofs: .venv/dev  ## The long proofs: accuracy, parity, crashes, endurance, fuzzing, box set-up, pages
+	$(BIN)/python -m pytest $(PARALLEL) -m proof
 
 test-tpu: .venv/dev  ## Compile sailq-tiny for the BM1684X and run it on that chip's emulator; needs Python 3.10
 	$(BIN)/python -m pytest -m tpu tests/emulator
 
 test-tpu-full: .venv/dev  ## The same with every prompt
 	$(BIN)/python -m pytest -m tpu tests/emulator --full
-
-test-slow: .venv/dev  ## Export a 2B-size checkpoint; 14 GB of disk
-	$(BIN)/python -m pytest -m slow tests
 
 test-prometheus: .venv/dev  ## Alerts and dashboard asked of a real Prometheus; needs one (apt install prometheus)
 	$(BIN)/python -m pytest -m prometheus tests/integration/test_prometheus.py
@@ -36,7 +38,7 @@ bench-fleet: .venv/dev  ## Up to 400 simulated boxes on one server; seven minute
 	$(BIN)/python tests/bench/fleet.py --out bench-out
 
 figures: .venv/dev  ## The figures of the README, printed by the tests that hold them to their bounds
-	$(BIN)/python -m pytest --quiet tests | grep --text "^figure:"
+	$(BIN)/python -m pytest --quiet $(PARALLEL) -m "not tpu and not bench and not prometheus" | grep --text "^figure:"
 
 fuzz: .venv/dev  ## A million hostile inputs for all that reads what others wrote; five minutes
 	$(BIN)/python tests/fuzz/fuzz.py --keep

@@ -24,11 +24,36 @@ from sailq.producer.fleet import Fleet
 from sailq.shared.connection import connect
 from sailq.shared.settings import Settings
 
+HOOKS = Path(__file__).with_name("hooks")
 WORKER_START_SECONDS = 90.0
 
 # A shell without job control starts what it puts in the background with SIGINT ignored, and children inherit
 # that; the tests of Ctrl-C need it as a terminal gives it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# `make test` runs two test processes on two cores. More threads of PyTorch or BLAS would only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def thread_errors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The file that gets the traceback of each thread that dies in a process that a test starts."""
+    reports = tmp_path_factory.mktemp("threads") / "errors"
+    reports.touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESTS_THREAD_ERRORS", str(reports))
+        patch.setenv("PYTHONPATH", str(HOOKS), prepend=os.pathsep)
+        yield reports
+
+
+@pytest.fixture(autouse=True)
+def no_thread_dies(thread_errors: Path) -> Iterator[None]:
+    """Fails the test when an exception ends a thread of a process that it started. pytest itself does so for the
+    threads of this process (`filterwarnings` in pyproject.toml)."""
+    yield
+    errors = thread_errors.read_text()
+    thread_errors.write_text("")
+    assert not errors, errors
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,57 +22,70 @@ class Proxy:
         self.lose_reply = threading.Event()
         self._server, self._path = server, path
         self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
         self._flows = threading.Event()
         self._flows.set()
+        self._forgotten: list[threading.Event] = []
         self._listen()
 
     def cut(self) -> None:
         """As a cable that is pulled: nobody connects, and what is connected hears nothing, not even an end."""
         self._flows.clear()
-        self._listener.close()
+        self._stop_listening()
         self._path.unlink()
 
-    def mend(self, *, forget: bool) -> None:
+    def restore(self, *, forget: bool) -> None:
         """The cable is back. What was connected goes on, or is forgotten (as by a router): it stays silent for ever."""
         if forget:
+            self._forgotten.append(self._flows)
             self._flows = threading.Event()
         self._flows.set()
         self._listen()
 
     def close(self) -> None:
-        self._listener.close()
+        """Ends every connection, and returns when all threads have ended."""
+        self._stop_listening()
         for one in self._open:
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+            _shut(one)
+        for flows in (self._flows, *self._forgotten):
+            flows.set()
+        for thread in self._threads:
+            thread.join()
 
     def _listen(self) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._path))
         self._listener.listen()
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        self._start(self._accept, self._listener)
+
+    def _stop_listening(self) -> None:
+        _shut(self._listener)  # wakes up the thread in accept(), which closes it
+
+    def _start(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._carry, args=(client, self._flows), daemon=True).start()
+        with listener:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._server)
+                self._open += [client, server]
+                self._start(self._carry, client, server, self._flows)
 
-    def _carry(self, client: socket.socket, flows: threading.Event) -> None:
-        server = socket.socket(socket.AF_UNIX)
-        server.connect(self._server)
-        self._open += [client, server]
-        with client, server:
+    def _carry(self, client: socket.socket, server: socket.socket, flows: threading.Event) -> None:
+        """Carries bytes both ways until an end is shut. Only this thread closes the two sockets."""
+        with client, server, suppress(OSError):
             while True:
                 readable, _, _ = select.select([client, server], [], [])
                 flows.wait()
                 for one in readable:
-                    try:
-                        data = one.recv(1 << 16)
-                    except OSError:
-                        return
+                    data = one.recv(1 << 16)
                     if not data:
                         return
                     (server if one is client else client).sendall(data)
@@ -79,3 +93,8 @@ class Proxy:
                         server.recv(1 << 16)  # the server has done it
                         self.lose_reply.clear()
                         return
+
+
+def _shut(one: socket.socket) -> None:
+    with suppress(OSError):  # its other end may have gone
+        one.shutdown(socket.SHUT_RDWR)

@@ -183,8 +183,10 @@ class Consumer(BaseWorker):
     def _perform(self, job: RQJob, queue: Queue, execution: Execution) -> None:
         try:
             self.perform_job(job, queue, execution)
-        except Exception:
-            _log.exception("job %s: its end could not be recorded; its lease will expire", job.id)
+        except Exception as error:
+            outage = isinstance(error, redis.RedisError)  # one line: its traceback says nothing of the job
+            _log.error("job %s: its end was not recorded, and its lease will expire: %s", job.id, error,
+                       exc_info=not outage)
             self.executions.pop(execution.id, None)
         finally:
             self._free.release()
@@ -355,6 +357,10 @@ class Consumer(BaseWorker):
     def handle_exception(self, job: RQJob, *exc_info: Any) -> None:
         if isinstance(exc_info[1], (BadRequest, Unsupported, DeserializationError)):
             self._on_failure(job, *exc_info)  # logs a line; RQ, a traceback with the job's own words in it
+            return
+        if isinstance(exc_info[1], redis.RedisError):
+            _log.warning("job %s: the server failed: %s", job.id, exc_info[1])
+            self._on_failure(job, *exc_info)
             return
         if not isinstance(exc_info[1], HandedBack):
             super().handle_exception(job, *exc_info)

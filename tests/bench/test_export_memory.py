@@ -57,7 +57,7 @@ def _write_checkpoint(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.timeout(1800)
 def test_a_2b_checkpoint_is_exported_in_little_memory() -> None:
     folder = Path(tempfile.mkdtemp(prefix="sailq-2b-"))

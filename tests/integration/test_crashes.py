@@ -38,7 +38,7 @@ def claims(connection: redis.Redis) -> dict[int, dict[str, int]]:
     return by_worker
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.timeout(180)
 def test_20_kills_of_workers_with_8_jobs_in_flight_lose_none_of_400(
     start_null: Start, client: Client, connection: redis.Redis
@@ -75,8 +75,8 @@ def test_20_kills_of_workers_with_8_jobs_in_flight_lose_none_of_400(
 
 
 @pytest.mark.parametrize("method", [
-    "execute_job", pytest.param("perform_job", marks=pytest.mark.slow),
-    pytest.param("handle_job_success", marks=pytest.mark.slow),
+    "execute_job", pytest.param("perform_job", marks=pytest.mark.proof),
+    pytest.param("handle_job_success", marks=pytest.mark.proof),
 ])
 def test_a_worker_killed_between_two_steps_of_a_job_loses_none(
     start_null: Start, client: Client, connection: redis.Redis, method: str
@@ -110,7 +110,7 @@ def test_a_dead_workers_job_goes_on_though_anothers_record_is_garbled(
     assert result.error and result.error.code == "bad_request"
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_job_whose_workers_die_while_it_runs_and_before_it_begins_is_not_lost(
     start_null: Start, client: Client, connection: redis.Redis, eventually: Eventually
 ) -> None:
@@ -131,7 +131,7 @@ def stop_in_mid_answer(connection: redis.Redis, eventually: Eventually, worker: 
     worker.signal(signal.SIGSTOP)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_worker_stopped_for_30_s_finishes_a_job_that_another_has_finished(
     start_null: Start, client: Client, connection: redis.Redis, eventually: Eventually
 ) -> None:

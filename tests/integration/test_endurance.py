@@ -62,7 +62,7 @@ def held(connection: redis.Redis, *pids: int) -> np.ndarray:
     return np.array(sizes)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.timeout(900)
 def test_20000_jobs_leave_nothing_behind(
     redis_url: str, connection: redis.Redis, start_null: Callable[..., NullWorker], monkeypatch: pytest.MonkeyPatch,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from sailq.shared.rqjob import LockedJob, Serializer
 from sailq.worker.catalog import resolve
 from sailq.worker.consumer import Consumer
 from sailq.worker.engine import Engine
-from sailq.worker.execution import Executor, Identity
+from sailq.worker.execution import Executor, Identity, Superseded
 from sailq.worker.publisher import Publisher
 from sailq.worker.scheduler import Scheduler
 
@@ -102,7 +103,7 @@ def test_an_outage_ends_no_worker_and_loses_no_job(folder: Path, eventually: Eve
 CUT_SECONDS = 30.0
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("forget", [False, True], ids=["delayed", "forgotten"])
 def test_a_link_cut_for_30_s_loses_nothing_and_both_sides_recover(
     server_url: str, client: Client, folder: Path, start_null: Callable[..., NullWorker], eventually: Eventually,
@@ -127,7 +128,7 @@ def test_a_link_cut_for_30_s_loses_nothing_and_both_sides_recover(
         asking = threading.Thread(target=ask)
         asking.start()
         eventually(lambda: time.monotonic() - began >= CUT_SECONDS, 31)
-        proxy.mend(forget=forget)
+        proxy.restore(forget=forget)
         mended = time.monotonic()
         jobs.append(submit(producer, 100))
         producer_back = time.monotonic() - mended
@@ -167,12 +168,11 @@ def test_a_worker_given_a_job_that_it_still_runs_answers_it(
 ) -> None:
     """As after an outage or a suspended machine: its lease has expired, and nobody else takes the job."""
     job = client.submit_prepared(said("Tell me."), options=ENDLESS).job
-    attempts = [threading.Thread(target=executor.run, args=(job,)) for _ in range(2)]
-    attempts[0].start()
-    eventually(lambda: executor.running() == [job])
-    attempts[1].start()
-    for attempt in attempts:
-        attempt.join(60)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(executor.run, job)
+        eventually(lambda: executor.running() == [job])
+        second = threads.submit(executor.run, job)
+    assert isinstance(first.exception(), Superseded) and second.exception() is None
     result = client.result(job)
     assert result and result.error is None and result.attempt == 2
     assert executor.running() == []

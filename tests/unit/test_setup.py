@@ -61,7 +61,7 @@ def test_a_flashed_box_becomes_a_worker_whatever_interrupts_it(box: Box) -> None
     assert settings.read_text() == box.env.read_text() + "SAILQ_MODEL=/data/models/seen-7b-v2\n"
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_uv_and_the_packages_come_as_they_do_on_a_box(box: Box) -> None:
     (box.bin / "uv").unlink()
     box.pip = {}
