@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -209,3 +210,17 @@ def eventually() -> Callable[..., None]:
             time.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture
+def later(connection: redis.Redis) -> Iterator[Callable[..., None]]:
+    """Calls a function 0.2 s later on a thread, which ends before the test's connection is closed."""
+    timers: list[threading.Timer] = []
+
+    def start(call: Callable[..., object], *arguments: object) -> None:
+        timers.append(threading.Timer(0.2, call, arguments))
+        timers[-1].start()
+
+    yield start
+    for timer in timers:
+        timer.join()

@@ -29,13 +29,12 @@ class OffClock:
 
     def _answer(self, client: socket.socket) -> None:
         """Command by command, each with its reply: nobody sends the next before."""
-        server = socket.socket(socket.AF_UNIX)
-        server.connect(self._server)
-        with client, server, suppress(OSError):
+        with client, socket.socket(socket.AF_UNIX) as server, suppress(OSError):
+            server.connect(self._server)
             while command := client.recv(1 << 16):
                 server.sendall(command)
                 reply = server.recv(1 << 16)
-                if command == _TIME:
+                if reply and command == _TIME:
                     _, _, seconds, _, microseconds = reply.split(b"\r\n")[:5]
                     seconds = str(int(seconds) + self.seconds).encode()
                     reply = b"*2\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (

@@ -73,14 +73,14 @@ class Proxy:
                     client, _ = listener.accept()
                 except OSError:
                     return
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(self._server)
-                self._open += [client, server]
-                self._start(self._carry, client, server, self._flows)
+                self._open.append(client)
+                self._start(self._carry, client, self._flows)
 
-    def _carry(self, client: socket.socket, server: socket.socket, flows: threading.Event) -> None:
+    def _carry(self, client: socket.socket, flows: threading.Event) -> None:
         """Carries bytes both ways until an end is shut. Only this thread closes the two sockets."""
-        with client, server, suppress(OSError):
+        with client, socket.socket(socket.AF_UNIX) as server, suppress(OSError):
+            self._open.append(server)
+            server.connect(self._server)
             while True:
                 readable, _, _ = select.select([client, server], [], [])
                 flows.wait()

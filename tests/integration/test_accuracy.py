@@ -16,6 +16,8 @@ from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine
 from sailq.worker.scheduler import Request, Scheduler
 
+pytestmark = pytest.mark.proof
+
 SEED, COUNT = 7, 500
 
 

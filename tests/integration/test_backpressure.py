@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import redis
-from answering import Answerer
 from commands import rows, sailq
 from sailq.producer.client import Client
 from sailq.producer.messages import Prepared
@@ -58,12 +57,14 @@ def test_clips_beyond_the_bound_are_refused_until_others_have_ended(redis_url: s
         assert connection.zcard(keys.BLOBS) == connection.hlen(keys.BLOB_SIZES) == 2
 
 
-def test_a_producer_waits_for_room_with_a_bound(redis_url: str, answerer: Answerer, connection: redis.Redis) -> None:
+def test_a_producer_waits_for_room_with_a_bound(
+    redis_url: str, connection: redis.Redis, later: Callable[..., None]
+) -> None:
     with Client(redis_url, settings=Settings(redis_url=redis_url, max_queued=1)) as client:
         client.submit_prepared(HI)
         with pytest.raises(QueueFull):
             client.submit_prepared(HI, wait=0.3)
-        threading.Timer(0.3, lambda: connection.delete(f"rq:queue:{keys.queue('sailq-tiny')}")).start()
+        later(connection.delete, f"rq:queue:{keys.queue('sailq-tiny')}")
         assert client.submit_prepared(HI, wait=30).job
 
 

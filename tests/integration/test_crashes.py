@@ -152,6 +152,7 @@ def test_a_worker_stopped_for_30_s_finishes_a_job_that_another_has_finished(
     print(f"\nfigure: a worker stopped for 30 s: {len(jobs)} results of its {len(jobs)} jobs, all the other worker's")
 
 
+@pytest.mark.proof
 def test_a_stale_workers_end_of_a_job_is_not_the_jobs(
     start_null: Start, client: Client, connection: redis.Redis, eventually: Eventually
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import redis
 from camera import camera_clip, stamped
 from farm import NullWorker
@@ -30,6 +31,7 @@ MOST_BYTES = 200_000
 
 
 
+@pytest.mark.proof
 def test_idle_boxes_hold_few_connections_and_send_few_commands(
     connection: redis.Redis, redis_url: str, start_null: Callable[..., NullWorker], folder: Path, tmp_path: Path,
     eventually: Callable[..., None],

@@ -126,6 +126,7 @@ def project(tmp_path: Path, served_url: str) -> Path:
 
 
 @pytest.mark.parametrize("block", RUN, ids=str)
+@pytest.mark.proof
 def test_a_command_that_needs_nothing_special_runs_as_the_page_says(
     block: Block, project: Path, served_url: str
 ) -> None:

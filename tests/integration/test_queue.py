@@ -68,6 +68,7 @@ def produce(url: str, producer: int, conversations: int, turns: int) -> None:
             client.submit_prepared(said("shared"), conversation=f"shared-{number}", options=SHORT)
 
 
+@pytest.mark.proof
 def test_1000_jobs_from_4_producers_finish_once_and_in_order(
     redis_url: str, client: Client, start_worker: Start, eventually: Eventually
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_jobs_rq_hash_stays_small_whatever_it_shows_and_says(client: Client, c
     assert size <= 8 * 1024 and memory <= 8 * 1024
 
 
+@pytest.mark.proof
 def test_memory_returns_when_results_expire(
     redis_url: str,
     connection: redis.Redis,

@@ -106,6 +106,7 @@ def site(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Ite
     site.stop()
 
 
+@pytest.mark.proof
 def test_boxes_are_set_up_and_changed_one_by_one_until_one_fails(site: Site, connection: redis.Redis) -> None:
     first = site.box("first")
     done = site.rollout("--env", str(first.env), "--model", "/data/models/seen", "--sail", str(first.wheel))

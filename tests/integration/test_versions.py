@@ -83,6 +83,7 @@ def test_a_version_is_rolled_out_under_load_and_no_job_is_lost(
 
 
 @pytest.mark.parametrize("asked", [OLD, ALIAS])
+@pytest.mark.proof
 def test_the_jobs_of_a_killed_worker_are_run_once_more_and_by_their_version(
     serve: Start, client: Client, connection: redis.Redis, eventually: Eventually, asked: str
 ) -> None:

@@ -41,6 +41,7 @@ def _conversations(seed: int, count: int) -> list[tuple[list[Message], dict[str,
     return [prompts.conversation() for _ in range(count)]
 
 
+@pytest.mark.proof
 def test_greedy_equals_transformers_on_two_hundred_prompts() -> None:
     """The shipped model, 4 slots: text, images, videos, several media, several turns."""
     directory = resolve("sailq-tiny")

@@ -236,6 +236,7 @@ def test_the_sample_head_penalises_and_keeps_the_likeliest(batch: int, static: d
         np.testing.assert_allclose(probs[row], expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.proof
 def test_one_layer_of_the_7b_size() -> None:
     """Random weights: hidden 3584, 28 heads, 4 of keys and values, intermediate 18944."""
     config = CONFIG | {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28,

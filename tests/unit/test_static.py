@@ -26,6 +26,7 @@ def test_ruff() -> None:
     run(sys.executable, "-m", "ruff", "check", ".")
 
 
+@pytest.mark.proof
 def test_strict_mypy_on_the_installed_package(tmp_path: Path) -> None:
     # From a copy: setuptools leaves its build folder beside what it builds, and reads it again.
     source, installed = tmp_path / "source", tmp_path / "installed"

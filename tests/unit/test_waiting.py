@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -17,15 +17,12 @@ from sailq.shared.errors import NotFound, WaitTimeout
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def later(call: threading.Timer) -> None:
-    call.daemon = True
-    call.start()
-
-
-def test_wait_returns_the_result_that_comes_later(client: Client, answerer: Answerer) -> None:
+def test_wait_returns_the_result_that_comes_later(
+    client: Client, answerer: Answerer, later: Callable[..., None]
+) -> None:
     job = client.submit(HELLO).job
     assert client.result(job) is None
-    later(threading.Timer(0.2, answerer.answer, (job, "Hi")))
+    later(answerer.answer, job, "Hi")
     assert client.wait(job, 10).text == "Hi"
 
 
@@ -79,12 +76,12 @@ def test_what_is_not_there(client: Client) -> None:
 
 
 def test_a_job_that_vanishes_is_noticed(
-    client: Client, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    client: Client, connection: redis.Redis, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (replies, waiting):
         monkeypatch.setattr(module, "BLOCK_SECONDS", 0.4)
     job = client.submit(HELLO).job
-    later(threading.Timer(0.2, connection.delete, (keys.job(job),)))
+    later(connection.delete, keys.job(job))
     with pytest.raises(NotFound):
         client.wait(job)
 
