@@ -202,7 +202,7 @@ def answerer(connection: redis.Redis) -> Answerer:
 def eventually() -> Callable[..., None]:
     """Waits until a condition holds; fails the test when it does not within `seconds`."""
 
-    def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    def wait(condition: Callable[[], object], seconds: float = 60.0) -> None:
         until = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > until:

@@ -89,7 +89,7 @@ def test_a_worker_killed_between_two_steps_of_a_job_loses_none(
         worker.wait_for_end(20)
         ends.append(server_time(connection))
     start_null()
-    results = assert_once(client, jobs, 5, 30)
+    results = assert_once(client, jobs, 5, 60)
     waits = [min(claimed_at(result) - end for end in ends) for result in results]
     print(f"\nfigure: workers killed in {method}: {len(results)} results, the last job begun {max(waits):.1f} s after")
     assert max(waits) < RE_RUN_SECONDS
@@ -105,8 +105,8 @@ def test_a_dead_workers_job_goes_on_though_anothers_record_is_garbled(
     worker.kill()
     connection.hset(f"rq:job:{garbled}", "timeout", "abc")
     start_null("--decode-ms", "10")
-    assert all(result.attempt == 2 for result in assert_once(client, jobs, 100, 30, all_of_it=False))
-    result = client.wait(garbled, 10)
+    assert all(result.attempt == 2 for result in assert_once(client, jobs, 100, 60, all_of_it=False))
+    result = client.wait(garbled, 60)
     assert result.error and result.error.code == "bad_request"
 
 
@@ -121,7 +121,7 @@ def test_a_job_whose_workers_die_while_it_runs_and_before_it_begins_is_not_lost(
     worker.kill()
     start_null("--die-in", "execute_job", ready=False).wait_for_end(20)
     start_null("--decode-ms", "20")
-    (result,) = assert_once(client, jobs, 40, 30)
+    (result,) = assert_once(client, jobs, 40, 60)
     assert result.attempt == 2
 
 
@@ -140,15 +140,15 @@ def test_a_worker_stopped_for_30_s_finishes_a_job_that_another_has_finished(
     stop_in_mid_answer(connection, eventually, stale, jobs[0])
     stopped = time.monotonic()
     other = start_null("--decode-ms", "20")
-    results = assert_once(client, jobs, 100, 30)
+    results = assert_once(client, jobs, 100, 60)
     assert all(result.attempt == 2 and pid_of(result.worker) == other.pid for result in results)
     eventually(lambda: time.monotonic() - stopped >= 30, 31)
     stale.signal(signal.SIGCONT)
-    eventually(lambda: stale.log.read_text().count("this one's result is dropped") == len(jobs), 20)
-    assert assert_once(client, jobs, 100, 5) == results
+    eventually(lambda: stale.log.read_text().count("this one's result is dropped") == len(jobs))
+    assert assert_once(client, jobs, 100, 60) == results
     other.kill()
     after = submit(client, 5)
-    assert client.wait(after, 20).error is None
+    assert client.wait(after, 60).error is None
     print(f"\nfigure: a worker stopped for 30 s: {len(jobs)} results of its {len(jobs)} jobs, all the other worker's")
 
 
@@ -161,12 +161,12 @@ def test_a_stale_workers_end_of_a_job_is_not_the_jobs(
     first, _ = jobs = [submit(client, 100, "c") for _ in range(2)]
     stop_in_mid_answer(connection, eventually, stale, first)
     other = start_null("--decode-ms", "50")
-    eventually(lambda: claims(connection).get(other.pid) == {first: 2}, 15)
+    eventually(lambda: claims(connection).get(other.pid) == {first: 2})
     stale.signal(signal.SIGCONT)
-    eventually(lambda: "this one's result is dropped" in stale.log.read_text(), 15)
-    eventually(lambda: "its end is another attempt's" in stale.log.read_text(), 5)
+    eventually(lambda: "this one's result is dropped" in stale.log.read_text())
+    eventually(lambda: "its end is another attempt's" in stale.log.read_text())
     assert claims(connection) == {other.pid: {first: 2}} and client.result(first) is None
     other.kill()
-    results = assert_once(client, jobs, 100, 40)
+    results = assert_once(client, jobs, 100, 60)
     assert [result.attempt for result in results] == [3, 1]
     assert claimed_at(results[1]) > results[0].finished_at

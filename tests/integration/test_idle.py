@@ -71,7 +71,7 @@ def test_idle_boxes_take_a_job_at_once(client: Client, start_null: Callable[...,
         start_null("--slots", "8")
     waits = []
     for _ in range(200):
-        result = client.wait(submit(client, 1, stream=False), 30)
+        result = client.wait(submit(client, 1, stream=False), 60)
         assert result.timings.queue_wait is not None
         waits.append(1000 * result.timings.queue_wait)
     median, late = np.percentile(waits, [50, 99])

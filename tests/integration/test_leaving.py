@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -48,6 +47,15 @@ def start_null_worker(redis_url: str, tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
+LONG = 900
+"""Tokens of an answer that takes 45 s at 50 ms each: it does not end by itself before the test ends it."""
+
+
+def waiting(connection: redis.Redis) -> set[str]:
+    """The jobs on the queue."""
+    return {job.decode() for job in connection.lrange("rq:queue:sailq-sailq-tiny", 0, -1)}
+
+
 def submit(client: Client, tokens: int, count: int = 4) -> list[str]:
     options = {"max_new_tokens": tokens}
     return [client.submit_prepared(HI, options=options, stream=True).job for _ in range(count)]
@@ -59,62 +67,58 @@ def test_a_drained_worker_finishes_what_runs_and_takes_nothing_new(
     worker = start_null_worker("--decode-ms", "10")
     running = submit(client, 100)
     for job in running:
-        next(client.stream(job, 30))
+        next(client.stream(job, 60))
     os.kill(worker.pid, signal.SIGTERM)
     (late,) = submit(client, 5, count=1)
-    assert [client.wait(job, 30).attempt for job in running] == [1] * 4
+    assert [client.wait(job, 60).attempt for job in running] == [1] * 4
     assert worker.stop(20) in (0, 1)  # stop signals once more: it may hear that while it leaves
     assert client.result(late) is None
     start_null_worker()
-    assert client.wait(late, 30).attempt == 1
+    assert client.wait(late, 60).attempt == 1
 
 
-def test_what_does_not_end_in_time_goes_back_and_is_done_by_another_at_once(
-    start_null_worker: Start, client: Client
+def test_what_does_not_end_in_time_goes_back_and_is_done_by_another(
+    start_null_worker: Start, client: Client, connection: redis.Redis
 ) -> None:
     worker = start_null_worker("--decode-ms", "50", "--drain-seconds", "0.5")
-    jobs = submit(client, 200)
+    jobs = submit(client, LONG)
     for job in jobs:
-        next(client.stream(job, 30))
+        next(client.stream(job, 60))
+    assert worker.stop(30) == 0
+    assert waiting(connection) == set(jobs)  # at once, not at the end of a lease
     other = start_null_worker()
-    began = time.monotonic()
-    assert worker.stop(20) == 0
-    results = [client.wait(job, 30) for job in jobs]
-    assert time.monotonic() - began < 5  # not at the end of a lease
+    results = [client.wait(job, 60) for job in jobs]
     assert [result.attempt for result in results] == [2] * 4
     assert all(result.error is None and str(other.pid) in (result.worker or "") for result in results)
 
 
-def test_a_second_signal_hands_back_at_once(start_null_worker: Start, client: Client, eventually: Eventually) -> None:
+def test_a_second_signal_hands_back_at_once(
+    start_null_worker: Start, client: Client, connection: redis.Redis, eventually: Eventually
+) -> None:
     worker = start_null_worker("--decode-ms", "50")
-    jobs = submit(client, 400)
+    jobs = submit(client, LONG)
     for job in jobs:
-        next(client.stream(job, 30))
+        next(client.stream(job, 60))
     os.kill(worker.pid, signal.SIGTERM)
     eventually(lambda: "stopping" in worker.tail())
-    began = time.monotonic()
-    assert worker.stop(20) == 0
-    assert time.monotonic() - began < 4
+    assert worker.stop(30) == 0
+    assert waiting(connection) == set(jobs)
     start_null_worker()
-    assert [client.wait(job, 30).attempt for job in jobs] == [2] * 4
+    assert [client.wait(job, 60).attempt for job in jobs] == [2] * 4
 
 
-def test_a_hung_device_ends_the_worker_within_its_bound_and_its_jobs_finish_elsewhere(
-    start_null_worker: Start, client: Client
+def test_a_hung_device_ends_the_worker_and_its_jobs_finish_elsewhere(
+    start_null_worker: Start, client: Client, eventually: Eventually
 ) -> None:
-    bound = 1.0
-    worker = start_null_worker("--hang-at", "100", "--device-timeout", f"{bound}", "--decode-ms", "5")
+    worker = start_null_worker("--hang-at", "100", "--device-timeout", "1", "--decode-ms", "5")
     jobs = submit(client, 300)
-    started = [next(client.stream(job, 30)) for job in jobs]
+    started = [next(client.stream(job, 60)) for job in jobs]
     assert started
     other = start_null_worker()
-    began = time.monotonic()
-    while os.path.exists(f"/proc/{worker.pid}/stat") and _state(worker.pid) != "Z":
-        assert time.monotonic() - began < bound + 2 + 1  # a second for the decodes before the one that hangs
-        time.sleep(0.02)
+    eventually(lambda: _state(worker.pid) == "Z")
     assert worker.stop(1) == EXIT_CODE
     assert "decode on null runner has not returned for 1 s" in worker.tail()
-    results = [client.wait(job, 30) for job in jobs]
+    results = [client.wait(job, 60) for job in jobs]
     assert all(result.error is None and str(other.pid) in (result.worker or "") for result in results)
 
 
@@ -138,15 +142,15 @@ def test_a_box_whose_clock_is_late_keeps_its_leases(
     """Its score is the server's time, whatever the box thinks: no other worker takes its job."""
     start_null_worker("--decode-ms", "20")
     (job,) = submit(client, 50, count=1)
-    next(client.stream(job, 30))
+    next(client.stream(job, 60))
     ((_, end),) = connection.zrange("rq:wip:sailq-sailq-tiny", 0, -1, withscores=True)
     now = connection.time()[0]
     assert now < end <= now + 7
     connection.zadd("rq:wip:sailq-sailq-tiny", {b"\xff\xfe": 1, "no-lease": 1, "a:b:c": 1})
-    assert client.wait(job, 30).attempt == 1
+    assert client.wait(job, 60).attempt == 1
     start_null_worker()
     (again,) = submit(client, 5, count=1)
-    assert client.wait(again, 30).error is None
+    assert client.wait(again, 60).error is None
 
 
 def _state(pid: int) -> str:

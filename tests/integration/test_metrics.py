@@ -111,7 +111,7 @@ def test_tokens_a_second_are_on_the_server(
 ) -> None:
     start_null("--decode-ms", "20")
     job = submit(client, 1000)
-    eventually(lambda: [worker.tokens_per_second for worker in Fleet(client.connection).workers()][0] > 5, 20)
+    eventually(lambda: [worker.tokens_per_second for worker in Fleet(client.connection).workers()][0] > 5)
     client.cancel(job)
     done = sailq("status", url=_url(client.connection))
     assert "tokens/s" in done.stdout, done.stderr

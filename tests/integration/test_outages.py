@@ -87,7 +87,7 @@ def test_an_outage_ends_no_worker_and_loses_no_job(folder: Path, eventually: Eve
             fleet = Fleet(client.connection)
             worker.wait_until(fleet.workers, 90)
             jobs = [client.submit_prepared(said("Tell me."), options=ENDLESS, stream=True).job for _ in range(6)]
-            next(client.stream(jobs[0], 30))
+            next(client.stream(jobs[0], 60))
         kept = "its result is kept until the server takes it"
         eventually(lambda: log.read_text().count(kept) == 3, 60)  # its place and its look-ahead
         worker.check()
@@ -115,7 +115,7 @@ def test_a_link_cut_for_30_s_loses_nothing_and_both_sides_recover(
     workers = [start_null("--decode-ms", "20", "--slots", "4", url=url) for _ in range(2)]
     jobs = [submit(client, 100) for _ in range(40)]
     with Client(url) as producer:
-        next(producer.stream(jobs[0], 20))
+        next(producer.stream(jobs[0], 60))
         proxy.cut()
         began = time.monotonic()
         failed_after: list[float] = []
@@ -133,7 +133,7 @@ def test_a_link_cut_for_30_s_loses_nothing_and_both_sides_recover(
         jobs.append(submit(producer, 100))
         producer_back = time.monotonic() - mended
         done = len(client.connection.keys(keys.result("*")))
-        eventually(lambda: len(client.connection.keys(keys.result("*"))) > done, 40)
+        eventually(lambda: len(client.connection.keys(keys.result("*"))) > done)
         worker_back = time.monotonic() - mended
         asking.join(40)
         assert len(dict(client.as_completed(jobs, 40))) == len(jobs)

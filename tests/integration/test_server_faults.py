@@ -57,13 +57,13 @@ def test_5_kills_of_the_server_in_mid_run_lose_and_double_nothing(
     producer.start()
     began = time.monotonic()
     for kill in range(5):
-        eventually(lambda: len(connection.keys(keys.result("*"))) >= 60 * (kill + 1), 30)  # noqa: B023
+        eventually(lambda: len(connection.keys(keys.result("*"))) >= 60 * (kill + 1))  # noqa: B023
         always.kill()
         connection = always.start()
     producer.enough.set()
     producer.join()
     with Client(always.url) as client:
-        eventually(lambda: not client.connection.keys(keys.job("*")), 40)
+        eventually(lambda: not client.connection.keys(keys.job("*")))
         lost = [job for job in producer.jobs if not client.connection.exists(keys.result(job))]
         results = client.connection.keys(keys.result("*"))
         print(f"\nfigure: the server killed 5 times in {time.monotonic() - began:.0f} s: {len(producer.jobs)} jobs "
@@ -94,16 +94,16 @@ def test_a_data_folder_keeps_waiting_running_and_finished_jobs_and_conversations
         with Client(url) as client:
             start_null("--slots", "1", "--decode-ms", "20", url=url)
             finished = submit(client, 5, "c")
-            before = client.wait(finished, 20)
+            before = client.wait(finished, 60)
             running, waiting = submit(client, 200, "c"), submit(client, 5, "c")
-            next(client.stream(running, 20))
+            next(client.stream(running, 60))
             history = client.history("c")
             assert server.stop() == 0
             server = start_server("2.log")
             assert client.result(finished) == before and client.history("c") == history
             assert client.conversations() == ["c"]
             assert client.result(running) is None and client.result(waiting) is None
-            results = [client.wait(job, 30) for job in (running, waiting)]
+            results = [client.wait(job, 60) for job in (running, waiting)]
             assert [turn.job for turn in client.history("c")] == [finished, running, waiting]
             assert [result.error for result in results] == [None, None]
     finally:
@@ -128,19 +128,19 @@ def test_a_server_that_refuses_writes_loses_no_job_and_ends_no_worker(
         connection = server.start()
         worker = start_null("--decode-ms", "10", "--slots", "4", url=server.url)
         with Client(server.url) as client:
-            jobs = [submit(client, 100) for _ in range(8)]
+            jobs = [submit(client, 400) for _ in range(8)]  # 4 s each: none ends before the fault
             for job in jobs[:4]:
-                next(client.stream(job, 20))
+                next(client.stream(job, 60))
             for command in fault[0]:
                 connection.execute_command(command)
             with pytest.raises(ServerUnavailable, match=rf"^The server at \S+ {said}.*\.$"):
                 submit(client, 5)
             kept = "its result is kept until the server takes it"
-            eventually(lambda: all(f"{job}: {kept}" in worker.log.read_text() for job in jobs[:4]), 20)
+            eventually(lambda: all(f"{job}: {kept}" in worker.log.read_text() for job in jobs[:4]))
             for command in fault[1]:
                 connection.execute_command(command)
             back = time.monotonic()
-            results = assert_once(client, jobs, 100, 20)
+            results = assert_once(client, jobs, 400, 60)
             anew = sum(result.attempt > 1 for result in results)
             print(f"\nfigure: a server that {said}: {len(results)} results of {len(jobs)} jobs within "
                   f"{time.monotonic() - back:.1f} s of its recovery, {anew} made anew")
@@ -171,5 +171,5 @@ def test_a_server_that_loads_is_waited_for(folder: Path, start_null: Start, even
                 return False
 
             eventually(says_that_it_loads)
-            assert_once(client, jobs, 100, 30)
+            assert_once(client, jobs, 100, 60)
             assert worker.alive

@@ -121,7 +121,7 @@ def test_a_manager_that_is_gone_or_does_not_read_holds_nothing_up(
         told.alive()
     manager.close()
     told.alive()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("journal", [True, False])

@@ -79,7 +79,7 @@ def test_a_version_is_rolled_out_under_load_and_no_job_is_lost(
     assert all(result.error is None and result.attempt == 1 for result in results.values())
     assert {result.model for result in results.values()} == {OLD, NEW}
     old.wait_for_end()
-    assert client.wait(submit(client, ALIAS), 20).model == NEW
+    assert client.wait(submit(client, ALIAS), 60).model == NEW
 
 
 @pytest.mark.parametrize("asked", [OLD, ALIAS])
@@ -95,7 +95,7 @@ def test_the_jobs_of_a_killed_worker_are_run_once_more_and_by_their_version(
     died = server_time(connection)
     for name in (NEW, OLD):
         serve(name, "--decode-ms", "20")
-    results = [client.wait(job, 30) for job in jobs]
+    results = [client.wait(job, 60) for job in jobs]
     assert {result.model for result in results} <= ({OLD} if asked == OLD else {OLD, NEW})
     assert [result.attempt for result in results] == [2] * len(jobs)
     assert max(map(claimed_at, results)) - died < 10

@@ -33,7 +33,7 @@ def test_wait_returns_the_result_that_comes_later(redis_url: str, answerer: Answ
     async def story(client: AsyncClient) -> Result:
         handle = await client.submit(HELLO)
         assert await client.result(handle.job) is None
-        waiting = asyncio.create_task(client.wait(handle.job, 10))
+        waiting = asyncio.create_task(client.wait(handle.job, 60))
         await asyncio.sleep(0.1)
         answerer.answer(handle.job, "Hi")
         return await waiting
@@ -45,7 +45,7 @@ def test_wait_returns_at_once_when_the_result_is_there(redis_url: str, answerer:
     async def story(client: AsyncClient) -> Result:
         handle = await client.submit(HELLO)
         answerer.answer(handle.job, "Hi")
-        return await client.wait(handle.job, 10)
+        return await client.wait(handle.job, 60)
 
     assert within(redis_url, story, seconds=3).text == "Hi"
 
@@ -67,7 +67,7 @@ def test_a_job_joins_while_another_is_waited_for(redis_url: str, answerer: Answe
 
 def test_stream_gives_the_text_as_it_comes_and_each_reader_all_of_it(redis_url: str, answerer: Answerer) -> None:
     async def read(client: AsyncClient, job: str) -> list[str]:
-        return [chunk.text async for chunk in client.stream(job, 10)]
+        return [chunk.text async for chunk in client.stream(job, 60)]
 
     async def story(client: AsyncClient) -> tuple[list[str], list[str]]:
         handle = await client.submit(HELLO, stream=True)
@@ -136,7 +136,7 @@ def test_nothing_comes_in_time(redis_url: str) -> None:
 
 def test_what_is_not_there(redis_url: str) -> None:
     async def story(client: AsyncClient) -> None:
-        for coroutine in (client.result("no-such-job"), client.wait("no-such-job", 5), client.cancel("no-such-job")):
+        for coroutine in (client.result("no-such-job"), client.wait("no-such-job", 60), client.cancel("no-such-job")):
             with pytest.raises(NotFound):
                 await coroutine
         with pytest.raises(BadMedia):
@@ -169,7 +169,7 @@ def test_cancel_and_conversation(redis_url: str, answerer: Answerer) -> None:
         second = await client.submit(HELLO, conversation="talk")
         assert (first.turn, second.turn) == (0, 1)
         assert await client.cancel(second.job) == "cancelled"
-        assert (await client.wait(second.job, 5)).finish_reason == "cancelled"
+        assert (await client.wait(second.job, 60)).finish_reason == "cancelled"
         assert await client.conversations() == ["talk"]
         assert [turn.text for turn in await client.history("talk")] == ["Hi"]
         await client.clear("talk")
@@ -181,6 +181,6 @@ def test_cancel_and_conversation(redis_url: str, answerer: Answerer) -> None:
 def test_a_server_that_is_not_there(tmp_path_factory: pytest.TempPathFactory) -> None:
     async def story(client: AsyncClient) -> None:
         with pytest.raises(ServerUnavailable):
-            await client.wait("job", 5)
+            await client.wait("job", 60)
 
     within("unix:///no/such/server.sock", story)

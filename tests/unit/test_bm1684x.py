@@ -116,7 +116,7 @@ def test_an_interrupted_call_leaves_no_process(tmp_path: Path, eventually: Calla
     running.send_signal(signal.SIGINT)
     assert running.wait(30) != 0
     stat = Path(f"/proc/{pid.read_text().strip()}/stat")
-    eventually(lambda: not stat.exists() or " Z " in stat.read_text(), 10)
+    eventually(lambda: not stat.exists() or " Z " in stat.read_text())
 
 
 def test_a_missing_python_310_is_told(
