@@ -6,11 +6,12 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import redis
+from asking import ANSWER_OF_960
 from rq.job import Job as RQJob
 from sailq.producer import submission
 from sailq.producer.client import Client, Handle
@@ -22,12 +23,12 @@ from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.shared.rqjob import MAX_ATTEMPTS, LockedJob, Serializer
 from sailq.shared.settings import Settings
-from sailq.worker.catalog import resolve
-from sailq.worker.engine import Engine
 
 QUEUE = keys.queue("sailq-tiny")
 SHORT = GenerationOptions(max_new_tokens=2)
 TALK = "Tell me."
+CLOCK_SECONDS = 0.5
+"""A worker learns the server's clock from one reply, and a busy machine may delay that."""
 Start = Callable[..., Companion]
 Eventually = Callable[..., None]
 
@@ -36,19 +37,11 @@ def said(text: str) -> Prepared:
     return Prepared((Message(role="user", content=(TextPart(text=text),)),), {}, 0)
 
 
-@pytest.fixture(scope="module")
-def long() -> GenerationOptions:
-    """Options with which the model talks on and on: at this temperature at random, and never an end by this seed."""
-    engine = Engine.load(resolve("sailq-tiny"), threads=1)
-    for seed in range(200):
-        options = GenerationOptions(max_new_tokens=960, temperature=100.0, seed=seed)
-        generation = engine.start(engine.prepare(said(TALK).messages, {}, options), options, 0)
-        while generation.finish_reason is None:
-            engine.step([generation])
-        engine.release(0)
-        if generation.finish_reason == "length":
-            return options
-    pytest.fail("no seed gives a long answer")
+@pytest.fixture
+def served(served_url: str) -> Iterator[Client]:
+    """A client of the worker that all tests share."""
+    with Client(served_url) as client:
+        yield client
 
 
 def shown(frames: int = 4, seed: int = 0, text: str = "Describe the video.", size: int = 84) -> Prepared:
@@ -156,29 +149,27 @@ def test_memory_returns_when_results_expire(
     print(f"\nfigure: server memory after all has expired: {end / start:.3f} of its start")
 
 
-def test_a_stream_gives_the_text_that_the_result_has(
-    client: Client, worker: Companion, long: GenerationOptions
-) -> None:
-    handle = client.submit_prepared(said(TALK), options=long, stream=True)
-    chunks = list(client.stream(handle.job, 60))
-    result = client.wait(handle.job, 60)
+def test_a_stream_gives_the_text_that_the_result_has(served: Client) -> None:
+    handle = served.submit_prepared(said(TALK), options=ANSWER_OF_960, stream=True)
+    chunks = list(served.stream(handle.job, 60))
+    result = served.wait(handle.job, 60)
     assert len(chunks) > 3 and not any(chunk.restarted for chunk in chunks)
     assert "".join(chunk.text for chunk in chunks) == result.text
-    assert list(client.stream(handle.job, 60)) and client.result(handle.job) == result  # and again, afterwards
+    assert list(served.stream(handle.job, 60)) and served.result(handle.job) == result  # and again, afterwards
 
 
-def test_timings_add_up(client: Client, worker: Companion, long: GenerationOptions) -> None:
+def test_timings_add_up(served: Client) -> None:
     began = time.monotonic()
-    handle = client.submit_prepared(shown(text=TALK), options=long, metadata={"camera": 3})
-    result = client.wait(handle.job, 60)
+    handle = served.submit_prepared(shown(text=TALK), options=ANSWER_OF_960, metadata={"camera": 3})
+    result = served.wait(handle.job, 60)
     elapsed = time.monotonic() - began
     timings = result.timings
     spans = (timings.queue_wait, timings.fetch, timings.preprocess, timings.vision_encode, timings.prefill)
     assert all(span is not None and span >= 0 for span in spans)
     assert timings.end_to_end and timings.decode and timings.time_to_first_token and timings.vision_encode
-    assert sum(span or 0 for span in spans) <= timings.time_to_first_token + 0.05
-    assert timings.time_to_first_token + timings.decode <= timings.end_to_end + 0.05
-    assert timings.end_to_end <= elapsed + 0.05
+    assert sum(span or 0 for span in spans) <= timings.time_to_first_token + CLOCK_SECONDS
+    assert timings.time_to_first_token + timings.decode <= timings.end_to_end + CLOCK_SECONDS
+    assert timings.end_to_end <= elapsed + CLOCK_SECONDS
     assert result.usage.completion_tokens > 10 and result.usage.vision_tokens == 18
     assert result.tokens_per_second == pytest.approx((result.usage.completion_tokens - 1) / timings.decode)
     assert (result.metadata, result.model, result.attempt) == ({"camera": 3}, "sailq-tiny", 1)
@@ -207,15 +198,12 @@ def test_cancel_of_a_waiting_job_is_at_once(client: Client) -> None:
         client.cancel("nosuchjob")
 
 
-def test_cancel_of_a_running_job_ends_it_soon_and_the_next_is_served(
-    client: Client, worker: Companion, eventually: Eventually, long: GenerationOptions
-) -> None:
-    handle = client.submit_prepared(said(TALK), options=long, stream=True)
-    next(client.stream(handle.job, 60))
-    assert client.cancel(handle.job) == "running"
-    result = client.wait(handle.job, 2)
-    assert result.finish_reason == "cancelled"
-    assert client.wait(client.submit_prepared(said("hi")).job, 30).error is None
+def test_cancel_of_a_running_job_ends_it_and_the_next_is_served(served: Client) -> None:
+    handle = served.submit_prepared(said(TALK), options=ANSWER_OF_960, stream=True)
+    next(served.stream(handle.job, 60))
+    assert served.cancel(handle.job) == "running"
+    assert served.wait(handle.job, 60).finish_reason == "cancelled"
+    assert served.wait(served.submit_prepared(said("hi")).job, 60).error is None
 
 
 def test_a_deadline_that_passes_in_the_queue_ends_the_job(client: Client, start_worker: Start) -> None:
@@ -227,14 +215,11 @@ def test_a_deadline_that_passes_in_the_queue_ends_the_job(client: Client, start_
     assert client.wait(in_time.job, 60).error is None
 
 
-def test_a_deadline_that_passes_in_mid_answer_keeps_the_text_so_far(
-    client: Client, worker: Companion, long: GenerationOptions
-) -> None:
-    client.wait(client.submit_prepared(said("hi")).job, 30)
-    full = client.wait(client.submit_prepared(said(TALK), options=long).job, 60)
+def test_a_deadline_that_passes_in_mid_answer_keeps_the_text_so_far(served: Client) -> None:
+    full = served.wait(served.submit_prepared(said(TALK), options=ANSWER_OF_960).job, 60)
     assert full.timings.end_to_end
-    half = full.timings.end_to_end / 2
-    cut = client.wait(client.submit_prepared(said(TALK), options=long, timeout=half).job, 60)
+    part = full.timings.end_to_end / 4
+    cut = served.wait(served.submit_prepared(said(TALK), options=ANSWER_OF_960, timeout=part).job, 60)
     assert cut.finish_reason == "deadline" and full.text.startswith(cut.text) and cut.text != full.text
 
 
@@ -248,21 +233,21 @@ def test_high_priority_goes_first(client: Client, start_worker: Start) -> None:
     assert before < len(normal) / 2
 
 
-def test_a_failed_turn_does_not_block_its_conversation(client: Client, worker: Companion) -> None:
+def test_a_failed_turn_does_not_block_its_conversation(served: Client) -> None:
     turns = [
-        client.submit_prepared(said("hi"), conversation="c"),
-        client.submit_prepared(said("word " * 30_000), conversation="c"),
-        client.submit_prepared(shown(), conversation="c", timeout=0.001),
-        client.submit_prepared(said("hi"), conversation="c"),
+        served.submit_prepared(said("hi"), conversation="one-fails"),
+        served.submit_prepared(said("word " * 30_000), conversation="one-fails"),
+        served.submit_prepared(shown(), conversation="one-fails", timeout=0.001),
+        served.submit_prepared(said("hi"), conversation="one-fails"),
     ]
-    results = [client.wait(turn.job, 60) for turn in turns]
+    results = [served.wait(turn.job, 60) for turn in turns]
     assert [result.error and result.error.code for result in results] == [None, "too_long", "deadline", None]
-    assert [turn.turn for turn in client.history("c")] == [0, 3]
-    client.clear("c")
-    assert client.history("c") == [] and "c" in client.conversations()
-    again = client.submit_prepared(said("hi"), conversation="c")
+    assert [turn.turn for turn in served.history("one-fails")] == [0, 3]
+    served.clear("one-fails")
+    assert served.history("one-fails") == [] and "one-fails" in served.conversations()
+    again = served.submit_prepared(said("hi"), conversation="one-fails")
     assert again.turn == 4
-    assert client.wait(again.job, 60).usage.prompt_tokens == results[0].usage.prompt_tokens
+    assert served.wait(again.job, 60).usage.prompt_tokens == results[0].usage.prompt_tokens
 
 
 def test_frames_that_expired_are_named(client: Client, connection: redis.Redis, start_worker: Start) -> None:
@@ -274,13 +259,13 @@ def test_frames_that_expired_are_named(client: Client, connection: redis.Redis, 
     assert error and error.code == "bad_media" and "expired" in error.message
 
 
-def test_media_that_cannot_fit_are_refused_before_they_are_fetched(client: Client, worker: Companion) -> None:
+def test_media_that_cannot_fit_are_refused_before_they_are_fetched(served: Client) -> None:
     """Decoded, these frames would take 154 GB."""
     huge = FramesPart(type="video", blob="0" * 64, frames=768, height=8176, width=8176)
     long = FramesPart(type="video", blob="0" * 64, frames=768, height=84, width=84)
     for part in (huge, long):
         prepared = Prepared((Message(role="user", content=(part,)),), {}, 0)
-        error = client.wait(client.submit_prepared(prepared).job, 60).error
+        error = served.wait(served.submit_prepared(prepared).job, 60).error
         assert error and error.code == "too_long"
 
 
@@ -304,31 +289,27 @@ def test_high_priority_goes_first_when_its_turn_comes(client: Client, connection
     assert [job.should_enqueue_at_front() for job in jobs] == [False, True, False]
 
 
-def test_a_job_for_another_model_on_this_queue_is_refused(
-    client: Client, connection: redis.Redis, worker: Companion
-) -> None:
-    handle = client.submit_prepared(said("hi"), model="other")
-    connection.rpush(f"rq:queue:{QUEUE}", handle.job)
-    error = client.wait(handle.job, 60).error
+def test_a_job_for_another_model_on_this_queue_is_refused(served: Client) -> None:
+    handle = served.submit_prepared(said("hi"), model="other")
+    served.connection.rpush(f"rq:queue:{QUEUE}", handle.job)
+    error = served.wait(handle.job, 60).error
     assert error and error.code == "unsupported" and "other" in error.message
 
 
-def test_a_job_that_fails_each_attempt_ends_as_an_error(
-    client: Client, connection: redis.Redis, worker: Companion, eventually: Eventually
-) -> None:
-    connection.hset(keys.conversation("c"), "turns", 1)
-    connection.set(keys.turns("c"), "no list")
-    handle = client.submit_prepared(said("hi"), conversation="c")
-    eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1)
-    error = client.wait(handle.job, 60).error
+def test_a_job_that_fails_each_attempt_ends_as_an_error(served: Client, eventually: Eventually) -> None:
+    served.connection.hset(keys.conversation("unreadable"), "turns", 1)
+    served.connection.set(keys.turns("unreadable"), "no list")
+    handle = served.submit_prepared(said("hi"), conversation="unreadable")
+    eventually(lambda: served.connection.zscore(f"rq:failed:{QUEUE}", handle.job))
+    error = served.wait(handle.job, 60).error
     assert error and error.code == "internal" and error.message.endswith("ResponseError.")
 
 
 def test_a_killed_workers_job_is_run_again_by_another_and_streams_are_not_mixed(
-    client: Client, connection: redis.Redis, start_worker: Start, long: GenerationOptions
+    client: Client, connection: redis.Redis, start_worker: Start
 ) -> None:
     workers = {worker.pid: worker for worker in (start_worker(), start_worker())}
-    handle = client.submit_prepared(said(TALK), options=long, stream=True)
+    handle = client.submit_prepared(said(TALK), options=ANSWER_OF_960, stream=True)
     chunks = client.stream(handle.job, 60)
     text = next(chunks).text
     name = connection.hget(keys.job(handle.job), "worker").decode()
@@ -345,9 +326,9 @@ def test_a_killed_workers_job_is_run_again_by_another_and_streams_are_not_mixed(
 
 
 def test_a_job_whose_workers_all_die_ends_as_an_error(
-    client: Client, connection: redis.Redis, start_worker: Start, eventually: Eventually, long: GenerationOptions
+    client: Client, connection: redis.Redis, start_worker: Start, eventually: Eventually
 ) -> None:
-    handle = client.submit_prepared(said(TALK), options=long, conversation="mine", metadata={"camera": 3})
+    handle = client.submit_prepared(said(TALK), options=ANSWER_OF_960, conversation="mine", metadata={"camera": 3})
     connection.hset(keys.job(handle.job), "spent", MAX_ATTEMPTS - 1)
     worker = start_worker()
     eventually(lambda: connection.hget(keys.job(handle.job), "worker"))
@@ -369,9 +350,9 @@ def test_a_job_that_was_taken_by_a_worker_that_died_before_it_began_is_run_soon(
 
 
 def test_sigterm_lets_the_running_job_finish_and_takes_no_other(
-    client: Client, worker: Companion, long: GenerationOptions
+    client: Client, worker: Companion
 ) -> None:
-    running = client.submit_prepared(said(TALK), options=long, stream=True)
+    running = client.submit_prepared(said(TALK), options=ANSWER_OF_960, stream=True)
     next(client.stream(running.job, 60))
     assert worker.stop(30) == 0  # one SIGTERM: a second would make it leave at once
     assert client.wait(running.job, 1).finish_reason in {"stop", "length"}
