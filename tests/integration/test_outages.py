@@ -34,6 +34,7 @@ from sailq.worker.engine import Engine
 from sailq.worker.execution import Executor, Identity, Superseded
 from sailq.worker.publisher import Publisher
 from sailq.worker.scheduler import Scheduler
+from sailq.worker.serve import LOOK_AHEAD
 
 QUEUE = keys.queue("sailq-tiny")
 Eventually = Callable[..., None]
@@ -89,8 +90,10 @@ def test_an_outage_ends_no_worker_and_loses_no_job(folder: Path, eventually: Eve
             jobs = [client.submit_prepared(said("Tell me."), options=ANSWER_OF_960, stream=True).job]
             jobs += [client.submit_prepared(said("Tell me."), stream=True).job for _ in range(5)]
             next(client.stream(jobs[0], 60))
+            taken = 1 + LOOK_AHEAD  # the worker has one slot
+            eventually(lambda: sum(client.connection.hexists(keys.job(job), "worker") for job in jobs) == taken)
         kept = "its result is kept until the server takes it"
-        eventually(lambda: log.read_text().count(kept) == 3, 60)  # its place and its look-ahead
+        eventually(lambda: log.read_text().count(kept) == taken)
         worker.check()
         with embedded_server(unix=socket_path, data=folder / "data"):
             for job in jobs:
