@@ -20,12 +20,6 @@ def command_without(packages: Sequence[str], *arguments: str) -> list[str]:
     return [python, option, f"import sys; sys.modules.update(dict.fromkeys({[*packages]})); {program}", *rest]
 
 
-def box_command(*arguments: str) -> list[str]:
-    """The command line of a `sailq` as on a box, where there is no PyTorch: transformers, of whose tokenizer a worker
-    has need, would import it for seconds."""
-    return command_without(["torch"], *arguments)
-
-
 def sailq(*arguments: object, stdin: str = "", url: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **({"SAILQ_REDIS_URL": url} if url else {})}
     return subprocess.run(

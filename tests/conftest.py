@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 import redis
 from answering import Answerer
-from commands import box_command
 from farm import Farm, NullWorker
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion
+from sailq.producer.companion import Companion, sailq_command
 from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
 from sailq.shared.connection import connect
@@ -148,7 +147,7 @@ def served_url(common_worker: str) -> str:
 def _worker(
     stack: ExitStack, url: str, log: Path, *arguments: object, seconds: float = WORKER_START_SECONDS
 ) -> Companion:
-    command = box_command("worker", "--redis-url", url, "--threads", "1", *map(str, arguments))
+    command = sailq_command("worker", "--redis-url", url, "--threads", "1", *map(str, arguments))
     worker = Companion("worker", command, log)
     stack.callback(worker.stop)
     with connect(url) as connection:

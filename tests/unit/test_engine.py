@@ -182,7 +182,7 @@ class Without:
         self._finder = finder
 
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "torchvision", "onnx", "accelerate", "safetensors"}:
+        if name.partition(".")[0] in {"torch", "transformers", "onnx", "accelerate", "safetensors"}:
             return None
         return self._finder.find_spec(name, path, target)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sailq.worker.catalog import resolve
 from sailq.worker.engine.text import TextStream
+from sailq.worker.engine.tokenizer import Tokenizer
 from transformers import AutoTokenizer
 
 TEXTS = (
@@ -36,7 +37,7 @@ def _decode(tokens: list[int]) -> str:
 
 
 def _stream(tokens: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
-    stream = TextStream(tokenizer(), stop)
+    stream = TextStream(Tokenizer(resolve("sailq-tiny")), stop)
     deltas = []
     for token in tokens:
         deltas.append(stream.push(token))

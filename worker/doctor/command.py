@@ -75,7 +75,7 @@ def doctor(
     plan = Plan(
         redis_url=settings.redis_url, model=settings.model, device=chosen, bmodel=bmodel,
         metrics_port=settings.metrics_port, root=root,
-        worker=role == "worker" if role else find_spec("transformers") is not None,
+        worker=role == "worker" if role else find_spec("tokenizers") is not None,
     )
     states = set()
 

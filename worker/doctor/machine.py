@@ -40,7 +40,7 @@ def python(plan: Plan) -> Verdict:
 def packages(plan: Plan) -> Verdict:
     """What a worker needs besides the client."""
     extra = "cpu" if plan.device == CPU else "tpu"
-    needed = ("transformers", "jinja2", *(("onnxruntime",) if plan.device == CPU else ()))
+    needed = ("tokenizers", "jinja2", *(("onnxruntime",) if plan.device == CPU else ()))
     found, missing = [], []
     for name in needed:
         if find_spec(name):

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...shared.errors import BadRequest, Unsupported
+from ...shared.errors import BadRequest
 from ...shared.jobs import FramesPart, Message
 from .model import ModelSpec
+from .tokenizer import Tokenizer
 
 
 class Prompter:
     """Holds the tokenizer; `encode` may be called from any thread."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one short text a call; and a quiet fork
-        from transformers import AutoTokenizer  # seconds to import, so not for those who only read a card
-
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(spec.directory), local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise Unsupported(f"The tokenizer in {spec.directory} cannot be loaded: {error}") from None
-        if not self.tokenizer.chat_template:
-            raise Unsupported(f"The tokenizer in {spec.directory} has no chat template.")
+        self.tokenizer = Tokenizer(spec.directory)
         self._pads = np.array([spec.image_token_id, spec.video_token_id], np.int32)
-        self._control = tuple(self.tokenizer.all_special_tokens)
 
     def encode(
         self, messages: Sequence[Message], counts: Sequence[int]
@@ -47,12 +38,10 @@ class Prompter:
         """
         self._refuse_control(messages)
         try:
-            text = self.tokenizer.apply_chat_template(
-                [_plain(message) for message in messages], tokenize=False, add_generation_prompt=True
-            )
+            text = self.tokenizer.render([_plain(message) for message in messages])
         except Exception as error:  # whatever the template raises: jinja2's own types and raise_exception
             raise BadRequest(f"The model's chat template refuses these messages: {error}.") from None
-        tokens = np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+        tokens = np.array(self.tokenizer.encode(text), np.int32)
         pads = np.isin(tokens, self._pads)
         if pads.sum() != len(counts):
             raise BadRequest("The model's chat template does not place all media of these messages.")
@@ -64,7 +53,7 @@ class Prompter:
         """A control token in a text would forge a turn or a medium. The model's own answers may quote one."""
         for message in messages:
             for part in message.content if message.role != "assistant" else ():
-                found = [t for t in self._control if part.type == "text" and t in part.text]
+                found = [t for t in self.tokenizer.control if part.type == "text" and t in part.text]
                 if found:
                     raise BadRequest(f"A text contains the model's control token {found[0]}.")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from .tokenizer import Tokenizer
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
@@ -15,7 +16,7 @@ class TextStream:
     tokens without special ones, cut where the first stop text begins.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._pending: list[int] = []  # tokens since the last one that ended on a whole character
@@ -48,8 +49,7 @@ class TextStream:
         return self._release(rest, last=True)
 
     def _decode(self) -> str:
-        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        return str(self._tokenizer.decode(self._pending, **options))
+        return self._tokenizer.decode(self._pending)
 
     def _release(self, fresh: str, *, last: bool) -> str:
         if self.stopped:

@@ -1,0 +1,130 @@
+"""A model directory's tokenizer and chat template, read with `tokenizers` and Jinja.
+
+transformers does the same with the same two libraries, but it takes seconds to import and, where PyTorch is installed,
+240 MB. tests/unit/test_tokenizer.py holds both to the same tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...shared.errors import Unsupported
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from tokenizers import Tokenizer as Backend
+
+# As `Qwen2Tokenizer` in transformers has it, for directories with vocab.json and merges.txt, which do not say it.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """May be used from any thread.
+
+    Attributes:
+        control: the special tokens, as texts, by id.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Raises Unsupported: no tokenizer, no chat template, or files that cannot be read."""
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one short text a call; and a quiet fork
+        config = _config(directory)
+        try:
+            self._backend = _backend(directory, config)
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        except Exception as error:  # `tokenizers` raises bare Exception
+            raise Unsupported(f"The tokenizer in {directory} cannot be loaded: {error}.") from None
+        added = sorted(self._backend.get_added_tokens_decoder().items())
+        self.control = tuple(token.content for _, token in added if token.special)
+        self._template = _template(directory, config)
+        named = {name: _text(config.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+        self._named = {name: text for name, text in named.items() if text is not None}
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The chat template's text of these messages, ready for the answer. What the template raises passes."""
+        return self._template.render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._named
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text. A control token in it becomes that token."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Their text, without the special ones."""
+        return self._backend.decode(tokens, skip_special_tokens=True)
+
+
+def _backend(directory: Path, config: Mapping[str, Any]) -> Backend:
+    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    whole = directory / "tokenizer.json"
+    if whole.is_file():
+        return Backend.from_file(str(whole))
+    backend = Backend(models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt")))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_WORDS), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    if "added_tokens_decoder" not in config:
+        raise ValueError("tokenizer_config.json has no added_tokens_decoder, nor is there a tokenizer.json")
+    added = {int(number): token for number, token in config["added_tokens_decoder"].items()}
+    for number in sorted(added):
+        backend.add_tokens([AddedToken(**added[number])])
+        if backend.token_to_id(added[number]["content"]) != number:
+            raise ValueError(f"tokenizer_config.json says that {added[number]['content']} is token {number}")
+    return backend
+
+
+def _template(directory: Path, config: Mapping[str, Any]) -> Template:
+    """The compiled template, in the sandbox and with the options that transformers uses."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    source: Any
+    try:
+        source = (directory / "chat_template.jinja").read_text("utf-8")
+    except FileNotFoundError:
+        source = config.get("chat_template")
+    except (OSError, ValueError) as error:
+        raise Unsupported(f"The chat template in {directory} cannot be read: {error}.") from None
+    if isinstance(source, list):  # several, by name
+        source = next((one.get("template") for one in source if one.get("name") == "default"), None)
+    if not source:
+        raise Unsupported(f"The tokenizer in {directory} has no chat template.")
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = raise_exception
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise Unsupported(f"The chat template in {directory} cannot be read: {error}.") from None
+
+
+def _config(directory: Path) -> Mapping[str, Any]:
+    path = directory / "tokenizer_config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise Unsupported(f"The tokenizer in {directory} cannot be loaded: {path.name}: {error}.") from None
+    if not isinstance(config, dict):
+        raise Unsupported(f"The tokenizer in {directory} cannot be loaded: {path.name} does not hold a JSON object.")
+    return config
+
+
+def _text(token: Any) -> str | None:
+    """A special token as tokenizer_config.json has it: a text, an object, or null."""
+    return token.get("content") if isinstance(token, dict) else token
