@@ -28,7 +28,7 @@ test-tpu-full: .venv/dev  ## The same with every prompt
 test-prometheus: .venv/dev  ## Alerts and dashboard asked of a real Prometheus; needs one (apt install prometheus)
 	$(BIN)/python -m pytest -m prometheus tests/integration/test_prometheus.py
 
-bench: .venv/dev  ## The engine against transformers, the service against the engine, the host's own time; ten minutes
+bench: .venv/dev  ## The engine against transformers, the service against the engine, the host's own time; a quarter of an hour
 	$(BIN)/python -m pytest -m bench tests/bench
 
 bench-tpu: .venv/dev  ## The compiler's estimate of Qwen2-VL-7B on a BM1684X, beside what was published; half an hour
