@@ -14,11 +14,16 @@ from sailq.worker.runners.logits import ChosenTokens
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a device would take, in seconds: for the vision of one medium, a prefill, a decode step."""
+    """How long a device would take, in seconds: for the vision of one medium, a prefill, a decode step.
+
+    `filling`: for a decode step while a slot is free, where it is not `decode`. If it is long, no answer ends before
+    all slots are taken, however slowly the jobs come.
+    """
 
     vision: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
+    filling: float | None = None
 
 
 class NullRunner:
@@ -50,7 +55,8 @@ class NullRunner:
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> ChosenTokens:
         self._left -= 1
-        self._sleep(self._timing.decode if self._left else 1e6)
+        full = len(slots) == self.slots or self._timing.filling is None
+        self._sleep(1e6 if not self._left else self._timing.decode if full else self._timing.filling)
         return self._chosen(positions[0])
 
     def release(self, slot: int) -> None:

@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--slots", type=int, default=8)
     for call in ("vision", "prefill", "decode"):
         parser.add_argument(f"--{call}-ms", type=float, default=0.0, help="how long the device would take")
+    parser.add_argument("--filling-ms", type=float, help="how long a decode takes while a slot is free")
     parser.add_argument("--hang-at", type=int, default=0, metavar="N", help="the Nth decode never returns")
     parser.add_argument("--die-in", metavar="METHOD[:N]", help="SIGKILL in the Nth call of a method of the consumer's")
     parser.add_argument("--flaky", action="store_true", help="other tokens each time")
@@ -88,7 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.die_in:
         die_in(given.die_in)
-    timing = Timing(given.vision_ms / 1000, given.prefill_ms / 1000, given.decode_ms / 1000)
+    timing = Timing(
+        given.vision_ms / 1000, given.prefill_ms / 1000, given.decode_ms / 1000,
+        None if given.filling_ms is None else given.filling_ms / 1000,
+    )
     schedulers: list[RecordingScheduler] = []
 
     def load(model: Path) -> Engine:

@@ -1,6 +1,6 @@
 """What the host costs at each step: a real worker, queue and streams, on a runner that computes nothing.
 
-Once it answers at once, so that all there is is the host's, unwatched and while Prometheus asks every second, 15 times
+Once it answers at once, so that all there is is the host's, unwatched and while Prometheus asks every 0.1 s, 150 times
 as often as deploy/prometheus says; once it takes a BM1684X's time (timings.py), while jobs of 200 KB wait in the queue.
 """
 
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,15 @@ from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from scraping import free_port, scrape
 from timings import Timings
+from turns import RUNS, spread
 
 SLOTS = 8
 MOST_MILLISECONDS = 1.0
 """The host's median time at a decode step of 8 slots, streaming."""
+FILLING_MS = 20
+"""Of an answer of 1,500 tokens, 30 s: no machine takes as long to claim a job for each slot."""
+SCRAPE_SECONDS = 0.1
+START_SECONDS = 300
 MOST_IDLE = 0.02
 """Share of the wall time in which the device waits for the host."""
 PATCHES, PROMPT, CONTEXT, ANSWER = 160, 96, 512, 60
@@ -38,41 +45,46 @@ ENDED, SECONDS, DEVICE, RUNNING, PREFILLS = range(5)
 
 
 @pytest.mark.bench
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_hosts_time_at_a_step(redis_url: str, client: Client, tmp_path: Path, table: Table) -> None:
+    """While a slot is free a step takes FILLING_MS, so that all slots are taken together however slowly this machine
+    claims jobs. Only steps with all slots taken count, and these the runner answers at once."""
     jobs = [Prepared((Message(role="user", content=(TextPart(text="Hi"),)),), {}, 0)] * 4 * SLOTS
-    unwatched = _host_milliseconds(_steps(redis_url, client, tmp_path, jobs, tokens=1500))
-    with _scraped(seconds=1.0):
-        watched = _host_milliseconds(_steps(redis_url, client, tmp_path, jobs, tokens=1500))
+    found: dict[str, list[np.ndarray[Any, Any]]] = {"unwatched": [], "scraped": []}
+    for _ in range(RUNS):
+        for name, milliseconds in found.items():
+            with _scraped() if name == "scraped" else nullcontext([]) as scrapes:
+                steps = _steps(redis_url, client, tmp_path, jobs, 1500, "--filling-ms", f"{FILLING_MS}")
+            full = steps[(steps[:, RUNNING] == SLOTS) & (steps[:, PREFILLS] == 0)]
+            assert len(full) > 1000, f"only {len(full)} of {len(steps)} steps had all {SLOTS} slots taken"
+            milliseconds.append(1000 * (full[:, SECONDS] - full[:, DEVICE]))
+            if name == "scraped":
+                assert any(full[0, ENDED] < at < full[-1, ENDED] for at in scrapes), "no scrape fell among these steps"
+    measures = {"median": np.median, "99 %": partial(np.percentile, q=99), "mean": np.mean}
     table(
-        f"The host's time at a decode step of {SLOTS} slots, all streaming, {len(unwatched)} steps of a null runner",
-        ("ms", "unwatched", "scraped every second", "bound"),
-        [("median", f"{np.median(unwatched):.3f}", f"{np.median(watched):.3f}", f"≤ {MOST_MILLISECONDS}"),
-         ("99 %", f"{np.percentile(unwatched, 99):.3f}", f"{np.percentile(watched, 99):.3f}", ""),
-         ("mean", f"{unwatched.mean():.3f}", f"{watched.mean():.3f}", "")],
+        f"The host's time at a decode step of {SLOTS} slots, all streaming, on a null runner, median (min–max) of "
+        f"{RUNS} runs of {len(found['unwatched'][0])} steps",
+        ("ms", "unwatched", f"scraped every {SCRAPE_SECONDS:g} s", "bound"),
+        [(name, *(spread([float(measure(run)) for run in each], ".3f") for each in found.values()),
+          f"≤ {MOST_MILLISECONDS}" if name == "median" else "") for name, measure in measures.items()],
     )
-    assert max(np.median(unwatched), np.median(watched)) <= MOST_MILLISECONDS
-
-
-def _host_milliseconds(steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Of each step with all slots taken that was no prefill."""
-    full = steps[(steps[:, RUNNING] == SLOTS) & (steps[:, PREFILLS] == 0)]
-    assert len(full) > 1000
-    milliseconds: np.ndarray[Any, Any] = 1000 * (full[:, SECONDS] - full[:, DEVICE])
-    return milliseconds
+    medians = {name: [float(np.median(run)) for run in each] for name, each in found.items()}
+    for name, each in medians.items():
+        print(f"figure: the host's time at a decode step of {SLOTS} slots, {name}: {spread(each, '.3f')} ms")
+    assert {name: np.median(each) <= MOST_MILLISECONDS for name, each in medians.items()} == dict.fromkeys(found, True)
 
 
 @contextmanager
-def _scraped(seconds: float) -> Iterator[None]:
-    """Workers that start meanwhile show their metrics, and somebody asks for them so often."""
-    port, over, scrapes = free_port(), threading.Event(), 0
+def _scraped() -> Iterator[list[float]]:
+    """Workers that start meanwhile show their metrics, and somebody asks for them again and again; yields when, on
+    `time.monotonic`."""
+    port, over, scrapes = free_port(), threading.Event(), list[float]()
 
     def ask() -> None:
-        nonlocal scrapes
-        while not over.wait(seconds):
-            with suppress(OSError):  # it has not started
+        while not over.wait(SCRAPE_SECONDS):
+            with suppress(OSError):  # it has not started, or has ended
                 scrape(port)
-                scrapes += 1
+                scrapes.append(time.monotonic())
 
     asking = threading.Thread(target=ask)
     with pytest.MonkeyPatch.context() as environment:
@@ -80,35 +92,42 @@ def _scraped(seconds: float) -> Iterator[None]:
         environment.setenv("SAILQ_METRICS_ADDRESS", "127.0.0.1")
         asking.start()
         try:
-            yield
+            yield scrapes
         finally:
             over.set()
             asking.join()
-    assert scrapes >= 3
 
 
 @pytest.mark.bench
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_device_never_waits_for_the_host(redis_url: str, client: Client, tmp_path: Path, table: Table) -> None:
     timings = Timings.load()
     first, step = timings.first_token(PATCHES, PROMPT, SLOTS), timings.step(SLOTS, CONTEXT)
     random = np.random.default_rng(0)
-    jobs = [_of_200_kilobytes(random) for _ in range(5 * SLOTS)]
-    size = np.mean([len(blob) for job in jobs for blob in job.blobs.values()])
-    assert 190_000 < size < 230_000
-    steps = _steps(redis_url, client, tmp_path, jobs, ANSWER, "--prefill-ms", f"{first}", "--decode-ms", f"{step}")
-    # From the first step with all slots taken to the last: before it the queue fills, after it there is no work.
-    begin, end = np.flatnonzero(steps[:, RUNNING] == SLOTS)[[0, -1]]
-    steady = steps[begin + 1 : end + 1]
-    wall = steps[end, ENDED] - steps[begin, ENDED]
-    idle, running = 1 - steady[:, DEVICE].sum() / wall, steady[:, RUNNING].mean()
+    idle, running, walls, sizes = [], [], [], []
+    for _ in range(RUNS):
+        jobs = [_of_200_kilobytes(random) for _ in range(3 * SLOTS)]
+        sizes += [len(blob) for job in jobs for blob in job.blobs.values()]
+        steps = _steps(
+            redis_url, client, tmp_path, jobs, ANSWER, "--prefill-ms", f"{first}", "--decode-ms", f"{step}"
+        )
+        # From the first step with all slots taken to the last: before it the queue fills, after it there is no work.
+        begin, end = np.flatnonzero(steps[:, RUNNING] == SLOTS)[[0, -1]]
+        steady = steps[begin + 1 : end + 1]
+        walls.append(steps[end, ENDED] - steps[begin, ENDED])
+        idle.append(float(1 - steady[:, DEVICE].sum() / walls[-1]))
+        running.append(float(steady[:, RUNNING].mean()))
+    assert 190_000 < np.mean(sizes) < 230_000
     table(
         f"A worker with {SLOTS} slots on a null runner that takes a BM1684X's time by the compiler's estimate "
-        f"({first:.0f} ms a first token, {step:.0f} ms a step), jobs of {size / 1000:.0f} KB, {wall:.0f} s",
+        f"({first:.0f} ms a first token, {step:.0f} ms a step), jobs of {np.mean(sizes) / 1000:.0f} KB, "
+        f"median (min–max) of {RUNS} runs of {np.mean(walls):.0f} s",
         ("", "", "bound"),
-        [("device idle", f"{idle:.2%}", f"≤ {MOST_IDLE:.0%}"), ("slots taken, mean", f"{running:.2f} of {SLOTS}", "")],
+        [("device idle", spread(idle, ".2%"), f"≤ {MOST_IDLE:.0%}"),
+         (f"slots taken, mean, of {SLOTS}", spread(running), "")],
     )
-    assert idle <= MOST_IDLE
+    print(f"figure: device idle, on a runner that takes a BM1684X's time: {spread(idle, '.2%')}")
+    assert np.median(idle) <= MOST_IDLE
 
 
 def _steps(
@@ -120,7 +139,7 @@ def _steps(
         options = GenerationOptions(max_new_tokens=tokens)
         handles = [client.submit_prepared(job, options=options, stream=True) for job in jobs]
         for handle in handles:
-            result = client.wait(handle.job, 300)
+            result = client.wait(handle.job, 600)
             assert result.error is None and result.usage.completion_tokens == tokens
     steps: np.ndarray[Any, Any] = np.load(record)
     return steps
@@ -131,7 +150,7 @@ def _null_worker(url: str, client: Client, folder: Path, *arguments: str) -> Ite
     command = [sys.executable, str(NULL_WORKER), "--redis-url", url, "--slots", str(SLOTS), *arguments]
     worker = Companion("null worker", command, folder / "worker.log")
     try:
-        worker.wait_until(Fleet(client.connection).workers, 60)
+        worker.wait_until(Fleet(client.connection).workers, START_SECONDS)
         yield worker
         assert worker.stop(30) == 0, worker.tail()
     finally:
