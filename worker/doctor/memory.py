@@ -10,14 +10,17 @@ from rich.filesize import decimal
 
 from .. import heaps as layout
 from ..catalog import resolve
+from ..engine.engine import VISION_CACHE_BYTES
 from ..runners.bmodel import read_bmodel
 from ..runners.devices import CPU, only_bmodel
 from .check import Plan, Verdict, ok, skipped, warning, wrong
 from .device import is_box
 
-WORKER_BYTES, WEIGHTS_TIMES = 450 * 10**6, 2.2
-"""What a worker takes: libraries, frames and caches; and its nets, whose weights ONNX Runtime keeps and partly copies.
-As tests/bench/test_worker_memory.py measures it, of models with weights of 15 MB and of 1 GB."""
+LIBRARIES_BYTES, WEIGHTS_TIMES = 190 * 10**6, 2.2
+"""What a worker takes: libraries and jobs; and its nets, whose weights ONNX Runtime keeps and partly copies. As
+tests/bench/test_worker_memory.py measures it, of models with weights of 15 MB and of 1 GB."""
+WORKER_BYTES = LIBRARIES_BYTES + VISION_CACHE_BYTES
+"""Without a model. The vision cache fills as clips come."""
 _SMALLER = "sailq model list  # and take a smaller one: sailq worker --model NAME"
 
 
@@ -36,7 +39,7 @@ def memory(plan: Plan) -> Verdict:
 
 
 def needed(directory: Path) -> int:
-    """The bytes that a worker with this model takes on a CPU; an estimate."""
+    """The bytes that a worker with this model takes on a CPU, its vision cache full; an estimate."""
     weights = directory / "onnx" / "weights.bin"
     return WORKER_BYTES + int(WEIGHTS_TIMES * (weights.stat().st_size if weights.is_file() else 0))
 
