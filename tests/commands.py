@@ -1,19 +1,84 @@
-"""Runs `sailq` commands as a script does, each a process of its own."""
+"""Runs `sailq` commands as a script does: in this process, or, a second slower, each as a process of its own."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sailq.producer.companion import sailq_command
+from sailq.shared.errors import SailqError
+from sailq.shared.main import main
+from typer.testing import CliRunner
 
 SECONDS = 90
+USAGE_ERRORS = {"bad_request", "unsupported"}
+"""Codes of the errors that end a command with exit code 2; all others end it with 1."""
 
 
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended. `error`: the error of sailq's own that ended it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    error: SailqError | None
+
+
+def invoke(*arguments: object, stdin: str = "", url: str = "") -> Done:
+    """Runs a command in this process, with streams of its own; what it changes of the process is undone.
+
+    An error that is not sailq's own is raised here. What a library written in C prints is not in `stderr`.
+    """
+    environment = {"COLUMNS": "80", **({"SAILQ_REDIS_URL": url} if url else {})}
+    with _restored(), CliRunner().isolation(input=stdin, env=environment) as (stdout, stderr, _):
+        try:
+            main([*map(str, arguments)])
+        except SystemExit as end:
+            assert end.code is None or isinstance(end.code, int), end.code
+            code, error = end.code or 0, end.__context__
+        sys.stdout.flush()
+        sys.stderr.flush()
+        said = [stream.getvalue().decode(errors="replace") for stream in (stdout, stderr)]
+    return Done(code, *said, error if isinstance(error, SailqError) else None)
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Gives the process back its signal handlers, loggers and thread switch interval. Until then its root logger has
+    no handler, as in a process that begins."""
+    interval = sys.getswitchinterval()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    loggers = [(one, one.level, one.handlers, one.filters) for one in map(logging.getLogger, ("", "sailq", "rq.worker"))]
+    for logger, _, _, _ in loggers:
+        logger.handlers, logger.filters = [], []
+    try:
+        yield
+    finally:
+        for logger, level, its_handlers, its_filters in loggers:
+            logger.setLevel(level)
+            logger.handlers, logger.filters = its_handlers, its_filters
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        sys.setswitchinterval(interval)
+
+
+def refused(done: Done, code: str, *names: object) -> None:
+    """Checks how a command failed: with an error of this code and the exit code that goes with it, and with one line
+    on stderr, in which are these names of files, options and values."""
+    assert done.error is not None, done
+    assert (done.error.code, done.returncode) == (code, 2 if code in USAGE_ERRORS else 1), done
+    assert done.stderr == f"sailq: {done.error}\n" and len(done.stderr.splitlines()) == 1, done.stderr
+    assert all(str(name) in done.stderr for name in names), done.stderr
 def command_without(packages: Sequence[str], *arguments: str) -> list[str]:
     """The command line of a `sailq` to which these packages are not installed."""
     python, option, program, *rest = sailq_command(*arguments)
@@ -40,7 +105,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def told(done: subprocess.CompletedProcess[str], code: int) -> str:
+def told(done: Done | subprocess.CompletedProcess[str], code: int) -> str:
     """The one line on stderr of a command that failed with `code`."""
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

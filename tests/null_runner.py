@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,24 +35,32 @@ class NullRunner:
     Args:
         hang_at: the decode call, counted from 1, that never returns.
         flaky: other words each time.
+        failing_prompt: tokens from which on a prefill raises RuntimeError.
+        deadly_prompt: tokens from which on a prefill kills the process.
     """
 
     context, longest_prompt, max_patches, greedy_only = 2048, 2047, 2048, False
 
     def __init__(
-        self, spec: ModelSpec, slots: int, timing: Timing | None = None, *, hang_at: int = 0, flaky: bool = False
+        self, spec: ModelSpec, slots: int, timing: Timing | None = None, *, hang_at: int = 0, flaky: bool = False,
+        failing_prompt: float = math.inf, deadly_prompt: float = math.inf,
     ) -> None:
         self.slots, self.hidden, self._timing = slots, spec.hidden_size, timing or Timing()
         self.device = "null runner"
         self._words = np.array([token for token in range(300, 800) if token not in spec.eos_token_ids], np.int32)
         self._random = np.random.default_rng(0) if flaky else None
         self._left = hang_at
+        self._failing_prompt, self._deadly_prompt = failing_prompt, deadly_prompt
 
     def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
         self._sleep(self._timing.vision)
         return np.zeros((len(pixels) // 4, self.hidden), np.float32)
 
     def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> ChosenTokens:
+        if len(tokens) >= self._deadly_prompt:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if len(tokens) >= self._failing_prompt:
+            raise RuntimeError("the device is out of memory")
         self._sleep(self._timing.prefill)
         return self._chosen(positions[0, -1:])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import sys
@@ -81,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--filling-ms", type=float, help="how long a decode takes while a slot is free")
     parser.add_argument("--hang-at", type=int, default=0, metavar="N", help="the Nth decode never returns")
     parser.add_argument("--die-in", metavar="METHOD[:N]", help="SIGKILL in the Nth call of a method of the consumer's")
+    for end in ("failing", "deadly"):
+        parser.add_argument(f"--{end}-prompt", type=float, default=math.inf, metavar="TOKENS", help="see NullRunner")
     parser.add_argument("--flaky", action="store_true", help="other tokens each time")
     parser.add_argument("--device-timeout", type=float, default=120.0)
     parser.add_argument("--drain-seconds", type=float, default=60.0)
@@ -97,7 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def load(model: Path) -> Engine:
         spec, prompter = loaded(model)
-        runner = NullRunner(spec, given.slots, timing, hang_at=given.hang_at, flaky=given.flaky)
+        runner = NullRunner(
+            spec, given.slots, timing, hang_at=given.hang_at, flaky=given.flaky,
+            failing_prompt=given.failing_prompt, deadly_prompt=given.deadly_prompt,
+        )
         return Engine(spec, runner, prompter, version=fingerprint(model))
 
     def schedule(*arguments: Any) -> RecordingScheduler:

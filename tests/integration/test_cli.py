@@ -1,18 +1,22 @@
-"""The command line as a person or a script uses it: each command is a process, the server is real."""
+"""The command line as a person or a script uses it. The server is real; where signals, pipes, terminals or processes
+are at stake, the command is a process too."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import redis
-from commands import SECONDS, living, rows, sailq, sockets, start, told
+from commands import SECONDS, box_command, invoke, living, refused, rows, sockets, start
+from sailq.producer import demo
 from sailq.producer.client import Client
 from sailq.producer.companion import sailq_command
 from sailq.producer.samples import write_samples
@@ -20,6 +24,7 @@ from sailq.shared import keys
 from sailq.shared.codec import decode
 from sailq.shared.jobs import Job
 
+SCRIPT = Path(sys.executable).with_name("sailq")
 COMMANDS = ("ask", "bench", "caption", "chat", "demo", "server", "status", "worker")
 
 
@@ -48,54 +53,79 @@ def samples(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_by_example(command: str) -> None:
-    done = sailq(command, "--help")
+    done = invoke(command, "--help")
     assert done.returncode == 0
     assert "Examples:" in done.stdout and f"sailq {command}" in done.stdout
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["ask"], "nothing to ask"),
-    (["ask", "--prompt", "x", "--redis-url", "http://x"], "redis://"),
-    (["ask", "--prompt", "x", "--vision-inputs", '[{"type": '], "no JSON"),
-    (["ask", "--prompt", "x", "--temperature", "-1"], "temperature"),
-    (["ask", "--video", "x.mp4", "--resized-height", "140"], "--resized-width"),
-    (["caption"], "nothing to caption"),
-    (["caption", "x.mp4", "--out", "x.jsonl", "--report", "./x.jsonl"], "the same file"),
-    (["caption", "/no/such/*.mp4"], "Nothing matches"),
-    (["caption", "--messages", "/no/such.jsonl"], "cannot be read"),
-    (["caption", "--messages", "x.jsonl", "--prompt", "x"], "--messages"),
-    (["server", "--port", "7000", "--unix", "/tmp/x"], "not both"),
-    (["worker", "--device", "gpu"], "there are cpu, tpu:N, emulator"),
+@pytest.mark.parametrize(("arguments", "code"), [
+    (["--help"], 0),
+    (["ask", "--prompt", "x", "--redis-url", "unix:///no/such.sock"], 1),
+    (["ask"], 2),
+    (["ask", "--no-such-option"], 2),
 ])
-def test_usage_errors_are_one_sentence_and_exit_2(arguments: list[str], words: str) -> None:
-    assert words in told(sailq(*arguments), 2)
+def test_the_script_and_its_exit_codes(arguments: list[str], code: int) -> None:
+    done = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == code and "Traceback" not in done.stderr
+    assert bool(done.stdout) is (code == 0) and bool(done.stderr) is (code != 0)
+    assert ("ask" in done.stdout and "worker" in done.stdout) is (code == 0)
+
+
+def test_a_pipe_that_nobody_reads_ends_the_command_in_silence() -> None:
+    nobody, pipe = os.pipe()
+    os.close(nobody)
+    try:
+        done = subprocess.run([SCRIPT, "model", "list"], stdout=pipe, stderr=subprocess.PIPE, timeout=SECONDS)
+    finally:
+        os.close(pipe)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(("arguments", "names"), [
+    (["ask"], ["--prompt", "--video", "--image"]),
+    (["ask", "--prompt", "x", "--redis-url", "http://x"], ["redis://", "rediss://", "unix://"]),
+    (["ask", "--prompt", "x", "--vision-inputs", '[{"type": '], ["vision_inputs", "column 11"]),
+    (["ask", "--prompt", "x", "--temperature", "-1"], ["temperature"]),
+    (["ask", "--video", "x.mp4", "--resized-height", "140"], ["--resized-height", "--resized-width"]),
+    (["caption"], ["--messages"]),
+    (["caption", "x.mp4", "--out", "x.jsonl", "--report", "./x.jsonl"], ["--out", "--report"]),
+    (["caption", "/no/such/*.mp4"], ["/no/such/*.mp4"]),
+    (["caption", "--messages", "/no/such.jsonl"], ["/no/such.jsonl", os.strerror(errno.ENOENT)]),
+    (["caption", "--messages", "x.jsonl", "--prompt", "x"], ["--messages", "--prompt"]),
+    (["server", "--port", "7000", "--unix", "/tmp/x"], ["--port", "--unix"]),
+])
+def test_usage_errors_are_one_sentence_and_exit_2(arguments: list[str], names: list[str]) -> None:
+    refused(invoke(*arguments), "bad_request", *names)
+
+
+def test_a_device_that_no_worker_has() -> None:
+    refused(invoke("worker", "--device", "gpu"), "unsupported", "'gpu'", "cpu", "tpu:N", "emulator")
 
 
 def test_a_setting_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAILQ_RESULT_TTL", "soon")
-    assert "SAILQ_RESULT_TTL is 'soon'" in told(sailq("ask", "--prompt", "x"), 2)
+    refused(invoke("ask", "--prompt", "x"), "bad_request", "SAILQ_RESULT_TTL", "'soon'")
 
 
 def test_a_server_that_is_not_there() -> None:
     url = "unix:///no/such.sock"
-    assert "No server answers" in told(sailq("status", url=url), 1)
-    done = sailq("ask", "--prompt", "x", "--json", url=url)
+    refused(invoke("status", url=url), "server_unavailable", "/no/such.sock", "SAILQ_REDIS_URL")
+    done = invoke("ask", "--prompt", "x", "--json", url=url)
     assert (done.returncode, done.stderr) == (1, "")
     assert json.loads(done.stdout)["error"]["code"] == "server_unavailable"
 
 
 def test_an_unknown_model_of_a_worker(redis_url: str) -> None:
-    done = sailq("worker", "--model", "/no/such/model", url=redis_url)
-    assert "There is no model" in told(done, 2)
+    refused(invoke("worker", "--model", "/no/such/model", url=redis_url), "unsupported", "/no/such/model", "sailq-tiny")
 
 
 # Without a worker.
 
 def test_media_that_cannot_be_read_fail_at_once(redis_url: str, connection: redis.Redis) -> None:
-    done = sailq("ask", "--video", "/no/such.mp4", url=redis_url)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "sailq: /no/such.mp4: There is no such file."
-    done = sailq("ask", "--video", "/no/such.mp4", "--json", url=redis_url)
+    done = invoke("ask", "--video", "/no/such.mp4", url=redis_url)
+    assert done.returncode == 1 and done.error and done.error.code == "bad_media"
+    assert done.stderr.splitlines()[-1].startswith("sailq: /no/such.mp4: ")
+    done = invoke("ask", "--video", "/no/such.mp4", "--json", url=redis_url)
     assert json.loads(done.stdout)["error"]["code"] == "bad_media"
     assert not list(connection.scan_iter("sailq:job:*"))
 
@@ -121,8 +151,7 @@ def test_ctrl_c_cancels_what_waits(
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "no worker serves sailq-tiny yet; waiting" in errors
-    assert errors.splitlines()[-1] == "sailq: interrupted" and "Traceback" not in errors
+    assert "sailq-tiny" in errors and errors.splitlines()[-1].startswith("sailq: ") and "Traceback" not in errors
     assert not list(connection.scan_iter("sailq:job:*"))
     with Client(redis_url) as client:
         (result,) = connection.scan_iter("sailq:result:*")
@@ -152,7 +181,7 @@ def test_ctrl_c_in_a_chat_stops_the_answer_and_keeps_what_was_shown(
         _, errors = process.communicate(timeout=20)
     finally:
         process.kill()
-    assert errors.count("The answer was stopped; the conversation goes on.") == 2
+    assert process.returncode == 1 and len([line for line in errors.splitlines() if line.startswith("sailq: ")]) == 2
     assert (again.conversation, again.turn) == (first.conversation, 1)
     assert [part.type for part in again.messages[0].content] == ["image", "text"]
 
@@ -164,11 +193,11 @@ def test_bad_clips_are_rows_in_order_and_exit_1(redis_url: str, tmp_path: Path) 
     (folder.parent / "a.png").write_bytes(b"")
     (folder / "notes.txt").write_text("not a clip")
     out = tmp_path / "out.jsonl"
-    done = sailq("caption", folder.parent, tmp_path / "gone.mp4", "--out", out, "--json", url=redis_url)
+    done = invoke("caption", folder.parent, tmp_path / "gone.mp4", "--out", out, "--json", url=redis_url)
     assert done.returncode == 1
     assert json.loads(done.stdout)["failures"] == 3
-    again = sailq("caption", folder.parent, tmp_path / "gone.mp4", "--out", out, url=redis_url)
-    assert f"{tmp_path / 'gone.mp4'}: There is no such file." in again.stderr.splitlines()
+    again = invoke("caption", folder.parent, tmp_path / "gone.mp4", "--out", out, url=redis_url)
+    assert [line for line in again.stderr.splitlines() if line.startswith(f"{tmp_path / 'gone.mp4'}: ")]
     written = rows(out)
     assert [row["index"] for row in written] == [0, 1, 2]
     assert [Path(row["source"]).name for row in written] == ["a.png", "b.mp4", "gone.mp4"]
@@ -178,10 +207,11 @@ def test_bad_clips_are_rows_in_order_and_exit_1(redis_url: str, tmp_path: Path) 
 def test_a_few_failures_are_told_and_the_rest_counted(redis_url: str, tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text('{"messages": ["x"]}\n' * 7)
-    done = sailq("caption", "--messages", source, url=redis_url)
-    lines = [line for line in done.stderr.splitlines() if "A message is a map" in line]
-    assert [line.split(": ")[0] for line in lines] == [f"rows.jsonl:{number}" for number in range(1, 6)]
-    assert "and 2 more" in done.stderr.splitlines()
+    done = invoke("caption", "--messages", source, url=redis_url)
+    lines = done.stderr.splitlines()
+    named = [line.split(": ")[0] for line in lines if line.startswith("rows.jsonl:")]
+    assert named == [f"rows.jsonl:{number}" for number in range(1, 6)]
+    assert [line for line in lines if "2 more" in line]
 
 
 @pytest.mark.parametrize("line", ["{broken", '{"prompt": "x"}', "[]", '{"messages": []}'])
@@ -190,23 +220,24 @@ def test_a_broken_line_is_named_and_nothing_is_submitted(
 ) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}) + f"\n{line}\n")
-    assert "Line 2 of" in told(sailq("caption", "--messages", source, url=redis_url), 2)
+    refused(invoke("caption", "--messages", source, url=redis_url), "bad_request", "Line 2 ", source)
     assert not list(connection.scan_iter("*"))
 
 
 def test_a_file_of_something_else_is_never_overwritten(redis_url: str, tmp_path: Path) -> None:
     for content in ("my notes", "my notes\n", '{"index": 1}\n', '{"a": 1}'):
         (tmp_path / "out.jsonl").write_text(content)
-        done = sailq("caption", tmp_path / "gone.mp4", "--out", tmp_path / "out.jsonl", url=redis_url)
-        assert done.returncode == 2 and "choose another --out" in done.stderr
+        done = invoke("caption", tmp_path / "gone.mp4", "--out", tmp_path / "out.jsonl", url=redis_url)
+        assert done.returncode == 2 and "--out" in done.stderr.splitlines()[-1]
         assert (tmp_path / "out.jsonl").read_text() == content
 
 
 def test_rows_that_cannot_be_written(redis_url: str, tmp_path: Path) -> None:
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\n")
-    for out, words in ((tmp_path, "Is a directory."), (tmp_path / "binary.jsonl", "choose another --out.")):
-        done = sailq("caption", tmp_path / "gone.mp4", "--out", out, url=redis_url)
-        assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith(words)
+    for out, words in ((tmp_path, os.strerror(errno.EISDIR)), (tmp_path / "binary.jsonl", "--out")):
+        done = invoke("caption", tmp_path / "gone.mp4", "--out", out, url=redis_url)
+        assert done.returncode == 2 and done.error and done.error.code == "bad_request"
+        assert words in str(done.error) and str(out) in str(done.error)
 
 
 def test_a_report_that_cannot_be_written_is_told_before_the_work(
@@ -214,8 +245,8 @@ def test_a_report_that_cannot_be_written_is_told_before_the_work(
 ) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}))
-    done = sailq("caption", "--messages", source, "--report", tmp_path, url=redis_url)
-    assert done.returncode == 2 and "The report cannot be written" in done.stderr
+    done = invoke("caption", "--messages", source, "--report", tmp_path, url=redis_url)
+    assert done.returncode == 2 and done.error and done.error.code == "bad_request" and str(tmp_path) in str(done.error)
     assert not list(connection.scan_iter("*"))
 
 
@@ -223,7 +254,7 @@ def test_status_shows_what_waits(redis_url: str) -> None:
     with Client(redis_url) as client:
         handle = client.submit([{"role": "user", "content": "x"}], model="some-model")
         client.submit([{"role": "user", "content": "x"}], model="some-model", conversation=handle.conversation)
-    said = json.loads(sailq("status", "--json", "--memory", url=redis_url).stdout)
+    said = json.loads(invoke("status", "--json", "--memory", url=redis_url).stdout)
     (queue,) = said["queues"]
     assert queue["model"] == "some-model"
     assert (queue["waiting"], queue["deferred"], queue["started"], queue["failed"]) == (1, 1, 0, 0)
@@ -231,8 +262,8 @@ def test_status_shows_what_waits(redis_url: str) -> None:
     assert (said["workers"], said["conversations"]) == ([], 1)
     assert said["memory_used"] > 0
     assert "sailq:job" in {kind["kind"] for kind in said["memory_by_kind"]}
-    page = sailq("status", url=redis_url)
-    assert page.returncode == 0 and "no workers" in page.stdout and "some-model" in page.stdout
+    page = invoke("status", url=redis_url)
+    assert page.returncode == 0 and "some-model" in page.stdout
 
 
 # The embedded server.
@@ -275,36 +306,38 @@ def test_a_server_that_ends_in_mid_batch_loses_no_row(tmp_path: Path, eventually
         if batch is not None:
             batch.kill()
     assert batch.returncode == 1 and "Traceback" not in errors
-    assert f"1 of 2 are in {out}; the same command goes on from there" in errors.splitlines()
-    assert errors.splitlines()[-1].startswith("sailq: No server answers")
+    *_, kept, last = errors.splitlines()
+    assert "1 of 2" in kept and str(out) in kept
+    assert last.startswith("sailq: ") and f"{tmp_path}/s.sock" in last
     assert len(rows(out)) == 1
 
 
 def test_server_on_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "in use" in told(sailq("server", "--port", taken.getsockname()[1]), 2)
+        port = taken.getsockname()[1]
+        refused(invoke("server", "--port", port), "bad_request", port)
 
 
 # With a worker.
 
 def test_ask_answers_the_same_streamed_or_not(served_url: str, samples: Path) -> None:
     question = ["ask", "--video", samples / "clips" / "0000.mp4", "--nframes", 4, "--max-new-tokens", 24]
-    plain = sailq(*question, url=served_url)
+    plain = invoke(*question, url=served_url)
     assert plain.returncode == 0, plain.stderr
     assert "tokens/s" in plain.stderr
-    assert sailq(*question, "--stream", url=served_url).stdout == plain.stdout
-    said = json.loads(sailq(*question, "--json", url=served_url).stdout)
+    assert invoke(*question, "--stream", url=served_url).stdout == plain.stdout
+    said = json.loads(invoke(*question, "--json", url=served_url).stdout)
     assert said["text"] + "\n" == plain.stdout
     assert said["error"] is None and said["finish_reason"] in {"stop", "length"}
     assert said["metrics"]["usage"]["vision_tokens"] > 0
     assert said["metrics"]["timings"]["time_to_first_token"] > 0
-    *chunks, last = map(json.loads, sailq(*question, "--json", "--stream", url=served_url).stdout.splitlines())
+    *chunks, last = map(json.loads, invoke(*question, "--json", "--stream", url=served_url).stdout.splitlines())
     assert "".join(chunk["chunk"] for chunk in chunks) == last["text"] == said["text"]
 
 
 def test_ask_goes_on_with_a_conversation(served_url: str, samples: Path) -> None:
     for prompt, media in (("What is it?", ["--image", samples / "images" / "0001_0.png"]), ("And its colour?", [])):
-        done = sailq("ask", *media, "--prompt", prompt, "--conversation", "cli-talk", "--max-new-tokens", 8, "--json",
+        done = invoke("ask", *media, "--prompt", prompt, "--conversation", "cli-talk", "--max-new-tokens", 8, "--json",
                      url=served_url)
         assert json.loads(done.stdout)["conversation"] == "cli-talk"
     with Client(served_url) as client:
@@ -313,16 +346,16 @@ def test_ask_goes_on_with_a_conversation(served_url: str, samples: Path) -> None
 
 
 def test_ask_for_a_model_that_nobody_serves(served_url: str) -> None:
-    assert "sailq-tiny is served" in told(sailq("ask", "--prompt", "x", "--model", "other", url=served_url), 2)
+    refused(invoke("ask", "--prompt", "x", "--model", "other", url=served_url), "unsupported", "'other'", "sailq-tiny")
 
 
 def test_ask_gets_the_workers_refusal(served_url: str) -> None:
     question = ["ask", "--prompt", "word " * 20_000]
-    done = sailq(*question, "--json", url=served_url)
+    done = invoke(*question, "--json", url=served_url)
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["code"] == "too_long"
-    done = sailq(*question, url=served_url)
-    assert done.stdout == "" and "tokens" in told(done, 1)
+    done = invoke(*question, url=served_url)
+    assert done.stdout == "" and done.returncode == 1 and done.stderr.startswith("sailq: ")
 
 
 def test_chat_remembers_and_clears(served_url: str, samples: Path) -> None:
@@ -330,16 +363,16 @@ def test_chat_remembers_and_clears(served_url: str, samples: Path) -> None:
     with Client(served_url) as client:
         known = set(client.conversations())
         lines = f"/image '{image}'\nWhat is it?\nWhat colour?\n/image /no/such.png\n"
-        done = sailq("chat", "--max-new-tokens", 8, stdin=f"{lines}q\nnever asked\n", url=served_url)
+        done = invoke("chat", "--max-new-tokens", 8, stdin=f"{lines}q\nnever asked\n", url=served_url)
         (talk,) = set(client.conversations()) - known
         turns = client.history(talk)
         assert [turn.messages[-1].content[-1].text for turn in turns] == ["What is it?", "What colour?"]
         assert [len(turn.messages[-1].content) for turn in turns] == [2, 1]
         assert done.stdout == "".join(f"{turn.text}\n" for turn in turns)
-        assert done.returncode == 1 and "There is no file '/no/such.png'." in done.stderr
+        assert done.returncode == 1 and "'/no/such.png'" in done.stderr
 
         known |= {talk}
-        done = sailq("chat", "--max-new-tokens", 8, stdin="Hello\n/clear\nHello\n", url=served_url)
+        done = invoke("chat", "--max-new-tokens", 8, stdin="Hello\n/clear\nHello\n", url=served_url)
         (talk,) = set(client.conversations()) - known
         (turn,) = client.history(talk)
         assert done.returncode == 0 and turn.turn == 1
@@ -352,7 +385,7 @@ def test_caption_keeps_order_metadata_and_what_is_done(served_url: str, samples:
     source.write_text("".join(json.dumps(row) + "\n" for row in [*truth[:2], missing, *truth[2:]]))
     command = ["caption", "--messages", source, "--out", out, "--report", report, "--window", 2]
 
-    first = sailq(*command, url=served_url)
+    first = invoke(*command, url=served_url)
     written = rows(out)
     assert first.returncode == 1, first.stderr
     assert [row["index"] for row in written] == list(range(6))
@@ -365,22 +398,22 @@ def test_caption_keeps_order_metadata_and_what_is_done(served_url: str, samples:
     (samples / "later.mp4").write_bytes((samples / "clips" / "0000.mp4").read_bytes())
     with out.open("a") as file:
         file.write('{"index": 9, "sou')  # as if the run had died here
-    second = sailq(*command, url=served_url)
+    second = invoke(*command, url=served_url)
     again = rows(out)
     assert second.returncode == 0, second.stderr
-    assert "resuming: 5 of 6 are done" in second.stderr
+    assert "5 of 6" in second.stderr
     assert [row["job"] for row in again[:2] + again[3:]] == [row["job"] for row in written[:2] + written[3:]]
     assert again[2]["error"] is None and [row["index"] for row in again] == list(range(6))
     page = report.read_text()
     assert page.count("<article") == 6 and page.count('src="data:image/jpeg') >= 4
 
-    other = sailq(*command, "--temperature", "0.5", url=served_url)
-    assert other.returncode == 2 and "something else" in other.stderr
+    other = invoke(*command, "--temperature", "0.5", url=served_url)
+    assert other.returncode == 2 and other.error and other.error.code == "bad_request"
     assert rows(out) == again
 
 
 def test_caption_writes_rows_to_stdout(served_url: str, samples: Path) -> None:
-    done = sailq("caption", samples / "images", samples / "clips" / "*.mp4", "--max-new-tokens", 4, url=served_url)
+    done = invoke("caption", samples / "images", samples / "clips" / "*.mp4", "--max-new-tokens", 4, url=served_url)
     assert done.returncode == 0, done.stderr
     said = sorted(map(json.loads, done.stdout.splitlines()), key=lambda row: row["index"])
     files = [*sorted((samples / "images").iterdir()), *sorted((samples / "clips").iterdir())]
@@ -397,31 +430,40 @@ def test_rows_reach_the_file_while_a_terminal_shows_the_progress(served_url: str
 
 def test_chat_reads_paths_as_a_shell_would(served_url: str, samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(samples))
-    done = sailq("chat", stdin="/image ~/images/0001_0.png\n/image ''\n", url=served_url)
-    assert done.stderr.splitlines() == ["sailq: /image needs a file."]
+    done = invoke("chat", stdin="/image ~/images/0001_0.png\n/image ''\n", url=served_url)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("sailq: /image ") and done.returncode == 1
 
 
 def test_status_shows_the_worker(served_url: str) -> None:
-    (worker,) = json.loads(sailq("status", "--json", url=served_url).stdout)["workers"]
+    (worker,) = json.loads(invoke("status", "--json", url=served_url).stdout)["workers"]
     assert worker["model"] == "sailq-tiny" and worker["slots"] > 0 and worker["beat_age"] < 30
-    assert "sailq-tiny" in sailq("status", url=served_url).stdout
+    assert "sailq-tiny" in invoke("status", url=served_url).stdout
 
 
 # The demo.
 
+@pytest.fixture
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command in this process starts finds no PyTorch, like on a box."""
+    monkeypatch.setattr(demo, "sailq_command", box_command)
+
+
+@pytest.mark.usefixtures("quick_start")
 def test_demo_runs_on_its_own_and_leaves_nothing_running(tmp_path: Path) -> None:
-    done = sailq("demo", "--count", 5, "--out", tmp_path / "demo")
+    done = invoke("demo", "--count", 5, "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     captions = rows(tmp_path / "demo" / "captions.jsonl")
     assert [row["metadata"]["task"] for row in captions] == ["video", "image", "images", "follow_up", "text"]
     assert all(row["metadata"]["answer"] == row["text"] for row in captions)
-    assert "5 of 5 as the truth" in done.stdout
+    assert "5 of 5" in done.stdout
     assert (tmp_path / "demo" / "report.html").stat().st_size > 5000
     assert not living(sockets(done.stderr)) and not Path(sockets(done.stderr)).exists()
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_demo_uses_the_users_server(redis_url: str, connection: redis.Redis, tmp_path: Path) -> None:
-    done = sailq("demo", "--count", 2, "--out", tmp_path / "demo", url=redis_url)
+    done = invoke("demo", "--count", 2, "--out", tmp_path / "demo", url=redis_url)
     assert done.returncode == 0, done.stderr
     assert "server at" not in done.stderr
     assert len(list(connection.scan_iter("sailq:result:*"))) == 2
@@ -431,10 +473,9 @@ def test_demo_uses_the_users_server(redis_url: str, connection: redis.Redis, tmp
 def test_demo_with_a_worker_that_does_not_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
-    done = sailq("demo", "--count", 1, "--out", tmp_path / "demo", "--model", tmp_path / "broken")
-    assert done.returncode == 2
-    assert "The worker ended at once" in done.stderr and "worker.log" in done.stderr
-    assert "Traceback" not in done.stderr
+    done = invoke("demo", "--count", 1, "--out", tmp_path / "demo", "--model", tmp_path / "broken")
+    assert done.returncode == 2 and done.error and done.error.code == "bad_request"
+    assert str(tmp_path / "demo" / "worker.log") in str(done.error)
     assert not living(sockets(done.stderr))
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +14,8 @@ import numpy as np
 import pytest
 import redis
 from answering import Answerer
-from commands import sailq, told
-from dying_worker import DEADLY_PROMPT, FAILING_PROMPT
+from commands import invoke, refused
+from farm import Farm, NullWorker
 from rq.job import Job as RQJob
 from sailq.producer.client import Client
 from sailq.producer.messages import Prepared
@@ -28,7 +26,8 @@ from sailq.shared.jobs import DIED, HANDED_BACK, Failure, FramesPart, Generation
 from sailq.shared.lifecycle import MAX_HISTORY, Lifecycle
 from sailq.shared.rqjob import MAX_ATTEMPTS, LockedJob, Serializer
 
-DYING_WORKER = Path(__file__).parents[1] / "dying_worker.py"
+FAILING_PROMPT, DEADLY_PROMPT = 200, 600
+"""Tokens from which on a prefill fails, and from which on it takes the process down."""
 QUEUE = keys.queue("sailq-tiny")
 Eventually = Callable[..., None]
 
@@ -42,23 +41,21 @@ def submit(client: Client, text: str = "Hi", tokens: int = 5, **options: Any) ->
 
 
 @contextmanager
-def supervised(url: str, folder: Path) -> Iterator[list[int]]:
-    """A worker that is started again each time that it dies: gives the exit codes of those that did."""
-    ended: list[int] = []
+def supervised(farm: Farm, url: str, folder: Path) -> Iterator[list[NullWorker]]:
+    """A worker on which long prompts fail or kill it, and which is started again each time: gives those that died."""
+    ended: list[NullWorker] = []
     stop = threading.Event()
 
     def supervise() -> None:
         for count in itertools.count():
-            with (folder / f"worker-{count}.log").open("wb") as log:
-                process = subprocess.Popen(
-                    [sys.executable, str(DYING_WORKER), "--redis-url", url], stdout=log, stderr=subprocess.STDOUT
-                )
-            while process.poll() is None:
-                if stop.wait(0.1):
-                    process.terminate()
-                    process.wait(20)
+            worker = farm.start(url, folder / f"worker-{count}.log", "--decode-ms", "20",
+                                "--failing-prompt", str(FAILING_PROMPT), "--deadly-prompt", str(DEADLY_PROMPT))
+            while worker.alive:
+                if stop.wait(0.05):
+                    worker.close()
                     return
-            ended.append(process.returncode)
+            worker.close()
+            ended.append(worker)
 
     supervisor = threading.Thread(target=supervise)
     supervisor.start()
@@ -70,7 +67,7 @@ def supervised(url: str, folder: Path) -> Iterator[list[int]]:
 
 
 def listed(url: str, *arguments: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(sailq("failed", "list", "--json", *arguments, url=url).stdout)
+    found: list[dict[str, Any]] = json.loads(invoke("failed", "list", "--json", *arguments, url=url).stdout)
     return found
 
 
@@ -82,21 +79,21 @@ def rq_cause(connection: redis.Redis, job: str) -> str:
 
 
 def test_a_job_that_kills_its_worker_each_time_ends_as_an_error_and_harms_no_other(
-    redis_url: str, client: Client, connection: redis.Redis, tmp_path: Path, eventually: Eventually
+    redis_url: str, client: Client, connection: redis.Redis, farm: Farm, tmp_path: Path, eventually: Eventually
 ) -> None:
     beside = [submit(client, tokens=60) for _ in range(4)]
     poison = submit(client, "video " * DEADLY_PROMPT, conversation="mine", metadata={"camera": 3})
     beside += [submit(client, tokens=60) for _ in range(3)]
     began = connection.time()[0]
-    with supervised(redis_url, tmp_path) as ended:
-        result = client.wait(poison, 60)
-        others = [client.wait(job, 30) for job in beside]
-        assert ended == [-9] * MAX_ATTEMPTS
+    with supervised(farm, redis_url, tmp_path) as ended:
+        result = client.wait(poison, 200)
+        others = [client.wait(job, 60) for job in beside]
+        assert len(ended) == MAX_ATTEMPTS
         eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1)
 
     assert all(other.error is None and other.usage.completion_tokens == 60 for other in others)
     assert max(other.attempt for other in others) > 1  # some did run beside it
-    assert result.error and result.error.code == "internal" and f"ran this job: {MAX_ATTEMPTS}." in result.error.message
+    assert result.error and result.error.code == "internal" and str(MAX_ATTEMPTS) in result.error.message
     assert (result.conversation, result.metadata, result.attempt) == ("mine", {"camera": 3}, MAX_ATTEMPTS)
     assert [(one.attempt, one.cause) for one in result.history] == [(n + 1, DIED) for n in range(MAX_ATTEMPTS)]
     assert len({one.worker for one in result.history}) == MAX_ATTEMPTS
@@ -110,28 +107,28 @@ def test_a_job_that_kills_its_worker_each_time_ends_as_an_error_and_harms_no_oth
 
 
 def test_an_internal_error_is_kept_for_a_retry_and_a_jobs_own_error_is_not(
-    redis_url: str, client: Client, connection: redis.Redis, tmp_path: Path, eventually: Eventually
+    redis_url: str, client: Client, connection: redis.Redis, farm: Farm, tmp_path: Path, eventually: Eventually
 ) -> None:
     failing = submit(client, "video " * FAILING_PROMPT, conversation="c")
     too_long = submit(client, "word " * 30_000)
     after = submit(client, conversation="c")
-    with supervised(redis_url, tmp_path) as ended:
-        result = client.wait(failing, 60)
-        assert client.wait(too_long, 30).error and client.wait(after, 30).error is None
+    with supervised(farm, redis_url, tmp_path) as ended:
+        result = client.wait(failing, 120)
+        assert client.wait(too_long, 60).error and client.wait(after, 60).error is None
         eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1)
         assert [row["job"] for row in listed(redis_url)] == [failing]
         (attempt,) = result.history
         assert attempt.attempt == 1 and attempt.cause.startswith("error: ") and "out of memory" in attempt.cause
 
         # Retried, it fails the same way: as a new job, but with a number that no worker of its first life has.
-        assert sailq("failed", "retry", failing, url=redis_url).stdout == "1 retried\n"
-        again = client.wait(failing, 30)
+        assert invoke("failed", "retry", failing, url=redis_url).stdout.split()[0] == "1"
+        again = client.wait(failing, 60)
         assert [one.attempt for one in again.history] == [2] and again.turn == 0
         eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1)
         assert not ended
     assert "out of memory" in rq_cause(connection, failing)
 
-    assert sailq("failed", "drop", failing, url=redis_url).returncode == 0
+    assert invoke("failed", "drop", failing, url=redis_url).returncode == 0
     assert listed(redis_url) == [] and not connection.exists(RQJob.key_for(failing), keys.failed(failing))
     assert connection.zcard(f"rq:failed:{QUEUE}") == 0
     assert client.result(failing) == again  # its producer may still want it
@@ -165,10 +162,10 @@ def test_a_retried_job_is_answered_as_a_new_one(
     job = submit(client, stream=True)
     fail(job)
     assert client.result(job)
-    page = sailq("failed", "list", url=redis_url).stdout
+    page = invoke("failed", "list", url=redis_url).stdout
     assert "It [broke]." in page and job in page
     before = connection.llen(f"rq:queue:{QUEUE}")
-    said = json.loads(sailq("failed", "retry", job, "--json", url=redis_url).stdout)
+    said = json.loads(invoke("failed", "retry", job, "--json", url=redis_url).stdout)
     assert said == {"retried": [job], "refused": []}
     assert connection.llen(f"rq:queue:{QUEUE}") == before + 1
     assert client.result(job) is None and listed(redis_url) == []
@@ -183,7 +180,7 @@ def test_a_retried_job_that_waits_is_cancelled_at_once(
 ) -> None:
     job = submit(client)
     fail(job)
-    assert sailq("failed", "retry", "--all", url=redis_url).returncode == 0
+    assert invoke("failed", "retry", "--all", url=redis_url).returncode == 0
     assert client.cancel(job) == "cancelled"
 
 
@@ -200,23 +197,23 @@ def test_what_cannot_be_retried_is_said_and_stops_no_other(
     connection.delete(keys.blob(digest))
     deadline = decode(Job, connection.hget(keys.failed(late), "request")).deadline or 0
     eventually(lambda: connection.time()[0] > deadline)
-    done = sailq("failed", "retry", seen, late, "nosuchjob", good, url=redis_url)
-    assert (done.returncode, done.stdout) == (1, "1 retried\n")
+    done = invoke("failed", "retry", seen, late, "nosuchjob", good, url=redis_url)
+    assert (done.returncode, done.stdout.split()[0]) == (1, "1")
     for word, line in zip(("frames", "deadline", "nosuchjob"), done.stderr.splitlines(), strict=True):
         assert word in line
     assert {row["job"] for row in listed(redis_url)} == {seen, late}  # as they were
     assert listed(redis_url, "--model", "another") == []
-    assert sailq("failed", "drop", "--all", "--model", "another", url=redis_url).stdout == "0 dropped\n"
-    refused = sailq("failed", "retry", "--all", "--json", url=redis_url)
+    assert invoke("failed", "drop", "--all", "--model", "another", url=redis_url).stdout.split()[0] == "0"
+    refused = invoke("failed", "retry", "--all", "--json", url=redis_url)
     assert refused.returncode == 1
     assert {one["error"]["code"] for one in json.loads(refused.stdout)["refused"]} == {"bad_media", "deadline"}
-    assert sailq("failed", "drop", "--all", url=redis_url).stdout == "2 dropped\n"
-    assert sailq("failed", "list", url=redis_url).stdout == "no failed jobs\n"
+    assert invoke("failed", "drop", "--all", url=redis_url).stdout.split()[0] == "2"
+    assert listed(redis_url) == [] and len(invoke("failed", "list", url=redis_url).stdout.splitlines()) == 1
 
 
 @pytest.mark.parametrize("arguments", [("retry",), ("drop",), ("retry", "x", "--all"), ("drop", "x", "--model", "y")])
 def test_which_jobs_must_be_said(arguments: tuple[str, ...], redis_url: str) -> None:
-    assert "--all" in told(sailq("failed", *arguments, url=redis_url), 2)
+    refused(invoke("failed", *arguments, url=redis_url), "bad_request", "--all")
 
 
 def test_the_last_attempt_is_made_alone_and_one_that_was_handed_back_does_not_count(
