@@ -11,11 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-from commands import SECONDS, sailq
+from commands import SECONDS, invoke
 from sailq.shared.connection import connect
-from sailq.worker.doctor import command
-from typer.testing import CliRunner
 
 MB = 1 << 20
 AS_SHIPPED = {"npu": 3950, "vpu": 2048, "vpp": 3072}
@@ -45,25 +42,18 @@ class Examined:
         return {name for name, verdict in self.found.items() if verdict.state == "wrong"}
 
 
-def sailq_doctor(*arguments: object, url: str = "") -> Examined:
-    """As a process of its own."""
-    done = sailq("doctor", "--json", *arguments, url=url)
+def doctor(*arguments: object, url: str = "") -> Examined:
+    """What it says in this process."""
+    done = invoke("doctor", "--json", *arguments, url=url)
     assert done.stderr == ""
     return _read(done.returncode, done.stdout)
-
-
-def doctor(*arguments: object, url: str = "") -> Examined:
-    """The command in this process, which is ten times as quick."""
-    app = typer.Typer()
-    app.command()(command.doctor)
-    done = CliRunner().invoke(app, ["--json", *map(str, arguments)], env={"SAILQ_REDIS_URL": url} if url else {})
-    return _read(done.exit_code, done.output)
 
 
 def mended(
     mend: str | None, *arguments: object, folder: Path, url: str = "", tools: Iterable[Path] = ()
 ) -> Examined:
-    """What it says in the same shell after `mend`, which is run in `folder`, with `tools` on its PATH."""
+    """What the `sailq` script says in the same shell after `mend`, which is run in `folder`, with
+    `tools` on its PATH."""
     assert mend
     path = os.pathsep.join(map(str, (*tools, Path(sys.executable).parent, os.environ["PATH"])))
     environment = {**os.environ, "PATH": path, **({"SAILQ_REDIS_URL": url} if url else {})}

@@ -15,11 +15,11 @@ import redis
 import yaml
 from acl_server import DEPLOY, Server
 from asking import LONG_ANSWER
-from commands import living, sailq
+from commands import box_command, invoke, living
 from redis.exceptions import NoPermissionError
+from sailq.producer import demo
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
-from sailq.producer.demo import set_up
 from sailq.producer.fleet import Fleet
 from sailq.producer.samples import write_samples
 from sailq.shared.connection import connect, server_errors
@@ -42,9 +42,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def logs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The logs of a worker that `sailq demo` or `sailq bench` would start; it serves while they are there."""
     folder = tmp_path_factory.mktemp("logs")
-    with ExitStack() as stack:
-        set_up(stack, redis_url=server.url("worker"), model="sailq-tiny", logs=folder, say=lambda _: None,
-               worker_options=["--threads", "1"])
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "sailq_command", box_command)
+        demo.set_up(stack, redis_url=server.url("worker"), model="sailq-tiny", logs=folder, say=lambda _: None,
+                    worker_options=["--threads", "1"])
         yield folder
 
 
@@ -77,7 +78,7 @@ def test_a_producers_commands_work(
         (["chat", "--image", image], "What is it?\nWhich colour?\n/clear\nq\n"),
         (["caption", image, "--out", tmp_path / "out.jsonl"], ""),
     ):
-        done = sailq(*arguments, url=server.url("producer"), stdin=stdin)
+        done = invoke(*arguments, url=server.url("producer"), stdin=stdin)
         assert done.returncode == 0, done.stderr
         assert no_secret(server, done.stdout + done.stderr)
     assert refused() == set()
@@ -114,7 +115,7 @@ def test_a_reader_sees_all(
     with Client(server.url("producer")) as client:
         job = client.submit(ask("Hello"), conversation="seen").job
         client.wait(job, timeout=30)
-    done = sailq("status", "--json", "--memory", url=server.url("reader"))
+    done = invoke("status", "--json", "--memory", url=server.url("reader"))
     assert done.returncode == 0 and json.loads(done.stdout)["workers"], done.stderr
     with Client(server.url("reader")) as client:
         assert client.result(job) and list(client.stream(job)) == []
@@ -187,9 +188,9 @@ def test_anothers_result_is_had_by_its_id_alone(server: Server, logs: Path) -> N
     with Client(server.url("producer")) as one, Client(server.url("producer")) as other:
         handle = one.submit(ask("Hello"))
         text = one.wait(handle.job, timeout=30).text
-        with pytest.raises(ServerUnavailable, match="refused a command: .*zrevrange"):
+        with pytest.raises(ServerUnavailable, match="zrevrange"):
             other.conversations()
-        with pytest.raises(ServerUnavailable, match="refused a command"):
+        with pytest.raises(ServerUnavailable):
             Fleet(other.connection).snapshot()
         result = other.result(handle.job)
         assert result is not None and result.text == text  # what deploy/redis/README.md says of ids
@@ -198,7 +199,7 @@ def test_anothers_result_is_had_by_its_id_alone(server: Server, logs: Path) -> N
 def test_nobody_without_a_name(server: Server) -> None:
     with (
         connect(f"redis://127.0.0.1:{server.port}/0", retries=0) as connection,
-        pytest.raises(ServerUnavailable, match="refused the login: Authentication required[.]$"),
+        pytest.raises(ServerUnavailable, match="Authentication required[.]$"),
         server_errors(connection),
     ):
         connection.ping()
@@ -212,8 +213,9 @@ def test_no_password_shows(server: Server, logs: Path) -> None:
         (password,) = server.passwords(user)
         assert not living(password)
         assert len(password) == 48 and (server.secrets / f"{user}.env").stat().st_mode & 0o077 == 0
-    told = sailq("ask", "--prompt", "x", url=server.url("producer").replace("@", "x@")).stderr
-    assert "refused the login" in told and no_secret(server, told)
+    done = invoke("ask", "--prompt", "x", url=server.url("producer").replace("@", "x@"))
+    assert done.error and done.error.code == "server_unavailable" and done.stderr == f"sailq: {done.error}\n"
+    assert no_secret(server, done.stderr)
     for file in [*logs.iterdir(), server.secrets / "server.log", server.secrets / "users.acl"]:
         assert no_secret(server, file.read_text(errors="replace")), file
     assert "takes jobs" in (logs / "worker.log").read_text()

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from acl_server import Server
-from commands import command_without, sailq, start, told
-from examined import Examined, doctor, mended, redis_cli, sailq_doctor
+from commands import command_without, invoke, refused, start
+from examined import Examined, doctor, mended, redis_cli
 from off_clock import OffClock
 from own_server import OwnServer
 from sailq.producer.embedded import embedded_server
@@ -41,10 +41,10 @@ def acl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def only(examined: Examined, name: str, *words: str) -> str | None:
-    """The mend of the one check that finds something wrong, and says `words` of it."""
+def only(examined: Examined, name: str, *facts: str) -> str | None:
+    """The mend of the one check that finds something wrong, and names `facts` in what it says of it."""
     assert examined.wrong == {name}, examined
-    assert examined.code == 1 and all(word in examined[name].what for word in words), examined[name]
+    assert examined.code == 1 and all(fact in examined[name].what for fact in facts), examined[name]
     return examined[name].mend
 
 
@@ -53,12 +53,12 @@ def only(examined: Examined, name: str, *words: str) -> str | None:
 
 def test_a_laptop_that_is_well(own: OwnServer, tmp_path: Path) -> None:
     with connect(own.url) as connection:
-        examined = sailq_doctor("--metrics-port", 0, url=own.url)
+        examined = doctor("--metrics-port", 0, url=own.url)
         assert connection.dbsize() == 0
     assert examined.code == 0
     assert {verdict.state for verdict in examined.found.values()} == {"ok", "skipped"}
     assert all(examined[name].state == "ok" for name in ON_THE_SERVER | {"server", "model", "memory", "python"})
-    assert examined["SAIL"].what == "for a TPU; this is for cpu"
+    assert examined["SAIL"].state == "skipped" and "cpu" in examined["SAIL"].what
 
 
 def test_a_server_that_forgets_is_a_warning(redis_url: str) -> None:
@@ -83,7 +83,7 @@ def test_the_light_client_alone(own: OwnServer) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.stderr == ""
         found[done.returncode] = {one["name"]: one for one in json.loads(done.stdout)}
-    assert found[0]["packages"]["state"] == "skipped" and found[0]["rights"]["what"].endswith("that a producer does")
+    assert found[0]["packages"]["state"] == "skipped" and "producer" in found[0]["rights"]["what"]
     assert found[1]["packages"]["mend"] == "pip install 'sailq[cpu]'"
 
 
@@ -92,9 +92,9 @@ def test_the_light_client_alone(own: OwnServer) -> None:
 
 def test_no_server_and_the_one_that_its_mend_starts(folder: Path) -> None:
     url = f"unix://{folder}/server.sock"
-    examined = sailq_doctor("--for", "producer", url=url)
-    assert only(examined, "server", "No server listens at") == f"sailq server --unix {folder}/server.sock"
-    assert {name for name, one in examined.found.items() if one.what.startswith("to be seen when")} == ON_THE_SERVER
+    examined = doctor("--for", "producer", url=url)
+    assert only(examined, "server", f"{folder}/server.sock") == f"sailq server --unix {folder}/server.sock"
+    assert {examined[name].state for name in ON_THE_SERVER} == {"skipped"}
     server = start(*str(examined["server"].mend).split()[1:])
     try:
         assert server.stdout and server.stdout.readline().startswith("export SAILQ_REDIS_URL=")
@@ -112,12 +112,12 @@ def test_no_server_at_a_port() -> None:
 
 
 def test_a_name_that_nobody_knows() -> None:
-    mend = only(doctor(url="redis://queue.invalid:6379/0"), "server", "knows no address of the name 'queue.invalid'")
+    mend = only(doctor(url="redis://queue.invalid:6379/0"), "server", "'queue.invalid'", "/etc/hosts")
     assert mend and "queue.invalid" in mend and "/etc/hosts" in mend
 
 
 def test_a_url_that_is_none() -> None:
-    assert only(doctor(url="http://queue"), "server", "starts with redis://") == (
+    assert only(doctor(url="http://queue"), "server", "redis://", "rediss://", "unix://") == (
         "export SAILQ_REDIS_URL=redis://HOST:6379/0"
     )
 
@@ -125,7 +125,7 @@ def test_a_url_that_is_none() -> None:
 @pytest.mark.parametrize("login", ["worker:wrong@", ""])
 def test_a_wrong_password_or_none(acl: Server, login: str) -> None:
     url = f"redis://{login}127.0.0.1:{acl.port}/0"
-    mend = only(sailq_doctor(url=url), "server", "refused the login", "make_users.sh")
+    mend = only(doctor(url=url), "server", "make_users.sh")
     assert mend == 'export "$(cat worker.env)"'
     assert mended(mend, folder=acl.secrets, url=url).code == 0
 
@@ -133,7 +133,7 @@ def test_a_wrong_password_or_none(acl: Server, login: str) -> None:
 @pytest.mark.parametrize(("user", "role", "other"), [("producer", "worker", "EXPIRE"), ("reader", "producer", "TIME")])
 def test_a_user_who_may_too_little(acl: Server, user: str, role: str, other: str) -> None:
     examined = doctor("--for", role, url=acl.url(user))
-    mend = only(examined, "rights", f"The user '{user}' may not do what a {role} does", "commands")
+    mend = only(examined, "rights", f"'{user}'", role)
     assert not any(password in str(examined) for password in acl.passwords(user))
     assert mended(mend, "--for", role, folder=acl.secrets, url=acl.url(user)).code == 0
 
@@ -144,7 +144,7 @@ def test_the_right_users_may_all_and_leave_nothing_behind(acl: Server, user: str
         admin.acl_log_reset()
         before = admin.dbsize()
         examined = doctor("--for", user, url=acl.url(user))
-        assert examined.code == 0 and examined["rights"].what == f"the user '{user}' may do all that a {user} does"
+        assert examined.code == 0 and examined["rights"].state == "ok" and f"'{user}'" in examined["rights"].what
         assert admin.dbsize() == before
         asked_for_info = {"info"} if user == "producer" else set()
         assert {entry["object"] for entry in admin.acl_log()} == asked_for_info
@@ -159,7 +159,7 @@ def test_each_right_that_lacks_is_missed(acl: Server, right: str) -> None:
             selectors = re.sub(r"\+" + right.removeprefix("-") + r"\b", "", line) if right.startswith("-") else line
             admin.execute_command("ACL", "SETUSER", "producer", "reset", *_words(selectors), *(
                 right.split() if not right.startswith("-") else ()))
-            only(doctor("--for", "producer", url=acl.url("producer")), "rights", "may not do what a producer does")
+            only(doctor("--for", "producer", url=acl.url("producer")), "rights", "'producer'")
         finally:
             admin.acl_load()
 
@@ -172,7 +172,8 @@ def _words(line: str) -> list[str]:
 def test_a_full_server(own: OwnServer, tmp_path: Path) -> None:
     with connect(own.url) as connection:
         connection.config_set("maxmemory", 1)
-    mend = only(doctor(url=own.url), "server", "is full")
+    mend = only(doctor(url=own.url), "server")
+    assert mend and "CONFIG SET maxmemory " in mend
     tools = [redis_cli(tmp_path / "bin", own.url)]
     assert mended(mend, folder=tmp_path, url=own.url, tools=tools).code == 0
 
@@ -181,9 +182,9 @@ def test_a_server_that_forgets_jobs_when_it_is_full(own: OwnServer, tmp_path: Pa
     with connect(own.url) as connection:
         connection.config_set("maxmemory", "100mb")
         connection.config_set("maxmemory-policy", "allkeys-lru")
-    mend = only(doctor(url=own.url), "server memory", "allkeys-lru", "104.9 MB", "forgets jobs")
+    mend = only(doctor(url=own.url), "server memory", "allkeys-lru", "104.9 MB")
     examined = mended(mend, folder=tmp_path, url=own.url, tools=[redis_cli(tmp_path / "bin", own.url)])
-    assert examined.code == 0 and examined["server memory"].what.endswith("noeviction")
+    assert examined.code == 0 and "noeviction" in examined["server memory"].what
 
 
 def test_a_replica_names_its_primary(tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_a_replica_names_its_primary(tmp_path: Path) -> None:
         with connect(other.url) as connection:
             connection.replicaof("127.0.0.1", primary.url.split(":")[2].split("/")[0])
         examined = doctor(url=other.url)
-        mend = only(examined, "server", "is a replica and takes no writes")
+        mend = only(examined, "server")
         assert mended(mend, folder=tmp_path, url=other.url).code == 0
 
 
@@ -206,13 +207,13 @@ def test_a_server_that_loads(folder: Path) -> None:
         server.start_slowly(1)
         while not (folder / "server.sock").exists():
             pass
-        assert only(doctor(url=server.url), "server", "still loading") == "sleep 60; sailq doctor"
+        assert only(doctor(url=server.url), "server") == "sleep 60; sailq doctor"
 
 
 def test_a_server_without_a_place_for_one_more(own: OwnServer) -> None:
     with connect(own.url) as connection:
         connection.config_set("maxclients", 1)
-        assert "maxclients" in str(only(doctor(url=own.url), "server", "as many clients as its maxclients lets in"))
+        assert "maxclients" in str(only(doctor(url=own.url), "server", "maxclients"))
 
 
 @contextmanager
@@ -236,7 +237,7 @@ def saying(words: bytes) -> Iterator[str]:
 
 def test_what_is_no_server() -> None:
     with saying(b"") as url:
-        assert only(doctor(url=url), "server", "is no Redis or Valkey server") == (
+        assert only(doctor(url=url), "server", url.split("/")[2]) == (
             "export SAILQ_REDIS_URL=redis://HOST:6379/0"
         )
 
@@ -244,7 +245,7 @@ def test_what_is_no_server() -> None:
 def test_a_server_that_protects_itself() -> None:
     """What Redis says to other machines while it has no password; this machine is its own."""
     with saying(b"-DENIED Redis is running in protected mode because protected mode is enabled\r\n") as url:
-        assert only(doctor(url=url), "server", "protected mode") == f"deploy/redis/make_users.sh {url}"
+        assert only(doctor(url=url), "server", url.split("/")[2]) == f"deploy/redis/make_users.sh {url}"
 
 
 # TLS
@@ -280,7 +281,8 @@ def tls_port(secrets: Path) -> Iterator[int]:
 def test_tls_that_is_not_spoken(acl: Server) -> None:
     url = acl.url("worker").replace("redis://", "rediss://")
     examined = doctor(url=url)
-    mend = only(examined, "server", "speaks no TLS")
+    mend = only(examined, "server", "rediss://")
+    assert mend and "^rediss:" in mend
     assert not any(password in str(examined) for password in acl.passwords("worker"))
     assert mended(mend, folder=acl.secrets, url=url).code == 0
 
@@ -288,12 +290,12 @@ def test_tls_that_is_not_spoken(acl: Server) -> None:
 def test_tls_that_is_not_asked_for_and_an_authority_that_is_not_named(secrets: Path, tmp_path: Path) -> None:
     with tls_port(secrets) as port:
         url = f"redis://localhost:{port}/0"
-        mend = only(doctor(url=url), "server", "speaks TLS: rediss://, not redis://")
-        mend = only(mended(mend, folder=tmp_path, url=url), "server", "unable to get local issuer certificate")
+        mend = only(doctor(url=url), "server", "TLS", "rediss://")
+        mend = only(mended(mend, folder=tmp_path, url=url), "server", "certificate")  # OpenSSL's own word
         assert mend and "sed 's,$,?ssl_ca_certs=/etc/sailq/ca.crt,'" in mend
-        # A handshake is all that this server can do.
-        mend = mend.replace("/etc/sailq", str(secrets))
-        assert "hangs up" in mended(mend, folder=tmp_path, url=url)["server"].what
+        # A handshake is all that this server can do: then it is found to be none.
+        mend = mended(mend.replace("/etc/sailq", str(secrets)), folder=tmp_path, url=url)["server"].mend
+        assert mend == "export SAILQ_REDIS_URL=redis://HOST:6379/0"
         url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={secrets}/ca.crt"
         assert only(doctor(url=url), "server", "IP address mismatch") == "deploy/redis/make_tls.sh 127.0.0.1"
 
@@ -301,37 +303,38 @@ def test_tls_that_is_not_asked_for_and_an_authority_that_is_not_named(secrets: P
 # The clock
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(3 * 3600, "3 h behind"), (-30, "30.0 s ahead of")])
+@pytest.mark.parametrize(("seconds", "words"), [(3 * 3600, "3 h "), (-30, "30.0 s ")])
 def test_a_clock_that_is_off(own: OwnServer, folder: Path, seconds: int, words: str) -> None:
     with OffClock(own.url.removeprefix("unix://").split("?")[0], folder / "off.sock", seconds) as off:
-        mend = only(sailq_doctor(url=off.url), "clock", words, "3 s may be")
+        mend = only(doctor(url=off.url), "clock", words, "3 s ")
         assert mend == "sudo timedatectl set-ntp true"
         off.seconds = 1
-        assert doctor(url=off.url)["clock"].what == "1.0 s off the server's"
+        clock = doctor(url=off.url)["clock"]
+        assert clock.state == "ok" and "1.0 s" in clock.what
 
 
 # How it says so
 
 
 def test_piped_each_check_is_a_line(redis_url: str) -> None:
-    done = sailq("doctor", "--device", "tpu:0", "--metrics-port", 0, url=redis_url)
+    done = invoke("doctor", "--device", "tpu:0", "--metrics-port", 0, url=redis_url)
     lines = {line.split()[1]: line for line in done.stdout.splitlines()}
     assert done.returncode == 1 and "\x1b" not in done.stdout
     assert lines["persistence"].startswith("warning  persistence") and lines["persistence"].endswith(
         "--data ~/.sailq")
-    assert lines["SAIL"].endswith("Mend: pip install dfss && python -m dfss --install sail")
+    assert lines["SAIL"].endswith("pip install dfss && python -m dfss --install sail")
 
 
 @pytest.mark.parametrize("arguments", [("--device", "gpu"), ("--for", "boss"), ("--metrics-port", "70000")])
-def test_a_command_line_that_wants_mending(arguments: tuple[str, ...]) -> None:
-    assert sailq("doctor", *arguments).returncode == 2
+def test_a_usage_error(arguments: tuple[str, ...]) -> None:
+    assert invoke("doctor", *arguments).returncode == 2
 
 
 def test_a_setting_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAILQ_RESULT_TTL", "soon")
-    assert "SAILQ_RESULT_TTL" in told(sailq("doctor"), 2)
+    refused(invoke("doctor"), "bad_request", "SAILQ_RESULT_TTL", "'soon'")
 
 
 def test_help_teaches() -> None:
-    done = sailq("doctor", "--help")
+    done = invoke("doctor", "--help")
     assert "Examples:" in done.stdout and "sailq doctor --for producer" in done.stdout

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from bmodel_files import qwen2_vl, write_bmodel
-from examined import AS_SHIPPED, MB, RECOMMENDED, Examined, box, doctor, mended, sailq_doctor
+from examined import AS_SHIPPED, MB, RECOMMENDED, Examined, box, doctor, mended
 from own_server import OwnServer
 from sailq.worker.catalog import resolve
 from sailq.worker.published import PUBLISHED
@@ -41,10 +41,10 @@ def directory(tmp_path: Path) -> Path:
     return folder
 
 
-def only(examined: Examined, name: str, *words: str) -> str:
-    """The mend of the one check that finds something wrong, and says `words` of it."""
+def only(examined: Examined, name: str, *facts: str) -> str:
+    """The mend of the one check that finds something wrong, and names `facts` in what it says of it."""
     assert examined.wrong == {name}, examined
-    assert all(word in examined[name].what for word in words), examined[name]
+    assert all(fact in examined[name].what for fact in facts), examined[name]
     return str(examined[name].mend)
 
 
@@ -62,15 +62,15 @@ def for_emulator(directory: Path, url: str) -> Examined:
     ("sailq-tyni", "sailq model list"),
 ])
 def test_a_model_that_is_not_there(model: str, mend: str, url: str) -> None:
-    examined = sailq_doctor("--model", model, "--metrics-port", 0, url=url)
-    assert only(examined, "model", f"There is no model '{model}'") == mend
+    examined = doctor("--model", model, "--metrics-port", 0, url=url)
+    assert only(examined, "model", f"'{model}'") == mend
     assert examined["memory"].state == examined["bmodel"].state == "skipped"
 
 
 @pytest.mark.parametrize(("missing", "words", "brings"), [
-    ("tokenizer.json", "lacks tokenizer.json", "tokenizer.json"),
-    ("tokenizer_config.json", "lacks tokenizer_config.json", "tokenizer_config.json"),
-    ("chat_template.jinja", "no chat template", "tokenizer_config.json"),
+    ("tokenizer.json", "tokenizer.json", "tokenizer.json"),
+    ("tokenizer_config.json", "tokenizer_config.json", "tokenizer_config.json"),
+    ("chat_template.jinja", "chat template", "tokenizer_config.json"),
 ])
 def test_a_model_that_lacks_files(
     directory: Path, url: str, missing: str, words: str, brings: str, tmp_path: Path
@@ -87,7 +87,7 @@ def test_a_model_that_lacks_files(
 
 
 def test_a_model_without_the_nets_of_a_cpu(directory: Path, url: str) -> None:
-    mend = only(doctor("--model", directory, "--metrics-port", 0, url=url), "model", "such as onnx/embedding.onnx")
+    mend = only(doctor("--model", directory, "--metrics-port", 0, url=url), "model", "onnx/embedding.onnx")
     assert mend == (
         f"python deploy/models/export_onnx.py --dynamic --model_path {directory} --out {directory}/onnx"
     )
@@ -98,34 +98,34 @@ def test_a_model_without_the_nets_of_a_cpu(directory: Path, url: str) -> None:
 
 def test_another_chips_bmodel(directory: Path, url: str, tmp_path: Path) -> None:
     write_bmodel(directory / "tiny.bmodel", qwen2_vl(**TINY), chip="BM1688")
-    examined = sailq_doctor("--model", directory, "--device", "emulator", "--metrics-port", 0, url=url)
-    mend = only(examined, "bmodel", "is compiled for BM1688, not for the BM1684X")
+    examined = doctor("--model", directory, "--device", "emulator", "--metrics-port", 0, url=url)
+    mend = only(examined, "bmodel", "BM1688", "BM1684X")
     aside, compile_it = mend.splitlines()
     assert compile_it.startswith("deploy/models/compile.sh --model_path CHECKPOINT")
     write_bmodel(tmp_path / "right.bmodel", qwen2_vl(**TINY))  # as compile.sh would have left it
     subprocess.run(["bash", "-c", f"{aside}; mv {tmp_path}/right.bmodel {directory}"], check=True)
-    assert for_emulator(directory, url)["bmodel"].what == "right.bmodel: sophon-demo, context 64"
+    assert for_emulator(directory, url)["bmodel"].what.startswith("right.bmodel: ")
 
 
 def test_a_bmodel_that_was_cut_short(directory: Path, url: str) -> None:
     file = directory / "tiny.bmodel"
     whole = file.read_bytes()
     file.write_bytes(whole[:-100])
-    assert only(for_emulator(directory, url), "bmodel", "is cut short", f"of {len(whole):,} bytes").startswith("rsync ")
+    assert only(for_emulator(directory, url), "bmodel", f"{len(whole):,}").startswith("rsync ")
 
 
 def test_a_published_bmodel_that_was_cut_short_is_fetched_again(directory: Path, url: str) -> None:
     file = directory / Path(PUBLISHED[0].bmodel).name
     file.write_bytes((directory / "tiny.bmodel").read_bytes()[:-1])
     (directory / "tiny.bmodel").unlink()
-    mend = only(for_emulator(directory, url), "bmodel", "is cut short")
+    mend = only(for_emulator(directory, url), "bmodel", file.name)
     assert mend == f"rm -f {file} && deploy/models/download.sh qwen2-vl-7b --out {directory.parent}"
 
 
 @pytest.mark.parametrize(("nets", "words"), [
-    ([net for net in qwen2_vl(**TINY) if net.name != "block_2"], "lacks the net block_2"),
-    (qwen2_vl(**{**TINY, "hidden": 512}), "hidden size"),
-    (qwen2_vl(**{**TINY, "layers": 2}), "states 3 layers"),
+    ([net for net in qwen2_vl(**TINY) if net.name != "block_2"], "block_2"),
+    (qwen2_vl(**{**TINY, "hidden": 512}), "512"),
+    (qwen2_vl(**{**TINY, "layers": 2}), "3 layers"),
 ])
 def test_a_bmodel_that_is_not_the_models(directory: Path, url: str, nets: list, words: str) -> None:  # type: ignore[type-arg]
     file = write_bmodel(directory / "tiny.bmodel", nets)
@@ -136,11 +136,11 @@ def test_a_bmodel_that_is_not_the_models(directory: Path, url: str, nets: list, 
 def test_no_bmodel_and_two(directory: Path, url: str) -> None:
     file = directory / "tiny.bmodel"
     shutil.copy(file, directory / "a.bmodel")
-    mend = only(for_emulator(directory, url), "bmodel", "2 bmodels")
+    mend = only(for_emulator(directory, url), "bmodel", "a.bmodel", "tiny.bmodel")
     assert mend.endswith(f"--bmodel {directory}/a.bmodel")
     for name in ("a", "tiny"):
         (directory / f"{name}.bmodel").unlink()
-    assert "compile.sh" in only(for_emulator(directory, url), "bmodel", "holds no bmodel")
+    assert "compile.sh" in only(for_emulator(directory, url), "bmodel", str(directory))
 
 
 # Memory, disk, port
@@ -151,8 +151,8 @@ def test_too_little_memory(url: str, tmp_path: Path) -> None:
     large = tmp_path / "large"
     shutil.copytree(resolve("sailq-tiny"), large)
     os.truncate(large / "onnx/weights.bin", 500 * 10**9)
-    examined = sailq_doctor("--model", large, "--metrics-port", 0, url=url)
-    mend = only(examined, "memory", "1.1 TB", "the model is too large for this machine")
+    examined = doctor("--model", large, "--metrics-port", 0, url=url)
+    mend = only(examined, "memory", "1.1 TB")
     assert mended(mend, "--metrics-port", 0, folder=tmp_path, url=url).code == 0
 
 
@@ -172,7 +172,7 @@ def test_a_containers_memory_is_what_its_limit_leaves(limit: str, state: str, ur
 def test_a_port_that_is_taken(url: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        mend = only(sailq_doctor("--metrics-port", port, url=url), "metrics port", f"Port {port} is taken")
+        mend = only(doctor("--metrics-port", port, url=url), "metrics port", str(port))
         start = mend.split()
         assert start[:3] == ["sailq", "worker", "--metrics-port"]
         assert doctor(*start[2:], url=url).code == 0
@@ -191,7 +191,8 @@ def test_a_port_that_a_running_worker_has(url: str) -> None:
         threading.Thread(target=answer, daemon=True).start()
         port = listener.getsockname()[1]
         examined = doctor("--metrics-port", port, url=url)
-        assert examined["metrics port"].what == f"{port} is a worker's, which runs already"
+        found = examined["metrics port"]
+        assert found.state == "ok" and str(port) in found.what and "worker" in found.what
 
 
 # A box
@@ -229,8 +230,8 @@ def test_a_box_that_is_well(seven_b: Path, sail: Path, url: str, tmp_path: Path)
 
 def test_heaps_as_shipped(seven_b: Path, sail: Path, url: str, tmp_path: Path) -> None:
     root = box(tmp_path / "box", AS_SHIPPED)
-    examined = sailq_doctor("--model", seven_b, "--root", root, "--metrics-port", 0, url=url)
-    mend = only(examined, "heaps", "9070 MB", "442 MB are missing", "npu 7615, vpu 2048, vpp 2048")
+    examined = doctor("--model", seven_b, "--root", root, "--metrics-port", 0, url=url)
+    mend = only(examined, "heaps", "9070 MB", "442 MB", "npu 7615, vpu 2048, vpp 2048")
     assert "./memory_edit.sh -c -npu 7615 -vpu 2048 -vpp 2048" in mend.splitlines()
     shutil.rmtree(root)
     assert on_box(seven_b, box(root, RECOMMENDED), url).code == 0  # what memory_edit and the restart make of it
@@ -239,21 +240,21 @@ def test_heaps_as_shipped(seven_b: Path, sail: Path, url: str, tmp_path: Path) -
 def test_no_heaps_hold_what_no_box_holds(seven_b: Path, sail: Path, url: str, tmp_path: Path) -> None:
     write_bmodel(seven_b / "tiny.bmodel", qwen2_vl(**TINY), neurons=20_000 * MB)
     examined = on_box(seven_b, box(tmp_path / "box", RECOMMENDED), url)
-    assert only(examined, "heaps", "smaller model").startswith("sailq model list")
+    assert only(examined, "heaps").startswith("sailq model list")
 
 
 def test_an_old_libsophon(directory: Path, sail: Path, url: str, tmp_path: Path) -> None:
     root = box(tmp_path / "box", RECOMMENDED, libsophon="0.4.9")
-    mend = only(on_box(directory, root, url), "libsophon", "0.4.9 is older than 0.5.1")
-    assert "dfss" in mend and "erases" in mend
+    mend = only(on_box(directory, root, url), "libsophon", "0.4.9", "0.5.1")
+    assert "dfss" in mend
 
 
 def test_a_device_that_is_not_in_the_container(directory: Path, sail: Path, url: str, tmp_path: Path) -> None:
     root = box(tmp_path / "box", RECOMMENDED)
     (root / "dev/ion").unlink()
-    assert "modprobe" in only(on_box(directory, root, url), "device files", "/dev/ion is missing")
+    assert "modprobe" in only(on_box(directory, root, url), "device files", "/dev/ion")
     (root / ".dockerenv").touch()
-    mend = only(on_box(directory, root, url), "device files", "/dev/ion is not in this container")
+    mend = only(on_box(directory, root, url), "device files", "/dev/ion")
     assert mend == "docker run --device /dev/ion …"
 
 
@@ -266,7 +267,7 @@ def test_a_device_that_is_not_in_the_container(directory: Path, sail: Path, url:
 def test_sail_that_does_not_work(directory: Path, sail: Path, module: str, mend: str, url: str, tmp_path: Path) -> None:
     sail.write_text(module)
     root = box(tmp_path / "box", RECOMMENDED)
-    assert only(on_box(directory, root, url), "SAIL", "SAIL does not work").startswith(mend)
+    assert only(on_box(directory, root, url), "SAIL").startswith(mend)
 
 
 def test_a_worker_that_nothing_starts(directory: Path, sail: Path, url: str, tmp_path: Path) -> None:
@@ -283,5 +284,5 @@ def test_a_tpu_that_is_not_there(directory: Path, url: str, tmp_path: Path) -> N
     root = tmp_path / "laptop"
     examined = doctor("--model", directory, "--device", "tpu:1", "--root", root, "--metrics-port", 0, url=url)
     assert {"device files", "libsophon", "SAIL"} <= examined.wrong
-    assert "/dev/bm-sophon1 is missing" in examined["device files"].what
+    assert "/dev/bm-sophon1" in examined["device files"].what
     assert examined["SAIL"].mend == "pip install dfss\npython -m dfss --install sail"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from bmodel_files import qwen2_vl, write_bmodel
-from commands import sailq, told
+from commands import Done, invoke, refused, told
 from sailq.shared.errors import Unsupported
 from sailq.worker.catalog import resolve
 from sailq.worker.inspection import alike, inspect, quantisation, quantisation_by_name
@@ -32,7 +32,7 @@ def directory(tmp_path: Path) -> Path:
     return folder
 
 
-def output(done: subprocess.CompletedProcess[str]) -> str:
+def output(done: Done) -> str:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -42,27 +42,27 @@ def output(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_a_bmodel_is_described_in_words(directory: Path) -> None:
-    lines = output(sailq("model", "inspect", directory / "tiny_f16.bmodel")).splitlines()
+    lines = output(invoke("model", "inspect", directory / "tiny_f16.bmodel")).splitlines()
 
     said = dict(line.split("  ", 1) for line in lines[1:] if not line.startswith(" "))
-    assert said["layout"].strip() == "sophon-demo, 3 layers"
-    assert said["context"].strip() == "128 tokens"
-    assert said["prompt"].strip() == "127 tokens at most, prefilled at 32 or 128"
-    assert said["patches"].strip() == "48 at most; sizes 16, 48"
-    assert said["quantisation"].strip() == "unknown; f16 by its name"
+    numbers = {name: re.findall(r"\b\d+\b", said[name]) for name in ("layout", "context", "prompt", "patches")}
+    assert numbers == {"layout": ["3"], "context": ["128"], "prompt": ["127", "32", "128"], "patches": ["48", "16", "48"]}
+    assert "sophon-demo" in said["layout"] and "f16" in said["quantisation"]
     assert "BM1684X" in lines[0]
 
 
 def test_a_model_directory_is_its_one_bmodel(directory: Path) -> None:
-    assert "sophon-demo, 3 layers" in output(sailq("model", "inspect", directory))
+    assert output(invoke("model", "inspect", directory)) == output(
+        invoke("model", "inspect", directory / "tiny_f16.bmodel"))
 
 
 def test_a_directory_whose_config_is_another_models_says_so(directory: Path) -> None:
     write_bmodel(directory / "tiny_f16.bmodel", qwen2_vl(layers=2))
 
-    said = output(sailq("model", "inspect", directory))
+    said = json.loads(output(invoke("model", "inspect", "--json", directory)))
 
-    assert "none that a worker drives" in said and "3 layers" in said
+    assert said["layout"] is None and "3 layers" in said["problem"]
+    assert said["problem"] in output(invoke("model", "inspect", directory))
 
 
 @pytest.mark.parametrize("names", [[], ["a.bmodel", "b.bmodel"]])
@@ -70,12 +70,11 @@ def test_a_directory_must_hold_one_bmodel(tmp_path: Path, names: list[str]) -> N
     for name in names:
         shutil.copy(NETS, tmp_path / name)
 
-    line = told(sailq("model", "inspect", tmp_path), 2)
-    assert line.startswith("sailq: ") and "bmodel" in line and all(name in line for name in names)
+    refused(invoke("model", "inspect", tmp_path), "unsupported", tmp_path, *names)
 
 
 def test_json_has_every_number(directory: Path) -> None:
-    said = json.loads(output(sailq("model", "inspect", "--json", directory)))
+    said = json.loads(output(invoke("model", "inspect", "--json", directory)))
 
     assert (said["layout"], said["slots"], said["context"], said["longest_prompt"]) == ("sophon-demo", 1, 128, 127)
     assert (said["prompts"], said["patches"], said["chip"]) == ([32, 128], [16, 48], "BM1684X")
@@ -90,20 +89,20 @@ def test_batched_nets_have_slots(tmp_path: Path) -> None:
 
 
 def test_another_models_nets_are_listed_and_the_lack_is_named() -> None:
-    said = output(sailq("model", "inspect", NETS))
+    said = output(invoke("model", "inspect", NETS))
 
-    assert "lacks the net vit" in said
+    assert "net vit" in said
     assert "linear, stage 1" in said and "x f16 [1, 8, 64]" in said and "own io" in said and "dynamic" in said
 
 
 def test_another_chips_bmodel_is_inspected_too(tmp_path: Path) -> None:
-    said = output(sailq("model", "inspect", write_bmodel(tmp_path / "o.bmodel", qwen2_vl(), chip="BM1688")))
+    said = output(invoke("model", "inspect", write_bmodel(tmp_path / "o.bmodel", qwen2_vl(), chip="BM1688")))
 
-    assert "for the BM1688" in said and "none that a worker drives" in said and "block_0 to block_1" in said
+    assert "BM1688" in said and "block_0 to block_1" in said
 
 
 def test_device_memory_is_in_bytes_for_a_program() -> None:
-    said = json.loads(output(sailq("model", "inspect", "--json", NETS)))
+    said = json.loads(output(invoke("model", "inspect", "--json", NETS)))
 
     assert (said["device_bytes"], said["unshared_bytes"], said["layout"]) == (31236, 31236, None)
     assert said["memory"]["weights"] == 12288
@@ -113,8 +112,8 @@ def test_a_bad_file_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     part = tmp_path / "part.bmodel"
     part.write_bytes(NETS.read_bytes()[:-1])
 
-    assert told(sailq("model", "inspect", part), 2).startswith(f"sailq: {part} is cut short")
-    done = sailq("model", "inspect", "--json", part)
+    refused(invoke("model", "inspect", part), "unsupported", part, f"{NETS.stat().st_size:,}")
+    done = invoke("model", "inspect", "--json", part)
     assert json.loads(done.stdout)["error"]["code"] == "unsupported"
     assert told(done, 2).startswith("sailq: ")
 
@@ -123,9 +122,9 @@ def test_brackets_and_escapes_in_names_are_no_markup(tmp_path: Path) -> None:
     tensor = BmodelTensor("[red]x[/]", (1,), "f32")
     nets = [BmodelNet("[bold]net", (Stage((tensor,), (tensor,)),), dynamic=False, address_mode=0)]
 
-    assert "[red]x[/] f32 [1]" in output(sailq("model", "inspect", write_bmodel(tmp_path / "[b].bmodel", nets)))
+    assert "[red]x[/] f32 [1]" in output(invoke("model", "inspect", write_bmodel(tmp_path / "[b].bmodel", nets)))
     colour = BmodelNet("\x1b[31m", nets[0].stages, dynamic=False, address_mode=0)
-    with pytest.raises(Unsupported, match="damaged"):
+    with pytest.raises(Unsupported, match="colour.bmodel"):
         read_bmodel(write_bmodel(tmp_path / "colour.bmodel", [colour]))
 
 
@@ -182,23 +181,23 @@ def test_layers_that_differ_are_not_put_together(tmp_path: Path) -> None:
 
 
 def test_the_packaged_model_the_folder_and_what_can_be_fetched(directory: Path) -> None:
-    lines = output(sailq("model", "list", directory.parent)).splitlines()
+    lines = output(invoke("model", "list", directory.parent)).splitlines()
 
-    assert lines[1].startswith("sailq-tiny") and "packaged" in lines[1]
-    assert lines[2].startswith(str(directory)) and "sophon-demo, f16, context 128" in lines[2]
-    assert all("not here: deploy/models/download.sh" in line for line in lines[3:])
+    assert lines[1].startswith("sailq-tiny")
+    assert lines[2].startswith(str(directory)) and all(f in lines[2] for f in ("sophon-demo", "f16", "128"))
+    assert all("deploy/models/download.sh" in line for line in lines[3:])
     assert len(lines) == 3 + len(PUBLISHED)
 
 
 def test_the_list_as_json(directory: Path) -> None:
-    said = json.loads(output(sailq("model", "list", directory.parent, "--json")))
+    said = json.loads(output(invoke("model", "list", directory.parent, "--json")))
 
     assert said[1]["path"] == str(directory) and said[1]["bytes"] > 0
     assert [one["name"] for one in said if one["path"] is None] == [published.name for published in PUBLISHED]
 
 
 def test_a_folder_that_is_not_there_is_no_error(tmp_path: Path) -> None:
-    assert "sailq-tiny" in output(sailq("model", "list", tmp_path / "nowhere"))
+    assert "sailq-tiny" in output(invoke("model", "list", tmp_path / "nowhere"))
 
 
 def test_bmodels_without_a_config_parts_and_damaged_ones(tmp_path: Path) -> None:
@@ -214,8 +213,8 @@ def test_bmodels_without_a_config_parts_and_damaged_ones(tmp_path: Path) -> None
     found = {model.name: model.what for model in models(tmp_path) if model.path and model.name != "sailq-tiny"}
 
     assert list(found) == [str(tmp_path / "cut.bmodel"), str(tmp_path / "BM1684X/whole.bmodel")]
-    assert "is cut short" in found[str(tmp_path / "cut.bmodel")]
-    assert "sophon-demo, context 64; needs a config.json" in found[str(tmp_path / "BM1684X/whole.bmodel")]
+    assert f"{NETS.stat().st_size:,}" in found[str(tmp_path / "cut.bmodel")]
+    assert all(fact in found[str(tmp_path / "BM1684X/whole.bmodel")] for fact in ("sophon-demo", "64", "config.json"))
 
 
 def test_a_directory_for_cpus_and_one_of_another_kind(tmp_path: Path) -> None:
@@ -225,7 +224,7 @@ def test_a_directory_for_cpus_and_one_of_another_kind(tmp_path: Path) -> None:
 
     found = {Path(model.name).name: model.what for model in models(tmp_path)}
 
-    assert found["cpu"] == "for CPUs" and "'bert'" in found["bert"]
+    assert "CPU" in found["cpu"] and "'bert'" in found["bert"]
 
 
 def test_what_was_fetched_is_here(tmp_path: Path) -> None:
@@ -239,7 +238,7 @@ def test_what_was_fetched_is_here(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [("model",), ("model", "list", "--help"), ("model", "inspect", "--help")])
 def test_help_teaches(arguments: tuple[str, ...]) -> None:
-    done = sailq(*arguments)
+    done = invoke(*arguments)
 
     assert "inspect" in done.stdout or "sailq model list" in done.stdout
     assert "Examples:" in done.stdout or arguments == ("model",)
