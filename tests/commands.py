@@ -58,15 +58,15 @@ def _restored() -> Iterator[None]:
     no handler, as in a process that begins."""
     interval = sys.getswitchinterval()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    loggers = [(one, one.level, one.handlers, one.filters) for one in map(logging.getLogger, ("", "sailq", "rq.worker"))]
-    for logger, _, _, _ in loggers:
+    loggers = [logging.getLogger(name) for name in ("", "sailq", "rq.worker")]
+    before = [(logger.level, logger.handlers, logger.filters) for logger in loggers]
+    for logger in loggers:
         logger.handlers, logger.filters = [], []
     try:
         yield
     finally:
-        for logger, level, its_handlers, its_filters in loggers:
+        for logger, (level, logger.handlers, logger.filters) in zip(loggers, before, strict=True):
             logger.setLevel(level)
-            logger.handlers, logger.filters = its_handlers, its_filters
         for number, handler in handlers.items():
             signal.signal(number, handler)
         sys.setswitchinterval(interval)

@@ -6,10 +6,10 @@ import ast
 import atexit
 import functools
 import hashlib
+import importlib
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGene
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "deploy/models"))
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
 
 
@@ -52,10 +53,9 @@ def random_model() -> Path:
 
 
 def export(directory: Path) -> None:
-    """Run the exporter's command line on a directory: the nets of a CPU worker."""
-    script = ROOT / "deploy/models/export_onnx.py"
-    options = ["--dynamic", "--model_path", str(directory), "--out", str(directory / "onnx")]
-    subprocess.run([sys.executable, str(script), *options], check=True, capture_output=True, text=True)
+    """Run the exporter's command line on a directory, in this process: the nets of a CPU worker."""
+    exporter = importlib.import_module("export_onnx")
+    assert exporter.main(["--dynamic", "--model_path", str(directory), "--out", str(directory / "onnx")]) == 0
 
 
 def image_patches(image: Frames) -> tuple[np.ndarray[Any, Any], list[int]]:

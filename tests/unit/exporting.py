@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import qwen2vl  # noqa: F401  (puts deploy/models on the path)
 import torch
-from qwen2vl import ROOT
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(ROOT / "deploy/models"))
 exporter = importlib.import_module("export_onnx")
 checkpoints = importlib.import_module("checkpoint")
 

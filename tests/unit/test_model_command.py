@@ -46,7 +46,8 @@ def test_a_bmodel_is_described_in_words(directory: Path) -> None:
 
     said = dict(line.split("  ", 1) for line in lines[1:] if not line.startswith(" "))
     numbers = {name: re.findall(r"\b\d+\b", said[name]) for name in ("layout", "context", "prompt", "patches")}
-    assert numbers == {"layout": ["3"], "context": ["128"], "prompt": ["127", "32", "128"], "patches": ["48", "16", "48"]}
+    assert (numbers["layout"], numbers["context"]) == (["3"], ["128"])
+    assert (numbers["prompt"], numbers["patches"]) == (["127", "32", "128"], ["48", "16", "48"])
     assert "sophon-demo" in said["layout"] and "f16" in said["quantisation"]
     assert "BM1684X" in lines[0]
 

@@ -32,6 +32,7 @@ def box(tmp_path: Path, port: int) -> Box:
     return Box(tmp_path, f"redis://worker:secret@127.0.0.1:{port}/0")
 
 
+@pytest.mark.proof
 def test_a_flashed_box_becomes_a_worker_whatever_interrupts_it(box: Box) -> None:
     for line in ("does  a Python", "does  sailq from", "does  SAIL", "does  model", "does  " + str(box.root)):
         box.stopped_at(line, *box.first())
