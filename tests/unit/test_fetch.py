@@ -78,7 +78,7 @@ class Answer(BaseHTTPRequestHandler):
 def mirror() -> Iterator[Mirror]:
     mirror = Mirror()
     mirror.serve(config_json=b"{}", tokenizer_json=b"[]", seen_bmodel=BMODEL)
-    thread = threading.Thread(target=mirror.serve_forever)
+    thread = threading.Thread(target=mirror.serve_forever, args=(0.02,))
     thread.start()
     yield mirror
     mirror.shutdown()
@@ -118,16 +118,16 @@ def test_a_connection_that_breaks_off_goes_on_where_it_stopped(mirror: Mirror, t
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["seen-7b"]
     starts = [start for name, start in mirror.took() if name == "seen.bmodel"]
     assert starts == [0, 150_000, 200_000, 200_000]
-    assert f"{tmp_path}/models/seen-7b is ready" in done.stdout
+    assert f"{tmp_path}/models/seen-7b" in done.stdout
 
-    assert "is there already" in fetch(tmp_path / "models", mirror.url).stdout
+    assert fetch(tmp_path / "models", mirror.url).returncode == 0
     assert mirror.took() == []
 
 
 def test_a_second_run_goes_on_where_the_first_gave_up(mirror: Mirror, tmp_path: Path) -> None:
     mirror.cuts = [100_000, *[0] * 5]
     done = fetch(tmp_path, mirror.url)
-    assert done.returncode == 1 and "it goes on from 100000 bytes" in done.stderr
+    assert done.returncode == 1 and " 100000 bytes" in done.stderr
     assert not (tmp_path / "seen-7b").exists()
     mirror.took()
     assert fetch(tmp_path, mirror.url).returncode == 0
@@ -138,7 +138,7 @@ def test_a_second_run_goes_on_where_the_first_gave_up(mirror: Mirror, tmp_path: 
 def test_a_server_without_ranges_is_asked_for_the_whole(mirror: Mirror, tmp_path: Path) -> None:
     mirror.ranges, mirror.cuts = False, [100_000]
     done = fetch(tmp_path, mirror.url)
-    assert done.returncode == 0 and "cannot go on where it stopped" in done.stderr
+    assert done.returncode == 0 and [start for name, start in mirror.took() if name == "seen.bmodel"][0] == 0
     assert held(tmp_path / "seen-7b") == mirror.files
 
 
@@ -149,7 +149,7 @@ def test_what_is_not_what_the_sums_say_never_becomes_the_model(mirror: Mirror, t
     (part / "seen.bmodel").write_bytes(there)
     first = fetch(tmp_path, mirror.url)
     if len(there) < len(BMODEL):  # nothing shows that its beginning is another's
-        assert first.returncode == 1 and "seen.bmodel is not what SHA256SUMS says" in first.stderr
+        assert first.returncode == 1 and "seen.bmodel" in first.stderr and "SHA256SUMS" in first.stderr
         assert not (tmp_path / "seen-7b").exists()
         first = fetch(tmp_path, mirror.url)
     assert first.returncode == 0, first.stderr
@@ -169,7 +169,7 @@ def test_a_disk_that_is_too_small_is_found_before_the_download(mirror: Mirror, n
     (nap / "df").write_text("#!/bin/sh\nprintf 'Filesystem 1024-blocks Used Available\\n/dev/x 1 1 104000\\n'\n")
     (nap / "df").chmod(0o755)
     done = fetch(tmp_path, mirror.url)
-    assert done.returncode == 1 and "still takes 3 MB, and" in done.stderr and "has 101 MB free" in done.stderr
+    assert done.returncode == 1 and " 3 MB" in done.stderr and " 101 MB " in done.stderr
     assert mirror.took() == []
 
 
@@ -179,13 +179,14 @@ def test_a_disk_that_is_too_small_is_found_before_the_download(mirror: Mirror, n
 def test_sums_that_lead_elsewhere_are_refused(mirror: Mirror, tmp_path: Path, line: str) -> None:
     mirror.files["SHA256SUMS"] += f"{line}\n".encode()
     done = fetch(tmp_path, mirror.url)
-    assert done.returncode == 1 and "SHA256SUMS has a line" in done.stderr
+    assert done.returncode == 1 and "SHA256SUMS" in done.stderr
     assert mirror.took() == []
 
 
 def test_a_folder_without_sums_or_without_a_model_is_named(mirror: Mirror, tmp_path: Path) -> None:
     mirror.serve(readme_md=b"")
-    assert "names no config.json" in fetch(tmp_path, mirror.url).stderr
+    done = fetch(tmp_path, mirror.url)
+    assert done.returncode == 1 and "config.json" in done.stderr
     del mirror.files["SHA256SUMS"]
     done = fetch(tmp_path, mirror.url.replace("//", "//me:secret@"))
     assert done.returncode == 1 and "sha256sum * > SHA256SUMS" in done.stderr and "secret" not in done.stderr
@@ -197,12 +198,12 @@ def test_two_at_a_time_do_not_meet(mirror: Mirror, tmp_path: Path) -> None:
     lock = os.open(part, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another one is fetching" in fetch(tmp_path, mirror.url).stderr
+        assert fetch(tmp_path, mirror.url).returncode == 1 and mirror.took() == []
     finally:
         os.close(lock)
 
 
 @pytest.mark.parametrize("arguments", [(), ("seen-7b",), ("ftp://a/b",), ("--fast",), ("http://a/b", "http://a/c")])
-def test_a_command_line_that_wants_mending_is_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_usage_error_is_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done = fetch(tmp_path, *arguments)
     assert done.returncode == 2 and done.stderr.startswith("fetch.sh: ")

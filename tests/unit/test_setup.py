@@ -82,20 +82,20 @@ def test_every_check_that_fails_is_named_with_its_mend_and_changes_nothing(box: 
     before = box.files()
     for check in ([], ["--check"]):
         done = box.setup(*box.first(), *check)
-        assert done.returncode == 1 and "6 of the checks failed; nothing was changed" in done.stderr, done.stdout
-        for said in (
-            "libsophon is 0.4.9", "read and write: /dev/ion", "chmod a+rw /dev/ion", "442 MB are missing",
-            "heaps.py --need 9000", "has 488 MB free", "clock says 1970-01-12", "timedatectl set-ntp true",
-            "no server answers at 127.0.0.1:1",
+        assert done.returncode == 1 and done.stderr.startswith("stop: 6 "), done.stdout + done.stderr
+        for fact in (
+            "0.4.9", "chmod a+rw /dev/ion", "442 MB", "heaps.py --need 9000", "488 MB", "1970-01-12",
+            "timedatectl set-ntp true", "127.0.0.1:1",
         ):
-            assert said in done.stdout, (said, done.stdout)
+            assert fact in done.stdout, (fact, done.stdout)
         assert done.stdout.count("mend: ") == 6 and "secret" not in done.stdout + done.stderr
     assert box.files() == before
 
 
 def test_a_missing_authority_is_found_before_anything_else_meets_it(box: Box, port: int) -> None:
     box.env.write_text(f"SAILQ_REDIS_URL=rediss://worker:x@127.0.0.1:{port}/0?ssl_ca_certs=/no/ca.crt\n")
-    assert "the URL names /no/ca.crt" in box.setup("--check", *box.first()).stdout
+    done = box.setup("--check", *box.first())
+    assert done.returncode == 1 and "/no/ca.crt" in done.stdout
     (box.folder / "ca.crt").touch()
     assert box.setup("--check", *box.first()).returncode == 0
 
@@ -117,14 +117,14 @@ def test_a_machine_with_cards_has_a_worker_for_each_chip_and_no_heaps(box: Box) 
 def test_a_process_that_has_the_tpu_open_is_named(box: Box) -> None:
     with (box.root / "dev/bm-tpu0").open():
         done = box.setup("--check", *box.first())
-    assert done.returncode == 0 and f"TPU 0 is open in process {os.getpid()}, " in done.stdout
-    assert "is open in process" not in box.setup("--check", *box.first()).stdout
+    assert done.returncode == 0 and f"process {os.getpid()}," in done.stdout
+    assert str(os.getpid()) not in box.setup("--check", *box.first()).stdout
 
 
 def test_without_a_tpu_it_says_so(box: Box) -> None:
     shutil.rmtree(box.root / "dev")
     done = box.setup("--check", *box.first())
-    assert done.returncode == 1 and "there is no TPU" in done.stdout
+    assert done.returncode == 1 and "TPU" in done.stdout and done.stderr.startswith("stop: 1 ")
 
 
 START = f"""
@@ -170,7 +170,7 @@ def test_a_worker_is_started_anew_where_something_has_changed_and_the_doctor_is_
     examined = [f"doctor --device tpu:{chip} redis://h/0?a=1&b=2 /m/{name}" for chip, name in ((0, "one"), (1, "two"))]
     restarted = ["systemctl restart sailq-worker@0 sailq-worker@1"]
     if fail == "doctor":
-        assert done.returncode == 1 and "sailq doctor has found" in done.stderr
+        assert done.returncode == 1 and "sailq doctor" in done.stderr
         assert calls == ["systemctl daemon-reload", examined[0]] and marker.exists()
         return
     assert calls == ["systemctl daemon-reload", *examined, *restarted]
@@ -182,15 +182,15 @@ def test_a_worker_is_started_anew_where_something_has_changed_and_the_doctor_is_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "named"),
     [
-        (["--fast"], "no option --fast"), (["--model"], "--model needs a value"), ([], "cannot be read"),
-        (["--data", "here"], "absolute path"), (["--env", "/dev/null", "--model", "m"], "no line SAILQ_REDIS_URL"),
+        (["--fast"], "--fast"), (["--model"], "--model"), ([], "etc/sailq/worker.env"),
+        (["--data", "here"], "--data"), (["--env", "/dev/null", "--model", "m"], "SAILQ_REDIS_URL"),
     ],
 )
-def test_a_command_line_that_wants_mending_is_refused(box: Box, arguments: list[str], said: str) -> None:
+def test_a_usage_error_is_refused(box: Box, arguments: list[str], named: str) -> None:
     done = box.setup(*arguments)
-    assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert done.returncode == 2 and named in done.stderr and done.stderr.startswith("setup.sh: "), done.stderr
 
 
 def test_its_help_teaches() -> None:
