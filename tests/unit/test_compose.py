@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import sailq
+from commands import invoke
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "deploy/images").glob("*Dockerfile"))
@@ -112,7 +112,7 @@ def test_prometheus_finds_each_worker_and_the_exporter(every: dict[str, dict[str
         assert service["networks"]["default"]["aliases"] == found["names"]
     (target,) = jobs["sailq-server"]["static_configs"][0]["targets"]
     assert every["exporter"]["command"] == ["exporter"] and target.split(":")[0] == "exporter"
-    assert f"[default: {target.split(':')[1]}]" in re.sub(r"\s+", " ", sailq("exporter", "--help").stdout)
+    assert f"[default: {target.split(':')[1]}]" in re.sub(r"\s+", " ", invoke("exporter", "--help").stdout)
 
 
 def test_grafana_finds_prometheus_and_its_dashboard(every: dict[str, dict[str, Any]], project: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_dockerfile_keeps_hadolints_rules(path: Path) -> None:
 def test_an_images_command_is_there(path: Path) -> None:
     told = dict(instructions(path))
     command, *arguments = json.loads(told["ENTRYPOINT"]) + json.loads(told["CMD"])
-    assert command == "sailq" and sailq(arguments[0], "--help").returncode == 0
+    assert command == "sailq" and invoke(arguments[0], "--help").returncode == 0
 
 
 def test_the_build_gets_no_secret_and_no_settings() -> None:

@@ -118,11 +118,11 @@ def test_an_answer_ends_where_the_context_ends(engine: Engine) -> None:
 
 def test_too_long_prompts_are_refused_with_the_numbers(engine: Engine) -> None:
     question = [Message(role="user", content=(TextPart(text="字" * 2000),))]
-    with pytest.raises(TooLong, match=r"has \d+ tokens, 0 of them vision; .* 512 "):
+    with pytest.raises(TooLong, match=r"\d+ tokens.* 0 .* 512 "):
         engine.prepare(question, {}, options())
     frames = np.zeros((2, 980, 980, 3), np.uint8)
     part = FramesPart(type="video", blob="0" * 64, frames=2, height=980, width=980)
-    with pytest.raises(TooLong, match="4900 patches; this worker's limit is 4096"):
+    with pytest.raises(TooLong, match="4900 patches.* 4096"):
         engine.prepare([Message(role="user", content=(part,))], {"0" * 64: frames}, options())
 
 

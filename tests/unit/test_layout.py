@@ -46,29 +46,29 @@ def test_slots_are_the_rows_of_a_step(tmp_path: Path, spec: ModelSpec) -> None:
 
 
 def test_another_chip_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="compiled for BM1688, not for the BM1684X"):
+    with pytest.raises(Unsupported, match="BM1688.*BM1684X"):
         layout(tmp_path, qwen2_vl(), chip="BM1688")
 
 
 @pytest.mark.parametrize("name", ["vit", "embedding", "embedding_cache", "lm_head", "block_1"])
 def test_a_missing_net_is_named(name: str, tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match=f"lacks the net {name}"):
+    with pytest.raises(Unsupported, match=rf"\b{name}\b"):
         layout(tmp_path, [net for net in qwen2_vl() if net.name != name])
 
 
 def test_another_number_of_layers_is_told(tmp_path: Path, spec: ModelSpec) -> None:
-    with pytest.raises(Unsupported, match=r"has 3 nets block_cache_\*; .* states 2 layers"):
+    with pytest.raises(Unsupported, match=r"3 .*block_cache_.* 2 layers"):
         layout(tmp_path, qwen2_vl(layers=3), spec)
 
 
 @pytest.mark.parametrize(
     ("nets", "cause"),
     [
-        (qwen2_vl(hidden=128), "hidden size, cache row and vocabulary are 128, 128 and 896, not 256, 128 and 896"),
-        (qwen2_vl(row=(2, 128)), "are 256, 256 and 896"),
-        (qwen2_vl(vocabulary=1000), "are 256, 128 and 1000"),
-        (qwen2_vl(context=32), "prompts of 64 tokens are longer than the cache of 32"),
-        (qwen2_vl(slots=4, prompts=(2,)), "4 slots are more than the shortest prompt, 2"),
+        (qwen2_vl(hidden=128), "128, 128 and 896.* 256, 128 and 896"),
+        (qwen2_vl(row=(2, 128)), "256, 256 and 896"),
+        (qwen2_vl(vocabulary=1000), "256, 128 and 1000"),
+        (qwen2_vl(context=32), "64 tokens.* 32"),
+        (qwen2_vl(slots=4, prompts=(2,)), "4 slots.* 2"),
         (changed(qwen2_vl(), "block_1", lambda stage: replace(stage, inputs=stage.inputs[:2])), "block_1 takes"),
         (changed(qwen2_vl(), "block_cache_1", lambda s: replace(s, outputs=s.outputs[:2])), "block_cache_1"),
         (changed(qwen2_vl(), "embedding", lambda stage: replace(
