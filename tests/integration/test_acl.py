@@ -15,11 +15,11 @@ import redis
 import yaml
 from acl_server import DEPLOY, Server
 from asking import LONG_ANSWER
-from commands import box_command, invoke, living
+from commands import invoke, living
 from redis.exceptions import NoPermissionError
-from sailq.producer import demo
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
+from sailq.producer.demo import set_up
 from sailq.producer.fleet import Fleet
 from sailq.producer.samples import write_samples
 from sailq.shared.connection import connect, server_errors
@@ -43,9 +43,9 @@ def logs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     """The logs of a worker that `sailq demo` or `sailq bench` would start; it serves while they are there."""
     folder = tmp_path_factory.mktemp("logs")
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "sailq_command", box_command)
-        demo.set_up(stack, redis_url=server.url("worker"), model="sailq-tiny", logs=folder, say=lambda _: None,
-                    worker_options=["--threads", "1"])
+        patch.setenv("TESTS_WITHOUT_TORCH", "yes")
+        set_up(stack, redis_url=server.url("worker"), model="sailq-tiny", logs=folder, say=lambda _: None,
+               worker_options=["--threads", "1"])
         yield folder
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
-from commands import box_command, invoke, living, refused, sockets, start
-from sailq.producer import demo
+from commands import invoke, living, refused, sockets, start
 from sailq.producer.bench import encode_unseen, sample_clip
 from sailq.shared.frames import decode_frames
 
@@ -24,12 +23,6 @@ def vision_inputs(tmp_path: Path) -> str:
     path = sample_clip(tmp_path)["video"]
     config = {"resized_height": 140, "resized_width": 210, "video_sample_num": 2}
     return json.dumps({"video": [{"path": path, "preprocess_config": config}], "image": []})
-
-
-@pytest.fixture
-def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command in this process starts finds no PyTorch, like on a box."""
-    monkeypatch.setattr(demo, "sailq_command", box_command)
 
 
 def check(report: dict[str, Any], *, repeat: int, jobs: int) -> None:
@@ -50,7 +43,7 @@ def check(report: dict[str, Any], *, repeat: int, jobs: int) -> None:
     assert together["tokens_per_second"] / captions_per_second == pytest.approx(one["completion_tokens"], rel=0.8)
 
 
-@pytest.mark.usefixtures("quick_start")
+@pytest.mark.usefixtures("without_torch")
 def test_sophon_demos_command_line_without_a_server(vision_inputs: str) -> None:
     done = invoke("bench", "--vision_inputs", vision_inputs, "--repeat", 2, "--slots", 2, "--threads", 1)
     assert done.returncode == 0, done.stderr
@@ -72,7 +65,7 @@ def test_workers_that_are_there_are_measured(served_url: str, vision_inputs: str
     assert report["published"]["first_token_latency"] == 3.55
 
 
-@pytest.mark.usefixtures("quick_start")
+@pytest.mark.usefixtures("without_torch")
 def test_the_parts_of_one_job_make_up_its_latency_and_no_clip_comes_twice(
     redis_url: str, connection: redis.Redis
 ) -> None:
@@ -124,6 +117,7 @@ def test_a_worker_that_refuses_its_options_is_a_usage_error(redis_url: str) -> N
     assert "'gpu'" in str(done.error) and "tpu:N" in str(done.error) and "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("without_torch")
 def test_ctrl_c_stops_what_was_started() -> None:
     process = start("bench", "--repeat", 10_000, "--threads", 1)
     try:

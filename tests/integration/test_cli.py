@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from commands import SECONDS, box_command, invoke, living, refused, rows, sockets, start
-from sailq.producer import demo
+from commands import SECONDS, invoke, living, refused, rows, sockets, start
 from sailq.producer.client import Client
 from sailq.producer.companion import sailq_command
 from sailq.producer.samples import write_samples
@@ -443,13 +442,7 @@ def test_status_shows_the_worker(served_url: str) -> None:
 
 # The demo.
 
-@pytest.fixture
-def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command in this process starts finds no PyTorch, like on a box."""
-    monkeypatch.setattr(demo, "sailq_command", box_command)
-
-
-@pytest.mark.usefixtures("quick_start")
+@pytest.mark.usefixtures("without_torch")
 def test_demo_runs_on_its_own_and_leaves_nothing_running(tmp_path: Path) -> None:
     done = invoke("demo", "--count", 5, "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
@@ -461,7 +454,7 @@ def test_demo_runs_on_its_own_and_leaves_nothing_running(tmp_path: Path) -> None
     assert not living(sockets(done.stderr)) and not Path(sockets(done.stderr)).exists()
 
 
-@pytest.mark.usefixtures("quick_start")
+@pytest.mark.usefixtures("without_torch")
 def test_demo_uses_the_users_server(redis_url: str, connection: redis.Redis, tmp_path: Path) -> None:
     done = invoke("demo", "--count", 2, "--out", tmp_path / "demo", url=redis_url)
     assert done.returncode == 0, done.stderr

@@ -78,6 +78,7 @@ def rq_cause(connection: redis.Redis, job: str) -> str:
     return str(failed.latest_result().exc_string)
 
 
+@pytest.mark.proof  # three leases must end
 def test_a_job_that_kills_its_worker_each_time_ends_as_an_error_and_harms_no_other(
     redis_url: str, client: Client, connection: redis.Redis, farm: Farm, tmp_path: Path, eventually: Eventually
 ) -> None:
