@@ -1,7 +1,7 @@
 """compile.sh around its tools: options, resumption, failures.
 
 The tools themselves are fakes here, which leave the files that the real ones would; tests/emulator runs the real ones.
-The nets are exported once and copied after that.
+The nets are the real exporter's, which makes them once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from exporting import run
 from sailq.worker.catalog import resolve
 
 MODELS = Path(__file__).parents[2] / "deploy/models"
@@ -38,16 +39,12 @@ echo "combine $#" >>"$FAKE_LOG"
 echo all >"${@: -1}"
 """
 
-EXPORT = f"""#!/bin/bash
-# Stands in for Python: what it has exported for the same options (those after --out DIR) is copied.
-kept=$KEPT/$(echo "${{@:6}}" | cksum | tr ' ' -)
-if [ ! -d "$kept" ]; then
-    {sys.executable} "${{@:1:4}}" "$kept.new" "${{@:6}}" && mv "$kept.new" "$kept" || exit
-fi
-cp -r "$kept/." "$5"
+FAKE_PYTHON = """#!/bin/bash
+# python export_onnx.py --model_path DIR --out DIR OPTIONS: copies the nets that were exported with OPTIONS.
+cp -r "$EXPORTS/${*:6}/." "$5"
 """
-SHAPES = ["--batch", "2", "--prefill_lengths", "8"]
-"""Options of each compilation here, so that all take the same nets."""
+OPTIONS = ["--batch", "2", "--seq_length", "16", "--vision_seq_length", "16", "--prefill_lengths", "8"]
+"""Of each compilation here, so that all take the same nets; in the order in which compile.sh hands them on."""
 NETS = 3 * 3 + 2 + 1 + 3 + 1
 
 Compile = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -60,38 +57,37 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def command(model: Path, tmp_path: Path) -> list[str]:
-    return [str(MODELS / "compile.sh"), "--model_path", str(model), "--seq_length", "16", "--vision_seq_length", "16",
-            *SHAPES, "--out", str(tmp_path / "out")]
+    return [str(MODELS / "compile.sh"), "--model_path", str(model), *OPTIONS, "--out", str(tmp_path / "out")]
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the exporter makes of sailq-tiny, by its options."""
     folder = tmp_path_factory.mktemp("exports")
-    file = folder / "python"
-    file.write_text(EXPORT.replace("$KEPT", str(folder)))
-    file.chmod(0o755)
-    return file
+    assert run(resolve("sailq-tiny"), folder / " ".join(OPTIONS), *OPTIONS) == 0
+    return folder
 
 
 @pytest.fixture
-def environment(tmp_path: Path, python: Path) -> dict[str, str]:
+def environment(tmp_path: Path, exports: Path) -> dict[str, str]:
     fakes = tmp_path / "fake-tpu-env"
     (fakes / "bin").mkdir(parents=True)
     (fakes / MADE).touch()
     for name, text in (("model_transform.py", FAKE_TRANSFORM), ("model_deploy.py", FAKE_DEPLOY),
-                       ("model_tool", FAKE_TOOL)):
+                       ("model_tool", FAKE_TOOL), ("python", FAKE_PYTHON)):
         (fakes / "bin" / name).write_text(text)
         (fakes / "bin" / name).chmod(0o755)
-    return {**os.environ, "TPU_ENV": str(fakes), "PYTHON": str(python), "FAKE_LOG": str(tmp_path / "log")}
+    return {**os.environ, "TPU_ENV": str(fakes), "PYTHON": str(fakes / "bin/python"), "EXPORTS": str(exports),
+            "FAKE_LOG": str(tmp_path / "log")}
 
 
 @pytest.fixture
 def compile_(command: list[str], environment: dict[str, str]) -> Compile:
-    def run(*options: str, **fake: str) -> subprocess.CompletedProcess[str]:
+    def compile_(*options: str, **fake: str) -> subprocess.CompletedProcess[str]:
         Path(environment["FAKE_LOG"]).write_text("")
         return subprocess.run([*command, *options], env={**environment, **fake}, capture_output=True, text=True)
 
-    return run
+    return compile_
 
 
 def calls(environment: dict[str, str]) -> list[str]:
