@@ -79,6 +79,8 @@ def refused(done: Done, code: str, *names: object) -> None:
     assert (done.error.code, done.returncode) == (code, 2 if code in USAGE_ERRORS else 1), done
     assert done.stderr == f"sailq: {done.error}\n" and len(done.stderr.splitlines()) == 1, done.stderr
     assert all(str(name) in done.stderr for name in names), done.stderr
+
+
 def command_without(packages: Sequence[str], *arguments: str) -> list[str]:
     """The command line of a `sailq` to which these packages are not installed."""
     python, option, program, *rest = sailq_command(*arguments)

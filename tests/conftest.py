@@ -56,12 +56,6 @@ def no_thread_dies(thread_errors: Path) -> Iterator[None]:
     assert not errors, errors
 
 
-@pytest.fixture
-def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers that a command starts find no PyTorch, as on a box; see `commands.box_command`."""
-    monkeypatch.setenv("TESTS_WITHOUT_TORCH", "yes")
-
-
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """The URL of this run's own server: no port, so that runs beside each other never meet."""

@@ -1,17 +1,12 @@
-"""Python imports this when it starts, in every process that a test starts: see `no_thread_dies` and `without_torch` in
-conftest.py."""
+"""Python imports this when it starts, in every process that a test starts: see `no_thread_dies` in conftest.py."""
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import traceback
 
 REPORTS = os.environ.get("TESTS_THREAD_ERRORS")
-
-if os.environ.get("TESTS_WITHOUT_TORCH"):
-    sys.modules["torch"] = None  # type: ignore[assignment]
 
 
 def report(failure: threading.ExceptHookArgs) -> None:

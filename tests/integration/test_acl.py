@@ -42,8 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def logs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The logs of a worker that `sailq demo` or `sailq bench` would start; it serves while they are there."""
     folder = tmp_path_factory.mktemp("logs")
-    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TESTS_WITHOUT_TORCH", "yes")
+    with ExitStack() as stack:
         set_up(stack, redis_url=server.url("worker"), model="sailq-tiny", logs=folder, say=lambda _: None,
                worker_options=["--threads", "1"])
         yield folder

@@ -43,7 +43,6 @@ def check(report: dict[str, Any], *, repeat: int, jobs: int) -> None:
     assert together["tokens_per_second"] / captions_per_second == pytest.approx(one["completion_tokens"], rel=0.8)
 
 
-@pytest.mark.usefixtures("without_torch")
 def test_sophon_demos_command_line_without_a_server(vision_inputs: str) -> None:
     done = invoke("bench", "--vision_inputs", vision_inputs, "--repeat", 2, "--slots", 2, "--threads", 1)
     assert done.returncode == 0, done.stderr
@@ -65,7 +64,6 @@ def test_workers_that_are_there_are_measured(served_url: str, vision_inputs: str
     assert report["published"]["first_token_latency"] == 3.55
 
 
-@pytest.mark.usefixtures("without_torch")
 def test_the_parts_of_one_job_make_up_its_latency_and_no_clip_comes_twice(
     redis_url: str, connection: redis.Redis
 ) -> None:
@@ -117,7 +115,6 @@ def test_a_worker_that_refuses_its_options_is_a_usage_error(redis_url: str) -> N
     assert "'gpu'" in str(done.error) and "tpu:N" in str(done.error) and "Traceback" not in done.stderr
 
 
-@pytest.mark.usefixtures("without_torch")
 def test_ctrl_c_stops_what_was_started() -> None:
     process = start("bench", "--repeat", 10_000, "--threads", 1)
     try:

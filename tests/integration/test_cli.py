@@ -442,7 +442,6 @@ def test_status_shows_the_worker(served_url: str) -> None:
 
 # The demo.
 
-@pytest.mark.usefixtures("without_torch")
 def test_demo_runs_on_its_own_and_leaves_nothing_running(tmp_path: Path) -> None:
     done = invoke("demo", "--count", 5, "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
@@ -454,7 +453,6 @@ def test_demo_runs_on_its_own_and_leaves_nothing_running(tmp_path: Path) -> None
     assert not living(sockets(done.stderr)) and not Path(sockets(done.stderr)).exists()
 
 
-@pytest.mark.usefixtures("without_torch")
 def test_demo_uses_the_users_server(redis_url: str, connection: redis.Redis, tmp_path: Path) -> None:
     done = invoke("demo", "--count", 2, "--out", tmp_path / "demo", url=redis_url)
     assert done.returncode == 0, done.stderr
