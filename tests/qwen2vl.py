@@ -121,16 +121,26 @@ class Oracle:
 
 
 class Prompts:
-    """Random conversations: text, images, videos, several media, several turns. Deterministic by seed."""
+    """Random conversations: text, images, videos, several media, several turns. Deterministic by seed.
 
-    SIZES = ((84, 84), (84, 112), (112, 84), (56, 56), (28, 84))
+    As they are, no clip has more temporal grids than rows or columns: all releases of transformers give the same
+    positions. Clips of LONG and SMALL have more.
+    """
+
+    SIZES = ((84, 84), (84, 112), (112, 84), (56, 84), (28, 84))
+    SMALL = ((56, 56), (28, 56), (28, 28), (56, 84), (28, 84))
+    SHORT, LONG = range(1, 6), range(16, 50, 2)
     QUESTIONS = (
         "What do you see?", "How many shapes are there?", "Describe the clip in one sentence.", "什么颜色？",
         "Which way does it move?", "Read the number.", "Is there a circle?", "请描述画面。", "ok 😀",
     )
 
-    def __init__(self, seed: int) -> None:
+    def __init__(
+        self, seed: int, lengths: Sequence[int] = SHORT, sizes: Sequence[tuple[int, int]] = SIZES
+    ) -> None:
+        """`lengths`: of clips, in frames. `sizes`: (height, width) of all media."""
         self._random = np.random.default_rng(seed)
+        self._lengths, self._sizes = lengths, sizes
 
     def conversation(self) -> tuple[list[Message], dict[str, Frames]]:
         frames: dict[str, Frames] = {}
@@ -147,9 +157,9 @@ class Prompts:
         return messages, frames
 
     def _medium(self, frames: dict[str, Frames]) -> FramesPart:
-        height, width = self.SIZES[int(self._random.integers(len(self.SIZES)))]
+        height, width = self._sizes[int(self._random.integers(len(self._sizes)))]
         video = bool(self._random.random() < 0.5)
-        count = int(self._random.integers(1, 6)) if video else 1
+        count = self._lengths[int(self._random.integers(len(self._lengths)))] if video else 1
         array = self.frames(count, height, width)
         digest = hashlib.sha256(array).hexdigest()  # as a blob has it: engines keep vision tokens by it
         frames[digest] = array

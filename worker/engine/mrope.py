@@ -13,10 +13,11 @@ from .patches import Grid
 def rope_index(
     vision: npt.NDArray[np.bool_], grids: Sequence[Grid], merge: int = 2
 ) -> tuple[npt.NDArray[np.int32], int]:
-    """Positions of a prompt, equal to transformers' `Qwen2VLModel.get_rope_index`.
+    """Positions of a prompt, equal to `get_rope_index` of transformers 4.45 to 4.57, the rule of the original release.
 
-    Text counts on by one in all three. A medium's tokens take the text position before them plus their place
-    in its merged grid, and the text after it goes on `max(h, w)` later, however long the medium is in time.
+    Text counts up by one in all three. A medium's tokens take the next text position plus their place in its merged
+    grid. The text after it continues at the largest position so far plus one, that is `max(t, h, w)` after the medium's
+    start. transformers 5 continues at `max(h, w)`, which differs where a clip has more temporal grids than that.
 
     Args:
         vision: bool [L], True where a token stands for a piece of a medium.
@@ -39,7 +40,7 @@ def rope_index(
         positions[:, place:start] = np.arange(at, at + start - place)
         at += start - place
         positions[:, start:end] = np.indices((t, h, w)).reshape(3, -1) + at
-        at += max(h, w)
+        at += max(t, h, w)
         place = end
     if vision[place:].any():
         raise ValueError("There are more vision tokens than the grids have.")
