@@ -239,7 +239,7 @@ class ModelCard(Record):
     """What a worker says of its model, so that a producer can size frames and refuse early.
 
     Attributes:
-        context: most tokens of prompt and answer together.
+        context: rows of a conversation's cache: the prompt and all of the answer but its last token.
         max_patches: most vision patches of one temporal grid (an image, or two frames of a video), or None.
         min_pixels, max_pixels: a frame's default size limits, height × width.
         patch_size, merge_size, temporal_patch_size: Qwen2-VL's grid (14, 2, 2).

@@ -11,7 +11,7 @@ from sailq.shared.jobs import GenerationOptions, media_parts
 from sailq.worker.engine import Engine, Prepared
 
 LONG_ANSWER = {"max_new_tokens": 4000, "temperature": 50.0, "seed": 7}
-"""Options by which "Hello" gets 2,028 tokens, all that its context holds: some seconds. Other seeds end far sooner."""
+"""Options by which "Hello" gets 2,029 tokens, all that its context allows: some seconds. Other seeds end far sooner."""
 ANSWER_OF_960 = GenerationOptions(max_new_tokens=960, temperature=50.0, seed=7)
 """The first 960 of them, for tests that wait for the end."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine.model import ModelSpec
+from sailq.worker.engine.prompt import Prompter
 from sailq.worker.scheduler import Outcome, Request, Scheduler
 
 
@@ -99,15 +102,38 @@ def test_stop_texts_end_an_answer(engine: Engine) -> None:
     assert outcome.finish_reason == "stop" and outcome.text == whole[: whole.index(whole[4:7])]
 
 
-def test_an_answer_ends_where_the_context_ends(engine: Engine) -> None:
-    context = engine.card.context
-    question = [Message(role="user", content=(TextPart(text="word " * 60),))]
-    chosen = options(max_new_tokens=10_000, temperature=5.0, seed=1)
+@pytest.mark.parametrize("words", [60, 118])
+def test_an_answer_ends_where_the_context_is_full(
+    engine: Engine, words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token but the last is fed, and takes a row of the cache."""
+    monkeypatch.setattr(engine._prompter, "end_tokens", frozenset())
+    question = [Message(role="user", content=(TextPart(text="word " * words),))]
+    chosen = options(max_new_tokens=10_000)
     prepared = engine.prepare(question, {}, chosen)
-    assert prepared.limit == context - len(prepared.tokens)
     tokens, outcome = _run(engine, [(prepared, chosen)])[0]
-    assert outcome.finish_reason in {"length", "stop"}
-    assert len(prepared.tokens) + len(tokens) <= context
+    assert outcome.finish_reason == "length"
+    assert len(prepared.tokens) + len(tokens) - 1 == engine.card.context
+
+
+@pytest.mark.parametrize("named", [[], ["<|endoftext|>"], ["<|im_start|>"], ["<|im_end|>", "<|endoftext|>"]])
+def test_the_tokenizers_own_end_tokens_end_an_answer_whatever_the_files_name(
+    named: list[str], tmp_path: Path
+) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(resolve("sailq-tiny"), directory)
+    tokenizer = Prompter(ModelSpec.load(directory)).tokenizer
+    ids = [tokenizer.token(name) for name in named]
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    engine = Engine.load(directory, slots=1, threads=1)
+    tokenizer = engine._prompter.tokenizer
+    expected = {"<|im_end|>", "<|endoftext|>", *named}
+    assert engine._prompter.end_tokens == {tokenizer.token(name) for name in expected}
+    question = [Message(role="user", content=(TextPart(text="Hello"),))]
+    tokens, outcome = _run(engine, [(engine.prepare(question, {}, options()), options())])[0]
+    assert outcome.finish_reason == "stop" and tokens[-1] == tokenizer.token("<|im_end|>")
 
 
 def test_too_long_prompts_are_refused_with_the_numbers(engine: Engine) -> None:

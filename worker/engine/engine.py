@@ -215,7 +215,7 @@ class Engine:
         generation.tokens.append(token)
         generation.last_token_at = now
         stream = generation.stream
-        ended = token in self._spec.eos_token_ids
+        ended = token in self._prompter.end_tokens
         generation.delta = "" if ended else stream.push(token)
         if ended or stream.stopped:
             generation.finish_reason = "stop"

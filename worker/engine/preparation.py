@@ -66,7 +66,7 @@ class Prepared:
         delta: added to a later token's place for its position.
         places: int32 [V], where the vision tokens are.
         media: in order.
-        limit: most tokens of the answer, by the options and by the context.
+        limit: most tokens of the answer, by the options and by the context: its last token needs no row of the cache.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -142,7 +142,7 @@ class Preparer:
         return Prepared(
             tokens, positions, delta, np.flatnonzero(vision).astype(np.int32),
             tuple(self._medium(*one, frames) for one in zip(media.parts, media.grids, media.embeds, strict=True)),
-            min(options.max_new_tokens, context - len(tokens)),
+            min(options.max_new_tokens, context - len(tokens) + 1),  # the last one is never fed, so needs no row
         )
 
     def _medium(

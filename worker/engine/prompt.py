@@ -13,13 +13,22 @@ from ...shared.jobs import FramesPart, Message
 from .model import ModelSpec
 from .tokenizer import Tokenizer
 
+_END_TOKENS = "<|im_end|>", "<|endoftext|>"
+"""They end an answer whatever the files say, as in sophon-demo's program."""
+
 
 class Prompter:
-    """Holds the tokenizer; `encode` may be called from any thread."""
+    """Holds the tokenizer; `encode` may be called from any thread.
+
+    Attributes:
+        end_tokens: any of these ends an answer: those that the model's files name, and Qwen2-VL's own two.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.tokenizer = Tokenizer(spec.directory)
         self._pads = np.array([spec.image_token_id, spec.video_token_id], np.int32)
+        own = (self.tokenizer.token(text) for text in _END_TOKENS)
+        self.end_tokens: frozenset[int] = spec.eos_token_ids.union(token for token in own if token is not None)
 
     def encode(
         self, messages: Sequence[Message], counts: Sequence[int]

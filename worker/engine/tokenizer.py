@@ -57,6 +57,10 @@ class Tokenizer:
         """Tokens of a text. A control token in it becomes that token."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def token(self, text: str) -> int | None:
+        """The token whose whole text this is; None where there is none."""
+        return self._backend.token_to_id(text)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Their text, without the special ones."""
         return self._backend.decode(tokens, skip_special_tokens=True)

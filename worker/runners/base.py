@@ -38,7 +38,7 @@ class Runner(Protocol):
 
     @property
     def context(self) -> int:
-        """Most tokens in one slot, prompt and answer together."""
+        """Rows of a slot's cache: the prompt and all of the answer but its last token, which is never fed."""
 
     @property
     def longest_prompt(self) -> int:
