@@ -123,9 +123,14 @@ def video_size(
 ) -> tuple[int, int]:
     """(height, width) that each of `frames` kept frames is resized to. Raises BadRequest or BadMedia.
 
-    A frame gets at most 768 tokens, and less where all frames together would pass `TOTAL_PIXELS`.
+    A frame gets at least 128 tokens and at most 768, and less where all frames together would pass `TOTAL_PIXELS`.
+
+    The processor files of every Qwen2-VL release state a least of `IMAGE_MIN_PIXELS`, which qwen-vl-utils does not
+    apply to videos. A card that states another least, or a most below 128 tokens, is of a model with sizes of its
+    own, such as sailq-tiny: its least holds.
     """
-    low: float = card.min_pixels if card else VIDEO_MIN_PIXELS
+    own = card is not None and (card.min_pixels != IMAGE_MIN_PIXELS or card.max_pixels < VIDEO_MIN_PIXELS)
+    low: float = card.min_pixels if card and own else VIDEO_MIN_PIXELS
     low = low if options.min_pixels is None else options.min_pixels
     limit = max(min(VIDEO_MAX_PIXELS, TOTAL_PIXELS / frames * FRAME_FACTOR), int(low * 1.05))
     wanted = card.max_pixels if card else limit

@@ -14,6 +14,8 @@ from sailq.producer.media.reading import sizing
 from sailq.producer.media.sizing import Budget, Options
 from sailq.shared.errors import BadMedia, BadRequest, SailqError, TooLong
 from sailq.shared.jobs import ModelCard
+from sailq.worker.catalog import resolve
+from sailq.worker.engine.model import ModelSpec
 
 CARD = ModelCard(name="tiny", context=512, max_patches=1024, min_pixels=4 * 784, max_pixels=64 * 784)
 
@@ -163,6 +165,31 @@ def test_a_card_gives_the_limits_that_a_message_leaves_open() -> None:
     generous = CARD.model_copy(update={"max_pixels": 10**9})
     without = sizing.video_size(2000, 2000, 4, Options())
     assert sizing.video_size(2000, 2000, 4, Options(), generous) == without
+
+
+RELEASE = CARD.model_copy(update={"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 16384})
+"""As the processor files of Qwen2-VL's releases have it."""
+
+
+@pytest.mark.parametrize("card", [None, RELEASE])
+@pytest.mark.parametrize(("clip", "expected"), [
+    ((252, 336), (280, 392)), ((10, 10), (336, 336)), ((280, 392), (280, 392)), ((2160, 3840), (560, 1008)),
+])
+def test_a_videos_frame_has_at_least_128_tokens_by_default(
+    card: ModelCard | None, clip: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    given: dict[str, Any] = {"nframes": 4}
+    assert sizing.video_size(*clip, 4, Options(**given), card) == expected
+    assert oracle.clip_plan(100, 25.0, *clip, given)[1] == expected
+
+
+def test_a_model_whose_files_state_sizes_of_their_own_has_them_for_videos_too() -> None:
+    tiny = ModelSpec.load(resolve("sailq-tiny")).card(2048, None, "")
+    assert tiny.min_pixels == 84 * 84
+    assert sizing.video_size(252, 336, 4, Options(), tiny) == (84, 112)
+    assert sizing.video_size(10, 10, 4, Options(), tiny) == (84, 84)
+    assert sizing.video_size(252, 336, 4, Options(), CARD) == (168, 252)  # its most is less than 128 tokens
+    assert sizing.video_size(252, 336, 4, Options(min_pixels=784), RELEASE) == (252, 336)
 
 
 @pytest.mark.parametrize(
