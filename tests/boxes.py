@@ -69,6 +69,17 @@ def device_tree(root: Path, heaps: dict[str, int], banks: tuple[int, ...] = (409
     return root
 
 
+def sail_wheel(folder: Path, module: str) -> Path:
+    """A wheel in `folder` that stands in for SAIL's, with this text as `sophon.sail`."""
+    path = folder / "stand_in_for_sail-1-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("sophon/sail.py", module)
+        info = "stand_in_for_sail-1.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: stand-in-for-sail\nVersion: 1\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
 
 class Box:
     """A flashed box below `root`, a server that it reaches, and what its operator brings."""
@@ -90,13 +101,7 @@ class Box:
         self.env = folder / "worker.env"
         self.env.write_text(f"SAILQ_REDIS_URL={server}\nSAILQ_RESULT_TTL=3600\n")
         self.model("seen-7b")
-        self.wheel = folder / "stand_in_for_sail-1-py3-none-any.whl"
-        with zipfile.ZipFile(self.wheel, "w") as wheel:
-            wheel.writestr("sophon/sail.py", "EngineLLM = object  # stands in for SAIL\n")
-            info = "stand_in_for_sail-1.dist-info"
-            wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: stand-in-for-sail\nVersion: 1\n")
-            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-            wheel.writestr(f"{info}/RECORD", "")
+        self.wheel = sail_wheel(folder, "EngineLLM = object  # stands in for SAIL\n")
 
     def node(self, name: str, mode: int = 0o666) -> None:
         node = self.root / "dev" / name

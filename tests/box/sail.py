@@ -1,0 +1,109 @@
+"""Stands in for `sophon.sail` on a machine without a BM1684X: what sailq uses of it, with ONNX Runtime as the device.
+
+It runs the nets in the folder `onnx` beside the bmodel, which are those that bmodels are compiled from. ONNX Runtime
+lies where a box has libsophon. What the file FAULT says goes wrong with the device:
+
+    hold    loading and each call wait for as long as the file says so
+    noise   it does not compute the same twice
+    leak    a call takes memory until there is no more
+"""
+
+import os
+import sys
+import time
+from enum import IntEnum
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+sys.path.append("/opt/sophon/libsophon-current/lib")
+import onnxruntime  # noqa: E402
+
+FAULT = Path("/opt/sophon/fault")
+BATCHED = {"embedding_cache": "embedding"}
+
+
+class Dtype(IntEnum):
+    BM_FLOAT32 = 0
+    BM_FLOAT16 = 1
+    BM_INT32 = 6
+    BM_BFLOAT16 = 8
+
+
+NUMPY = {Dtype.BM_FLOAT32: np.float32, Dtype.BM_FLOAT16: np.uint16, Dtype.BM_INT32: np.int32,
+         Dtype.BM_BFLOAT16: np.uint16}
+
+
+def get_available_tpu_num():
+    return 1
+
+
+class Handle:
+    """Opens the devices, as libsophon does: the unit must let it."""
+
+    def __init__(self, tpu_id):
+        self._nodes = [os.open(f"/dev/{name}", os.O_RDWR) for name in (f"bm-tpu{tpu_id}", "bmdev-ctl", "ion")]
+
+
+class Tensor:
+    def __init__(self, source, shape, dtype=Dtype.BM_FLOAT32, own_sys_data=False, own_dev_data=True):
+        if isinstance(source, Tensor):
+            self._dtype, start = source._dtype, int(dtype)
+            self.data = source.data.reshape(-1)[start : start + prod(shape)].reshape(shape)
+        else:
+            self._dtype = Dtype(dtype)
+            self.data = np.zeros(shape, NUMPY[self._dtype])
+
+    def shape(self):
+        return list(self.data.shape)
+
+    def dtype(self):
+        return self._dtype
+
+    def update_data(self, data):
+        self.data[...] = data
+
+    def asnumpy(self):
+        return self.data.copy()
+
+    def sync_s2d(self, size=None):
+        pass
+
+    def sync_d2s(self, size=None):
+        pass
+
+
+class EngineLLM:
+    def __init__(self, bmodel_path, tpu_ids):
+        fault()
+        self._nets = {
+            file.stem: onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            for file in (Path(bmodel_path).parent / "onnx").glob("*.onnx")
+        }
+        self._random = np.random.default_rng()
+
+    def get_input_tensors(self, graph, stage=0):
+        return {}
+
+    def process(self, graph, inputs, outputs):
+        said = fault()
+        net = self._nets[BATCHED.get(graph, graph)]
+        made = net.run(None, {one.name: inputs[index].data for index, one in enumerate(net.get_inputs())})
+        if graph.startswith("block_cache_"):  # SAIL's has a tensor for each slot's new row
+            made = [made[0], *made[1], *made[2]]
+        if said == "noise" and graph == "lm_head":
+            made = [self._random.standard_normal(made[0].shape)]
+        for index, values in enumerate(made):
+            outputs[index].data[...] = values.reshape(outputs[index].data.shape)
+
+
+def fault():
+    """What is wrong with the device now."""
+    taken = []
+    while (said := FAULT.read_text().strip()) in ("hold", "leak"):
+        if said == "leak":
+            taken.append(b"x" * (16 << 20))
+        else:
+            time.sleep(0.02)
+    return said
