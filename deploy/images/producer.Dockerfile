@@ -7,7 +7,10 @@ COPY pyproject.toml README.md LICENSE ./
 COPY shared shared
 COPY producer producer
 COPY worker worker
-RUN python -m venv /opt/sailq && /opt/sailq/bin/pip install --no-cache-dir '.[metrics]'
+# pip stays in this stage, and so does its cache.
+RUN python -m venv --without-pip /opt/sailq
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m pip --python /opt/sailq/bin/python install '.[metrics]'
 
 FROM python:3.12.8-slim-bookworm
 RUN useradd --create-home --uid 10001 sailq

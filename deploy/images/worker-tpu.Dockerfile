@@ -10,8 +10,14 @@ COPY pyproject.toml README.md LICENSE ./
 COPY shared shared
 COPY producer producer
 COPY worker worker
-RUN python -m venv /opt/sailq && /opt/sailq/bin/pip install --no-cache-dir '.[tpu]'
-RUN --mount=type=bind,from=sail,target=/wheels /opt/sailq/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+# pip stays in this stage, and so does its cache. Bytecode is made, below, of what a worker imports alone.
+RUN python -m venv --without-pip /opt/sailq
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m pip --python /opt/sailq/bin/python install --no-compile '.[tpu]'
+RUN --mount=type=bind,from=sail,target=/wheels \
+    python -m pip --python /opt/sailq/bin/python install --no-compile --no-cache-dir --no-deps /wheels/*.whl
+RUN /opt/sailq/bin/python -c "import sailq.worker.serve as serve, sailq.worker.engine.prompt as prompt; \
+    prompt.Prompter(prompt.ModelSpec.load(serve.resolve('sailq-tiny')))"
 
 FROM python:3.11.11-slim-bookworm
 # No group is needed: Sophgo's udev rules let everyone open the TPU's devices.

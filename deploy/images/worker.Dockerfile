@@ -7,7 +7,12 @@ COPY pyproject.toml README.md LICENSE ./
 COPY shared shared
 COPY producer producer
 COPY worker worker
-RUN python -m venv /opt/sailq && /opt/sailq/bin/pip install --no-cache-dir '.[cpu]'
+# pip stays in this stage, and so does its cache. Bytecode is made, below, of what a worker imports alone.
+RUN python -m venv --without-pip /opt/sailq
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m pip --python /opt/sailq/bin/python install --no-compile '.[cpu]'
+RUN /opt/sailq/bin/python -c "import sailq.worker.serve as serve, sailq.worker.engine.prompt as prompt; \
+    prompt.Prompter(prompt.ModelSpec.load(serve.resolve('sailq-tiny')))"
 
 FROM python:3.12.8-slim-bookworm
 RUN useradd --create-home --uid 10001 sailq
