@@ -8,7 +8,7 @@ PARALLEL = --numprocesses 2 --dist worksteal
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
 
-.PHONY: demo test test-proofs test-tpu test-tpu-full test-prometheus test-box test-images bench bench-tpu bench-fleet figures fuzz lint clean
+.PHONY: demo test test-proofs test-tpu test-tpu-full test-prometheus test-box test-images test-arm64 bench bench-tpu bench-fleet figures fuzz lint clean
 
 demo: .venv/demo  ## Caption rendered clips through a server and a worker of its own; see demo-out/report.html
 	$(BIN)/sailq demo --out demo-out
@@ -33,6 +33,9 @@ test-box: .venv/dev  ## deploy/se7 on a machine that systemd-nspawn boots; as ro
 
 test-images: .venv/dev  ## Build the images and run them; as root, with buildah and mmdebstrap
 	$(BIN)/python -m pytest -m images tests/integration/test_images.py
+
+test-arm64: .venv/dev  ## Install sailq on an emulated arm64 and ask it; as root, with qemu-user-static and mmdebstrap
+	$(BIN)/python -m pytest -m arm64 tests/integration/test_arm64.py
 
 bench: .venv/dev  ## The engine against transformers, the service against the engine, the host's own time; a quarter of an hour
 	$(BIN)/python -m pytest -m bench tests/bench
