@@ -17,7 +17,8 @@ test: .venv/dev  ## Static checks and tests; six minutes
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-proofs: .venv/dev  ## The long proofs: accuracy, parity, crashes, endurance, fuzzing, box set-up, pages
-	$(BIN)/python -m pytest $(PARALLEL) -m proof
+	$(BIN)/python -m pytest -m "proof and alone"
+	$(BIN)/python -m pytest $(PARALLEL) -m "proof and not alone"
 
 test-tpu: .venv/dev  ## Compile sailq-tiny for the BM1684X and run it on that chip's emulator; needs Python 3.10
 	$(BIN)/python -m pytest -m tpu tests/emulator

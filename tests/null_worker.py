@@ -30,6 +30,7 @@ from sailq.worker import serve as serving
 from sailq.worker.catalog import fingerprint
 from sailq.worker.consumer import Consumer
 from sailq.worker.engine import Engine
+from sailq.worker.engine.engine import VISION_CACHE_BYTES
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.prompt import Prompter
 from sailq.worker.scheduler import Scheduler
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--flaky", action="store_true", help="other tokens each time")
     parser.add_argument("--device-timeout", type=float, default=120.0)
     parser.add_argument("--drain-seconds", type=float, default=60.0)
+    parser.add_argument("--vision-cache", type=int, default=VISION_CACHE_BYTES, help="bytes")
     parser.add_argument("--record", type=Path, help="file for the steps")
     parser.add_argument("--sent", type=Path, help="file for what goes to the server (see wiretap.py)")
     given = parser.parse_args(arguments)
@@ -104,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             spec, given.slots, timing, hang_at=given.hang_at, flaky=given.flaky,
             failing_prompt=given.failing_prompt, deadly_prompt=given.deadly_prompt,
         )
-        return Engine(spec, runner, prompter, version=fingerprint(model))
+        return Engine(spec, runner, prompter, given.vision_cache, version=fingerprint(model))
 
     def schedule(*arguments: Any) -> RecordingScheduler:
         schedulers.append(RecordingScheduler(*arguments))

@@ -53,7 +53,7 @@ ACCEPTED = (
 
 def scrape(port: int) -> Scrape:
     asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": ACCEPTED})
-    with urllib.request.urlopen(asked, timeout=10) as answer:
+    with urllib.request.urlopen(asked, timeout=60) as answer:
         assert answer.status == 200
         return Scrape(list(text_string_to_metric_families(answer.read().decode())))
 
@@ -65,7 +65,7 @@ def exporter(url: str, log: Path) -> Iterator[Callable[[], Scrape]]:
     command = sailq_command("exporter", "--redis-url", url, "--address", "127.0.0.1", "--port", str(port))
     process = Companion("exporter", command, log)
     try:
-        process.wait_until(lambda: "is shown" in log.read_text(), 30)
+        process.wait_until(lambda: "is shown" in log.read_text(), 60)
         yield lambda: scrape(port)
         assert process.stop() == 0, process.tail()
     finally:

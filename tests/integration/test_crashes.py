@@ -40,6 +40,7 @@ def claims(connection: redis.Redis) -> dict[int, dict[str, int]]:
 
 @pytest.mark.proof
 @pytest.mark.timeout(180)
+@pytest.mark.alone
 def test_20_kills_of_workers_with_8_jobs_in_flight_lose_none_of_400(
     start_null: Start, client: Client, connection: redis.Redis
 ) -> None:

@@ -32,6 +32,7 @@ MOST_BYTES = 200_000
 
 
 @pytest.mark.proof
+@pytest.mark.alone
 def test_idle_boxes_hold_few_connections_and_send_few_commands(
     connection: redis.Redis, redis_url: str, start_null: Callable[..., NullWorker], folder: Path, tmp_path: Path,
     eventually: Callable[..., None],

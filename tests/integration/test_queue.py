@@ -117,6 +117,7 @@ def test_a_jobs_rq_hash_stays_small_whatever_it_shows_and_says(client: Client, c
 
 
 @pytest.mark.proof
+@pytest.mark.alone
 def test_memory_returns_when_results_expire(
     redis_url: str,
     connection: redis.Redis,

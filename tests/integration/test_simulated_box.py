@@ -87,6 +87,7 @@ async def side_by_side(
 
 
 @pytest.mark.proof
+@pytest.mark.alone
 def test_a_server_sees_the_same_of_a_simulated_box_as_of_a_real_worker(
     start_null: Callable[..., NullWorker], folder: Path, tmp_path: Path
 ) -> None:
