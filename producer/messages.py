@@ -92,7 +92,7 @@ def _part(
     source = _url(part[kind]) if kind == "image_url" else part[kind]
     options = _options({key: value for key, value in part.items() if key not in {"type", kind}}, source)
     if kind == "video":
-        frames = media.read_video(source, options, base=base, budget=budget)
+        frames = media.read_video(source, options, base=base, budget=budget).frames
     else:
         frames = media.read_image(source, options, base=base, budget=budget)
     with media.about(source):

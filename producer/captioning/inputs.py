@@ -12,9 +12,15 @@ from typing import Any
 
 from ...shared.errors import BadRequest
 from ...shared.jobs import GenerationOptions
+from ..media.images import moves
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".flv"}
+    | {".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".dav"}
+)
+IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".heic", ".heif", ".avif"])
+GIF = ".gif"
+"""A video if it moves, else an image."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ def from_paths(paths: Sequence[str], prompts: Mapping[str, str]) -> list[Clip]:
 
 
 def _clip(index: int, file: str, prompts: Mapping[str, str]) -> Clip:
-    kind = "image" if Path(file).suffix.lower() in IMAGE_SUFFIXES else "video"
+    suffix = Path(file).suffix.lower()
+    kind = "image" if suffix in IMAGE_SUFFIXES or (suffix == GIF and not moves(Path(file))) else "video"
     content = [{"type": kind, kind: file}, {"type": "text", "text": prompts[kind]}]
     return Clip(index, file, [{"role": "user", "content": content}])
 
@@ -72,7 +79,7 @@ def _expand(path: str) -> list[str]:
         found = [
             str(file)
             for file in sorted(Path(path).rglob("*"))
-            if file.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES
+            if file.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES | {GIF}
             and not file.name.startswith(".")
             and file.is_file()
         ]

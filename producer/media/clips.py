@@ -2,101 +2,165 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-import cv2
 import numpy as np
+from av import VideoFrame
+from av.container import InputContainer
+from av.video.stream import VideoStream
 
 from ...shared.errors import BadMedia
 from ...shared.frames import Frames
-from . import headers, sizing
-from .images import resize, without_log
+from . import orientation, sizing, timeline
+from .containers import codec_name, open_video
+from .decoding import Decoder
+from .images import Image, on_white, resize
+from .limits import Stopwatch, check_size
+from .packets import Packets
 from .sizing import Budget, Options
-
-# FFmpeg reports on stderr what we say in one sentence. OpenCV reads this once, at its first video.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+from .timeline import Timeline
 
 
-def read_clip(path: Path, options: Options, budget: Budget) -> Frames:
-    """The frames of an MP4, MOV, MKV, WebM or AVI file that the options keep, the file's rotation applied.
+@dataclass(frozen=True)
+class Sampled:
+    """The frames kept of a video.
 
-    Raises BadMedia, BadRequest for options that the clip cannot meet, and TooLong before any frame is kept.
+    Attributes:
+        frames: uint8 [frames, height, width, 3], RGB.
+        times: when each is shown, in seconds from the clip's first frame; empty for a list of images.
+        fps: kept frames a second; None for a list of images.
+        damaged_frames: frames of the clip that were found damaged. Only frames near the kept ones are looked at.
     """
-    seconds = headers.video_seconds(path)
-    total, fps, height, width = _probe(path)
-    for _ in range(2):
-        indices = sizing.frame_indices(options, total, fps)
-        size = sizing.video_size(height, width, len(indices), options, budget.card)
-        budget.check(len(indices), *size)
-        frames, seen, span = _frames_at(path, indices, size)
-        if seen > indices[-1]:
-            return frames
-        # The container is whole, yet the clip ends early. An edit list and a varying frame rate make the
-        # stated count too large though the time is all there; where time is missing too, content is damaged.
-        promised = min(total / fps, seconds or total / fps)
-        if promised - span - 1 / fps > max(0.1 * promised, 2 / fps):
-            raise BadMedia(f"The clip is damaged: only {seen} of its {total} frames can be read.")
-        total = seen
-    raise BadMedia("The clip gives another number of frames each time it is read.")
+
+    frames: Frames
+    times: tuple[float, ...] = ()
+    fps: float | None = None
+    damaged_frames: int = 0
 
 
-@contextmanager
-def _capture(path: Path) -> Iterator[cv2.VideoCapture]:
-    try:
-        with without_log():
-            capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
-    except (cv2.error, UnicodeError):
-        raise BadMedia("The file cannot be opened as a video.") from None
-    try:
-        if not capture.isOpened():
-            raise BadMedia("No video is found: it holds no frames, is damaged, or has an unknown codec.")
-        yield capture
-    finally:
-        capture.release()
+def read_clip(path: Path, options: Options, budget: Budget) -> Sampled:
+    """The frames of a video file that the options keep, upright.
+
+    A damaged frame is replaced by the whole one before it, or after it where there is none.
+
+    Raises BadMedia if no frame can be decoded, BadRequest for options that the clip cannot meet, and TooLong before
+    any frame is kept.
+    """
+    with open_video(path) as (container, stream):
+        clip = _Clip(path, container, stream)
+        slots, fps = clip.timeline.choose(options)
+        height, width = clip.size
+        size = sizing.video_size(height, width, len(slots), options, budget.card)
+        budget.check(len(slots), *size)
+        used, pictures = clip.read(slots, size)
+        frames = np.stack([pictures[slot] for slot in used])
+        times = tuple(clip.timeline.seconds(slot) for slot in used)
+        return Sampled(frames, times, fps, clip.damaged_frames)
 
 
-def _probe(path: Path) -> tuple[int, float, int, int]:
-    """(frames, frames a second, height, width), rotation applied. Counts by decoding if nothing is stated."""
-    with _capture(path) as capture:
-        fps = float(capture.get(cv2.CAP_PROP_FPS))
-        height = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
-        width = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
-        if height <= 0 or width <= 0:
+class _Clip:
+    """One open clip. Attributes: its timeline, the size (height, width) of its first whole frame, upright."""
+
+    timeline: Timeline
+    size: tuple[int, int]
+
+    def __init__(self, path: Path, container: InputContainer, stream: VideoStream) -> None:
+        self._codec = codec_name(path, stream)
+        watch = Stopwatch()
+        self._packets = Packets(path, container, stream, watch)
+        if not len(self._packets):
             raise BadMedia("The clip holds no frames.")
-        headers.check_size(height, width)
-        stated = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        if 1 <= stated < 2**31:
-            return int(stated), fps, height, width
-        total = 0
-        while capture.grab():
-            total += 1
-        return total, fps, height, width
+        if self._packets.encrypted:
+            raise BadMedia("The clip is encrypted.")
+        if stream.codec_context is None:
+            raise BadMedia(f"No decoder is there for the clip's codec ({self._codec}).")
+        # The index of an MP4 says how many frames there must be; in fragments, it counts the first part alone.
+        self._cut = max(0, stream.frames - len(self._packets)) if container.format.name.startswith("mov") else 0
+        self._decoder = Decoder(stream.codec_context, self._packets, watch)
+        self.timeline = self._timeline(stream)
+        self._slots = {number: slot for slot, number in enumerate(self.timeline.numbers)}
+        self._measure()
+
+    @property
+    def damaged_frames(self) -> int:
+        return sum(number in self._slots for number in self._decoder.damaged) + self._cut
+
+    def _timeline(self, stream: VideoStream) -> Timeline:
+        packets, last = self._packets, len(self._packets) - 1
+        # AVI has no timestamps of when a frame is shown; FFmpeg guesses them.
+        guessed = self._decoder.reorders and stream.container.format.name == "avi"
+        found = None if guessed else timeline.from_packets(packets, stream, self._decoder.reorders)
+        if found is None:
+            numbers = self._decoder.order(0, last)
+            if not numbers:
+                raise self._hopeless()
+            return timeline.from_order(packets, stream, numbers)
+        # A clip that begins in an open group: its first frames refer to what is not there.
+        key = packets.keys[0]
+        leading = found.numbers[: found.numbers.index(key)] if key in found.numbers else []
+        if leading:
+            lost = set(leading) - set(self._decoder.order(key, max(leading)))
+            self._decoder.damaged -= lost
+            return found.without(lost, stream)
+        return found
+
+    def _measure(self) -> None:
+        """Finds the first whole frame."""
+
+        def take(number: int, frame: VideoFrame) -> None:
+            check_size(frame.height, frame.width)
+            turned = orientation.swaps_sides(orientation.of_frame(frame))
+            self.size = (frame.width, frame.height) if turned else (frame.height, frame.width)
+
+        self._decode([0], take)
+
+    def read(self, slots: Sequence[int], size: tuple[int, int]) -> tuple[list[int], dict[int, Image]]:
+        """(the slot that stands for each of `slots`, pictures of `size` by slot)"""
+        pictures: dict[int, Image] = {}
+
+        def take(number: int, frame: VideoFrame) -> None:
+            check_size(frame.height, frame.width)
+            pictures[self._slots[number]] = resize(_pixels(frame), *size)
+
+        return self._decode(slots, take), pictures
+
+    def _decode(self, slots: Sequence[int], take: Callable[[int, VideoFrame], None]) -> list[int]:
+        """Calls `take` once for each frame of `slots`, or for what stands for it; returns the slots taken."""
+        numbers = self.timeline.numbers
+        here: set[int] = set()
+        while True:
+            used = [self._whole(slot) for slot in slots]
+            missing = {numbers[slot] for slot in used} - here
+            if not missing:
+                return used
+            came = self._decoder.frames(missing, take)
+            here |= came
+            self._decoder.damaged.update(missing - came)
+            self._decoder.damaged -= came
+
+    def _whole(self, slot: int) -> int:
+        """The frame that stands for the one in `slot`: itself, if it is whole."""
+        numbers, damaged = self.timeline.numbers, self._decoder.damaged
+        for other in chain(range(slot, -1, -1), range(slot + 1, len(numbers))):
+            if numbers[other] not in damaged:
+                return other
+        if not self._decoder.keep_corrupt:
+            self._decoder.keep_corrupt = True
+            damaged.clear()
+            return slot
+        raise self._hopeless()
+
+    def _hopeless(self) -> BadMedia:
+        return BadMedia(f"No frame of the clip can be decoded (codec {self._codec}).")
 
 
-def _frames_at(path: Path, indices: Sequence[int], size: tuple[int, int]) -> tuple[Frames, int, float]:
-    """The frames of these ascending numbers, in one pass; how many were seen, and the seconds they span.
-
-    `grab` in order is exact where seeking is not: many containers find only the nearest key frame.
-    """
-    frames = np.empty((len(indices), *size, 3), np.uint8)
-    at, begin, end = 0, 0.0, 0.0
-    with _capture(path) as capture:
-        for number in itertools.count():
-            if at == len(indices) or not capture.grab():
-                break
-            end = float(capture.get(cv2.CAP_PROP_POS_MSEC))
-            if number == 0:
-                begin = end
-            if number == indices[at]:
-                ok, image = capture.retrieve()
-                if not ok:
-                    break
-                frame = resize(np.asarray(image, np.uint8), *size)[:, :, ::-1]
-                while at < len(indices) and indices[at] == number:
-                    frames[at] = frame
-                    at += 1
-        return frames, number, (end - begin) / 1000
+def _pixels(frame: VideoFrame) -> Image:
+    """uint8 [height, width, 3], RGB, upright; transparency becomes white."""
+    if any(component.is_alpha for component in frame.format.components):
+        image = on_white(np.asarray(frame.to_ndarray(format="rgba"), np.uint8))
+    else:
+        image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    return orientation.turn(image, orientation.of_frame(frame))

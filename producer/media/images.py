@@ -2,54 +2,69 @@
 
 from __future__ import annotations
 
-import os
-import re
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import io
+import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pillow_heif
+from PIL import (  # the plugins register themselves
+    AvifImagePlugin,  # noqa: F401
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    ImageOps,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+from PIL import Image as pillow
 
 from ...shared.errors import BadMedia
-from . import headers
+from . import limits
 
 Image = npt.NDArray[np.uint8]
 """uint8 [height, width, 3], RGB."""
 
-_log_lock = threading.RLock()
-_log: Any = getattr(cv2.utils, "logging", cv2)  # where OpenCV 5 and OpenCV 4 have the log level
-_NOISE = re.compile(rb"libpng |Corrupt JPEG|Premature end of JPEG|Invalid |Unsupported ")
-"""How the lines of libpng and libjpeg begin."""
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "HEIF", "AVIF")
+_JPEG_END = b"\xff\xd9"
+_WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+"""Pillow's modes of one channel with 16 bits."""
+
+pillow_heif.register_heif_opener(thumbnails=False)
 
 
 def decode(data: bytes) -> Image:
-    """The image in a PNG, JPEG, BMP or WebP file's bytes.
+    """The image in the bytes of a PNG, JPEG, BMP, WebP, TIFF, GIF, HEIC or AVIF file; of several, the first.
 
-    Transparency becomes white, grey becomes RGB, 16 bits become 8, and a JPEG's EXIF orientation is applied.
-    Raises BadMedia for other data, damaged data, and more than `headers.MAX_PIXELS`.
+    Transparency becomes white, grey, CMYK and palettes become RGB, 16 bits become 8, and the orientation is applied.
+    A JPEG may lack its end marker. Raises BadMedia for other data, damaged data, and more than `limits.MAX_PIXELS`.
     """
-    kind = headers.image_kind(data)
-    # Only IMREAD_UNCHANGED keeps transparency, and only the other flags apply the EXIF orientation.
-    flags = cv2.IMREAD_UNCHANGED if kind in {"png", "webp"} else cv2.IMREAD_COLOR
+    if data.startswith(b"\xff\xd8") and _JPEG_END not in data[-1024:]:
+        # If the image is whole, what follows its data changes nothing; what is missing would be read from there.
+        image, other = _decode(data + _JPEG_END), _decode(data + bytes(range(1, 255)) * 4 + _JPEG_END)
+        if not np.array_equal(image, other):
+            raise BadMedia("The image is cut short.")
+        return image
+    return _decode(data)
+
+
+def moves(path: Path) -> bool:
+    """Whether a file is a GIF of several pictures."""
     try:
-        with _quiet():
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise BadMedia("The image cannot be decoded: it is damaged or cut short.")
-    if image.dtype == np.uint16:
-        image = cv2.convertScaleAbs(image, alpha=1 / 257)
-    if image.ndim == 2:
-        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    if image.shape[2] == 4:
-        alpha = image[:, :, 3:].astype(np.uint16)
-        image = ((image[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.asarray(image[:, :, ::-1], np.uint8)
+        with pillow.open(path, formats=["GIF"]) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # what is wrong with it is told when it is read
+        return False
+
+
+def on_white(image: npt.NDArray[np.uint8]) -> Image:
+    """uint8 [height, width, 4], RGBA, on a white ground."""
+    alpha = image[:, :, 3:].astype(np.uint16)
+    return ((image[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def resize(image: Image, height: int, width: int) -> Image:
@@ -60,34 +75,28 @@ def resize(image: Image, height: int, width: int) -> Image:
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
 
 
-@contextmanager
-def without_log() -> Iterator[None]:
-    """Keep OpenCV from logging what an error of ours says in one sentence."""
-    with _log_lock:
-        level = _log.getLogLevel()
-        _log.setLogLevel(0)
-        try:
-            yield
-        finally:
-            _log.setLogLevel(level)
+def _decode(data: bytes) -> Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own limit is near ours; odd metadata does no harm
+            image = pillow.open(io.BytesIO(data), formats=_FORMATS)
+            limits.check_size(image.height, image.width)
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except BadMedia:
+        raise
+    except UnidentifiedImageError:
+        raise BadMedia("This is no image of a known kind (PNG, JPEG, BMP, WebP, TIFF, GIF, HEIC, AVIF).") from None
+    except pillow.DecompressionBombError:
+        raise BadMedia(f"The image has more than {limits.MAX_PIXELS // 10**6} megapixels.") from None
+    except Exception:  # each of Pillow's decoders raises its own kinds
+        raise BadMedia("The image cannot be decoded: it is damaged or cut short.") from None
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the decoders' C code from writing to stderr; what other threads write meanwhile is passed on."""
-    with without_log(), tempfile.TemporaryFile() as sink:
-        try:
-            saved = os.dup(2)
-        except OSError:  # a daemon without stderr
-            yield
-            return
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            sink.seek(0)
-            for line in sink:
-                if not _NOISE.match(line):
-                    os.write(2, line)
+def _rgb(image: pillow.Image) -> Image:
+    if image.mode in _WIDE:
+        grey = (np.clip(np.asarray(image, np.int64), 0, 65535) + 128) // 257
+        return np.repeat(grey.astype(np.uint8)[:, :, np.newaxis], 3, axis=2)
+    if image.has_transparency_data:
+        return on_white(np.asarray(image.convert("RGBA")))
+    return np.asarray(image.convert("RGB"))

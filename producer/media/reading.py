@@ -19,7 +19,7 @@ import numpy as np
 from ...shared.errors import BadMedia, BadRequest, SailqError, Unsupported
 from ...shared.frames import Frames
 from . import sizing
-from .clips import read_clip
+from .clips import Sampled, read_clip
 from .images import Image, decode, resize
 from .sizing import NO_OPTIONS, Budget, Options
 
@@ -32,7 +32,7 @@ def read_image(
     """The image as one frame.
 
     Args:
-        source: path of a PNG, JPEG, BMP or WebP file, with or without `file://`, or a
+        source: path of an image file (see `images.decode`), with or without `file://`, or a
             `data:image/...;base64,` URL.
         base: folder that a relative path starts from; the working directory without it.
         budget: whose card gives the size limits, and where the tokens are counted.
@@ -51,23 +51,23 @@ def read_video(
     *,
     base: Path | None = None,
     budget: Budget | None = None,
-) -> Frames:
+) -> Sampled:
     """A video's kept frames, an even number of them.
 
     Args:
-        source: path of an MP4, MOV, MKV, WebM or AVI file, or a list of images of one size. An odd list's
-            last image is taken twice; the options of time have no effect on a list.
+        source: path of a video file, or a list of images of one size. An odd list's last image is taken
+            twice; the options of time have no effect on a list.
         base, budget: as for `read_image`.
     """
     budget = budget or Budget()
     with about(source):
         if isinstance(source, str):
-            frames = read_clip(_path(source, base), options, budget)
+            video = read_clip(_path(source, base), options, budget)
         else:
-            frames = _read_list(source, options, base, budget)
-        count, height, width, _ = frames.shape
+            video = Sampled(_read_list(source, options, base, budget))
+        count, height, width, _ = video.frames.shape
         budget.spend(count, height, width)
-        return frames
+        return video
 
 
 @contextmanager

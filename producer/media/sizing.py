@@ -9,6 +9,9 @@ NaN) is refused where qwen-vl-utils would clamp it, and a worker's `ModelCard` c
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Annotated
 
 import numpy as np
@@ -201,7 +204,39 @@ def frame_indices(options: Options, total: int, fps: float) -> list[int]:
     left loses its last frame, because frames enter the model in pairs; a single one is taken twice.
     """
     first, last = frame_range(options, total, fps)
-    kept = spread(first, last, frame_count(options, last - first + 1, fps))[:: options.video_sample_num or 1]
+    return _stride(options, spread(first, last, frame_count(options, last - first + 1, fps)))
+
+
+def frame_slots(options: Options, ticks: Sequence[int], base: Fraction) -> tuple[list[int], float]:
+    """(numbers of the frames to keep, kept frames a second) for a clip without a constant rate.
+
+    Args:
+        ticks: when each frame is shown, ascending from 0; not all at once.
+        base: seconds of a tick.
+
+    Times are spread over the range as `frame_indices` spreads numbers, exactly; the frame for a time is the last one
+    that is not shown after it. Raises BadRequest when the times leave nothing, or for more frames than there are.
+    """
+    last = ticks[-1] * base
+    mean = last / (len(ticks) - 1)
+    given = [None if at is None else Fraction(at).limit_denominator(10**6)
+             for at in (options.video_start, options.video_end)]
+    begin, end = given[0] or Fraction(0), last if given[1] is None else min(given[1], last)
+    if begin >= end and given != [None, None]:
+        raise BadRequest(
+            f"From {float(begin):g} s to {float(end):g} s there is nothing of this clip; its last frame is shown at "
+            f"{float(last):.2f} s."
+        )
+    shown = bisect_right(ticks, end / base) - bisect_right(ticks, begin / base) + 1
+    seconds = end - begin + mean
+    count = frame_count(options, max(shown, FRAME_FACTOR), float(max(shown, FRAME_FACTOR) / seconds))
+    at = [begin + (end - begin) * place / (count - 1) for place in range(count)]
+    kept = _stride(options, [bisect_right(ticks, second / base) - 1 for second in at])
+    return kept, float(len(kept) / seconds)
+
+
+def _stride(options: Options, kept: list[int]) -> list[int]:
+    kept = kept[:: options.video_sample_num or 1]
     if len(kept) == 1:
         return kept * FRAME_FACTOR
     return kept[: len(kept) // FRAME_FACTOR * FRAME_FACTOR]

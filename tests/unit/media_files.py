@@ -9,6 +9,7 @@ import av
 import cv2
 import numpy as np
 import numpy.typing as npt
+from sailq.producer.media.reading import read_video
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -52,12 +53,27 @@ def write_h264(path: Path, count: int = FRAMES, gop: int = 12, **container: str)
     return path
 
 
+def write_numbered(path: Path, codec: str, count: int) -> Path:
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=FPS)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        for number in range(count):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(coded(number), format="bgr24")))
+        output.mux(stream.encode())
+    return path
+
+
 def sequential(path: Path) -> list[Pixels]:
     """Every frame, decoded one after the other; RGB."""
     capture, frames = cv2.VideoCapture(str(path)), []
     while (answer := capture.read())[0]:
         frames.append(np.asarray(answer[1][:, :, ::-1], np.uint8))
     return frames
+
+
+def frames_of(source: Any, *arguments: Any, **options: Any) -> Pixels:
+    return read_video(source, *arguments, **options).frames
 
 
 def cut(path: Path, keep: float) -> Path:

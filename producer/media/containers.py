@@ -1,0 +1,95 @@
+"""Video files opened: the one video stream, and the reason where there is none.
+
+FFmpeg's demuxers include playlists, which name other files and addresses. Only those of real containers may open a
+file, and only the file itself is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from ...shared.errors import BadMedia
+from .limits import MAX_PIXELS, MAX_SECONDS
+
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,flv,live_flv,mpeg,mpegvideo,asf,gif,ogg,mxf,dhav,ivf,obu,h264,hevc,"
+    "m4v,mjpeg,mpjpeg,mp3,aac,wav,flac"
+)
+"""The last four hold no video; FFmpeg must know them to say so."""
+
+_CODECS = re.compile(rb"stsd.{12}([\x21-\x7e]{4})|(V_[\w/]+)|vids([\x21-\x7e]{4})", re.DOTALL)
+"""What follows the place of a codec's name in MP4, Matroska and AVI."""
+_ENDS = 2**20
+"""Bytes at both ends of a file where its header is looked for."""
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its video stream; other streams are skipped. Raises BadMedia."""
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+    try:
+        # The prefix keeps FFmpeg from taking the begin of a name for a protocol.
+        container = av.open(f"file:{os.path.abspath(path)}", options=options, timeout=MAX_SECONDS)
+    except (av.FFmpegError, ValueError, UnicodeError):
+        raise BadMedia(_why_not_opened(path)) from None
+    with container:
+        stream = _video_stream(container)
+        for other in container.streams:
+            if other.index != stream.index:
+                other.discard = Discard.all
+        yield container, stream
+
+
+def codec_name(path: Path, stream: VideoStream) -> str:
+    """The codec as FFmpeg calls it, or as the container does where FFmpeg has no decoder for it."""
+    if stream.codec_context is not None:
+        return stream.codec_context.codec.canonical_name
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        data = file.read(_ENDS) + (file.seek(max(size - _ENDS, _ENDS)) and file.read())
+    if names := [name for found in _CODECS.findall(data) for name in found if name]:
+        return (names[stream.index] if stream.index < len(names) else names[0]).decode()
+    return "unknown"
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    """FFmpeg's own choice; a cover picture is no video."""
+    streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+    if not streams:
+        raise BadMedia("The file holds no video stream.")
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    assert isinstance(stream, VideoStream)
+    return stream
+
+
+def _why_not_opened(path: Path) -> str:
+    """The reason, as far as the file's top boxes tell it (ISO/IEC 14496-12, 4.2)."""
+    with path.open("rb") as file:
+        size, at, kinds = file.seek(0, os.SEEK_END), 0, list[bytes]()
+        file.seek(0)
+        head = file.read(16)
+        while at + 8 <= size and len(kinds) < 1000:
+            file.seek(at)
+            box = file.read(16)
+            length = int.from_bytes(box[:4], "big")
+            length = int.from_bytes(box[8:16], "big") if length == 1 else length or size - at
+            kinds.append(box[4:8])
+            at += max(length, 8)
+    if kinds and kinds[0] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
+        if b"moov" not in kinds:
+            return "The file has no index (moov): it was cut short, or its recording has not finished."
+        return "The file is a damaged MP4: it cannot be opened."
+    if head[:4] == b"\x1aE\xdf\xa3" or head[:4] == b"RIFF":
+        return "The file holds no frames, or its header is damaged."
+    return "This is no video of a known kind, or its header is damaged."

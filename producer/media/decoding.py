@@ -1,0 +1,148 @@
+"""Some frames of a clip, decoded from the key frame before each, and nothing else."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import av
+from av import VideoFrame
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import PictureType
+
+from .limits import MAX_PIXELS, Stopwatch
+from .packets import NONE, Packets, VideoPacket
+
+Take = Callable[[int, VideoFrame], None]
+"""Gets a packet's number and its frame."""
+
+
+class Decoder:
+    """Decodes frames by the number of their packet.
+
+    A frame may be lost though its packet is whole: what it refers to is damaged, or the packet that is called a key
+    frame is none. It is then tried once more from an earlier key frame before it is counted as damaged.
+
+    Attributes:
+        damaged: numbers of the packets that gave no whole frame.
+        keep_corrupt: whether frames that the decoder calls corrupt are taken too.
+    """
+
+    def __init__(self, context: VideoCodecContext, packets: Packets, watch: Stopwatch) -> None:
+        self._context = context
+        self._packets = packets
+        self._watch = watch
+        self._keys = list(packets.keys) or [0]
+        self.damaged = set(packets.damaged)
+        self.keep_corrupt = False
+        context.thread_count = 1  # an error is then that of the packet just sent; a pool reads clips side by side
+        context.options = {"max_pixels": str(MAX_PIXELS)}
+
+    @property
+    def reorders(self) -> bool:
+        """Whether frames may come in another order than their packets."""
+        return bool(self._context.has_b_frames)
+
+    def order(self, first: int, last: int) -> list[int]:
+        """Numbers of all frames of the packets from `first` to `last` in the order in which they are shown."""
+        numbers: list[int] = []
+        self._run([(first, last)], None, lambda number, _: numbers.append(number))
+        return numbers
+
+    def frames(self, wanted: Collection[int], take: Take) -> set[int]:
+        """Calls `take` once for each wanted frame that can be had; returns their numbers. The others are damaged."""
+        here = self._run(self._spans(wanted, 0), set(wanted), take, skip=True)
+        lost = set(wanted) - here
+        if not lost:
+            return here
+        spans = self._spans(lost, 1)
+        came: set[int] = set()
+
+        def note(number: int, frame: VideoFrame) -> None:
+            came.add(number)
+            if number in lost and number not in here:
+                here.add(number)
+                take(number, frame)
+
+        self._run(spans, None, note)
+        for first, last in spans:
+            self.damaged.update(self._gaps(first, last, came))
+        return here
+
+    def _gaps(self, first: int, last: int, came: set[int]) -> Iterator[int]:
+        """Frames of this range that a decoder that had begun did not give, though it could."""
+        begun = min((number for number in came if first <= number <= last), default=first)
+        for number in range(begun, last + 1):
+            if number not in came and self._stamp(number) >= self._stamp(begun):
+                yield number
+
+    def _spans(self, wanted: Collection[int], back: int) -> list[tuple[int, int]]:
+        """Ranges of packets to decode for these frames, each from a key frame; `back`: so many key frames earlier."""
+        spans: list[tuple[int, int]] = []
+        for number in sorted(wanted):
+            at = bisect_right(self._keys, number) - 1
+            # In an open group, frames that are shown before their key frame refer to the group before.
+            while at > 0 and self._stamp(self._keys[at]) > self._stamp(number):
+                at -= 1
+            first, last = self._keys[max(at - back, 0)], self._end(number)
+            if spans and first <= spans[-1][1] + 1:
+                spans[-1] = (min(first, spans[-1][0]), max(last, spans[-1][1]))
+            else:
+                spans.append((first, last))
+        return spans
+
+    def _stamp(self, number: int) -> int:
+        return self._packets.pts[number]
+
+    def _end(self, number: int) -> int:
+        """The last packet of a frame: the second field of a frame may be a packet of its own, without a timestamp."""
+        while number + 1 < len(self._packets) and self._stamp(number) != NONE == self._stamp(number + 1):
+            number += 1
+        return number
+
+    def _run(
+        self, spans: Sequence[tuple[int, int]], wanted: set[int] | None, take: Take, skip: bool = False
+    ) -> set[int]:
+        """Decodes each range and calls `take` for the wanted frames (None: for all); returns their numbers.
+
+        `skip`: leave out frames that are neither wanted nor referred to by others.
+        """
+        came: set[int] = set()
+        starts = {first: last for first, last in spans}
+        true_key = True
+
+        def receive(packet: VideoPacket | None, number: int) -> None:
+            nonlocal true_key
+            try:
+                frames = self._context.decode(packet)
+            except (av.FFmpegError, ValueError):
+                self.damaged.add(number)
+                return
+            for frame in frames:
+                self._watch.progress()
+                shown = frame.pts
+                if shown is None or (frame.is_corrupt and not self.keep_corrupt):
+                    continue
+                if shown == start and start != self._keys[0] and frame.pict_type != PictureType.I:
+                    true_key = False
+                if true_key and shown not in came and (wanted is None or shown in wanted):
+                    came.add(shown)
+                    take(shown, frame)
+
+        self._watch.progress()
+        start = end = -1
+        for number, packet in self._packets.spans(spans):
+            self._watch.check()
+            if number in starts:
+                if start >= 0:
+                    receive(None, end)
+                    self._context.flush_buffers()
+                start, end = number, starts[number]
+            if skip and wanted is not None:
+                self._context.skip_frame = "DEFAULT" if number in wanted else "NONREF"
+            receive(packet, number)
+        receive(None, end)
+        self._context.flush_buffers()
+        if not true_key:
+            self._keys = self._keys[:1]  # the file's key frames cannot be trusted
+        return came

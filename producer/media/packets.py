@@ -1,0 +1,103 @@
+"""The packets of a clip and their timestamps, read without decoding."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import av
+from av import Packet
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from ...shared.errors import BadMedia
+from .containers import open_video
+from .limits import MAX_KEPT_BYTES, MAX_PACKETS, Stopwatch
+
+VideoPacket: TypeAlias = "Packet[VideoStream]"
+NONE = -(2**63)
+"""FFmpeg's AV_NOPTS_VALUE: no timestamp."""
+_MAX_ERRORS = 16
+"""Errors of a demuxer after which the rest of the file is given up."""
+_BLANK = bytes(8)
+"""How no packet of any codec begins: what was never written or was lost reads as zeros."""
+
+
+class Packets:
+    """The video packets of a file in its order, as often as wanted. A packet's number is its place in that order.
+
+    Attributes:
+        pts, dts: timestamps in ticks of the stream's time base; `NONE` where the file has none.
+        keys: numbers of the key frames, ascending.
+        hidden: numbers of the packets whose frames are not shown (an edit list's, VP8's alternate references).
+        damaged: numbers of the packets that are visibly broken.
+        encrypted: whether a packet is.
+    """
+
+    def __init__(self, path: Path, container: InputContainer, stream: VideoStream, watch: Stopwatch) -> None:
+        self._path = path
+        self._kept: list[VideoPacket] | None = []
+        self._watch = watch
+        self.pts, self.dts = array("q"), array("q")
+        self.keys = array("q")
+        self.hidden: set[int] = set()
+        self.damaged: set[int] = set()
+        self.encrypted = False
+        is_vp8 = stream.codec_context is not None and stream.codec_context.name in {"vp8", "libvpx"}
+        kept = 0
+        for number, packet in enumerate(self._demux(container, stream)):
+            if number == MAX_PACKETS:
+                raise BadMedia(f"The clip has more than {MAX_PACKETS} frames.")
+            self.pts.append(NONE if packet.pts is None else packet.pts)
+            self.dts.append(NONE if packet.dts is None else packet.dts)
+            head = bytes(memoryview(packet)[:8])
+            if packet.is_keyframe:
+                self.keys.append(number)
+            if packet.is_discard or (is_vp8 and head and not head[0] & 0x10):  # RFC 6386, 9.1: show_frame
+                self.hidden.add(number)
+            if packet.is_corrupt or head == _BLANK[: len(head)]:
+                self.damaged.add(number)
+            if number == 0:
+                self.encrypted = packet.has_sidedata("encryption_info")
+            kept += packet.size
+            if kept > MAX_KEPT_BYTES:
+                self._kept = None
+            if self._kept is not None:
+                packet.pts = number  # decoders hand it on to the frame
+                self._kept.append(packet)
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    def spans(self, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, VideoPacket]]:
+        """(number, packet) of ascending ranges, both ends included. Such a packet's `pts` is its number."""
+        if self._kept is not None:
+            for first, last in spans:
+                for number in range(first, last + 1):
+                    yield number, self._kept[number]
+            return
+        left = iter(spans)
+        first, last = next(left)
+        with open_video(self._path) as (container, stream):
+            for number, packet in enumerate(self._demux(container, stream)):
+                if number > last:
+                    span = next(left, None)
+                    if span is None:
+                        return
+                    first, last = span
+                if number >= first:
+                    packet.pts = number
+                    yield number, packet
+
+    def _demux(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
+        for _ in range(_MAX_ERRORS):
+            try:
+                for packet in container.demux(stream):
+                    self._watch.check()
+                    if packet.size:
+                        yield packet
+                return
+            except (av.FFmpegError, ValueError):
+                continue  # with what is behind the damage
