@@ -160,7 +160,7 @@ class _Clip:
 def _pixels(frame: VideoFrame) -> Image:
     """uint8 [height, width, 3], RGB, upright; transparency becomes white."""
     if any(component.is_alpha for component in frame.format.components):
-        image = on_white(np.asarray(frame.to_ndarray(format="rgba"), np.uint8))
+        image = on_white(np.asarray(frame.reformat(format="rgba", threads=1).to_ndarray(), np.uint8))
     else:
-        image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+        image = np.asarray(frame.reformat(format="rgb24", threads=1).to_ndarray(), np.uint8)
     return orientation.turn(image, orientation.of_frame(frame))

@@ -65,6 +65,7 @@ class Decoder:
                 take(number, frame)
 
         self._run(spans, None, note)
+        self.damaged -= came
         for first, last in spans:
             self.damaged.update(self._gaps(first, last, came))
         return here
@@ -108,41 +109,47 @@ class Decoder:
         `skip`: leave out frames that are neither wanted nor referred to by others.
         """
         came: set[int] = set()
-        starts = {first: last for first, last in spans}
-        true_key = True
+        errors: set[int] = set()
+        starts = dict(spans)
+        start = end = -1
+        sure = True  # that the decoder has begun with a true key frame
 
         def receive(packet: VideoPacket | None, number: int) -> None:
-            nonlocal true_key
+            nonlocal sure
             try:
                 frames = self._context.decode(packet)
             except (av.FFmpegError, ValueError):
-                self.damaged.add(number)
+                errors.add(number)
                 return
             for frame in frames:
                 self._watch.progress()
                 shown = frame.pts
                 if shown is None or (frame.is_corrupt and not self.keep_corrupt):
                     continue
-                if shown == start and start != self._keys[0] and frame.pict_type != PictureType.I:
-                    true_key = False
-                if true_key and shown not in came and (wanted is None or shown in wanted):
+                sure = sure or (shown == start and (bool(frame.key_frame) or frame.pict_type == PictureType.I))
+                if sure and shown not in came and (wanted is None or shown in wanted):
                     came.add(shown)
                     take(shown, frame)
 
+        def finish() -> None:
+            """Ends a range; its key frame must have come as one, or be damaged."""
+            if end < 0:
+                return
+            receive(None, end)
+            self._context.flush_buffers()
+            if not sure and not ({start} & (errors | self.damaged)):
+                self._keys = self._keys[:1]  # what the file calls key frames are none: decode all from the first
+
         self._watch.progress()
-        start = end = -1
         for number, packet in self._packets.spans(spans):
             self._watch.check()
             if number in starts:
-                if start >= 0:
-                    receive(None, end)
-                    self._context.flush_buffers()
+                finish()
                 start, end = number, starts[number]
+                sure = start == self._keys[0] or start in self._packets.hidden
             if skip and wanted is not None:
-                self._context.skip_frame = "DEFAULT" if number in wanted else "NONREF"
+                self._context.skip_frame = "DEFAULT" if number in wanted or number == start else "NONREF"
             receive(packet, number)
-        receive(None, end)
-        self._context.flush_buffers()
-        if not true_key:
-            self._keys = self._keys[:1]  # the file's key frames cannot be trusted
+        finish()
+        self.damaged |= errors
         return came

@@ -97,6 +97,10 @@ def _rgb(image: pillow.Image) -> Image:
     if image.mode in _WIDE:
         grey = (np.clip(np.asarray(image, np.int64), 0, 65535) + 128) // 257
         return np.repeat(grey.astype(np.uint8)[:, :, np.newaxis], 3, axis=2)
+    if image.mode == "F":  # 32 bits; light is 0 to 1, or 0 to 255
+        light = np.nan_to_num(np.asarray(image))
+        light = np.clip(light * (255 if light.max() <= 1 else 1), 0, 255)
+        return np.repeat(np.rint(light).astype(np.uint8)[:, :, np.newaxis], 3, axis=2)
     if image.has_transparency_data:
         return on_white(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))

@@ -40,9 +40,9 @@ def no_frames(path: Path) -> None:
 
 
 def enormous(path: Path) -> None:
-    """The header of a PNG of 30,000 × 30,000, and nothing else."""
+    """The header of a PNG of 30,000 × 30,000, and the begin of its data."""
     fields = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\r" + fields + struct.pack(">I", zlib.crc32(fields)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\r" + fields + struct.pack(">I", zlib.crc32(fields)) + b"\0\0\0\x40IDAT")
 
 
 @pytest.fixture(scope="module")

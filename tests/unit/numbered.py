@@ -160,7 +160,7 @@ def write_at(path: Path, variant: Variant, ticks: Sequence[int]) -> Path:
             a, b, c, d = (65536 * one for one in TURNS[variant.turn][0])
             stream.set_display_matrix((a, b, 0, c, d, 0, 0, 0, 2**30))
         for number, tick in enumerate(ticks):
-            frame = av.VideoFrame.from_ndarray(shows(number), format="rgb24").reformat(format=kind.pix_fmt)
+            frame = av.VideoFrame.from_ndarray(shows(number), format="rgb24").reformat(format=kind.pix_fmt, threads=1)
             frame.pts, frame.time_base = tick + LATER * variant.later, TICK
             output.mux(stream.encode(frame))
         output.mux(stream.encode())

@@ -1,0 +1,137 @@
+"""Images of every kind that cameras and phones write."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pillow_heif
+import pytest
+from PIL import Image
+from sailq.producer.media.images import decode, moves
+from sailq.shared.errors import BadMedia
+
+pillow_heif.register_heif_opener()
+SUFFIXES = ("jpg", "png", "webp", "tif", "heic", "avif")
+ORIENTATION = 0x0112
+
+
+def corners() -> npt.NDArray[np.uint8]:
+    """Red, green, blue and white quarters, row by row."""
+    pixels = np.zeros((56, 84, 3), np.uint8)
+    pixels[:28, :42], pixels[:28, 42:], pixels[28:, :42], pixels[28:, 42:] = (
+        (220, 0, 0), (0, 220, 0), (0, 0, 220), (220, 220, 220)
+    )
+    return pixels
+
+
+def saved(pixels: npt.NDArray[np.uint8], suffix: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, {"jpg": "jpeg", "tif": "tiff", "heic": "heif"}.get(suffix, suffix), **options)
+    return file.getvalue()
+
+
+def near(image: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8], limit: int = 12) -> bool:
+    """Whether the middles of the four quarters agree."""
+    if image.shape != expected.shape:
+        return False
+    height, width = image.shape[:2]
+    places = [(row * height // 4, column * width // 4) for row in (1, 3) for column in (1, 3)]
+    return all(np.abs(image[at].astype(int) - expected[at]).max() <= limit for at in places)
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, "bmp", "gif"])
+def test_every_format_gives_the_picture(suffix: str) -> None:
+    assert near(decode(saved(corners(), suffix)), corners())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_is_applied_in_every_format(suffix: str, orientation: int) -> None:
+    """EXIF 2.32, 4.6.4: where row 0 and column 0 of what is stored are shown."""
+    upright = corners()
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.swapaxes(0, 1),
+        6: np.rot90(upright), 7: upright[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    options = {"exif": exif.tobytes() if suffix == "heic" else exif}
+    assert near(decode(saved(np.ascontiguousarray(stored), suffix, **options)), upright)
+
+
+def test_the_orientation_of_a_heic_is_its_own(tmp_path: Path) -> None:
+    """A phone states the turn in the container, and again in EXIF, where it is not to be applied once more."""
+    upright = corners()
+    heif = pillow_heif.from_pillow(Image.fromarray(upright))
+    heif.save(tmp_path / "a.heic", quality=95)
+    assert near(decode((tmp_path / "a.heic").read_bytes()), upright)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"optimize": True}])
+def test_a_jpeg_without_its_end_marker_is_whole(options: dict[str, Any]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (67, 131, 3), np.uint8)
+    for pixels in (noise, corners(), np.zeros((64, 64, 3), np.uint8)):
+        data = saved(pixels, "jpg", **options)
+        assert data.endswith(b"\xff\xd9")
+        assert np.array_equal(decode(data[:-2]), decode(data))
+        assert np.array_equal(decode(data[:-2] + bytes(100)), decode(data))
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.6, 0.9, 0.97])
+def test_a_jpeg_that_lacks_more_is_refused(keep: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (67, 131, 3), np.uint8)
+    for options in ({}, {"progressive": True}):
+        data = saved(noise, "jpg", **options)
+        with pytest.raises(BadMedia, match="cut short"):
+            decode(data[: int(len(data) * keep)])
+
+
+def test_the_first_picture_of_several_is_taken(tmp_path: Path) -> None:
+    first, second = Image.fromarray(corners()), Image.fromarray(corners()[::-1])
+    for suffix in ("gif", "webp", "tiff", "png"):
+        path = tmp_path / f"a.{suffix}"
+        first.save(path, save_all=True, append_images=[second], **({"lossless": True} if suffix == "webp" else {}))
+        assert near(decode(path.read_bytes()), corners()), suffix
+        assert moves(path) == (suffix == "gif")
+    first.save(tmp_path / "still.gif")
+    assert not moves(tmp_path / "still.gif")
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    cmyk = Image.fromarray(corners()).convert("CMYK")
+    for suffix in ("jpg", "tif"):
+        path = tmp_path / f"a.{suffix}"
+        cmyk.save(path)
+        assert near(decode(path.read_bytes()), corners(), 24), suffix
+
+
+def test_sixteen_bits(tmp_path: Path) -> None:
+    grey = np.repeat(np.arange(56, dtype=np.uint16) * 4 * 257, 56).reshape(56, 56)
+    expected = np.repeat((grey // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    for suffix in ("png", "tif"):
+        assert cv2.imwrite(str(tmp_path / f"grey.{suffix}"), grey)
+        assert np.array_equal(decode((tmp_path / f"grey.{suffix}").read_bytes()), expected), suffix
+        colour = np.repeat(grey[:, :, None], 3, axis=2)
+        assert cv2.imwrite(str(tmp_path / f"colour.{suffix}"), colour)
+        assert np.array_equal(decode((tmp_path / f"colour.{suffix}").read_bytes()), expected), suffix
+
+
+def test_palettes(tmp_path: Path) -> None:
+    palette = Image.fromarray(corners()).quantize(8)
+    for suffix in ("png", "gif", "bmp", "tif"):
+        path = tmp_path / f"a.{suffix}"
+        palette.save(path)
+        assert np.array_equal(decode(path.read_bytes()), np.asarray(palette.convert("RGB"))), suffix
+
+
+@pytest.mark.parametrize("brightest", [1, 255])
+def test_floats(tmp_path: Path, brightest: int) -> None:
+    ramp = np.linspace(0, brightest, 56 * 56, dtype=np.float32).reshape(56, 56)
+    Image.fromarray(ramp).save(tmp_path / "a.tif")
+    expected = np.rint(np.linspace(0, 255, 56 * 56)).reshape(56, 56, 1)
+    assert np.abs(decode((tmp_path / "a.tif").read_bytes()) - expected).max() <= 1
