@@ -29,11 +29,13 @@ class Prepared:
         messages: for `Job.messages`.
         blobs: encoded frames by the sha256 that the messages refer to them by.
         vision_tokens: tokens of all media together.
+        damaged_frames: frames of the videos that were found damaged; whole ones stand for them.
     """
 
     messages: tuple[Message, ...]
     blobs: dict[str, bytes]
     vision_tokens: int
+    damaged_frames: int = 0
 
 
 def prepare(
@@ -60,11 +62,14 @@ def prepare(
         raise BadRequest("Messages are a list of at least one message.")
     budget = Budget(card)
     blobs: dict[str, bytes] = {}
-    prepared = tuple(_message(message, base, budget, blobs, encode) for message in messages)
-    return Prepared(prepared, blobs, budget.tokens)
+    damaged: list[int] = []
+    prepared = tuple(_message(message, base, budget, blobs, damaged, encode) for message in messages)
+    return Prepared(prepared, blobs, budget.tokens, sum(damaged))
 
 
-def _message(message: Any, base: Path | None, budget: Budget, blobs: dict[str, bytes], encode: Encode) -> Message:
+def _message(
+    message: Any, base: Path | None, budget: Budget, blobs: dict[str, bytes], damaged: list[int], encode: Encode
+) -> Message:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         raise BadRequest("A message is a map of role and content, and of nothing else.")
     role, content = message["role"], message["content"]
@@ -74,11 +79,11 @@ def _message(message: Any, base: Path | None, budget: Budget, blobs: dict[str, b
         content = [{"type": "text", "text": content}]
     if not isinstance(content, (list, tuple)) or not content:
         raise BadRequest("A message's content is a text or a list of at least one part.")
-    return Message(role=role, content=tuple(_part(part, base, budget, blobs, encode) for part in content))
+    return Message(role=role, content=tuple(_part(part, base, budget, blobs, damaged, encode) for part in content))
 
 
 def _part(
-    part: Any, base: Path | None, budget: Budget, blobs: dict[str, bytes], encode: Encode
+    part: Any, base: Path | None, budget: Budget, blobs: dict[str, bytes], damaged: list[int], encode: Encode
 ) -> TextPart | FramesPart:
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
         raise BadRequest("A part of a message's content is a map with a type.")
@@ -92,15 +97,17 @@ def _part(
     source = _url(part[kind]) if kind == "image_url" else part[kind]
     options = _options({key: value for key, value in part.items() if key not in {"type", kind}}, source)
     if kind == "video":
-        frames = media.read_video(source, options, base=base, budget=budget).frames
+        video = media.read_video(source, options, base=base, budget=budget)
     else:
-        frames = media.read_image(source, options, base=base, budget=budget)
+        video = media.Sampled(media.read_image(source, options, base=base, budget=budget))
+    damaged.append(video.damaged_frames)
     with media.about(source):
-        digest, blob = encode(frames)
+        digest, blob = encode(video.frames)
     blobs[digest] = blob
-    count, height, width, _ = frames.shape
+    count, height, width, _ = video.frames.shape
     return FramesPart(
-        type="video" if kind == "video" else "image", blob=digest, frames=count, height=height, width=width
+        type="video" if kind == "video" else "image", blob=digest, frames=count, height=height, width=width,
+        times=video.times, fps=video.fps,
     )
 
 

@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from .bounds import ARRAY_VALUES, MAX_VALUES, check_bounds
 from .errors import CodecError
-from .jobs import Job, ModelCard, Record, Result, Turn, parse
+from .jobs import Job, ModelCard, Record, Result, Turn, media_parts, parse
 
-VERSION = 1
+VERSION = 2
+"""Written where a record needs it: version 2 lets a video's frames carry their times. Both are read."""
 MAX_RECORD_BYTES = 1024 * 1024
 """Of a job. A result and a turn repeat what the job says, and may take twice as much, in bytes and in values."""
 
@@ -34,7 +35,7 @@ R = TypeVar("R", bound=Record)
 def encode(record: Record) -> bytes:
     """Raises CodecError when the record is larger than `MAX_RECORD_BYTES` allows."""
     kind = type(record)
-    return pack({"v": VERSION, "type": _NAMES[kind], "body": record.model_dump()}, *_limits(kind))
+    return pack({"v": _version(record), "type": _NAMES[kind], "body": record.model_dump()}, *_limits(kind))
 
 
 def decode(kind: type[R], data: bytes) -> R:
@@ -43,11 +44,17 @@ def decode(kind: type[R], data: bytes) -> R:
     name = _NAMES[kind]
     if not isinstance(value, dict) or set(value) != {"v", "type", "body"}:
         raise CodecError(f"These bytes are no {name} of sailq.")
-    if type(value["v"]) is not int or value["v"] != VERSION:  # an array would be compared value by value
+    if type(value["v"]) is not int or not 1 <= value["v"] <= VERSION:  # an array would be compared value by value
         raise CodecError(f"This {name} has protocol version {reprlib.repr(value['v'])}; this side speaks {VERSION}.")
     if not isinstance(value["type"], str) or value["type"] != name:
         raise CodecError(f"Expected a {name}, got {reprlib.repr(value['type'])}.")
     return parse(kind, value["body"])
+
+
+def _version(record: Record) -> int:
+    """The oldest protocol version that says all of `record`, so that older sides read what they can."""
+    parts = media_parts(record.messages) if isinstance(record, (Job, Turn)) else []
+    return 2 if any(part.times for part in parts) else 1
 
 
 def _limits(kind: type[Record]) -> tuple[int, int]:

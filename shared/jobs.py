@@ -16,6 +16,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
+    model_validator,
 )
 
 from .errors import BadRequest, SailqError, quoted
@@ -61,6 +62,9 @@ class FramesPart(Record):
         blob: sha256 of the blob's bytes, hex; the blob's key in Redis.
         frames: number of frames in the blob.
         height, width: pixels, already a multiple of the model's patch grid (28).
+        times: when each frame is shown, in seconds from the clip's first frame, ascending; empty where nothing is
+            known of it (images, lists of images, and jobs of protocol version 1).
+        fps: frames a second, as sampled from the clip; None where `times` is empty.
     """
 
     type: Literal["image", "video"]
@@ -68,6 +72,22 @@ class FramesPart(Record):
     frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)]
     height: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
     width: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
+    times: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(max_length=MAX_FRAMES, strict=False)] = ()
+    fps: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_time_a_frame(self) -> FramesPart:
+        if self.times and len(self.times) != self.frames:
+            raise ValueError(f"there are {len(self.times)} times for {self.frames} frames")
+        if any(after < before for before, after in zip(self.times, self.times[1:], strict=False)):
+            raise ValueError("the times of a video's frames ascend")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unknown_times(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A worker of protocol version 1 reads every part that has no times."""
+        fields: dict[str, Any] = dump(self)
+        return fields if self.times else {key: fields[key] for key in fields if key not in {"times", "fps"}}
 
     @property
     def size(self) -> tuple[int, int, int]:

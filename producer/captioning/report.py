@@ -106,6 +106,7 @@ def _card(row: Row, pictures: Sequence[str], question: str) -> str:
         f"<article{' class=failed' if failed(row) else ''}>\n"
         f'<div class="media">{images or "<p>no picture</p>"}</div>\n<div class="body">\n'
         f"{''.join(_body(row, question))}"
+        f"{''.join(f'<p class=truth>{escape(line)}</p>' for line in _frames(row))}"
         f'<p class="foot"><span>{escape(_source(row))}</span><span>{escape(_timings(row))}</span></p>\n'
         "</div>\n</article>\n"
     )
@@ -136,6 +137,15 @@ def _mark(verdict: bool | None) -> str:
 def _source(row: Row) -> str:
     task = row["metadata"].get("task")
     return f"{task} · {row['source']}" if isinstance(task, str) else str(row["source"])
+
+
+def _frames(row: Row) -> Iterable[str]:
+    """What was sampled of each video."""
+    for medium in row.get("media", ()):
+        if times := medium.get("times"):
+            yield f"{len(times)} frames from {times[0]:g} s to {times[-1]:g} s, {number(medium['fps'])} a second"
+    if damaged := row.get("damaged_frames"):
+        yield f"{damaged} damaged frame{'s'[: damaged > 1]}"
 
 
 def _timings(row: Row) -> str:

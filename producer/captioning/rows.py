@@ -10,11 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from ...shared.errors import BadRequest, SailqError
-from ...shared.jobs import Result, Timings, Usage
+from ...shared.jobs import Result, Timings, Usage, media_parts
+from ..messages import Prepared
 
 Row = dict[str, Any]
 _START = b'{"index": '
 """How the line of a batch's row begins."""
+
+
+def media_fields(prepared: Prepared | None) -> Row:
+    """`media`: the frames that were sent of each medium, with their times in seconds from the clip's first frame.
+
+    `damaged_frames`: frames of the clips that were found damaged. None: no medium was read.
+    """
+    parts = media_parts(prepared.messages) if prepared else []
+    return {
+        "media": [part.model_dump(exclude={"blob"}) for part in parts],
+        "damaged_frames": prepared.damaged_frames if prepared else 0,
+    }
 
 
 def as_row(result: Result) -> Row:

@@ -19,7 +19,8 @@ import numpy as np
 from ...shared.errors import BadMedia, BadRequest, SailqError, Unsupported
 from ...shared.frames import Frames
 from . import sizing
-from .clips import Sampled, read_clip
+from .clips import Sampled as Sampled
+from .clips import read_clip
 from .images import Image, decode, resize
 from .sizing import NO_OPTIONS, Budget, Options
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import pickle
 import time
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sailq.shared import codec
 from sailq.shared.bounds import MAX_DEPTH, MAX_VALUES
 from sailq.shared.codec import MAX_RECORD_BYTES, VERSION, decode, encode, pack, unpack
 from sailq.shared.errors import BadRequest, CodecError
-from sailq.shared.jobs import Job, Message, Result, TextPart, Turn
+from sailq.shared.jobs import FramesPart, Job, Message, Result, TextPart, Turn
 
 LIMIT = 1 << 20
 JOB = Job(
@@ -56,6 +58,55 @@ def test_records_come_back() -> None:
     assert decode(Job, encode(JOB)) == JOB
     turn = Turn(job="j1", turn=3, messages=JOB.messages, text="hello")
     assert decode(Turn, encode(turn)) == turn
+
+
+VIDEO = FramesPart(type="video", blob="0" * 64, frames=2, height=56, width=84)
+OLD_JOB = base64.b64decode(
+    "g6F2AaR0eXBlo2pvYqRib2R5i6JpZKJqMaxjb252ZXJzYXRpb26iYzGkdHVybgClbW9kZWyqc2FpbHEtdGlueahtZXNzYWdlc5GC"
+    "pHJvbGWkdXNlcqdjb250ZW50koWkdHlwZaV2aWRlb6RibG9i2UAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw"
+    "MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwpmZyYW1lcwKmaGVpZ2h0OKV3aWR0aFSCpHR5cGWkdGV4dKR0ZXh0okhpp29wdGlv"
+    "bnOHrm1heF9uZXdfdG9rZW5zzICrdGVtcGVyYXR1cmXLAAAAAAAAAACldG9wX3DLP/AAAAAAAACldG9wX2sAsnJlcGV0aXRpb25f"
+    "cGVuYWx0ecs/8AAAAAAAAKRzZWVkwKRzdG9wkKhkZWFkbGluZcCocHJpb3JpdHmmbm9ybWFspnN0cmVhbcKobWV0YWRhdGGArHN1"
+    "Ym1pdHRlZF9hdMs/+AAAAAAAAA=="
+)
+"""A job of protocol version 1 with `VIDEO`, as the code before version 2 wrote it."""
+
+
+def with_part(part: FramesPart) -> Job:
+    return JOB.model_copy(update={"messages": (Message(role="user", content=(part, TextPart(text="Hi"))),)})
+
+
+def test_frames_carry_their_times() -> None:
+    job = with_part(VIDEO.model_copy(update={"times": (0.0, 0.52), "fps": 2.0}))
+    assert decode(Job, encode(job)) == job
+    turn = Turn(job="j1", turn=3, messages=job.messages, text="hello")
+    assert decode(Turn, encode(turn)) == turn
+
+
+def test_a_job_of_version_1_is_read() -> None:
+    assert decode(Job, OLD_JOB).messages == with_part(VIDEO).messages
+
+
+def test_what_version_1_can_say_is_said_in_it() -> None:
+    """So that workers and producers of both versions serve one queue while a fleet is updated."""
+    old = decode(Job, OLD_JOB)
+    assert encode(old) == OLD_JOB
+    assert msgpack.unpackb(encode(with_part(VIDEO)))["v"] == 1
+
+
+def test_a_worker_of_version_1_refuses_times_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(with_part(VIDEO.model_copy(update={"times": (0.0, 0.52), "fps": 2.0})))
+    monkeypatch.setattr(codec, "VERSION", 1)
+    with pytest.raises(CodecError, match="protocol version 2; this side speaks 1"):
+        decode(Job, data)
+
+
+@pytest.mark.parametrize("times", [[0.0], [0.0, 0.5, 1.0], [1.0, 0.5], [-1.0, 0.5], [0.0, float("nan")]])
+def test_times_that_are_not_those_of_the_frames_are_refused(times: list[float]) -> None:
+    body = msgpack.unpackb(OLD_JOB)["body"]
+    body["messages"][0]["content"][0] |= {"times": times, "fps": 2.0}
+    with pytest.raises(BadRequest):
+        decode(Job, msgpack.packb({"v": 2, "type": "job", "body": body}))
 
 
 def reencoded(**changes: object) -> bytes:
