@@ -15,6 +15,7 @@ from ...shared.jobs import GenerationOptions
 from ..client import Client
 from ..messages import Prepared
 from .inputs import Clip
+from .readers import Readers
 from .rows import Row, RowFile, failed
 from .window import run_batch
 
@@ -88,7 +89,7 @@ class Captioning:
         began = time.monotonic()
         batch = run_batch(
             client, self.todo, model=self.model, options=self.options, window=self.window, patience=self.wait,
-            seen=seen, idle=idle,
+            seen=seen, idle=idle, readers=Readers(),
         )
         try:
             with closing(batch):

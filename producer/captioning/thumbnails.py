@@ -13,8 +13,9 @@ import numpy as np
 from ...shared.errors import SailqError
 from ...shared.frames import Frames, decode_frames
 from ...shared.jobs import media_parts
-from ..messages import Prepared, prepare
+from ..messages import Prepared
 from .inputs import Clip
+from .readers import READERS, Readers
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -54,11 +55,11 @@ class Thumbnails:
 
         def read(clip: Clip) -> None:
             try:
-                self.take(clip, prepare(clip.messages, base=clip.base, card=card))
+                self.take(clip, readers.prepare(clip.messages, base=clip.base, card=card))
             except SailqError:
                 self.by_index[clip.index] = []
 
-        with ThreadPoolExecutor(2) as pool:
+        with Readers() as readers, ThreadPoolExecutor(READERS) as pool:
             list(pool.map(read, missing))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -17,10 +16,9 @@ from ..client import Client, Handle
 from ..messages import Encode, Prepared, prepare
 from ..waiting import Waiter
 from .inputs import Clip
-from .rows import Row, as_row, failed_row
+from .readers import READERS, Readers
+from .rows import Row, as_row, failed_row, media_fields
 
-READERS = min(4, os.cpu_count() or 1)
-"""Threads that read media."""
 _POLL_SECONDS = 0.05
 """How soon a clip that was read is followed while others are still being read."""
 _FULL_SECONDS = 1.0
@@ -39,8 +37,9 @@ def run_batch(
     idle: Callable[[], None] | None = None,
     encode: Encode = encode_frames,
     patience: float = 0.0,
+    readers: Readers | None = None,
 ) -> Generator[tuple[Clip, Row], None, None]:
-    """Each clip with its row (see `rows.as_row`), in the order in which they finish.
+    """Each clip with its row (see `rows.as_row` and `rows.media_fields`), in the order in which they finish.
 
     A clip that cannot be read gets an error row at once. When the caller stops iterating, or an error ends
     the batch, the jobs still in flight are cancelled.
@@ -51,28 +50,30 @@ def run_batch(
         idle: called now and then while nothing comes.
         encode: makes the blob of each medium's frames.
         patience: seconds that a clip waits for room where the queue is full.
+        readers: read the media, and are closed at the end; without them threads of this process read.
 
     Raises ServerUnavailable.
     """
 
-    def submit(clip: Clip) -> Handle:
+    def submit(clip: Clip) -> tuple[Handle, Row]:
         with server_errors(client.connection):
             card = client.card(model)
-        prepared = prepare(clip.messages, base=clip.base, card=card, encode=encode)
+        read = readers.prepare if readers else prepare
+        prepared = read(clip.messages, base=clip.base, card=card, encode=encode)
         if seen is not None:
             seen(clip, prepared)
         until = time.monotonic() + patience
         while True:
             try:
-                return client.submit_prepared(prepared, model=model, options=options)
+                return client.submit_prepared(prepared, model=model, options=options), media_fields(prepared)
             except QueueFull:
                 if time.monotonic() > until or closing.wait(_FULL_SECONDS):
                     raise
 
     closing = threading.Event()
     waiter = Waiter(client.connection)
-    reading: dict[Future[Handle], Clip] = {}
-    running: dict[str, Clip] = {}
+    reading: dict[Future[tuple[Handle, Row]], Clip] = {}
+    running: dict[str, tuple[Clip, Row]] = {}
     left = iter(clips)
     quiet_since = time.monotonic()
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="sailq-read")
@@ -86,29 +87,32 @@ def run_batch(
             for future in read:
                 clip = reading.pop(future)
                 try:
-                    handle = future.result()
+                    handle, media = future.result()
                 except ServerUnavailable:
                     raise
                 except SailqError as error:
-                    yield clip, failed_row(error)
+                    yield clip, failed_row(error) | media_fields(None)
                 except Exception as error:  # a clip never stops the others, whatever it does to a decoder
                     reason = f"This clip cannot be read: {type(error).__name__}: {error}."
-                    yield clip, failed_row(SailqError(reason))
+                    yield clip, failed_row(SailqError(reason)) | media_fields(None)
                 else:
-                    running[handle.job] = clip
+                    running[handle.job] = clip, media
                     waiter.add(handle.job)
             if not running:
                 continue
             for job, result in waiter.poll(_POLL_SECONDS if reading else _IDLE_SECONDS).ended:
                 quiet_since = time.monotonic()
-                yield running.pop(job), failed_row(result) if isinstance(result, NotFound) else as_row(result)
+                clip, media = running.pop(job)
+                yield clip, (failed_row(result) if isinstance(result, NotFound) else as_row(result)) | media
             if idle is not None and time.monotonic() - quiet_since > _IDLE_SECONDS:
                 quiet_since = time.monotonic()
                 idle()
     finally:
         closing.set()
+        if readers is not None:
+            readers.close()
         pool.shutdown(cancel_futures=True)
-        handles = [one.result() for one in reading if not one.cancelled() and one.exception() is None]
+        handles = [one.result()[0] for one in reading if not one.cancelled() and one.exception() is None]
         with suppress(ServerUnavailable):  # then none can be cancelled
             for job in [*running, *(handle.job for handle in handles)]:
                 with suppress(NotFound):

@@ -1,0 +1,141 @@
+"""Child processes that read clips: a decoder that crashes costs one clip, and all cores decode.
+
+A child is started when it is first needed, reads one clip at a time, and ends when its pipe closes, however its
+parent ended. Ctrl-C is the parent's to handle.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any
+
+import cv2
+
+from ...shared.errors import BadMedia, SailqError
+from ..messages import Prepared, prepare
+
+READERS = min(4, os.cpu_count() or 1)
+"""Clips that are read at a time."""
+MAX_MEMORY = 4 * 1024**3
+"""Address space of a child, in bytes."""
+MAX_SECONDS = 600.0
+"""Processor time of a child for one clip: for a decoder that hangs, where `media.limits` cannot be checked."""
+
+
+class Readers:
+    """Reads clips in children. Safe to use from several threads, each of which waits for its clip."""
+
+    def __init__(self, count: int = READERS) -> None:
+        self._idle: queue.LifoQueue[_Child | None] = queue.LifoQueue()  # a started child before a new one
+        self._children: set[_Child] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+        for _ in range(count):
+            self._idle.put(None)
+
+    def __enter__(self) -> Readers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def prepare(self, messages: Any, **options: Any) -> Prepared:
+        """`messages.prepare` in a child. Raises what it raises, and BadMedia where the child died of the clip."""
+        child = self._idle.get()
+        try:
+            child = child or self._start()
+            answer = child.ask((messages, options))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            assert child is not None
+            code = child.end()
+            with self._lock:
+                self._children.discard(child)
+            child = None
+            raise BadMedia(f"The process that read this clip died ({_cause(code)}).") from None
+        finally:
+            self._idle.put(child)
+        if isinstance(answer, SailqError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Ends the children; clips that are being read end with an error."""
+        with self._lock:
+            self._closed = True
+            children, self._children = self._children, set()
+        for child in children:
+            child.kill()
+
+    def _start(self) -> _Child:
+        with self._lock:
+            if self._closed:
+                raise SailqError("The batch has ended.")
+            child = _Child()
+            self._children.add(child)
+            return child
+
+
+class _Child:
+    def __init__(self) -> None:
+        self._pipe, other = Pipe()
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({other.fileno()})"
+        # In a session of its own, Ctrl-C in the terminal reaches the parent alone.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        other.close()
+
+    def ask(self, request: Any) -> Prepared | SailqError:
+        self._pipe.send(request)
+        answer: Prepared | SailqError = self._pipe.recv()
+        return answer
+
+    def end(self) -> int:
+        """Waits for a child whose pipe has closed. Returns its exit code, or minus the signal that ended it."""
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(10)
+        return self.kill()
+
+    def kill(self) -> int:
+        self._process.kill()
+        return self._process.wait()
+
+
+def _cause(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def serve(fileno: int) -> None:
+    """A child's life: requests come and answers go through the pipe `fileno`."""
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    cv2.setNumThreads(1)
+    pipe: Connection[Any, Any] = Connection(fileno)
+    with suppress(EOFError, OSError):
+        while True:
+            messages, options = pipe.recv()
+            signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+            answer = _answer(messages, options)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            pipe.send(answer)
+
+
+def _answer(messages: Any, options: dict[str, Any]) -> Prepared | SailqError:
+    try:
+        return prepare(messages, **options)
+    except SailqError as error:
+        return error
+    except MemoryError:
+        return BadMedia(f"Reading this clip takes more than {MAX_MEMORY // 2**30} GiB of memory.")
+    except Exception as error:  # whatever it is, it costs one clip
+        return SailqError(f"This clip cannot be read: {type(error).__name__}: {error}.")
