@@ -30,11 +30,11 @@ WAIT = typer.Option(
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message before the prompt.")]
 Videos = Annotated[
     list[str] | None,
-    typer.Option("--video", metavar="FILE", help="A video: MP4, MKV, AVI, MOV or WebM. May be repeated."),
+    typer.Option("--video", metavar="FILE", help="A video, of any common container and codec. May be repeated."),
 ]
 Images = Annotated[
     list[str] | None,
-    typer.Option("--image", metavar="FILE", help="An image: PNG, JPEG, BMP or WebP. May be repeated."),
+    typer.Option("--image", metavar="FILE", help="An image: JPEG, PNG, HEIC, AVIF, WebP, TIFF, GIF or BMP. May be repeated."),
 ]
 
 MaxNewTokens = Annotated[
