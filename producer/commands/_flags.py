@@ -34,7 +34,9 @@ Videos = Annotated[
 ]
 Images = Annotated[
     list[str] | None,
-    typer.Option("--image", metavar="FILE", help="An image: JPEG, PNG, HEIC, AVIF, WebP, TIFF, GIF or BMP. May be repeated."),
+    typer.Option(
+        "--image", metavar="FILE", help="An image: JPEG, PNG, HEIC, AVIF, WebP, TIFF, GIF or BMP. May be repeated."
+    ),
 ]
 
 MaxNewTokens = Annotated[

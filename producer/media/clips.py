@@ -86,7 +86,7 @@ class _Clip:
 
     @property
     def damaged_frames(self) -> int:
-        return sum(number in self._slots for number in self._decoder.damaged) + self._cut
+        return len(self._decoder.damaged - self._packets.hidden) + self._cut
 
     def _timeline(self, stream: VideoStream) -> Timeline:
         packets, last = self._packets, len(self._packets) - 1

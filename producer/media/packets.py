@@ -55,10 +55,10 @@ class Packets:
             head = bytes(memoryview(packet)[:8])
             if packet.is_keyframe:
                 self.keys.append(number)
-            if packet.is_discard or (is_vp8 and head and not head[0] & 0x10):  # RFC 6386, 9.1: show_frame
-                self.hidden.add(number)
-            if packet.is_corrupt or head == _BLANK[: len(head)]:
+            if self.keys and (packet.is_corrupt or head == _BLANK[: len(head)]):
                 self.damaged.add(number)
+            elif packet.is_discard or (is_vp8 and not head[0] & 0x10):  # RFC 6386, 9.1: show_frame
+                self.hidden.add(number)
             if number == 0:
                 self.encrypted = packet.has_sidedata("encryption_info")
             kept += packet.size
@@ -99,5 +99,5 @@ class Packets:
                     if packet.size:
                         yield packet
                 return
-            except (av.FFmpegError, ValueError):
+            except (av.FFmpegError, ValueError, IndexError):  # the last where a stream appears in the middle
                 continue  # with what is behind the damage
