@@ -77,8 +77,9 @@ class _Clip:
             raise BadMedia("The clip is encrypted.")
         if stream.codec_context is None:
             raise BadMedia(f"No decoder is there for the clip's codec ({self._codec}).")
-        # The index of an MP4 says how many frames there must be; in fragments, it counts the first part alone.
-        self._cut = max(0, stream.frames - len(self._packets)) if container.format.name.startswith("mov") else 0
+        # What the index of an MP4 has behind the end of the file is lost.
+        is_mp4, size = container.format.name.startswith("mov"), path.stat().st_size
+        self._cut = sum(entry.pos >= size for entry in stream.index_entries) if is_mp4 else 0
         self._decoder = Decoder(stream.codec_context, self._packets, watch)
         self.timeline = self._timeline(stream)
         self._slots = {number: slot for slot, number in enumerate(self.timeline.numbers)}

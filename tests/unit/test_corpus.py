@@ -65,10 +65,15 @@ def test_every_combination_gives_the_right_frames(tmp_path: Path) -> None:
 @pytest.mark.proof
 @pytest.mark.skipif(shutil.which("ffprobe") is None, reason="the second authority: apt install ffmpeg")
 def test_ffmpeg_sees_the_same_frames_at_the_same_times(tmp_path: Path) -> None:
-    """The clips are what their names say: FFmpeg's own program turns them and times them alike."""
+    """The clips are what their names say: FFmpeg's own program turns them and times them alike.
+
+    Except in AVI with B frames, for which it has no times.
+    """
     for variant in [one for one in ALL if one.later or not one.kind.starts_later]:
         path = write(tmp_path / f"clip.{variant.kind.suffix}", variant, COUNT)
         ask = ["ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", "frame=best_effort_timestamp_time"]
+        if variant.kind.suffix == "avi" and variant.kind.codec == "libx264":
+            continue
         told = subprocess.run([*ask, "-of", "json", str(path)], capture_output=True, check=True).stdout
         times = [float(frame["best_effort_timestamp_time"]) for frame in json.loads(told)["frames"]]
         ticks = variant.ticks(COUNT)

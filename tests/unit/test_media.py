@@ -30,7 +30,7 @@ from media_files import (
     write_image,
 )
 from PIL import Image
-from sailq.producer.media.reading import read_image
+from sailq.producer.media.reading import read_image, read_video
 from sailq.producer.media.sizing import Options, frame_indices
 from sailq.shared.errors import BadMedia, SailqError
 
@@ -131,9 +131,10 @@ def test_rotation_is_applied(tmp_path: Path) -> None:
     assert [number_of(np.rot90(frame)) for frame in frames] == [0, 59]
 
 
-def test_a_clip_trimmed_by_an_edit_list_is_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gop", [12, 60])
+def test_a_clip_trimmed_by_an_edit_list_is_whole(tmp_path: Path, gop: int) -> None:
     """Its count says 60, as many as are stored; 35 are shown."""
-    source, path = write_h264(tmp_path / "source.mp4", gop=60), tmp_path / "trimmed.mp4"
+    source, path = write_h264(tmp_path / "source.mp4", gop=gop), tmp_path / "trimmed.mp4"
     keep_early = {"avoid_negative_ts": "disabled"}
     with av.open(str(source)) as whole, av.open(str(path), "w", options=keep_early) as output:
         stream = output.add_stream_from_template(whole.streams.video[0])
@@ -142,8 +143,9 @@ def test_a_clip_trimmed_by_an_edit_list_is_whole(tmp_path: Path) -> None:
                 packet.pts, packet.dts = (at - int(1 / packet.time_base) for at in (packet.pts, packet.dts))
                 packet.stream = stream
                 output.mux(packet)
-    frames = frames_of(str(path), Options(nframes=4, **SAME_SIZE))
-    assert [number_of(frame) for frame in frames] == [25, 36, 48, 59]
+    video = read_video(str(path), Options(nframes=4, **SAME_SIZE))
+    assert [number_of(frame) for frame in video.frames] == [25, 36, 48, 59]
+    assert video.times == (0.0, 0.44, 0.92, 1.36) and video.damaged_frames == 0
 
 
 def test_a_live_recording_that_states_no_length_is_read(tmp_path: Path) -> None:
