@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,6 +23,10 @@ NONE = -(2**63)
 """FFmpeg's AV_NOPTS_VALUE: no timestamp."""
 _MAX_ERRORS = 16
 """Errors of a demuxer after which the rest of the file is given up."""
+_INDEXED = ("mov", "matroska")
+"""Containers in which FFmpeg finds key frames exactly."""
+_FAR = 100
+"""Packets that are rather read than sought past."""
 _BLANK = bytes(8)
 """How no packet of any codec begins: what was never written or was lost reads as zeros."""
 
@@ -77,19 +83,38 @@ class Packets:
             for first, last in spans:
                 for number in range(first, last + 1):
                     yield number, self._kept[number]
-            return
-        left = iter(spans)
-        first, last = next(left)
+        else:
+            yield from self._reread(spans, seek=True)
+
+    def _reread(self, spans: Sequence[tuple[int, int]], seek: bool) -> Iterator[tuple[int, VideoPacket]]:
+        """`spans` from the file; in containers with an index, what lies between far ranges is not read."""
         with open_video(self._path) as (container, stream):
-            for number, packet in enumerate(self._demux(container, stream)):
-                if number > last:
-                    span = next(left, None)
-                    if span is None:
+            seek = seek and container.format.name.startswith(_INDEXED)
+            packets: Iterator[VideoPacket] = self._demux(container, stream)
+            number = 0  # of the packet that comes next
+            for place, (first, last) in enumerate(spans):
+                if seek and first - number > _FAR:
+                    with suppress(av.FFmpegError):
+                        container.seek(self.pts[first], stream=stream)
+                    packets = self._demux(container, stream)
+                    head = next(packets, None)
+                    found = None if head is None or head.pts is None else self._key_at(head.pts)
+                    if head is None or found is None or found > first:
+                        yield from self._reread(spans[place:], seek=False)
                         return
-                    first, last = span
-                if number >= first:
-                    packet.pts = number
-                    yield number, packet
+                    packets, number = chain([head], packets), found
+                for packet in packets:
+                    if number >= first:
+                        packet.pts = number
+                        yield number, packet
+                    number += 1
+                    if number > last:
+                        break
+
+    def _key_at(self, stamp: int) -> int | None:
+        """The key frame with this timestamp, if it is the only one."""
+        found = [number for number in self.keys if self.pts[number] == stamp]
+        return found[0] if len(found) == 1 else None
 
     def _demux(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
         for _ in range(_MAX_ERRORS):

@@ -236,16 +236,35 @@ def test_a_mirrored_and_turned_clip(tmp_path: Path) -> None:
     assert [number_shown(np.swapaxes(frame, 0, 1)) for frame in video.frames] == [0, 29]
 
 
+@pytest.mark.parametrize("kind", ["mp4 h264", "mp4 fragments h264", "ts hevc", "mkv hevc", "mkv live vp8", "mpg mpeg2"])
+@pytest.mark.parametrize("later", [False, True])
 def test_a_clip_of_which_nothing_is_kept_in_memory_gives_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, later: bool
 ) -> None:
-    for kind in ("mp4 h264", "ts hevc", "mkv live vp8", "mpg mpeg2"):
-        path = clip(tmp_path / f"clip.{KIND[kind].suffix}", kind)
-        kept = read(path)
-        monkeypatch.setattr(packets, "MAX_KEPT_BYTES", 1000)
-        again = read(path)
-        monkeypatch.undo()
-        assert np.array_equal(kept.frames, again.frames) and numbers(again) == [0, 8, 17, 25, 34, 42, 51, 59]
+    path = clip(tmp_path / f"clip.{KIND[kind].suffix}", kind, 120, later=later)
+    kept = [read(path, count) for count in (2, 4, 8)]
+    monkeypatch.setattr(packets, "MAX_KEPT_BYTES", 1000)
+    monkeypatch.setattr(packets, "_FAR", 5)
+    again = [read(path, count) for count in (2, 4, 8)]
+    assert all(np.array_equal(one.frames, other.frames) for one, other in zip(kept, again, strict=True))
+    assert numbers(again[2]) == [0, 17, 34, 51, 68, 85, 102, 119]
+
+
+def test_a_large_clip_is_read_from_key_frame_to_key_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = clip(tmp_path / "clip.mp4", count=600)
+    monkeypatch.setattr(packets, "MAX_KEPT_BYTES", 1000)
+    monkeypatch.setattr(packets, "_FAR", 5)
+    count, demux = 0, packets.Packets._demux
+
+    def counted(*arguments: object) -> Iterator[av.Packet]:
+        nonlocal count
+        for packet in demux(*arguments):
+            count += 1
+            yield packet
+
+    monkeypatch.setattr(packets.Packets, "_demux", counted)
+    read(path, 4)
+    assert count < 600 + 8 * GOP
 
 
 def test_only_what_is_needed_is_decoded(tmp_path: Path) -> None:
