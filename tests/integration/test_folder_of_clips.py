@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pillow_heif
+import psutil
 import pytest
-from commands import rows, sailq
+from commands import rows, sailq, start
 from numbered import KINDS, TICK, Variant, write, write_at
 from PIL import Image
 
@@ -39,6 +42,25 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels).save(folder / f"photo.{suffix}")
     (folder / "notes.mp4").write_text("This is no video.\n")
     return folder
+
+
+def test_ctrl_c_ends_the_children(
+    disk: Path, redis_url: str, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    batch = start("caption", disk, "--out", tmp_path / "out.jsonl", url=redis_url)
+    try:
+        eventually(lambda: children(batch.pid), 60)
+        readers = children(batch.pid)
+        batch.send_signal(signal.SIGINT)
+        assert batch.wait(60) == 130
+    finally:
+        batch.kill()
+    assert not [one for one in readers if one.is_running()]
+
+
+def children(pid: int) -> list[psutil.Process]:
+    """Those that read clips."""
+    return [one for one in psutil.Process(pid).children() if "readers import serve" in " ".join(one.cmdline())]
 
 
 def test_a_folder_as_people_have_it(disk: Path, served_url: str, tmp_path: Path) -> None:
