@@ -28,7 +28,9 @@ _INDEXED = ("mov", "matroska")
 _FAR = 100
 """Packets that are rather read than sought past."""
 _BLANK = bytes(8)
-"""How no packet of any codec begins: what was never written or was lost reads as zeros."""
+"""What was never written or was lost reads as zeros."""
+_NEVER_BLANK = {"h264", "hevc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4", "mjpeg", "wmv2", "flv1"}
+"""Codecs of which no packet begins so."""
 
 
 class Packets:
@@ -51,7 +53,7 @@ class Packets:
         self.hidden: set[int] = set()
         self.damaged: set[int] = set()
         self.encrypted = False
-        is_vp8 = stream.codec_context is not None and stream.codec_context.name in {"vp8", "libvpx"}
+        codec = stream.codec_context.codec.canonical_name if stream.codec_context is not None else ""
         kept = 0
         for number, packet in enumerate(self._demux(container, stream)):
             if number == MAX_PACKETS:
@@ -61,9 +63,10 @@ class Packets:
             head = bytes(memoryview(packet)[:8])
             if packet.is_keyframe:
                 self.keys.append(number)
-            if self.keys and (packet.is_corrupt or head == _BLANK[: len(head)]):
+            blank = codec in _NEVER_BLANK and head == _BLANK[: len(head)]
+            if self.keys and (packet.is_corrupt or blank):
                 self.damaged.add(number)
-            elif packet.is_discard or (is_vp8 and not head[0] & 0x10):  # RFC 6386, 9.1: show_frame
+            elif packet.is_discard or (codec == "vp8" and not head[0] & 0x10):  # RFC 6386, 9.1: show_frame
                 self.hidden.add(number)
             if number == 0:
                 self.encrypted = packet.has_sidedata("encryption_info")

@@ -65,18 +65,16 @@ def test_every_combination_gives_the_right_frames(tmp_path: Path) -> None:
 @pytest.mark.proof
 @pytest.mark.skipif(shutil.which("ffprobe") is None, reason="the second authority: apt install ffmpeg")
 def test_ffmpeg_sees_the_same_frames_at_the_same_times(tmp_path: Path) -> None:
-    """The clips are what their names say: FFmpeg's own program turns them and times them alike.
-
-    Except in AVI with B frames, for which it has no times.
-    """
+    """The clips are what their names say: FFmpeg's own program turns them and times them alike."""
     for variant in [one for one in ALL if one.later or not one.kind.starts_later]:
         path = write(tmp_path / f"clip.{variant.kind.suffix}", variant, COUNT)
         ask = ["ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", "frame=best_effort_timestamp_time"]
-        if variant.kind.suffix == "avi" and variant.kind.codec == "libx264":
-            continue
         told = subprocess.run([*ask, "-of", "json", str(path)], capture_output=True, check=True).stdout
-        times = [float(frame["best_effort_timestamp_time"]) for frame in json.loads(told)["frames"]]
-        ticks = variant.ticks(COUNT)
+        found = json.loads(told)["frames"]
+        assert len(found) == COUNT
+        # ffprobe has no time for the last frame of some files.
+        times = [float(frame["best_effort_timestamp_time"]) for frame in found[:-1]]
+        ticks = variant.ticks(COUNT)[:-1]
         assert np.allclose(np.subtract(times, times[0]), [float(tick * TICK) for tick in ticks], atol=0.0011), variant
         raw = ["ffmpeg", "-v", "error", "-i", str(path), "-vsync", "0", "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
         pixels = np.frombuffer(subprocess.run(raw, capture_output=True, check=True).stdout, np.uint8)

@@ -88,6 +88,19 @@ def test_one_corrupt_packet_costs_one_frame_and_is_counted(tmp_path: Path, kind:
     assert [number_shown(video.frames[number]) for number in clean] == clean
 
 
+def test_black_frames_without_compression_are_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "clip.avi"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "bgr24"
+        for number in range(8):
+            pixels = np.zeros((120, 160, 3), np.uint8) if number == 4 else shows(number)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="bgr24")))
+        output.mux(stream.encode())
+    video = read(path)
+    assert numbers(video) == [0, 1, 2, 3, 0, 5, 6, 7] and video.damaged_frames == 0
+
+
 def test_a_corrupt_key_frame_costs_no_more_than_its_group(tmp_path: Path) -> None:
     source = clip(tmp_path / "source.mp4")
     chosen = list(stored(source))
