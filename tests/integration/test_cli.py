@@ -143,8 +143,8 @@ def test_ctrl_c_cancels_what_waits(
     names = {"ROWS": source, "OUT": out}
     process = start(*(names.get(word, word) for word in arguments), url=redis_url)
     try:
-        eventually(lambda: connection.llen(f"rq:queue:{keys.queue('sailq-tiny')}") == 1, 20)
-        eventually(lambda: waits_for_an_answer(connection), 20)
+        eventually(lambda: connection.llen(f"rq:queue:{keys.queue('sailq-tiny')}") == 1)
+        eventually(lambda: waits_for_an_answer(connection))
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     finally:
