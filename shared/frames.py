@@ -18,8 +18,11 @@ MAX_BLOB_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 128_000 * 28 * 28 * 2
 """Frames × height × width of one blob: a token shows 28 × 28 pixels of two frames, and qwen-vl-utils sizes videos for
 128,000 tokens. 602 MB once decoded."""
-JPEG_QUALITY = 90
-"""A 4-frame clip of 420 × 630 with a camera's grain stays under 200 KB (tests/unit/test_frames.py)."""
+QUALITY, SMALL_QUALITY, SMALL_PIXELS = 90, 95, 1 << 19
+"""JPEG quality, and that of blobs with at most so many pixels, which are small at any quality. 4 frames of 420 × 644
+with a camera's grain take 256 KB; `tests/bench/jpeg.py` prints what each choice costs."""
+CHROMA = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
+"""Full: halved chroma costs more pixels and logits than ten points of quality."""
 
 _START_OF_FRAME = 0xC0
 """Baseline, which `encode_frames` writes."""
@@ -46,12 +49,14 @@ class _Blob(Record):
 def encode_frames(frames: Frames) -> tuple[str, bytes]:
     """(sha256 hex of the blob, blob). `frames`: uint8 [frames, height, width, 3], RGB."""
     jpegs: list[bytes] = []
+    count, height, width, _ = frames.shape
+    quality = SMALL_QUALITY if count * height * width <= SMALL_PIXELS else QUALITY
+    flags = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, CHROMA, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     for frame in frames:
-        ok, buffer = cv2.imencode(".jpg", frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        ok, buffer = cv2.imencode(".jpg", frame[:, :, ::-1], flags)
         if not ok:
             raise BadMedia("A frame could not be encoded as JPEG.")
         jpegs.append(buffer.tobytes())
-    count, height, width, _ = frames.shape
     data = pack({"v": 1, "type": "frames", "size": [count, height, width], "jpeg": jpegs}, MAX_BLOB_BYTES)
     return hashlib.sha256(data).hexdigest(), data
 

@@ -119,7 +119,7 @@ def pixels(request: dict[str, Any], frames: dict[str, np.ndarray]) -> dict[str, 
             values, grid = done["pixel_values"], done["image_grid_thw"]
         else:
             video = qwen.fetch_video({"video": pictures if kind == "list" else name, **options})
-            done = videos(videos=[video], return_tensors="np")
+            done = videos(videos=[video], return_tensors="pt")
             values, grid = done["pixel_values_videos"], done["video_grid_thw"]
         answers[f"{number}.values"], answers[f"{number}.grid"] = np.asarray(values), np.asarray(grid)[0]
     return answers

@@ -17,9 +17,10 @@ from ...shared.frames import Frames
 from . import orientation, sizing, timeline
 from .containers import codec_name, open_video
 from .decoding import Decoder
-from .images import Image, on_white, resize
+from .images import Image, on_white
 from .limits import Stopwatch, check_size
 from .packets import Packets
+from .resizing import resize
 from .sizing import Budget, Options
 from .timeline import Timeline
 

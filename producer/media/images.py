@@ -6,7 +6,6 @@ import io
 import warnings
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pillow_heif
@@ -65,14 +64,6 @@ def on_white(image: npt.NDArray[np.uint8]) -> Image:
     """uint8 [height, width, 4], RGBA, on a white ground."""
     alpha = image[:, :, 3:].astype(np.uint16)
     return ((image[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-
-
-def resize(image: Image, height: int, width: int) -> Image:
-    """INTER_AREA averages when shrinking, so nothing fine is skipped; INTER_CUBIC when a side grows."""
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    image = np.ascontiguousarray(image)
-    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
 
 
 def _decode(data: bytes) -> Image:

@@ -21,7 +21,8 @@ from ...shared.frames import Frames
 from . import sizing
 from .clips import Sampled as Sampled
 from .clips import read_clip
-from .images import Image, decode, resize
+from .images import Image, decode
+from .resizing import resize
 from .sizing import NO_OPTIONS, Budget, Options
 
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
@@ -143,6 +144,6 @@ def _read_list(sources: Any, options: Options, base: Path | None, budget: Budget
                 budget.check(count, *size)
             elif agreed != first:
                 raise BadMedia("Its size is not the first image's; set resized_height and resized_width.")
-            frames.append(resize(image, *size))
+            frames.append(resize(resize(image, *first), *size))
     frames += frames[-1:] * (count - len(frames))
     return np.stack(frames)

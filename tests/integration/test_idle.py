@@ -17,7 +17,7 @@ from own_server import OwnServer
 from sailq.producer.client import Client
 from sailq.producer.messages import Prepared
 from sailq.shared import keys
-from sailq.shared.frames import JPEG_QUALITY, encode_frames
+from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, Message, TextPart
 from wiretap import load
 
@@ -26,7 +26,7 @@ WATCHED_SECONDS = 16.0
 MOST_CONNECTIONS, MOST_COMMANDS = 4, 3.0
 MOST_WAIT = 50.0
 """Milliseconds."""
-MOST_BYTES = 200_000
+MOST_BYTES = 300_000
 
 
 
@@ -81,7 +81,7 @@ def test_idle_boxes_take_a_job_at_once(client: Client, start_null: Callable[...,
     assert late <= MOST_WAIT
 
 
-def test_a_waiting_job_with_a_clip_takes_at_most_200_kb_of_the_server(client: Client) -> None:
+def test_a_waiting_job_with_a_clip_takes_at_most_300_kb_of_the_server(client: Client) -> None:
     """4 frames with a camera's grain: blob, job, RQ's record, its place in the queue and in a conversation.
 
     No side of Qwen2-VL's frames is 630: they are of 616 or of 644.
@@ -96,7 +96,7 @@ def test_a_waiting_job_with_a_clip_takes_at_most_200_kb_of_the_server(client: Cl
         client.submit_prepared(Prepared((message,), {digest: blob}, 0))
     each = (used_memory(client.connection) - before) / jobs
     size = sum(map(len, blobs)) / len(blobs)
-    print(f"figure: a waiting job, 4 frames of 420 x 644, JPEG quality {JPEG_QUALITY}: {each / 1000:.1f} KB of the "
+    print(f"figure: a waiting job, 4 frames of 420 x 644: {each / 1000:.1f} KB of the "
           f"server's memory (at most {MOST_BYTES / 1000:g}), {size / 1000:.1f} of them the frames")
     assert size < each <= MOST_BYTES
 

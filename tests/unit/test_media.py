@@ -233,14 +233,3 @@ def test_a_data_url_is_an_image(tmp_path: Path) -> None:
     with pytest.raises(BadMedia) as caught:
         read_image(url[:-5] + "!" * 400)
     assert len(str(caught.value)) < 200
-
-
-def test_shrinking_averages_and_growing_interpolates(tmp_path: Path) -> None:
-    stripes = np.zeros((112, 112, 3), np.uint8)
-    stripes[:, ::2] = 255
-    path = write_image(tmp_path / "a.png", stripes)
-    shrunk = read_image(path, Options(resized_height=56, resized_width=56))
-    assert set(shrunk.ravel().tolist()) <= {127, 128}
-    grown = read_image(path, Options(resized_height=112, resized_width=224))[0]
-    expected = cv2.resize(stripes, (224, 112), interpolation=cv2.INTER_CUBIC)
-    assert np.array_equal(grown, expected)

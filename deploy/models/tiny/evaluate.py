@@ -1,8 +1,9 @@
 """Ask a trained sailq-tiny about held-out samples, through real files and transformers' own `generate`.
 
 `python deploy/models/tiny/evaluate.py --model DIR --seed 7 --count 500` writes the samples' files, then
-reads them as the service does (sampled frames, resized, JPEG at quality 95) and prints the exact answers per
-task. The weights are read as stored, float16, and raised to float32.
+reads them as training did (sampled frames, resized by area, JPEG at quality 95) and prints the exact answers per
+task. `tests/integration/test_accuracy.py` reads them as the service does. The weights are read as stored, float16,
+and raised to float32.
 """
 
 from __future__ import annotations

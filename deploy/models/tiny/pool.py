@@ -1,4 +1,4 @@
-"""Rendered media for training, kept as the JPEG frames that the service itself would send.
+"""Rendered media for training, kept as JPEG frames as the service would send them.
 
 Drawing a clip costs more than training on it, so media are drawn once, by processes of their own, into shards
 that training reads over and over with new questions. A shard depends on the seed and its number alone.
@@ -52,7 +52,10 @@ def sampled(total: int, nframes: int = NFRAMES) -> list[int]:
 
 
 def fit(frame: Frame, resized: tuple[int, int]) -> Frame:
-    """Resize to (height, width) as the producer does: by area when shrinking, else cubic."""
+    """Resize to (height, width) by area when shrinking, else cubic. The shipped weights were trained on these.
+
+    The producer resizes antialiased and bicubic, as qwen-vl-utils does: the weights answer its frames as well.
+    """
     shrinks = resized[0] <= frame.shape[0] and resized[1] <= frame.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(frame, resized[::-1], interpolation=method), np.uint8)
