@@ -62,7 +62,7 @@ def test_a_step_runs_each_net_once_and_copies_no_cache(
     assert mask in meter.to_device and others <= 16 * 1024
     assert meter.copies == 0
     for layer in layers:  # from other memory the runtime would copy a net's cache to its own, whole
-        own = runner._engine.get_input_tensors(layer)
+        own = runner._chip.own_inputs(layer, 0)
         for index in (3, 4):
             assert meter.inputs[layer][index].memory.address == own[index].memory.address
 

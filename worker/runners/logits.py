@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .base import Float, Int
-from .device_memory import DeviceMemory
+from .chip import Chip
 
 UNUSABLE = -1
 """Stands for the likeliest token where no score is a number."""
@@ -47,21 +47,21 @@ class DeviceLogits:
     """Scores in a device's memory, of which `rows` count; `choose` makes the device find the likeliest of all rows."""
 
     def __init__(
-        self, memory: DeviceMemory, scores: Any, rows: Sequence[int], vocabulary: int, choose: Callable[[], Int] | None
+        self, chip: Chip, scores: Any, rows: Sequence[int], vocabulary: int, choose: Callable[[], Int] | None
     ) -> None:
-        self._memory, self._scores, self._rows = memory, scores, list(rows)
+        self._chip, self._scores, self._rows = chip, scores, list(rows)
         self._vocabulary, self._choose = vocabulary, choose
 
     def likeliest(self) -> Int:
         if self._choose is None:
-            values: Float = self._memory.read(self._scores).reshape(-1, self._vocabulary)
+            values: Float = self._chip.read(self._scores).reshape(-1, self._vocabulary)
             return HostLogits(values[self._rows]).likeliest()
         tokens = self._choose()[self._rows]
         return np.where((tokens >= 0) & (tokens < self._vocabulary), tokens, UNUSABLE).astype(np.int32)
 
     def row(self, index: int) -> Float:
         start = self._rows[index] * self._vocabulary
-        row: Float = self._memory.read(self._memory.view(self._scores, [1, self._vocabulary], start))[0]
+        row: Float = self._chip.read(self._chip.view(self._scores, [1, self._vocabulary], start))[0]
         return row
 
 

@@ -18,7 +18,7 @@ from ..engine.patches import normalise
 from .base import MASKED, Bytes, Float, Int
 from .bmodel import read_bmodel
 from .checks import check_pixels, check_prompt, check_step
-from .device_memory import DeviceMemory
+from .chip import Chip
 from .inputs import causal_mask, grid_positions, past_mask
 from .layout import Layout, read_layout
 from .logits import ChosenTokens, DeviceLogits, Logits
@@ -49,7 +49,7 @@ class SailRunner:
             raise Unsupported(f"There is no TPU {tpu}: this machine has {there}, counted from 0.")
         self._spec, self._sail, self._tpu = spec, sail, tpu
         try:
-            self._engine, self._memory = sail.EngineLLM(str(bmodel), [tpu]), DeviceMemory(sail, tpu)
+            self._chip = Chip(sail, tpu, bmodel)
         except RuntimeError as error:
             raise Unsupported(f"{bmodel} cannot be loaded: {error}") from None
         self.slots, self.hidden = layout.slots, spec.hidden_size
@@ -58,10 +58,10 @@ class SailRunner:
         self.device = f"{getattr(sail, 'DEVICE', 'BM1684X')}, device {tpu}"
         self._row = spec.kv_heads * spec.head_dim
         self._lengths = np.zeros(self.slots, np.int32)
-        self._vision = _Vision(layout, self._memory)
-        self._prompt = _Prompt(layout, self._memory)
-        self._step = _Step(layout, self._memory)
-        self._head = _Head(layout, self._memory)
+        self._vision = _Vision(layout, self._chip)
+        self._prompt = _Prompt(layout, self._chip)
+        self._step = _Step(layout, self._chip)
+        self._head = _Head(layout, self._chip)
         self._caches = [self._cache(index) for index in range(layout.layers)]
         self._pasts = {columns: self._past(columns) for columns in layout.caches}
 
@@ -74,15 +74,15 @@ class SailRunner:
         tensors = self._vision.at(size)
         positions, mask = np.zeros((size, 2), np.int32), np.zeros((size, size), np.float32)
         positions[:used], mask[:, used:] = grid_positions(h, w, merge), MASKED
-        self._memory.write(tensors[1], positions)
-        self._memory.write(tensors[2], mask)
+        self._chip.write(tensors[1], positions)
+        self._chip.write(tensors[2], mask)
         embeds = []
         for patches in pixels.reshape(t, used, -1):
             values = np.zeros((size, patches.shape[1]), np.float32)
             values[:used] = patches if self._layout.raw_pixels else self._normalised(patches)
-            self._memory.write(tensors[0], values)
-            self._run("vit", tensors, [self._vision.embeds])
-            embeds.append(self._memory.read(self._vision.embeds)[: used // merge**2])
+            self._chip.write(tensors[0], values)
+            self._chip.run("vit", tensors, [self._vision.embeds])
+            embeds.append(self._chip.read(self._vision.embeds)[: used // merge**2])
         return np.concatenate(embeds)
 
     def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Logits:
@@ -102,29 +102,29 @@ class SailRunner:
         self._lengths[slot] = length
         last = length - 1 - start
         first = max(0, last + 1 - self.slots)  # lm_head takes a row for each slot: the last ones of the prompt
-        ends = self._memory.view(self._prompt.hidden, self._head.shape, first * self.hidden)
+        ends = self._chip.view(self._prompt.hidden, self._head.shape, first * self.hidden)
         return self._logits(ends, [last - first])
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Logits:
         """See `base.Runner.decode`. To the device go tokens, positions and a mask; slots that take no part are computed
         too, and what they give is dropped."""
         rows, lengths = check_step(self._spec, self._lengths, self.context, slots, tokens, positions)
-        step, memory = self._step, self._memory
+        step, chip = self._step, self._chip
         columns = _smallest(self._layout.caches, int(lengths.max()))
         ids, places = np.zeros(self.slots, np.int32), np.zeros((3, self.slots), np.int32)
         ids[rows], places[:, rows] = tokens, positions
-        memory.write(step.ids, ids)
-        memory.write(step.positions, places)
-        memory.write(step.masks[columns], past_mask(self.slots, columns, rows, lengths))
+        chip.write(step.ids, ids)
+        chip.write(step.positions, places)
+        chip.write(step.masks[columns], past_mask(self.slots, columns, rows, lengths))
         hidden, other = step.hiddens
-        self._run("embedding_cache", [step.ids], [hidden])
+        chip.run("embedding_cache", [step.ids], [hidden])
         starts = {slot: self._start(slot, used) for slot, used in zip(slots, lengths.tolist(), strict=True)}
         for index, (caches, past) in enumerate(zip(self._caches, self._pasts[columns], strict=True)):
             k, v = (self._new_rows(cache, starts) for cache in caches)
-            self._run(f"block_cache_{index}", [hidden, step.positions, step.masks[columns], *past], [other, *k, *v])
+            chip.run(f"block_cache_{index}", [hidden, step.positions, step.masks[columns], *past], [other, *k, *v])
             hidden, other = other, hidden
         self._lengths[rows] += 1
-        return self._logits(memory.view(hidden, self._head.shape), slots)
+        return self._logits(chip.view(hidden, self._head.shape), slots)
 
     def release(self, slot: int) -> None:
         """See `base.Runner.release`."""
@@ -140,19 +140,19 @@ class SailRunner:
         net = f"block_cache_{layer}"
         stages = self._layout.nets[net].stages
         largest = max(range(len(stages)), key=lambda index: stages[index].inputs[_KEYS].shape[1])
-        own = self._engine.get_input_tensors(net, largest)
+        own = self._chip.own_inputs(net, largest)
         inputs = stages[largest].inputs
-        caches = [own[i] if i in own else self._memory.new(inputs[i]) for i in (_KEYS, _VALUES)]
+        caches = [own[i] if i in own else self._chip.new(inputs[i]) for i in (_KEYS, _VALUES)]
         for cache in caches:
             # The runtime's memory holds what was there before, another model's weights for one. A large number, or one
             # that is none, gets through the mask.
-            self._memory.write(cache, np.zeros(cache.shape(), np.float16))
+            self._chip.write(cache, np.zeros(cache.shape(), np.float16))
         return caches
 
     def _past(self, columns: int) -> list[list[Any]]:
         """Each layer's keys and values, as a step over so many columns reads them."""
         shape = self._layout.step(columns).inputs[_KEYS].shape
-        return [[self._memory.view(cache, shape) for cache in caches] for caches in self._caches]
+        return [[self._chip.view(cache, shape) for cache in caches] for caches in self._caches]
 
     def _start(self, slot: int, used: int) -> int:
         """The element of a cache where a slot's row `used` begins."""
@@ -161,67 +161,64 @@ class SailRunner:
     def _new_rows(self, cache: Any, starts: Mapping[int, int]) -> list[Any]:
         """Where each slot's new row goes: to the element that `starts` has for it, or to nobody."""
         rows = [self._step.nobody] * self.slots
-        for slot, view in zip(starts, self._memory.views(cache, self._step.row, starts.values()), strict=True):
+        for slot, view in zip(starts, self._chip.views(cache, self._step.row, starts.values()), strict=True):
             rows[slot] = view
         return rows
 
     def _embed(self, tokens: Int, vision: Float, places: Int) -> None:
         """Hidden states of a part of a prompt, into the first rows of `self._prompt.hidden`."""
-        prompt, memory = self._prompt, self._memory
+        prompt, chip = self._prompt, self._chip
         size = _smallest(self._layout.prompts, len(tokens))
-        ids = memory.view(prompt.ids, [1, size])
-        memory.write(ids, np.pad(tokens, (0, size - len(tokens))))
-        self._run("embedding", [ids], [memory.view(prompt.hidden, [1, size, self.hidden])])
+        ids = chip.view(prompt.ids, [1, size])
+        chip.write(ids, np.pad(tokens, (0, size - len(tokens))))
+        chip.run("embedding", [ids], [chip.view(prompt.hidden, [1, size, self.hidden])])
         for start, rows in _runs(vision, places):
-            memory.write(memory.view(prompt.hidden, list(rows.shape), start * self.hidden), rows)
+            chip.write(chip.view(prompt.hidden, list(rows.shape), start * self.hidden), rows)
 
     def _prefill_part(self, slot: int, start: int, positions: Int) -> None:
         """Run the blocks over `self._prompt.hidden`; its rows' keys and values go behind `start` rows of the slot. A
         dynamic net writes as many rows as it reads, and wants room for its most."""
-        layout, memory, prompt = self._layout, self._memory, self._prompt
+        layout, chip, prompt = self._layout, self._chip, self._prompt
         used = positions.shape[1]
         size = used if layout.dynamic_prompt else _smallest(layout.prompts, used)
         name = "block_kv" if start else "block"
         stage = layout.stage(f"{name}_0", size)
-        places = memory.view(prompt.positions, [*stage.inputs[1].shape[:-1], size])
-        memory.write(places, np.pad(positions, ((0, 0), (0, size - used))))
+        places = chip.view(prompt.positions, [*stage.inputs[1].shape[:-1], size])
+        chip.write(places, np.pad(positions, ((0, 0), (0, size - used))))
         masks = [prompt.masks[size]] if layout.masked else []
         for index, caches in enumerate(self._caches):
-            rows = [memory.view(cache, stage.outputs[1].shape, self._start(slot, start)) for cache in caches]
+            rows = [chip.view(cache, stage.outputs[1].shape, self._start(slot, start)) for cache in caches]
             past = self._history(f"{name}_{index}", caches, slot, start) if start else []
-            hidden = memory.view(prompt.hidden, [1, size, self.hidden])
-            made = memory.view(prompt.other, stage.outputs[0].shape)
-            self._run(f"{name}_{index}", [hidden, places, *masks, *past], [made, *rows])
+            hidden = chip.view(prompt.hidden, [1, size, self.hidden])
+            made = chip.view(prompt.other, stage.outputs[0].shape)
+            chip.run(f"{name}_{index}", [hidden, places, *masks, *past], [made, *rows])
             prompt.hidden, prompt.other = prompt.other, prompt.hidden
 
     def _history(self, net: str, caches: list[Any], slot: int, used: int) -> list[Any]:
         """The first `used` rows of a slot's keys and values, copied into the net's own inputs: it reads them nowhere
         else, and other nets' runs write over them there."""
-        own = self._engine.get_input_tensors_addrmode0(net)
+        own = self._chip.shared_inputs(net)
         views = []
         for index, cache in zip((2, 3), caches, strict=True):
-            rows = self._memory.view(own[index], [1, used, *own[index].shape()[2:]])
-            rows.sync_d2d(cache, self._start(slot, 0), 0, used * self._row)
+            rows = self._chip.view(own[index], [1, used, *own[index].shape()[2:]])
+            self._chip.copy(cache, self._start(slot, 0), rows, used * self._row)
             views.append(rows)
         return views
 
     def _logits(self, hidden: Any, rows: Sequence[int]) -> Logits:
         """lm_head takes a row for each slot, of which `rows` count: one launch reads its weights once."""
         head = self._head
-        self._run("lm_head", [hidden], [head.scores])
+        self._chip.run("lm_head", [hidden], [head.scores])
         if self.greedy_only:
-            return ChosenTokens(self._memory.read(head.scores).reshape(-1)[list(rows)].astype(np.int32))
+            return ChosenTokens(self._chip.read(head.scores).reshape(-1)[list(rows)].astype(np.int32))
         choose = self._choose if head.token is not None else None
-        return DeviceLogits(self._memory, head.scores, rows, self._spec.vocab_size, choose)
+        return DeviceLogits(self._chip, head.scores, rows, self._spec.vocab_size, choose)
 
     def _choose(self) -> Int:
         """int32 [slots]: the likeliest token of each row of the last lm_head."""
-        self._run("greedy_head", [self._head.scores], [self._head.token])
-        tokens: Int = self._memory.read(self._head.token).reshape(-1)
+        self._chip.run("greedy_head", [self._head.scores], [self._head.token])
+        tokens: Int = self._chip.read(self._head.token).reshape(-1)
         return tokens
-
-    def _run(self, net: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        self._engine.process(net, dict(enumerate(inputs)), dict(enumerate(outputs)))
 
     def _normalised(self, patches: Bytes) -> Float:
         return normalise(patches, self._spec.rescale, self._spec.mean, self._spec.std)
@@ -230,55 +227,55 @@ class SailRunner:
 class _Vision:
     """Memory of the ViT."""
 
-    def __init__(self, layout: Layout, memory: DeviceMemory) -> None:
-        self._memory = memory
+    def __init__(self, layout: Layout, chip: Chip) -> None:
+        self._chip = chip
         largest = next(s for s in layout.nets["vit"].stages if s.inputs[0].shape[0] == layout.patches[-1])
-        self._inputs = [memory.new(tensor) for tensor in largest.inputs]
+        self._inputs = [chip.new(tensor) for tensor in largest.inputs]
         self._width, self._mask = largest.inputs[0].shape[1], largest.inputs[2].shape
-        self.embeds = memory.new(largest.outputs[0])
+        self.embeds = chip.new(largest.outputs[0])
 
     def at(self, size: int) -> list[Any]:
         """Pixels, positions and mask of `size` patches."""
         shapes = [size, self._width], [size, 2], [*self._mask[:-2], size, size]
-        return [self._memory.view(tensor, shape) for tensor, shape in zip(self._inputs, shapes, strict=True)]
+        return [self._chip.view(tensor, shape) for tensor, shape in zip(self._inputs, shapes, strict=True)]
 
 
 class _Prompt:
     """Memory of prefill, for the longest part; the masks are the same for every prompt."""
 
-    def __init__(self, layout: Layout, memory: DeviceMemory) -> None:
+    def __init__(self, layout: Layout, chip: Chip) -> None:
         most = layout.prompts[-1]
         block = layout.stage("block_0", most)
-        self.ids = memory.new(layout.stage("embedding", most).inputs[0])
-        self.hidden, self.other = (memory.new(block.inputs[0]) for _ in range(2))
-        self.positions = memory.new(block.inputs[1])
+        self.ids = chip.new(layout.stage("embedding", most).inputs[0])
+        self.hidden, self.other = (chip.new(block.inputs[0]) for _ in range(2))
+        self.positions = chip.new(block.inputs[1])
         self.masks = {}
         for size in layout.prompts if layout.masked else ():
-            self.masks[size] = memory.new(layout.stage("block_0", size).inputs[2])
-            memory.write(self.masks[size], causal_mask(size))
+            self.masks[size] = chip.new(layout.stage("block_0", size).inputs[2])
+            chip.write(self.masks[size], causal_mask(size))
 
 
 class _Step:
     """Memory of a decode step."""
 
-    def __init__(self, layout: Layout, memory: DeviceMemory) -> None:
+    def __init__(self, layout: Layout, chip: Chip) -> None:
         step = layout.step(layout.context)
-        self.ids = memory.new(layout.nets["embedding_cache"].stages[0].inputs[0])
-        self.hiddens = [memory.new(step.inputs[0]) for _ in range(2)]
-        self.positions = memory.new(step.inputs[1])
-        self.masks = {columns: memory.new(layout.step(columns).inputs[2]) for columns in layout.caches}
+        self.ids = chip.new(layout.nets["embedding_cache"].stages[0].inputs[0])
+        self.hiddens = [chip.new(step.inputs[0]) for _ in range(2)]
+        self.positions = chip.new(step.inputs[1])
+        self.masks = {columns: chip.new(layout.step(columns).inputs[2]) for columns in layout.caches}
         self.row = step.outputs[1].shape
-        self.nobody = memory.new(step.outputs[1])
+        self.nobody = chip.new(step.outputs[1])
 
 
 class _Head:
     """Memory of the scores, and of the tokens that are chosen from them where the file has a net for it."""
 
-    def __init__(self, layout: Layout, memory: DeviceMemory) -> None:
+    def __init__(self, layout: Layout, chip: Chip) -> None:
         net = layout.nets["lm_head"].stages[0]
         self.shape = net.inputs[0].shape
-        self.scores = memory.new(net.outputs[0])
-        self.token = memory.new(layout.nets["greedy_head"].stages[0].outputs[0]) if layout.greedy_head else None
+        self.scores = chip.new(net.outputs[0])
+        self.token = chip.new(layout.nets["greedy_head"].stages[0].outputs[0]) if layout.greedy_head else None
 
 
 def _smallest(sizes: Sequence[int], needed: int) -> int:

@@ -1,0 +1,67 @@
+"""The one file that calls SAIL, and the order in which it does."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sailq.worker
+from sailq.worker.runners.bmodel import BmodelTensor
+from sailq.worker.runners.chip import Chip
+
+WORKER = Path(sailq.worker.__file__).parent
+CALLS = {"update_data", "asnumpy", "sync_s2d", "sync_d2s", "sync_d2d", "process", "EngineLLM"}
+"""SAIL's names."""
+
+
+def callers(name: str) -> set[str]:
+    """The worker's files that use an attribute of this name, the emulator's own aside."""
+    files = (file for file in WORKER.rglob("*.py") if "emulator" not in str(file))
+    return {
+        file.name for file in files for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == name
+    }
+
+
+def test_only_one_file_moves_data_through_sail() -> None:
+    assert {name: callers(name) for name in CALLS} == dict.fromkeys(CALLS, {"chip.py"})
+
+
+class Recorder:
+    """Stands in for SAIL's module, its tensors and its engine: keeps what is asked of it, in order."""
+
+    def __init__(self) -> None:
+        self.Dtype, self.asked = self, list[tuple[str, Any]]()
+        self.BM_FLOAT32, self.BM_FLOAT16, self.BM_BFLOAT16, self.BM_INT32 = "f32", "f16", "bf16", "i32"
+
+    def shape(self) -> list[int]:
+        return [4]
+
+    def dtype(self) -> str:
+        return self.BM_FLOAT16
+
+    def asnumpy(self) -> np.ndarray:
+        self.asked.append(("asnumpy", ()))
+        return np.zeros(4, np.uint16)
+
+    def __getattr__(self, name: str) -> Any:
+        def ask(*given: Any, **named: Any) -> Recorder:
+            self.asked.append((name, given or set(named)))
+            return self
+
+        return ask
+
+
+def test_a_write_is_flushed_and_a_read_is_fresh() -> None:
+    sail = Recorder()
+    chip = Chip(sail, 0, Path("some.bmodel"))
+    sail.asked.clear()
+    tensor = chip.new(BmodelTensor("x", (4,), "f16"))
+    chip.write(chip.view(tensor, [2], 1), np.ones(4))
+    chip.read(tensor)
+    (made, how), (viewed, by), *rest = sail.asked
+    assert (made, how) == ("Tensor", {"handle", "shape", "dtype", "own_sys_data", "own_dev_data"})
+    assert (viewed, by) == ("Tensor", {"src", "shape", "offset"})  # by position SAIL tries nine other constructors
+    assert [name for name, _ in rest] == ["update_data", "sync_s2d", "sync_d2s", "asnumpy"]
