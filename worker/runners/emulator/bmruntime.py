@@ -15,7 +15,7 @@ from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_int, c_size_t,
 from pathlib import Path
 from typing import Any
 
-from ...shared.errors import Unsupported
+from ....shared.errors import Unsupported
 
 _ENVIRONMENT = "TPU_ENV"
 _LINKS = {  # bmlib opens `libcmodel.so` of its own folder, which is another chip's in the package
@@ -104,6 +104,7 @@ class Library:
             "bmrt_create": _typed(runtime.bmrt_create, c_void_p, handle),
             "bmrt_destroy": _typed(runtime.bmrt_destroy, None, c_void_p),
             "bmrt_load_bmodel": _typed(runtime.bmrt_load_bmodel, c_bool, c_void_p, c_char_p),
+            "bmrt_load_bmodel_data": _typed(runtime.bmrt_load_bmodel_data, c_bool, c_void_p, c_char_p, c_size_t),
             "bmrt_get_network_number": _typed(runtime.bmrt_get_network_number, c_int, c_void_p),
             "bmrt_get_network_names": _typed(
                 runtime.bmrt_get_network_names, None, c_void_p, POINTER(POINTER(c_char_p))
@@ -142,7 +143,7 @@ def library() -> Library:
 
 def _folder() -> Path:
     """A folder that holds links to what is loaded, and nothing else."""
-    tree = Path(__file__).parents[2] / ".venv-tpu"
+    tree = Path(__file__).parents[3] / ".venv-tpu"
     environment = Path(os.environ.get(_ENVIRONMENT, tree))
     source = environment / "lib/python3.10/site-packages/tpu_mlir/lib"
     if not (source / "libbmrt.so").exists():
