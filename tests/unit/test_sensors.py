@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from null_runner import NullRunner
@@ -43,11 +44,19 @@ def test_what_cannot_be_true_is_left_out(garbage: dict[str, int], expected: Read
     assert read(sail(**garbage), 0) == expected
 
 
-def test_an_error_of_sails_is_no_reading() -> None:
-    def fail(tpu: int) -> list[int]:
-        raise RuntimeError("bm_get_stat failed")
+def fail(tpu: int) -> int:
+    raise emulator.SailDeviceError("bm_get_chip_temp failed")
 
-    assert read(SimpleNamespace(get_dev_stat=fail, get_chip_temp=fail), 0) is None
+
+@pytest.mark.parametrize(("sensors", "expected"), [
+    ({"get_chip_temp": fail}, Readings(0.93, None, 7_000 * MB, 10_752 * MB)),
+    ({"get_chip_temp": None}, Readings(0.93, None, 7_000 * MB, 10_752 * MB)),
+    ({"get_dev_stat": fail}, Readings(None, 61)),
+    ({"get_dev_stat": lambda tpu: [1]}, Readings(None, 61)),
+    ({"get_dev_stat": fail, "get_chip_temp": fail}, Readings()),
+])
+def test_a_sensor_that_fails_loses_its_own_readings(sensors: dict[str, Any], expected: Readings) -> None:
+    assert read(SimpleNamespace(**{**vars(sail()), **sensors}), 0) == expected
 
 
 def test_the_emulator_has_no_sensors() -> None:
@@ -55,10 +64,12 @@ def test_the_emulator_has_no_sensors() -> None:
 
 
 class Chip(NullRunner):
-    """A null runner with a chip's sensors."""
+    """A null runner with a chip's sensors, of which one fails."""
 
     def readings(self) -> Readings | None:  # type: ignore[override]
-        return read(sail(percent=-1), 0)
+        sensors = sail(percent=-1)
+        sensors.get_chip_temp = fail
+        return read(sensors, 0)
 
 
 def test_prometheus_gets_what_could_be_read() -> None:
@@ -66,7 +77,8 @@ def test_prometheus_gets_what_could_be_read() -> None:
     engine = Engine(spec, Chip(spec, 1), Prompter(spec))
     Metrics(registry, engine).watch(Scheduler(engine), "worker")
     of = {"model": "sailq-tiny", "device": "null runner"}
-    assert registry.get_sample_value("sailq:tpu_temperature_celsius", of) == 61
+    assert registry.get_sample_value("sailq:slots", of) == 1
+    assert registry.get_sample_value("sailq:tpu_temperature_celsius", of) is None
     assert registry.get_sample_value("sailq:tpu_memory_used_bytes", of) == 7_000 * MB
     assert registry.get_sample_value("sailq:tpu_memory_total_bytes", of) == 10_752 * MB
     assert registry.get_sample_value("sailq:tpu_utilization_ratio", of) is None

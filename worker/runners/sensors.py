@@ -1,11 +1,12 @@
 """What a BM1684X says of its own state, through SAIL.
 
-SAIL (3.10, `src/tensor.cpp`) ignores what libsophon answers: where a reading fails there is whatever lay in memory. So
-what cannot be true is left out.
+SAIL up to 3.10.2 ignored what libsophon answered: where a reading failed there was whatever lay in memory. So what
+cannot be true is left out. Later ones raise SailDeviceError (`src/tensor.cpp`): a sensor that fails is left out too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +39,8 @@ def read(sail: Any, tpu: int) -> Readings | None:
     """
     if not hasattr(sail, "get_dev_stat"):
         return None
-    try:
-        total, used, percent = sail.get_dev_stat(tpu)
-        celsius = sail.get_chip_temp(tpu)
-    except RuntimeError:  # SAIL's own errors
-        return None
+    total, used, percent = _ask(lambda: sail.get_dev_stat(tpu), 3)
+    (celsius,) = _ask(lambda: [sail.get_chip_temp(tpu)], 1)
     memory = 0 < total <= _MOST_MEGABYTES and 0 <= used <= total
     return Readings(
         utilization=percent / 100 if 0 <= percent <= 100 else None,
@@ -50,3 +48,12 @@ def read(sail: Any, tpu: int) -> Readings | None:
         memory_used=used * _MB if memory else None,
         memory_total=total * _MB if memory else None,
     )
+
+
+def _ask(sensor: Callable[[], Sequence[int]], count: int) -> list[int]:
+    """So many numbers that a sensor gives, or that cannot be true. SAIL's exceptions have no base but Exception."""
+    try:
+        said = [int(number) for number in sensor()]
+    except Exception:
+        said = []
+    return said if len(said) == count else [-1] * count
