@@ -58,9 +58,10 @@ def qwen2_vl(
 
 def write_bmodel(
     path: Path, nets: Iterable[BmodelNet], weights: Mapping[str, Iterable[Weight]] | None = None, chip: str = "BM1684X",
-    *, neurons: int = 0,
+    *, neurons: int = 0, devices: int = 0,
 ) -> Path:
-    """A file that `read_bmodel` reads as `nets` and `weights`, with neurons of so many bytes; returns `path`."""
+    """A file that `read_bmodel` reads as `nets` and `weights`, with neurons of so many bytes, for so many devices;
+    returns `path`."""
     builder = flatbuffers.Builder()
 
     def table(**fields: Callable[[int], None]) -> int:
@@ -113,7 +114,8 @@ def write_bmodel(
         stages = [stage(net, one) for one in net.stages]
         return table(f0=text(net.name), f3=vector(stages), f5=number(net.address_mode))
 
-    builder.Finish(table(f3=text(chip), f4=vector([whole(net) for net in nets])))
+    whole_nets = vector([whole(net) for net in nets])
+    builder.Finish(table(f3=text(chip), f4=whole_nets, f7=number(devices)))
     structure = bytes(builder.Output())
     path.write_bytes(struct.pack("<IIIQ44x", 0xFF55AAEE, 64, len(structure), 0) + structure)
     return path

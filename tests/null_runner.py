@@ -39,7 +39,7 @@ class NullRunner:
         deadly_prompt: tokens from which on a prefill kills the process.
     """
 
-    context, longest_prompt, max_patches, greedy_only = 2048, 2047, 2048, False
+    context, longest_prompt, max_patches, max_side, greedy_only = 2048, 2047, 2048, None, False
 
     def __init__(
         self, spec: ModelSpec, slots: int, timing: Timing | None = None, *, hang_at: int = 0, flaky: bool = False,

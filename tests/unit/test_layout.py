@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ from bmodel_files import qwen2_vl, write_bmodel
 from sailq.shared.errors import Unsupported
 from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.runners.bmodel import BmodelNet, BmodelTensor, Stage, read_bmodel
-from sailq.worker.runners.layout import Layout, read_layout
+from sailq.worker.runners.bmodel import BmodelNet, BmodelTensor, Stage, Weight, read_bmodel
+from sailq.worker.runners.layout import VISION_TABLE, Layout, read_layout
 
+ROOT = Path(__file__).parents[2]
 Nets = list[BmodelNet]
 
 
@@ -48,6 +50,36 @@ def test_slots_are_the_rows_of_a_step(tmp_path: Path, spec: ModelSpec) -> None:
 def test_another_chip_is_named(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="BM1688.*BM1684X"):
         layout(tmp_path, qwen2_vl(), chip="BM1688")
+
+
+def test_a_file_for_two_devices_is_refused(tmp_path: Path) -> None:
+    for devices in (0, 1):
+        read_layout(read_bmodel(write_bmodel(tmp_path / "one.bmodel", qwen2_vl(), devices=devices)))
+    with pytest.raises(Unsupported, match="spread over 2 devices"):
+        read_layout(read_bmodel(write_bmodel(tmp_path / "two.bmodel", qwen2_vl(), devices=2)))
+
+
+def test_the_rows_of_our_table_are_the_exporters() -> None:
+    source = ast.parse((ROOT / "deploy/models/qwen2_vl_nets.py").read_text())
+    (rows,) = (node.value for node in source.body if isinstance(node, ast.Assign) and "MAX_GRID" in ast.dump(node))
+    assert eval(ast.unparse(rows)) == VISION_TABLE
+
+
+def test_the_longest_side_is_that_of_the_rotary_table(tmp_path: Path) -> None:
+    """Of each kind, and of what the file has room for: 4,096 bytes for up to 102 rows of 40."""
+    ours = qwen2_vl(patches=(1024,))
+    demo = changed(ours, "vit", lambda stage: Stage(
+        (replace(stage.inputs[0], name="pixel_values"), *stage.inputs[1:]), stage.outputs
+    ))
+    converted = demo
+    for name in ("block_0", "block_1"):
+        converted = changed(converted, name, lambda stage: Stage(
+            (stage.inputs[0], replace(stage.inputs[1], shape=(3, 64)), *stage.inputs[2:]), stage.outputs
+        ))
+    assert [layout(tmp_path, nets).side for nets in (ours, demo, converted)] == [VISION_TABLE, 100, 1024]
+    for pages, side in ((6, VISION_TABLE), (5, 512), (1, 102)):
+        weights = {"vit": [Weight("tpu.Gather.source", pages * 4096)] * 2}
+        assert read_layout(read_bmodel(write_bmodel(tmp_path / "a.bmodel", ours, weights))).side == side
 
 
 @pytest.mark.parametrize("name", ["vit", "embedding", "embedding_cache", "lm_head", "block_1"])

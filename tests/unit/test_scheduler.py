@@ -26,7 +26,8 @@ class CountingRunner:
     call raise; a token in `poison` makes its row of logits useless.
     """
 
-    device, context, longest_prompt, max_patches, hidden, greedy_only = "test", 512, 511, None, 4, False
+    device, context, longest_prompt, max_patches, max_side = "test", 512, 511, None, None
+    hidden, greedy_only = 4, False
 
     def __init__(self, vocabulary: int, slots: int) -> None:
         self.slots, self._vocabulary = slots, vocabulary

@@ -156,7 +156,7 @@ class Preparer:
 
     def _grid(self, part: FramesPart) -> Grid:
         """The part's grid, checked against the model and the runner."""
-        spec, most = self._spec, self._runner.max_patches
+        spec, most, side = self._spec, self._runner.max_patches, self._runner.max_side
         if part.type == "image" and part.frames != 1:
             raise BadRequest(f"An image has one frame, not {part.frames}.")
         unit = spec.patch_size * spec.merge_size
@@ -166,6 +166,11 @@ class Preparer:
         if most is not None and h * w > most:
             raise TooLong(
                 f"A frame of {part.width} × {part.height} has {h * w} patches; this worker's limit is {most}."
+            )
+        if side is not None and max(h, w) > side:
+            raise TooLong(
+                f"A frame of {part.width} × {part.height} has a side of {max(h, w)} patches; this worker's limit is "
+                f"{side}."
             )
         return -(-part.frames // spec.temporal_patch_size), h, w
 

@@ -53,6 +53,10 @@ class Runner(Protocol):
         """Most patches of one temporal grid (an image, or two frames of a video); None: no limit."""
 
     @property
+    def max_side(self) -> int | None:
+        """Most patches along a side of a frame; None: no limit but `max_patches`."""
+
+    @property
     def hidden(self) -> int:
         """Width H of the language model."""
 

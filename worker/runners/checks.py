@@ -59,9 +59,10 @@ def check_vision(spec: ModelSpec, length: int, vision: Float, places: Int) -> No
     require(np.isin(places, np.arange(length)).all(), "a vision token has no place in the prompt")
 
 
-def check_pixels(spec: ModelSpec, pixels: Bytes, grid: tuple[int, int, int], most: int) -> None:
-    """uint8 [t·h·w, 1176], at most `most` patches in one temporal grid."""
+def check_pixels(spec: ModelSpec, pixels: Bytes, grid: tuple[int, int, int], most: int, side: int | None) -> None:
+    """uint8 [t·h·w, 1176], at most `most` patches in one temporal grid and `side` along a side of it."""
     t, h, w = grid
     size = 3 * spec.temporal_patch_size * spec.patch_size**2
     require(pixels.dtype == np.uint8 and pixels.shape == (t * h * w, size), "pixels do not fit the grid")
     require(0 < h * w <= most, f"{h * w} patches; at most {most} fit")
+    require(side is None or max(h, w) <= side, f"{max(h, w)} patches along a side; at most {side} fit")

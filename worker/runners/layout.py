@@ -22,6 +22,12 @@ from ..engine.model import ModelSpec
 from .bmodel import Bmodel, BmodelNet, BmodelTensor, Stage
 
 CHIP = "BM1684X"
+VISION_TABLE = 8192 // 14 + 1
+"""Rows of the ViT's rotary table that deploy/models exports: `MAX_GRID` of qwen2_vl_nets.py."""
+_SOPHON_DEMO_TABLE = 100
+"""The same of sophon-demo's ViT. llm_convert makes a row for each patch."""
+_TABLE, _TABLE_ROW = "tpu.Gather.source", 20 * 2
+"""How TPU-MLIR names a table in the file, and bytes of a row: a frequency for 4 of the 80 dims of a vision head."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Layout:
         context: rows of a slot's cache.
         prompts: lengths at which tokens are prefilled, increasing; the last is the longest at once.
         patches: sizes of the ViT, increasing.
+        side: most patches along a frame's side: rows of the ViT's rotary table, beyond which it reads other memory.
         caches: cache rows that a step can read, increasing; the last is `context`.
         dynamic_prompt, dynamic_vision: the nets run at the real length; its sizes are limits.
         history: prefill can go on after a first part (`block_kv_i`), so prompts may be as long as the context.
@@ -50,6 +57,7 @@ class Layout:
     context: int
     prompts: tuple[int, ...]
     patches: tuple[int, ...]
+    side: int
     caches: tuple[int, ...]
     dynamic_prompt: bool
     dynamic_vision: bool
@@ -88,6 +96,10 @@ def read_layout(bmodel: Bmodel, spec: ModelSpec | None = None) -> Layout:
     """
     if bmodel.chip != CHIP:
         raise Unsupported(f"{bmodel.path} is compiled for {bmodel.chip or 'an unknown chip'}, not for the {CHIP}.")
+    if bmodel.devices > 1:
+        raise Unsupported(
+            f"{bmodel.path} is spread over {bmodel.devices} devices, and a worker has one: use a file for one device."
+        )
     layers = sum(name.startswith("block_cache_") for name in bmodel.nets)
     if spec is not None and layers != spec.layers:
         raise Unsupported(
@@ -129,18 +141,28 @@ def _layout(bmodel: Bmodel, layers: int) -> Layout:
     }
     scores = nets["lm_head"].stages[0].outputs[0]
     chooses = prod(scores.shape) == slots
+    raw_pixels = vit.stages[0].inputs[0].name == "pixels"
+    patches = tuple(sorted(stage.inputs[0].shape[0] for stage in vit.stages))
     return Layout(
         kind, slots, context,
         prompts=tuple(sorted(lengths)),
-        patches=tuple(sorted(stage.inputs[0].shape[0] for stage in vit.stages)),
+        patches=patches,
+        side=_side(bmodel, VISION_TABLE if raw_pixels else patches[-1] if "llm" in kind else _SOPHON_DEMO_TABLE),
         caches=tuple(sorted(stage.inputs[3].shape[1] for stage in step.stages)),
         dynamic_prompt=block.dynamic, dynamic_vision=vit.dynamic, history=history,
         masked=len(first.inputs) == 3,
         chooses=chooses,
         greedy_head=not chooses and "greedy_head" in nets and _takes(nets["greedy_head"].stages[0], scores, slots),
-        raw_pixels=vit.stages[0].inputs[0].name == "pixels",
+        raw_pixels=raw_pixels,
         layers=layers, nets=nets,
     )
+
+
+def _side(bmodel: Bmodel, rows: int) -> int:
+    """Rows of the ViT's rotary table: as many as that kind's has, and no more than the file has room for. The file
+    states a table's bytes by whole pages, and neither its rows nor its dtype."""
+    tables = [weight.bytes for weight in bmodel.weights.get("vit", ()) if weight.name == _TABLE]
+    return min([rows, *(size // _TABLE_ROW for size in tables)])
 
 
 def _takes(greedy_head: Stage, scores: BmodelTensor, slots: int) -> bool:

@@ -37,6 +37,7 @@ class OnnxRunner:
         self._spec = spec
         self.slots, self.hidden = slots, spec.hidden_size
         self.context, self.max_patches = min(spec.context, MAX_CONTEXT), MAX_PATCHES
+        self.max_side = None  # the table has a row for each patch of the longest frame that reaches a worker
         self.longest_prompt, self.greedy_only = self.context - 1, False
         best = 1 if spec.hidden_size < _NARROW else os.cpu_count() or 1
         load = _Loader(spec.directory / "onnx", threads or best)
@@ -51,7 +52,7 @@ class OnnxRunner:
     def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
         """One call for each temporal grid, because patches attend within their own only."""
         t, h, w = grid
-        check_pixels(self._spec, pixels, grid, self.max_patches)
+        check_pixels(self._spec, pixels, grid, self.max_patches, self.max_side)
         positions, mask = grid_positions(h, w, self._spec.merge_size), np.zeros((1, h * w, h * w), np.float32)
         grids = pixels.reshape(t, h * w, -1).astype(np.float32)
         feeds = {"pos_ids": positions, "mask": mask}

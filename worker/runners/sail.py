@@ -54,7 +54,7 @@ class SailRunner:
             raise Unsupported(f"{bmodel} cannot be loaded: {error}") from None
         self.slots, self.hidden = layout.slots, spec.hidden_size
         self.context, self.longest_prompt = layout.context, layout.longest_prompt
-        self.max_patches, self.greedy_only = layout.patches[-1], layout.chooses
+        self.max_patches, self.max_side, self.greedy_only = layout.patches[-1], layout.side, layout.chooses
         self.device = f"{getattr(sail, 'DEVICE', 'BM1684X')}, device {tpu}"
         self._row = spec.kv_heads * spec.head_dim
         self._lengths = np.zeros(self.slots, np.int32)
@@ -68,7 +68,7 @@ class SailRunner:
     def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
         """One call for each temporal grid, at the smallest size that holds it, or at its own on a dynamic net."""
         t, h, w = grid
-        check_pixels(self._spec, pixels, grid, self.max_patches)
+        check_pixels(self._spec, pixels, grid, self.max_patches, self.max_side)
         used, merge = h * w, self._spec.merge_size
         size = used if self._layout.dynamic_vision else _smallest(self._layout.patches, used)
         tensors = self._vision.at(size)
