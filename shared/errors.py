@@ -39,6 +39,10 @@ class Unsupported(SailqError):
     code = "unsupported"
 
 
+class DeviceFailed(SailqError):
+    """A call to the device failed. The process that made it ends: what the device holds cannot be relied on."""
+
+
 class DeadlineExceeded(SailqError):
     """The job's deadline passed before it finished."""
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sailq.shared.errors import DeviceFailed
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.runners.base import Bytes, Float, Int
 from sailq.worker.runners.logits import ChosenTokens
@@ -34,6 +35,7 @@ class NullRunner:
 
     Args:
         hang_at: the decode call, counted from 1, that never returns.
+        fail_at: the decode call at which the device fails.
         flaky: other words each time.
         failing_prompt: tokens from which on a prefill raises RuntimeError.
         deadly_prompt: tokens from which on a prefill kills the process.
@@ -42,14 +44,14 @@ class NullRunner:
     context, longest_prompt, max_patches, max_side, greedy_only = 2048, 2047, 2048, None, False
 
     def __init__(
-        self, spec: ModelSpec, slots: int, timing: Timing | None = None, *, hang_at: int = 0, flaky: bool = False,
-        failing_prompt: float = math.inf, deadly_prompt: float = math.inf,
+        self, spec: ModelSpec, slots: int, timing: Timing | None = None, *, hang_at: int = 0, fail_at: int = 0,
+        flaky: bool = False, failing_prompt: float = math.inf, deadly_prompt: float = math.inf,
     ) -> None:
         self.slots, self.hidden, self._timing = slots, spec.hidden_size, timing or Timing()
         self.device = "null runner"
         self._words = np.array([token for token in range(300, 800) if token not in spec.eos_token_ids], np.int32)
         self._random = np.random.default_rng(0) if flaky else None
-        self._left = hang_at
+        self._left, self._until_failure = hang_at, fail_at
         self._failing_prompt, self._deadly_prompt = failing_prompt, deadly_prompt
 
     def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
@@ -66,6 +68,9 @@ class NullRunner:
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> ChosenTokens:
         self._left -= 1
+        self._until_failure -= 1
+        if not self._until_failure:
+            raise DeviceFailed("SAIL fails to run block_cache_0: SailEngineError: Engine related error!")
         full = len(slots) == self.slots or self._timing.filling is None
         self._sleep(1e6 if not self._left else self._timing.decode if full else self._timing.filling)
         return self._chosen(positions[0])

@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{call}-ms", type=float, default=0.0, help="how long the device would take")
     parser.add_argument("--filling-ms", type=float, help="how long a decode takes while a slot is free")
     parser.add_argument("--hang-at", type=int, default=0, metavar="N", help="the Nth decode never returns")
+    parser.add_argument("--fail-at", type=int, default=0, metavar="N", help="the device fails at the Nth decode")
     parser.add_argument("--die-in", metavar="METHOD[:N]", help="SIGKILL in the Nth call of a method of the consumer's")
     for end in ("failing", "deadly"):
         parser.add_argument(f"--{end}-prompt", type=float, default=math.inf, metavar="TOKENS", help="see NullRunner")
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def load(model: Path) -> Engine:
         spec, prompter = loaded(model)
         runner = NullRunner(
-            spec, given.slots, timing, hang_at=given.hang_at, flaky=given.flaky,
+            spec, given.slots, timing, hang_at=given.hang_at, fail_at=given.fail_at, flaky=given.flaky,
             failing_prompt=given.failing_prompt, deadly_prompt=given.deadly_prompt,
         )
         return Engine(spec, runner, prompter, given.vision_cache, version=fingerprint(model))

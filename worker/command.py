@@ -54,7 +54,7 @@ def worker(
         float | None,
         typer.Option(
             "--device-timeout", min=0.1, max=86_400.0, metavar="SECONDS", show_default="120, on the emulator 3600",
-            help="A call to the device that takes longer ends the worker with exit code 3.",
+            help="A call to the device that takes longer ends the worker with exit code 3, as one that fails does.",
         ),
     ] = None,
     vision_cache: Annotated[

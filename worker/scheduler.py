@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from logging import getLogger
 
-from ..shared.errors import Cancelled, DeadlineExceeded, SailqError
+from ..shared.errors import Cancelled, DeadlineExceeded, DeviceFailed, SailqError
 from ..shared.jobs import FinishReason, GenerationOptions, Priority, Usage
 from .engine import Engine, Generation, Prepared
 
@@ -166,9 +166,14 @@ class Scheduler:
         self._thread.start()
 
     def run(self) -> None:
-        """Step until `close`; then cancel what is left."""
-        while self._await_work():
-            self.step()
+        """Step until `close`; then cancel what is left. A device that fails ends it at once, and leaves its requests as
+        they are: they are for a process with a device that works."""
+        try:
+            while self._await_work():
+                self.step()
+        except DeviceFailed as error:
+            _log.critical("%s", error, exc_info=error)
+            return
         for request in [*self._take_waiting(lambda request: True), *filter(None, self._slots)]:
             self._end(request, "cancelled", Cancelled("The worker is shutting down."))
 
@@ -219,6 +224,8 @@ class Scheduler:
         slot = self._slots.index(None)
         try:
             request.generation = self._engine.start(request.prepared, request.options, slot)
+        except DeviceFailed:
+            raise
         except Exception as error:
             self._engine.release(slot)
             self._end(request, "error", _as_failure(error, "prefill"))
@@ -235,6 +242,8 @@ class Scheduler:
         generations = [request.generation for request in running if request.generation is not None]
         try:
             self._engine.step(generations)
+        except DeviceFailed:
+            raise
         except Exception as error:
             failure = _as_failure(error, "decode")
             for request in running:

@@ -122,13 +122,30 @@ def test_a_hung_device_ends_the_worker_and_its_jobs_finish_elsewhere(
     assert all(result.error is None and str(other.pid) in (result.worker or "") for result in results)
 
 
+def test_a_device_that_fails_ends_the_worker_and_its_jobs_finish_elsewhere(
+    start_null_worker: Start, client: Client
+) -> None:
+    worker = start_null_worker("--fail-at", "100", "--decode-ms", "5")
+    jobs = submit(client, 300)
+    assert [next(client.stream(job, 30)) for job in jobs]
+    other = start_null_worker()
+    with pytest.raises(Exception, match=f"exit {EXIT_CODE}"):
+        worker.wait_until(lambda: False, 60)
+    assert "SAIL fails to run block_cache_0: SailEngineError" in worker.tail()
+    results = [client.wait(job, 60) for job in jobs]
+    assert all(result.error is None and str(other.pid) in (result.worker or "") for result in results)
+
+
 def test_a_device_that_hangs_or_errs_in_its_self_test_takes_no_job(
     start_null_worker: Start, client: Client
 ) -> None:
     (job,) = submit(client, 3, count=1)
     flaky = start_null_worker("--flaky", ready=False)
     hung = start_null_worker("--hang-at", "1", "--device-timeout", "1", ready=False)
-    for worker, code, words in ((flaky, 1, "fails its self-test"), (hung, EXIT_CODE, "has not returned")):
+    failing = start_null_worker("--fail-at", "1", ready=False)
+    for worker, code, words in (
+        (flaky, 1, "fails its self-test"), (hung, EXIT_CODE, "has not returned"), (failing, 1, "SAIL fails to run"),
+    ):
         with pytest.raises(Exception, match=f"exit {code}"):
             worker.wait_until(lambda: False, 60)
         assert words in worker.tail()

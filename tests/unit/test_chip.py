@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import sailq.worker
+from bmodel_files import qwen2_vl, write_bmodel
+from sailq.shared.errors import DeviceFailed, Unsupported
+from sailq.worker.catalog import resolve
+from sailq.worker.engine.model import ModelSpec
+from sailq.worker.runners import emulator
 from sailq.worker.runners.bmodel import BmodelTensor
 from sailq.worker.runners.chip import Chip
+from sailq.worker.runners.sail import SailRunner
 
 WORKER = Path(sailq.worker.__file__).parent
 CALLS = {"update_data", "asnumpy", "sync_s2d", "sync_d2s", "sync_d2d", "process", "EngineLLM"}
@@ -65,3 +73,38 @@ def test_a_write_is_flushed_and_a_read_is_fresh() -> None:
     assert (made, how) == ("Tensor", {"handle", "shape", "dtype", "own_sys_data", "own_dev_data"})
     assert (viewed, by) == ("Tensor", {"src", "shape", "offset"})  # by position SAIL tries nine other constructors
     assert [name for name, _ in rest] == ["update_data", "sync_s2d", "sync_d2s", "asnumpy"]
+
+
+def raising(error: Exception) -> Any:
+    def fail(*given: Any, **named: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(("call", "error"), [
+    ("get_available_tpu_num", emulator.SailDeviceError("bm_dev_getcount failed")),
+    ("EngineLLM", emulator.SailEngineError("EngineLLM related error!")),
+    ("EngineLLM", RuntimeError("bmlib api fail")),
+    ("Handle", emulator.SailDeviceError("init device failure")),
+    ("Tensor", RuntimeError("no enough device memory")),
+])
+def test_a_bmodel_that_sail_does_not_load_is_refused(call: str, error: Exception, tmp_path: Path) -> None:
+    sail = Recorder()
+    sail.get_available_tpu_num = lambda: 1  # type: ignore[attr-defined]
+    setattr(sail, call, raising(error))
+    spec = replace(ModelSpec.load(resolve("sailq-tiny")), layers=2)
+    with pytest.raises(Unsupported, match=f"cannot be loaded: .*{error}"):
+        SailRunner(spec, write_bmodel(tmp_path / "a.bmodel", qwen2_vl()), sail)
+
+
+@pytest.mark.parametrize("call", ["process", "update_data", "sync_s2d", "sync_d2s", "asnumpy", "sync_d2d"])
+def test_what_sail_raises_later_is_a_failed_device(call: str) -> None:
+    sail = Recorder()
+    chip = Chip(sail, 0, Path("some.bmodel"))
+    setattr(sail, call, raising(emulator.SailEngineError("Engine related error!")))
+    with pytest.raises(DeviceFailed, match="SailEngineError: Engine related error!"):
+        chip.run("lm_head", [], [])
+        chip.write(sail, np.ones(4))
+        chip.read(sail)
+        chip.copy(sail, 0, sail, 0, 4)

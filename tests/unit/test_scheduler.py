@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from qwen2vl import Prompts, options, random_model
-from sailq.shared.errors import BadRequest, Cancelled, DeadlineExceeded, SailqError
+from sailq.shared.errors import BadRequest, Cancelled, DeadlineExceeded, DeviceFailed, SailqError
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
 from sailq.worker.engine import Engine, Prepared
 from sailq.worker.engine.model import ModelSpec
@@ -34,6 +34,8 @@ class CountingRunner:
         self.calls: list[tuple[str, object]] = []
         self.fail_prefill = self.fail_decode = False
         self.poisoned: set[int] = set()
+        self.cleared: list[int] = []
+        self.failure: Exception = RuntimeError("device lost")
 
     def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> HostLogits:
         self.calls.append(("prefill", slot))
@@ -46,7 +48,7 @@ class CountingRunner:
         self.calls.append(("decode", tuple(slots)))
         if self.fail_decode:
             self.fail_decode = False
-            raise RuntimeError("device lost")
+            raise self.failure
         rows = np.stack([self._logits(int(token) + 1) for token in tokens])
         rows[[slot in self.poisoned for slot in slots]] = np.nan
         return HostLogits(rows)
@@ -210,6 +212,18 @@ def test_a_failing_decode_fails_what_runs_and_the_loop_goes_on() -> None:
 def test_useless_logits_fail_their_row_only() -> None:
     bench = Bench(slots=2)
     bad, good = bench.submit(tokens=6), bench.submit(tokens=6)
+def test_a_failing_device_ends_the_loop_and_leaves_its_requests_to_other_processes(
+    eventually: Callable[..., None]
+) -> None:
+    bench = Bench(slots=2)
+    bench.runner.failure = DeviceFailed("SAIL fails to run block_cache_0: SailEngineError: Engine related error!")
+    bench.runner.fail_decode = True
+    running = [bench.submit(tokens=50), bench.submit(tokens=50)]
+    bench.scheduler.start()
+    eventually(lambda: not bench.scheduler.alive, 60)
+    assert all(request.outcome is None for request in running)
+
+
     bench.scheduler.step()
     bench.scheduler.step()
     bench.runner.poisoned.add(0)

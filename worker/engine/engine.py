@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ...shared.errors import DeviceFailed
 from ...shared.frames import Frames
 from ...shared.jobs import FinishReason, GenerationOptions, Message, ModelCard, Usage
 from ..catalog import fingerprint
@@ -205,6 +206,8 @@ class Engine:
                 if token == UNUSABLE:
                     raise ValueError("the model returned logits that are not numbers")
                 self._append(generation, token)
+            except DeviceFailed:
+                raise
             except Exception as error:
                 generation.error = error
 

@@ -11,18 +11,46 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ...shared.errors import DeviceFailed
 from .bmodel import BmodelTensor
 
 _NAMES = {"f32": "BM_FLOAT32", "f16": "BM_FLOAT16", "bf16": "BM_BFLOAT16", "i32": "BM_INT32"}
 
 
+class _Call:
+    """What SAIL raises becomes DeviceFailed. Its exceptions have no base but Exception, and those that it does not
+    register arrive as RuntimeError, IndexError or ValueError."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            raise DeviceFailed(f"SAIL fails to {self._doing}: {type(error).__name__}: {error}") from error
+
+
+_COUNT, _OPEN, _MAKE = _Call("count the TPUs"), _Call("load the model"), _Call("make a tensor")
+_WRITE, _READ, _COPY = _Call("write a tensor"), _Call("read a tensor"), _Call("copy a tensor")
+
+
+def count_tpus(sail: Any) -> int:
+    """How many TPUs this machine has; raises DeviceFailed."""
+    with _COUNT:
+        return int(sail.get_available_tpu_num())
+
+
 class Chip:
-    """A bmodel on a device. SAIL does not check what it is told; `view` and `write` do.
+    """A bmodel on a device. SAIL does not check what it is told; `view` and `write` do. Each method raises DeviceFailed
+    where SAIL raises.
 
     Args:
         sail: the module `sophon.sail`, or one that offers the same.
@@ -32,25 +60,29 @@ class Chip:
 
     def __init__(self, sail: Any, tpu: int, bmodel: Path) -> None:
         self._sail = sail
-        self._engine, self._handle = sail.EngineLLM(str(bmodel), [tpu]), sail.Handle(tpu)
-        self._dtypes = {key: getattr(sail.Dtype, name) for key, name in _NAMES.items()}
+        with _OPEN:
+            self._engine, self._handle = sail.EngineLLM(str(bmodel), [tpu]), sail.Handle(tpu)
+            self._dtypes = {key: getattr(sail.Dtype, name) for key, name in _NAMES.items()}
 
     def new(self, like: BmodelTensor) -> Any:
         """Device memory alone, zeroed, for an input or output of a net."""
-        return self._sail.Tensor(
-            handle=self._handle, shape=list(like.shape), dtype=self._dtypes[like.dtype],
-            own_sys_data=False, own_dev_data=True,
-        )
+        dtype = self._dtypes[like.dtype]
+        with _MAKE:
+            return self._sail.Tensor(
+                handle=self._handle, shape=list(like.shape), dtype=dtype, own_sys_data=False, own_dev_data=True
+            )
 
     def own_inputs(self, net: str, stage: int) -> Mapping[int, Any]:
         """The inputs' own memory of a net in address mode `IO_ALONE`, which runs on it without a copy; else none. Its
         views are for nets to run on: `write` takes the whole tensor, because SAIL flushes no view of it."""
-        own: Mapping[int, Any] = self._engine.get_input_tensors(graph_name=net, stage=stage)
+        with _MAKE:
+            own: Mapping[int, Any] = self._engine.get_input_tensors(graph_name=net, stage=stage)
         return own
 
     def shared_inputs(self, net: str) -> Mapping[int, Any]:
         """The inputs' own memory of a net in address mode 0: another net's run may write over it."""
-        own: Mapping[int, Any] = self._engine.get_input_tensors_addrmode0(graph_name=net)
+        with _MAKE:
+            own: Mapping[int, Any] = self._engine.get_input_tensors_addrmode0(graph_name=net)
         return own
 
     def view(self, tensor: Any, shape: Sequence[int], start: int = 0) -> Any:
@@ -63,17 +95,21 @@ class Chip:
         if min(starts) < 0 or max(starts) + prod(shape) > prod(tensor.shape()):
             raise ValueError(f"{list(shape)} from {sorted(starts)} is not within {tensor.shape()}")
         new, dims = self._sail.Tensor, list(shape)
-        return [new(src=tensor, shape=dims, offset=start) for start in starts]
+        with _MAKE:
+            return [new(src=tensor, shape=dims, offset=start) for start in starts]
 
     def write(self, tensor: Any, values: npt.NDArray[Any]) -> None:
         """Values of the tensor's size, in its own dtype. The one way to a tensor: what is not flushed is not there."""
-        tensor.update_data(self._encode(values.reshape(tensor.shape()), tensor.dtype()))
-        tensor.sync_s2d()
+        data = self._encode(values.reshape(tensor.shape()), tensor.dtype())
+        with _WRITE:
+            tensor.update_data(data)
+            tensor.sync_s2d()
 
     def read(self, tensor: Any) -> npt.NDArray[Any]:
         """int32 of an int32 tensor, float32 of any other."""
-        tensor.sync_d2s()
-        values: npt.NDArray[Any] = tensor.asnumpy()
+        with _READ:
+            tensor.sync_d2s()
+            values: npt.NDArray[Any] = tensor.asnumpy()
         dtype = tensor.dtype()
         if dtype == self._dtypes["f16"]:
             return values.view(np.float16).astype(np.float32)
@@ -83,11 +119,13 @@ class Chip:
 
     def copy(self, source: Any, start: int, target: Any, length: int) -> None:
         """`length` elements of `source` from element `start`, to the beginning of `target`, on the device."""
-        target.sync_d2d(source, start, 0, length)
+        with _COPY:
+            target.sync_d2d(source, start, 0, length)
 
     def run(self, net: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Run a net from these tensors into those; returns when the device is done."""
-        self._engine.process(net, dict(enumerate(inputs)), dict(enumerate(outputs)))
+        with _Call(f"run {net}"):
+            self._engine.process(net, dict(enumerate(inputs)), dict(enumerate(outputs)))
 
     def _encode(self, values: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
         """As SAIL takes them: half precision as uint16."""

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from ...shared.errors import TooLong, Unsupported
+from ...shared.errors import DeviceFailed, TooLong, Unsupported
 from ..engine.model import ModelSpec
 from ..engine.patches import normalise
 from .base import MASKED, Bytes, Float, Int
 from .bmodel import read_bmodel
 from .checks import check_pixels, check_prompt, check_step
-from .chip import Chip
-from .inputs import causal_mask, grid_positions, past_mask
-from .layout import Layout, read_layout
+from .chip import Chip, count_tpus
+from .inputs import grid_positions, past_mask
+from .layout import read_layout
 from .logits import ChosenTokens, DeviceLogits, Logits
+from .runner_memory import HeadMemory, PromptMemory, StepMemory, VisionMemory
 from .sensors import Readings, read
 
 _KEYS, _VALUES = 3, 4
@@ -44,24 +45,28 @@ class SailRunner:
         self._layout = layout = read_layout(read_bmodel(bmodel), spec)
         if slots not in (None, layout.slots):
             raise Unsupported(f"{bmodel} has {layout.slots} slots, not {slots}: compile.sh --batch sets them.")
-        there = sail.get_available_tpu_num()
-        if tpu >= there:
-            raise Unsupported(f"There is no TPU {tpu}: this machine has {there}, counted from 0.")
         self._spec, self._sail, self._tpu = spec, sail, tpu
-        try:
-            self._chip = Chip(sail, tpu, bmodel)
-        except RuntimeError as error:
-            raise Unsupported(f"{bmodel} cannot be loaded: {error}") from None
         self.slots, self.hidden = layout.slots, spec.hidden_size
         self.context, self.longest_prompt = layout.context, layout.longest_prompt
         self.max_patches, self.max_side, self.greedy_only = layout.patches[-1], layout.side, layout.chooses
         self.device = f"{getattr(sail, 'DEVICE', 'BM1684X')}, device {tpu}"
         self._row = spec.kv_heads * spec.head_dim
         self._lengths = np.zeros(self.slots, np.int32)
-        self._vision = _Vision(layout, self._chip)
-        self._prompt = _Prompt(layout, self._chip)
-        self._step = _Step(layout, self._chip)
-        self._head = _Head(layout, self._chip)
+        try:
+            self._load(bmodel)
+        except DeviceFailed as error:
+            raise Unsupported(f"{bmodel} cannot be loaded: {error}") from error
+
+    def _load(self, bmodel: Path) -> None:
+        """The file, and all memory that the runner will use."""
+        layout, there = self._layout, count_tpus(self._sail)
+        if self._tpu >= there:
+            raise Unsupported(f"There is no TPU {self._tpu}: this machine has {there}, counted from 0.")
+        self._chip = Chip(self._sail, self._tpu, bmodel)
+        self._vision = VisionMemory(layout, self._chip)
+        self._prompt = PromptMemory(layout, self._chip)
+        self._step = StepMemory(layout, self._chip)
+        self._head = HeadMemory(layout, self._chip)
         self._caches = [self._cache(index) for index in range(layout.layers)]
         self._pasts = {columns: self._past(columns) for columns in layout.caches}
 
@@ -222,60 +227,6 @@ class SailRunner:
 
     def _normalised(self, patches: Bytes) -> Float:
         return normalise(patches, self._spec.rescale, self._spec.mean, self._spec.std)
-
-
-class _Vision:
-    """Memory of the ViT."""
-
-    def __init__(self, layout: Layout, chip: Chip) -> None:
-        self._chip = chip
-        largest = next(s for s in layout.nets["vit"].stages if s.inputs[0].shape[0] == layout.patches[-1])
-        self._inputs = [chip.new(tensor) for tensor in largest.inputs]
-        self._width, self._mask = largest.inputs[0].shape[1], largest.inputs[2].shape
-        self.embeds = chip.new(largest.outputs[0])
-
-    def at(self, size: int) -> list[Any]:
-        """Pixels, positions and mask of `size` patches."""
-        shapes = [size, self._width], [size, 2], [*self._mask[:-2], size, size]
-        return [self._chip.view(tensor, shape) for tensor, shape in zip(self._inputs, shapes, strict=True)]
-
-
-class _Prompt:
-    """Memory of prefill, for the longest part; the masks are the same for every prompt."""
-
-    def __init__(self, layout: Layout, chip: Chip) -> None:
-        most = layout.prompts[-1]
-        block = layout.stage("block_0", most)
-        self.ids = chip.new(layout.stage("embedding", most).inputs[0])
-        self.hidden, self.other = (chip.new(block.inputs[0]) for _ in range(2))
-        self.positions = chip.new(block.inputs[1])
-        self.masks = {}
-        for size in layout.prompts if layout.masked else ():
-            self.masks[size] = chip.new(layout.stage("block_0", size).inputs[2])
-            chip.write(self.masks[size], causal_mask(size))
-
-
-class _Step:
-    """Memory of a decode step."""
-
-    def __init__(self, layout: Layout, chip: Chip) -> None:
-        step = layout.step(layout.context)
-        self.ids = chip.new(layout.nets["embedding_cache"].stages[0].inputs[0])
-        self.hiddens = [chip.new(step.inputs[0]) for _ in range(2)]
-        self.positions = chip.new(step.inputs[1])
-        self.masks = {columns: chip.new(layout.step(columns).inputs[2]) for columns in layout.caches}
-        self.row = step.outputs[1].shape
-        self.nobody = chip.new(step.outputs[1])
-
-
-class _Head:
-    """Memory of the scores, and of the tokens that are chosen from them where the file has a net for it."""
-
-    def __init__(self, layout: Layout, chip: Chip) -> None:
-        net = layout.nets["lm_head"].stages[0]
-        self.shape = net.inputs[0].shape
-        self.scores = chip.new(net.outputs[0])
-        self.token = chip.new(layout.nets["greedy_head"].stages[0].outputs[0]) if layout.greedy_head else None
 
 
 def _smallest(sizes: Sequence[int], needed: int) -> int:

@@ -1,0 +1,63 @@
+"""Tensors that a SAIL runner keeps for what goes into its nets and comes out of them, made once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .chip import Chip
+from .inputs import causal_mask
+from .layout import Layout
+
+
+class VisionMemory:
+    """Memory of the ViT."""
+
+    def __init__(self, layout: Layout, chip: Chip) -> None:
+        self._chip = chip
+        largest = next(s for s in layout.nets["vit"].stages if s.inputs[0].shape[0] == layout.patches[-1])
+        self._inputs = [chip.new(tensor) for tensor in largest.inputs]
+        self._width, self._mask = largest.inputs[0].shape[1], largest.inputs[2].shape
+        self.embeds = chip.new(largest.outputs[0])
+
+    def at(self, size: int) -> list[Any]:
+        """Pixels, positions and mask of `size` patches."""
+        shapes = [size, self._width], [size, 2], [*self._mask[:-2], size, size]
+        return [self._chip.view(tensor, shape) for tensor, shape in zip(self._inputs, shapes, strict=True)]
+
+
+class PromptMemory:
+    """Memory of prefill, for the longest part; the masks are the same for every prompt."""
+
+    def __init__(self, layout: Layout, chip: Chip) -> None:
+        most = layout.prompts[-1]
+        block = layout.stage("block_0", most)
+        self.ids = chip.new(layout.stage("embedding", most).inputs[0])
+        self.hidden, self.other = (chip.new(block.inputs[0]) for _ in range(2))
+        self.positions = chip.new(block.inputs[1])
+        self.masks = {}
+        for size in layout.prompts if layout.masked else ():
+            self.masks[size] = chip.new(layout.stage("block_0", size).inputs[2])
+            chip.write(self.masks[size], causal_mask(size))
+
+
+class StepMemory:
+    """Memory of a decode step."""
+
+    def __init__(self, layout: Layout, chip: Chip) -> None:
+        step = layout.step(layout.context)
+        self.ids = chip.new(layout.nets["embedding_cache"].stages[0].inputs[0])
+        self.hiddens = [chip.new(step.inputs[0]) for _ in range(2)]
+        self.positions = chip.new(step.inputs[1])
+        self.masks = {columns: chip.new(layout.step(columns).inputs[2]) for columns in layout.caches}
+        self.row = step.outputs[1].shape
+        self.nobody = chip.new(step.outputs[1])
+
+
+class HeadMemory:
+    """Memory of the scores, and of the tokens that are chosen from them where the file has a net for it."""
+
+    def __init__(self, layout: Layout, chip: Chip) -> None:
+        net = layout.nets["lm_head"].stages[0]
+        self.shape = net.inputs[0].shape
+        self.scores = chip.new(net.outputs[0])
+        self.token = chip.new(layout.nets["greedy_head"].stages[0].outputs[0]) if layout.greedy_head else None
