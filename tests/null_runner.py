@@ -78,6 +78,9 @@ class NullRunner:
     def release(self, slot: int) -> None:
         pass
 
+    def clear(self, slot: int) -> None:
+        pass
+
     def readings(self) -> None:
         pass
 

@@ -23,11 +23,13 @@ def load(bmodel: Path) -> Engine:
 
 
 def answer(engine: Engine, prepared: Prepared, slot: int = 0) -> list[int]:
-    """The tokens that an engine gives, greedily."""
+    """The tokens that an engine gives, greedily; raises NotFinite."""
     generation = engine.start(prepared, GREEDY, slot)
-    while generation.finish_reason is None:
+    while generation.finish_reason is None and generation.error is None:
         engine.step([generation])
     engine.release(slot)
+    if generation.error is not None:
+        raise generation.error
     return generation.tokens
 
 

@@ -53,6 +53,9 @@ class CountingRunner:
         rows[[slot in self.poisoned for slot in slots]] = np.nan
         return HostLogits(rows)
 
+    def clear(self, slot: int) -> None:
+        self.cleared.append(slot)
+
     def release(self, slot: int) -> None:
         self.calls.append(("release", slot))
 
@@ -209,9 +212,6 @@ def test_a_failing_decode_fails_what_runs_and_the_loop_goes_on() -> None:
     assert waiting.wait(0).finish_reason == "length"
 
 
-def test_useless_logits_fail_their_row_only() -> None:
-    bench = Bench(slots=2)
-    bad, good = bench.submit(tokens=6), bench.submit(tokens=6)
 def test_a_failing_device_ends_the_loop_and_leaves_its_requests_to_other_processes(
     eventually: Callable[..., None]
 ) -> None:
@@ -224,12 +224,15 @@ def test_a_failing_device_ends_the_loop_and_leaves_its_requests_to_other_process
     assert all(request.outcome is None for request in running)
 
 
+def test_useless_logits_fail_their_row_only() -> None:
+    bench = Bench(slots=2)
+    bad, good = bench.submit(tokens=6), bench.submit(tokens=6)
     bench.scheduler.step()
     bench.scheduler.step()
     bench.runner.poisoned.add(0)
     while good.outcome is None:
         bench.scheduler.step()
-    assert bad.wait(0).finish_reason == "error"
+    assert bad.wait(0).finish_reason == "error" and bench.runner.cleared == [0]
     assert good.wait(0).finish_reason == "length" and good.wait(0).usage.completion_tokens == 6
 
 

@@ -21,7 +21,7 @@ from ..runners.sensors import Readings
 from .model import ModelSpec
 from .preparation import Media, Medium, Prepared, Preparer
 from .prompt import Prompter
-from .sampling import Sampler
+from .sampling import NotFinite, Sampler
 from .text import TextStream
 from .vision_cache import Embeds, VisionCache
 
@@ -188,6 +188,8 @@ class Engine:
         self._vision_calls += 1
         with self._on_device("vision"):
             embeds = self.runner.vision(medium.patches, medium.grid)
+        if not np.isfinite(embeds).all():
+            raise NotFinite("vision tokens")
         self.vision_cache.put(medium.key, embeds)
         return embeds
 
@@ -204,10 +206,14 @@ class Engine:
                         row = logits.row(index)
                     token = generation.sampler.choose(row)
                 if token == UNUSABLE:
-                    raise ValueError("the model returned logits that are not numbers")
+                    raise NotFinite("logits")
                 self._append(generation, token)
             except DeviceFailed:
                 raise
+            except NotFinite as error:
+                with self._on_device("clear"):  # else they are in the next answer from this slot, too
+                    self.runner.clear(generation.slot)
+                generation.error = error
             except Exception as error:
                 generation.error = error
 

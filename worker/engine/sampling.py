@@ -10,6 +10,13 @@ from ...shared.jobs import GenerationOptions
 Scores = npt.NDArray[np.float64]
 
 
+class NotFinite(ValueError):
+    """The model returned NaNs or infinities: what is chosen by them is no answer."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the model returned {what} that are not numbers")
+
+
 class Sampler:
     """One request's way to choose tokens: its options, what it has seen, and a generator of its own.
 
@@ -28,9 +35,9 @@ class Sampler:
         return self._options.temperature == 0 and self._options.repetition_penalty == 1
 
     def choose(self, logits: npt.NDArray[np.float32]) -> int:
-        """The next token, from float32 [vocabulary]; raises ValueError where no finite logit is left."""
-        if not np.isfinite(logits).any() or np.isnan(logits).any():
-            raise ValueError("the model returned logits that are not numbers")
+        """The next token, from float32 [vocabulary]; raises NotFinite."""
+        if not np.isfinite(logits).all():
+            raise NotFinite("logits")
         options = self._options
         scores = repetition_penalty(logits.astype(np.float64), self._seen, options.repetition_penalty)
         token = int(np.argmax(scores))

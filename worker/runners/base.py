@@ -99,5 +99,9 @@ class Runner(Protocol):
     def release(self, slot: int) -> None:
         """The slot's sequence is over; its memory may serve others."""
 
+    def clear(self, slot: int) -> None:
+        """Forget the slot's sequence and zero its memory. A number that is not finite gets through the mask that hides
+        what an earlier sequence left there."""
+
     def readings(self) -> Readings | None:
         """What the device's sensors say, or None where it has none. From any thread."""

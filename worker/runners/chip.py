@@ -117,10 +117,10 @@ class Chip:
             return (values.astype(np.uint32) << 16).view(np.float32)
         return values
 
-    def copy(self, source: Any, start: int, target: Any, length: int) -> None:
-        """`length` elements of `source` from element `start`, to the beginning of `target`, on the device."""
+    def copy(self, source: Any, start: int, target: Any, place: int, length: int) -> None:
+        """`length` elements from `start` of `source` to `place` of `target`, on the device."""
         with _COPY:
-            target.sync_d2d(source, start, 0, length)
+            target.sync_d2d(source, start, place, length)
 
     def run(self, net: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Run a net from these tensors into those; returns when the device is done."""

@@ -14,7 +14,7 @@ from .base import Float, Int
 from .chip import Chip
 
 UNUSABLE = -1
-"""Stands for the likeliest token where no score is a number."""
+"""Stands for the likeliest token where a score is not finite."""
 
 
 class Logits(Protocol):
@@ -34,9 +34,8 @@ class HostLogits:
         self._values = values
 
     def likeliest(self) -> Int:
-        tokens = self._values.argmax(axis=1)  # the first NaN, where there is one
-        usable = np.isfinite(self._values[np.arange(len(tokens)), tokens])
-        return np.where(usable, tokens, UNUSABLE).astype(np.int32)
+        usable = np.isfinite(self._values).all(axis=1)
+        return np.where(usable, self._values.argmax(axis=1), UNUSABLE).astype(np.int32)
 
     def row(self, index: int) -> Float:
         row: Float = self._values[index]
@@ -54,15 +53,24 @@ class DeviceLogits:
 
     def likeliest(self) -> Int:
         if self._choose is None:
-            values: Float = self._chip.read(self._scores).reshape(-1, self._vocabulary)
-            return HostLogits(values[self._rows]).likeliest()
-        tokens = self._choose()[self._rows]
-        return np.where((tokens >= 0) & (tokens < self._vocabulary), tokens, UNUSABLE).astype(np.int32)
+            return HostLogits(np.stack([self.row(index) for index in range(len(self._rows))])).likeliest()
+        tokens = self._choose()[self._rows].tolist()
+        return np.array([self._checked(index, token) for index, token in enumerate(tokens)], np.int32)
 
     def row(self, index: int) -> Float:
-        start = self._rows[index] * self._vocabulary
-        row: Float = self._chip.read(self._chip.view(self._scores, [1, self._vocabulary], start))[0]
-        return row
+        return self._part(index, 0, self._vocabulary)
+
+    def _checked(self, index: int, token: int) -> int:
+        """A token that the chip chose, or UNUSABLE: of NaNs it makes token 0, of -inf one too many, and without a sign.
+        Its score is 4 bytes to read."""
+        known = 0 <= token < self._vocabulary
+        return token if known and np.isfinite(self._part(index, token, 1)).all() else UNUSABLE
+
+    def _part(self, index: int, start: int, length: int) -> Float:
+        """Some of a row's scores."""
+        start += self._rows[index] * self._vocabulary
+        part: Float = self._chip.read(self._chip.view(self._scores, [1, length], start))[0]
+        return part
 
 
 class ChosenTokens:

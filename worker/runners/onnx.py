@@ -95,6 +95,11 @@ class OnnxRunner:
         """See `base.Runner.release`."""
         self._lengths[slot] = 0
 
+    def clear(self, slot: int) -> None:
+        """See `base.Runner.clear`."""
+        self.release(slot)
+        self._cache[:, :, slot] = 0
+
     def readings(self) -> None:
         """None: whoever watches a machine watches its CPU already."""
 

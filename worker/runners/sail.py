@@ -6,7 +6,8 @@ every argument before a call. The facts that this relies on are SAIL 3.10's; `ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from ...shared.errors import DeviceFailed, TooLong, Unsupported
 from ..engine.model import ModelSpec
 from ..engine.patches import normalise
 from .base import MASKED, Bytes, Float, Int
-from .bmodel import read_bmodel
+from .bmodel import BmodelTensor, read_bmodel
 from .checks import check_pixels, check_prompt, check_step
 from .chip import Chip, count_tpus
 from .inputs import grid_positions, past_mask
 from .layout import read_layout
-from .logits import ChosenTokens, DeviceLogits, Logits
+from .logits import UNUSABLE, ChosenTokens, DeviceLogits, Logits
 from .runner_memory import HeadMemory, PromptMemory, StepMemory, VisionMemory
 from .sensors import Readings, read
 
@@ -108,7 +109,8 @@ class SailRunner:
         last = length - 1 - start
         first = max(0, last + 1 - self.slots)  # lm_head takes a row for each slot: the last ones of the prompt
         ends = self._chip.view(self._prompt.hidden, self._head.shape, first * self.hidden)
-        return self._logits(ends, [last - first])
+        # Here the host chooses: a broken row of lm_head's weights is in every row of scores, and seen in this one.
+        return self._logits(ends, [last - first], None)
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Logits:
         """See `base.Runner.decode`. To the device go tokens, positions and a mask; slots that take no part are computed
@@ -129,11 +131,20 @@ class SailRunner:
             chip.run(f"block_cache_{index}", [hidden, step.positions, step.masks[columns], *past], [other, *k, *v])
             hidden, other = other, hidden
         self._lengths[rows] += 1
-        return self._logits(chip.view(hidden, self._head.shape), slots)
+        choose = self._choose if self._layout.greedy_head else None
+        return self._logits(chip.view(hidden, self._head.shape), list(slots), choose)
 
     def release(self, slot: int) -> None:
         """See `base.Runner.release`."""
         self._lengths[slot] = 0
+
+    def clear(self, slot: int) -> None:
+        """See `base.Runner.clear`; on the device, because the other slots' rows are known to it alone."""
+        self.release(slot)
+        size = self.context * self._row
+        zeros = self._chip.new(BmodelTensor("zeros", (size,), self._layout.cache_dtype))
+        for cache in chain(*self._caches):
+            self._chip.copy(zeros, 0, cache, self._start(slot, 0), size)
 
     def readings(self) -> Readings | None:
         """See `base.Runner.readings`."""
@@ -206,18 +217,19 @@ class SailRunner:
         views = []
         for index, cache in zip((2, 3), caches, strict=True):
             rows = self._chip.view(own[index], [1, used, *own[index].shape()[2:]])
-            self._chip.copy(cache, self._start(slot, 0), rows, used * self._row)
+            self._chip.copy(cache, self._start(slot, 0), rows, 0, used * self._row)
             views.append(rows)
         return views
 
-    def _logits(self, hidden: Any, rows: Sequence[int]) -> Logits:
+    def _logits(self, hidden: Any, rows: Sequence[int], choose: Callable[[], Int] | None) -> Logits:
         """lm_head takes a row for each slot, of which `rows` count: one launch reads its weights once."""
         head = self._head
         self._chip.run("lm_head", [hidden], [head.scores])
-        if self.greedy_only:
-            return ChosenTokens(self._chip.read(head.scores).reshape(-1)[list(rows)].astype(np.int32))
-        choose = self._choose if head.token is not None else None
-        return DeviceLogits(self._chip, head.scores, rows, self._spec.vocab_size, choose)
+        if not self.greedy_only:
+            return DeviceLogits(self._chip, head.scores, rows, self._spec.vocab_size, choose)
+        tokens = self._chip.read(head.scores).reshape(-1)[rows]
+        finite = np.isfinite(self._chip.read(hidden).reshape(self.slots, -1)[rows]).all(axis=1)
+        return ChosenTokens(np.where(finite, tokens, UNUSABLE).astype(np.int32))
 
     def _choose(self) -> Int:
         """int32 [slots]: the likeliest token of each row of the last lm_head."""

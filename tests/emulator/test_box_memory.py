@@ -1,0 +1,87 @@
+"""sailq-tiny in a box's memory. All tests here run in it; these show that it tells right from wrong, and that a number
+that is none ends its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Compile
+from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine.sampling import NotFinite
+from sailq.worker.runners import emulator
+from sailq.worker.runners.chip import Chip
+from tiny import BATCHED, GREEDY, LLM_CONVERT, RIGHT_SIZED, answer, load
+
+NAN = np.float16(np.nan).tobytes()
+
+
+@pytest.mark.parametrize("options", [RIGHT_SIZED, BATCHED], ids=["batch 1", "batch 4"])
+@pytest.mark.parametrize("left", ["NaNs in memory", "zeros in memory"])
+def test_without_the_flushes_the_tokens_are_wrong(
+    options: tuple[str, ...], left: str, cpu: Engine, samples: list[Prepared], compiled: Compile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With NaNs, because the chip reads what was there before the caches were zeroed; with zeros, because the zeros are
+    evicted over the rows that the chip wrote."""
+    own_inputs = Chip.own_inputs
+
+    def zeroed(chip: Chip, net: str, stage: int) -> Mapping[int, Any]:
+        own = own_inputs(chip, net, stage)
+        for tensor in own.values():
+            tensor.handle.store(tensor.address, bytes(tensor.nbytes()))
+        return own
+
+    if left == "zeros in memory":
+        monkeypatch.setattr(Chip, "own_inputs", zeroed)
+    video = samples[0]
+    assert said(load(compiled(*options)), video) == answer(cpu, video)
+    monkeypatch.setattr(emulator.Tensor, "sync_s2d", lambda tensor, size=None: None)
+    assert said(load(compiled(*options)), video) != answer(cpu, video)
+
+
+def said(engine: Engine, prepared: Prepared) -> list[int] | None:
+    """Its tokens; None where a number was none."""
+    try:
+        return answer(engine, prepared)
+    except NotFinite:
+        return None
+
+
+@pytest.mark.parametrize("options", [BATCHED, LLM_CONVERT], ids=["greedy_head", "lm_head chooses"])
+def test_a_number_that_is_none_ends_its_answer_and_leaves_its_slot_as_good_as_new(
+    options: tuple[str, ...], cpu: Engine, samples: list[Prepared], compiled: Compile
+) -> None:
+    """Also where the chip makes a token of it without a sign."""
+    engine, text = load(compiled(*options)), samples[4]
+    going = [engine.start(text, GREEDY, slot) for slot in range(min(2, engine.slots))]
+    keys, _ = engine.runner._caches[0]  # type: ignore[attr-defined]
+    # In slot 0's last row, which the mask hides and no prefill overwrites.
+    keys.handle.store(keys.address + keys.nbytes() // engine.slots - len(NAN), NAN)
+    engine.step(going)
+    assert isinstance(going[0].error, NotFinite)
+    assert all(other.error is None for other in going[1:])
+    for slot in range(len(going)):
+        engine.release(slot)
+    assert answer(engine, text, 0) == answer(cpu, text)
+
+
+def test_a_broken_row_of_lm_heads_weights_is_seen(
+    samples: list[Prepared], compiled: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One score of a row that is NaN, which greedy_head passes over."""
+    engine, run = load(compiled(*BATCHED)), Chip.run
+
+    def breaking(chip: Chip, net: str, inputs: Any, outputs: Any) -> None:
+        run(chip, net, inputs, outputs)
+        if net == "lm_head":
+            scores = outputs[0]
+            for row in range(scores.shape()[0]):
+                place = row * scores.nbytes() // scores.shape()[0]
+                scores.handle.store(scores.address + place + 4 * 100, np.float32(np.nan).tobytes())
+
+    monkeypatch.setattr(Chip, "run", breaking)
+    with pytest.raises(NotFinite):
+        engine.start(samples[4], GREEDY, 0)

@@ -1,0 +1,80 @@
+"""Numbers that are none: they end the answer that they are in, and no other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from qwen2vl import Prompts, options
+from sailq.shared.jobs import GenerationOptions
+from sailq.worker.catalog import resolve
+from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine.sampling import NotFinite
+from sailq.worker.runners.base import Bytes, Float
+from sailq.worker.runners.logits import UNUSABLE, HostLogits
+
+VALUES = [np.nan, np.inf, -np.inf]
+GREEDY, SAMPLED = options(max_new_tokens=6), options(max_new_tokens=6, temperature=1.0, seed=1)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.load(resolve("sailq-tiny"), slots=2, threads=1)
+
+
+@pytest.fixture
+def prepared(engine: Engine) -> Prepared:
+    return question(engine)
+
+
+def question(engine: Engine) -> Prepared:
+    """About a clip or an image."""
+    prompts = Prompts(0)
+    messages, frames = next(one for one in iter(prompts.conversation, None) if one[1])
+    return engine.prepare(messages, frames, GREEDY)
+
+
+def answer(engine: Engine, prepared: Prepared, slot: int) -> list[int]:
+    generation = engine.start(prepared, GREEDY, slot)
+    while generation.finish_reason is None:
+        engine.step([generation])
+    engine.release(slot)
+    return generation.tokens
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("place", [0, 5, 7])
+def test_one_score_that_is_not_finite_spoils_its_row(value: float, place: int) -> None:
+    scores = np.arange(16, dtype=np.float32).reshape(2, 8)[:, ::-1].copy()
+    assert HostLogits(scores).likeliest().tolist() == [0, 0]
+    scores[1, place] = value
+    assert HostLogits(scores).likeliest().tolist() == [0, UNUSABLE]
+
+
+@pytest.mark.parametrize("how", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_an_answer_ends_and_its_slot_is_as_good_as_new(
+    engine: Engine, prepared: Prepared, how: GenerationOptions
+) -> None:
+    alone = answer(engine, prepared, 0)
+    broken, other = (engine.start(prepared, how, slot) for slot in (0, 1))
+    engine.runner._cache[:, :, 0, 3] = np.nan  # type: ignore[attr-defined]
+    engine.step([broken, other])
+    assert isinstance(broken.error, NotFinite) and other.error is None
+    for slot in (0, 1):
+        engine.release(slot)
+    assert answer(engine, prepared, 0) == alone
+
+
+def test_vision_tokens_that_are_not_finite_are_not_kept(
+    engine: Engine, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = Engine.load(resolve("sailq-tiny"), slots=1, threads=1)
+    vision, asked = again.runner.vision, question(again)
+
+    def broken(pixels: Bytes, grid: tuple[int, int, int]) -> Float:
+        return vision(pixels, grid) * np.float32(np.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(again.runner, "vision", broken)
+        with pytest.raises(NotFinite, match="vision tokens"):
+            again.start(asked, GREEDY, 0)
+    assert answer(again, asked, 0) == answer(engine, prepared, 0)
