@@ -47,10 +47,12 @@ class Handle:
 
 
 class Tensor:
-    def __init__(self, source, shape, dtype=Dtype.BM_FLOAT32, own_sys_data=False, own_dev_data=True):
-        if isinstance(source, Tensor):
-            self._dtype, start = source._dtype, int(dtype)
-            self.data = source.data.reshape(-1)[start : start + prod(shape)].reshape(shape)
+    """A new tensor, or with `src` a view of another's elements from `offset`."""
+
+    def __init__(self, shape, handle=None, dtype=None, own_sys_data=False, own_dev_data=False, src=None, offset=0):
+        if src is not None:
+            self._dtype = src._dtype
+            self.data = src.data.reshape(-1)[offset : offset + prod(shape)].reshape(shape)
         else:
             self._dtype = Dtype(dtype)
             self.data = np.zeros(shape, NUMPY[self._dtype])
@@ -83,7 +85,10 @@ class EngineLLM:
         }
         self._random = np.random.default_rng()
 
-    def get_input_tensors(self, graph, stage=0):
+    def get_input_tensors(self, graph_name, stage=0):
+        return {}
+
+    def get_input_tensors_addrmode0(self, graph_name):
         return {}
 
     def process(self, graph, inputs, outputs):
