@@ -33,7 +33,7 @@ test-box: .venv/dev  ## deploy/se7 on a machine that systemd-nspawn boots; as ro
 	$(BIN)/python -m pytest -m box tests/box
 
 test-images: .venv/dev  ## Build the images and run them; as root, with buildah and mmdebstrap
-	$(BIN)/python -m pytest -m images tests/integration/test_images.py
+	$(BIN)/python -m pytest -m images tests/integration/test_container_images.py
 
 test-arm64: .venv/dev  ## Install sailq on an emulated arm64 and ask it; as root, with qemu-user-static and mmdebstrap
 	$(BIN)/python -m pytest -m arm64 tests/integration/test_arm64.py

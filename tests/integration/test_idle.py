@@ -67,6 +67,8 @@ def test_idle_boxes_hold_few_connections_and_send_few_commands(
     assert all(held <= MOST_CONNECTIONS * len(boxes[url]) for url, held in connections.items())
 
 
+@pytest.mark.proof
+@pytest.mark.alone
 def test_idle_boxes_take_a_job_at_once(client: Client, start_null: Callable[..., NullWorker]) -> None:
     for _ in range(2):
         start_null("--slots", "8")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import redis
 from asking import ANSWER_OF_960
+from farm import NullWorker
 from rq.job import Job as RQJob
 from sailq.producer import submission
 from sailq.producer.client import Client, Handle
@@ -307,34 +306,34 @@ def test_a_job_that_fails_each_attempt_ends_as_an_error(served: Client, eventual
 
 
 def test_a_killed_workers_job_is_run_again_by_another_and_streams_are_not_mixed(
-    client: Client, connection: redis.Redis, start_worker: Start
+    client: Client, connection: redis.Redis, start_null: Callable[..., NullWorker]
 ) -> None:
-    workers = {worker.pid: worker for worker in (start_worker(), start_worker())}
-    handle = client.submit_prepared(said(TALK), options=ANSWER_OF_960, stream=True)
+    workers = {worker.pid: worker for worker in (start_null("--decode-ms", "20") for _ in range(2))}
+    handle = client.submit_prepared(said(TALK), options={"max_new_tokens": 300}, stream=True)
     chunks = client.stream(handle.job, 60)
     text = next(chunks).text
     name = connection.hget(keys.job(handle.job), "worker").decode()
-    pid = int(connection.hget(keys.worker(name), "pid"))
-    os.kill(pid, signal.SIGKILL)
+    workers.pop(int(connection.hget(keys.worker(name), "pid"))).kill()
     for chunk in chunks:
         if chunk.restarted:
             text = ""
         text += chunk.text
     result = client.wait(handle.job, 60)
     assert result.attempt == 2 and result.worker != name and text == result.text
-    workers.pop(pid).stop()
-    next(iter(workers.values())).check()
+    assert all(worker.alive for worker in workers.values())
 
 
 def test_a_job_whose_workers_all_die_ends_as_an_error(
-    client: Client, connection: redis.Redis, start_worker: Start, eventually: Eventually
+    client: Client, connection: redis.Redis, start_null: Callable[..., NullWorker], eventually: Eventually
 ) -> None:
-    handle = client.submit_prepared(said(TALK), options=ANSWER_OF_960, conversation="mine", metadata={"camera": 3})
+    handle = client.submit_prepared(
+        said(TALK), options={"max_new_tokens": 600}, conversation="mine", metadata={"camera": 3}
+    )
     connection.hset(keys.job(handle.job), "spent", MAX_ATTEMPTS - 1)
-    worker = start_worker()
+    worker = start_null("--decode-ms", "100")
     eventually(lambda: connection.hget(keys.job(handle.job), "worker"))
-    os.kill(worker.pid, signal.SIGKILL)
-    start_worker()
+    worker.kill()
+    start_null()
     result = client.wait(handle.job, 60)
     assert result.error and result.error.code == "internal" and "died" in result.error.message
     assert (result.conversation, result.metadata) == ("mine", {"camera": 3})
