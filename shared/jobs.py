@@ -64,7 +64,7 @@ class FramesPart(Record):
         height, width: pixels, already a multiple of the model's patch grid (28).
         times: when each frame is shown, in seconds from the clip's first frame, ascending; empty where nothing is
             known of it (images, lists of images, and jobs of protocol version 1).
-        fps: frames a second, as sampled from the clip; None where `times` is empty.
+        fps: frames a second, as sampled from the clip; None where `times` is empty or the clip has one frame.
     """
 
     type: Literal["image", "video"]

@@ -143,7 +143,8 @@ def _frames(row: Row) -> Iterable[str]:
     """What was sampled of each video."""
     for medium in row.get("media", ()):
         if times := medium.get("times"):
-            yield f"{len(times)} frames from {times[0]:g} s to {times[-1]:g} s, {number(medium['fps'])} a second"
+            rate = f", {number(medium['fps'])} a second" if medium["fps"] else ""
+            yield f"{len(times)} frames from {times[0]:g} s to {times[-1]:g} s{rate}"
     if damaged := row.get("damaged_frames"):
         yield f"{damaged} damaged frame{'s'[: damaged > 1]}"
 

@@ -32,7 +32,7 @@ class Sampled:
     Attributes:
         frames: uint8 [frames, height, width, 3], RGB.
         times: when each is shown, in seconds from the clip's first frame; empty for a list of images.
-        fps: kept frames a second; None for a list of images.
+        fps: kept frames a second; None for a list of images and for a clip of one frame.
         damaged_frames: frames of the clip that were found damaged. Only frames near the kept ones are looked at.
     """
 

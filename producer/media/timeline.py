@@ -42,16 +42,16 @@ class Timeline:
         kept = [slot for slot, number in enumerate(self.numbers) if number not in lost]
         return _timeline([self.numbers[slot] for slot in kept], [self.ticks[slot] for slot in kept], stream)
 
-    def choose(self, options: Options) -> tuple[list[int], float]:
+    def choose(self, options: Options) -> tuple[list[int], float | None]:
         """(slots of the frames to keep, kept frames a second). Raises BadRequest for what the clip cannot meet.
 
         At a constant rate these are the frames that qwen-vl-utils keeps. At any other, times are spread evenly as it
         spreads frame numbers, and the frame for a time is the last one with a timestamp not after it. A clip of one
-        frame gives it twice.
+        frame gives it twice, at no rate.
         """
         total = len(self.ticks)
         if total == 1:
-            return [0] * sizing.frame_count(options, sizing.FRAME_FACTOR, 1.0), 1.0
+            return [0] * sizing.frame_count(options, sizing.FRAME_FACTOR, 1.0), None
         if self.rate is None:
             return sizing.frame_slots(options, [tick - self.ticks[0] for tick in self.ticks], self.base)
         slots = sizing.frame_indices(options, total, float(self.rate))
