@@ -17,6 +17,8 @@ BOOT_SECONDS = 180.0
 WAIT_SECONDS = 240.0
 CONTROLLERS = ("memory", "devices")
 """Of cgroups version 1, which nspawn gives to a machine read-only."""
+_REBOOTS = 133
+"""How nspawn ends where its machine reboots and another program is to start it again (--keep-unit)."""
 T = TypeVar("T")
 
 
@@ -33,14 +35,10 @@ class Machine:
     """Boots the files below `root`; `arguments` go to systemd-nspawn. It is halted with the `with` block."""
 
     def __init__(self, root: Path, *arguments: str) -> None:
-        self.root = root
+        self.root, self._arguments = root, arguments
         self._groups = _own_groups()
         self._log = (root.parent / "console.log").open("w")
-        self._nspawn = subprocess.Popen(
-            ["systemd-nspawn", "--quiet", "--directory", str(root), "--boot", "--register=no", "--keep-unit",
-             "--console=pipe", *arguments],
-            stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, preexec_fn=self._join,
-        )
+        self._start()
 
     def __enter__(self) -> Machine:
         try:
@@ -64,10 +62,17 @@ class Machine:
 
     def reboot(self) -> None:
         """Returns when it is up again."""
-        before = self._init()
         self.run("systemctl", "reboot", check=False)  # which may end with what it came in by
-        until(lambda: self._init() not in (before, 0), "another init", BOOT_SECONDS)
+        assert self._nspawn.wait(BOOT_SECONDS) == _REBOOTS
+        self._start()
         self.wait_for_boot()
+
+    def _start(self) -> None:
+        self._nspawn = subprocess.Popen(
+            ["systemd-nspawn", "--quiet", "--directory", str(self.root), "--boot", "--register=no", "--keep-unit",
+             "--console=pipe", *self._arguments],
+            stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, preexec_fn=self._join,
+        )
 
     def wait_for_boot(self) -> None:
         """Until all that is enabled has been started, or has failed to."""
