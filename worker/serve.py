@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import time
@@ -55,6 +56,8 @@ def serve(
     Raises Unsupported for what cannot be served, BadRequest for a port of metrics that cannot be had, and
     ServerUnavailable when the server does not answer at start; later it waits for the server to return.
     """
+    # Until the consumer listens. Without a handler, the first process of a container ignores SIGTERM.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     sys.setswitchinterval(_SWITCH_SECONDS)
     model_dir = resolve(settings.model)
     connection = connect(settings.redis_url, max_connections=MAX_CONNECTIONS)

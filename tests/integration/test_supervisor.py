@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import start
 from farm import NullWorker
 from null_jobs import submit
 from sailq.producer.client import Client
@@ -42,7 +44,7 @@ class Manager:
         self.heard += heard
         return heard
 
-    def wait_for(self, said: str, seconds: float = 20.0) -> None:
+    def wait_for(self, said: str, seconds: float = 60.0) -> None:
         until = time.monotonic() + seconds
         while said not in self.hear(0.1):
             assert time.monotonic() < until, (said, self.heard)
@@ -68,6 +70,18 @@ def test_a_worker_is_ready_when_it_takes_jobs_and_says_what_it_does(
         submit(client, 900)
     manager.wait_for("STATUS=3 of 4 slots")
     assert "WATCHDOG=1" in manager.hear(3)
+
+
+def test_a_worker_that_still_loads_leaves_when_it_is_told_to(
+    manager: Manager, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container it is the first process, which a signal does not end by itself."""
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
+    worker = start("worker", url=redis_url)
+    manager.wait_for("STATUS=loading sailq-tiny")
+    worker.send_signal(signal.SIGTERM)
+    _, errors = worker.communicate(timeout=60)
+    assert worker.returncode == 0 and "Traceback" not in errors, errors
 
 
 def test_a_worker_that_fails_its_self_test_is_never_ready(start_null: StartNull, manager: Manager) -> None:
