@@ -5,14 +5,20 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ...shared.errors import BadRequest
 from ...shared.jobs import GenerationOptions
 from ..media.images import moves
+from . import folders
+from .folders import LeftOut
+from .names import as_text, for_terminal
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".flv"}
@@ -21,6 +27,7 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".heic", ".heif", ".avif"])
 GIF = ".gif"
 """A video if it moves, else an image."""
+_KINDS = ("image", "image_url", "video", "video_url")
 
 
 @dataclass(frozen=True)
@@ -51,59 +58,105 @@ class Clip:
         texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
         return " ".join(text for text in texts if isinstance(text, str))
 
+    @property
+    def places(self) -> list[Path]:
+        """The files of its media."""
+        return [place for name in _media(self.messages) if (place := _place(name, self.base)) is not None]
+
+    def files(self) -> list[dict[str, Any]]:
+        """`path`, `size` in bytes and `mtime`, the seconds of its last change, of each of its files as it is now.
+
+        The latter two are None for a file that is not there.
+        """
+        found = []
+        for name in _media(self.messages):
+            if (place := _place(name, self.base)) is None:
+                continue
+            try:
+                status = place.stat()
+                found.append({"path": as_text(name), "size": status.st_size, "mtime": status.st_mtime})
+            except (OSError, ValueError):
+                found.append({"path": as_text(name), "size": None, "mtime": None})
+        return found
+
     def request(self, model: str, options: GenerationOptions) -> str:
         """Names what is asked: the same for the same messages, model and options, in every run."""
         asked = json.dumps([model, options.model_dump(), self.messages], sort_keys=True)
         return hashlib.sha256(asked.encode()).hexdigest()[:24]
 
 
-def from_paths(paths: Sequence[str], prompts: Mapping[str, str]) -> list[Clip]:
+def from_paths(
+    paths: Sequence[str], prompts: Mapping[str, str], left_out: list[LeftOut] | None = None
+) -> list[Clip]:
     """A clip for each file; folders give the media in them, at any depth, in the order of their names.
 
-    `prompts`: what to ask of a "video" and of an "image". Raises BadRequest for a folder or a pattern that
-    gives nothing.
+    A folder is read once, however often and by whatever links it is named.
+
+    Args:
+        prompts: what to ask of a "video" and of an "image".
+        left_out: gets what the folders hold beside.
+
+    Raises BadRequest for a folder or a pattern that gives nothing.
     """
-    files = dict.fromkeys(file for path in paths for file in _expand(path))
-    return [_clip(index, file, prompts) for index, file in enumerate(files)]
+    left_out = [] if left_out is None else left_out
+    files: dict[str, str] = {}
+    for path in paths:
+        for file in _expand(path, left_out):
+            folder, name = os.path.split(file)
+            files.setdefault(os.path.join(os.path.realpath(folder), name), file)
+    left_out[:] = dict.fromkeys(left_out)
+    return [_clip(index, file, prompts) for index, file in enumerate(files.values())]
 
 
 def _clip(index: int, file: str, prompts: Mapping[str, str]) -> Clip:
     suffix = Path(file).suffix.lower()
     kind = "image" if suffix in IMAGE_SUFFIXES or (suffix == GIF and not moves(Path(file))) else "video"
     content = [{"type": kind, kind: file}, {"type": "text", "text": prompts[kind]}]
-    return Clip(index, file, [{"role": "user", "content": content}])
+    return Clip(index, as_text(file), [{"role": "user", "content": content}])
 
 
-def _expand(path: str) -> list[str]:
-    if Path(path).is_dir():
-        found = [
-            str(file)
-            for file in sorted(Path(path).rglob("*"))
-            if file.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES | {GIF}
-            and not file.name.startswith(".")
-            and file.is_file()
-        ]
-        if not found:
-            raise BadRequest(f"There are no videos and no images in {path}.")
-        return found
-    if glob.has_magic(path) and not Path(path).exists():
-        matches = sorted(glob.glob(path, recursive=True))
-        if not matches:
-            raise BadRequest(f"Nothing matches {path!r}.")
-        return [file for match in matches for file in _expand(match)]
+def _expand(path: str, left_out: list[LeftOut]) -> list[str]:
+    if os.path.isdir(path):
+        found = folders.walk(path, _is_media)
+        left_out += found.left_out
+        if not found.files:
+            locked = next((f": {one.reason} ({one.path})" for one in found.left_out if one.locked), "")
+            raise BadRequest(f"There are no videos and no images in {for_terminal(path)}{for_terminal(locked)}.")
+        return found.files
+    if glob.has_magic(path) and not os.path.lexists(path):
+        if not (names := folders.matches(path)):
+            raise BadRequest(f"Nothing matches {for_terminal(path)!r}.")
+        files = [name for name in names if not os.path.isdir(name)]
+        for name in names:
+            if os.path.isdir(name):  # one without media is no error among others
+                found = folders.walk(name, _is_media)
+                left_out += found.left_out
+                files += found.files
+        if not files:
+            raise BadRequest(f"There are no videos and no images in {for_terminal(path)}.")
+        return sorted(files, key=Path)
     return [path]
+
+
+def _is_media(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES | {GIF}
 
 
 def from_messages(path: Path) -> list[Clip]:
     """A clip for each row `{"messages": [...], ...}` of a JSONL file; media paths start from its folder.
 
+    `-` is standard input, whose media paths start from the working directory.
+
     Raises BadRequest that names the line which is no such row.
     """
+    standard = str(path) == "-"
+    shown, name = ("standard input", "stdin") if standard else (for_terminal(str(path)), as_text(path.name))
     try:
-        text = path.read_text(encoding="utf-8")
+        data = sys.stdin.buffer.read() if standard else path.read_bytes()
+        text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise BadRequest(f"{path} cannot be read: {reason}.") from None
+        raise BadRequest(f"{shown} cannot be read: {reason}.") from None
     clips: list[Clip] = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -111,27 +164,46 @@ def from_messages(path: Path) -> list[Clip]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise BadRequest(f"Line {number} of {path} is no JSON: {error}.") from None
+            raise BadRequest(f"Line {number} of {shown} is no JSON: {error}.") from None
         if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
-            raise BadRequest(f"Line {number} of {path} is no map with a list of messages.")
+            raise BadRequest(f"Line {number} of {shown} is no map with a list of messages.")
         messages = row.pop("messages")
-        source = ", ".join(_media(messages)) or f"{path.name}:{number}"
-        clips.append(Clip(len(clips), source, messages, path.parent, row))
+        source = ", ".join(_sources(messages)) or f"{name}:{number}"
+        clips.append(Clip(len(clips), as_text(source), messages, None if standard else path.parent, row))
     if not clips:
-        raise BadRequest(f"There are no rows in {path}.")
+        raise BadRequest(f"There are no rows in {shown}.")
     return clips
 
 
-def _media(messages: list[Any]) -> Iterator[str]:
-    """The paths that `messages` show, as far as they are such."""
-    for message in messages:
+def _sources(messages: Any) -> Iterator[str]:
+    """The media that `messages` show, for people; of a list of images the first."""
+    for media in _parts(messages):
+        if media:
+            yield "data:" if media[0].startswith("data:") else media[0]
+
+
+def _media(messages: Any) -> list[str]:
+    """Paths and URLs of all media that `messages` show."""
+    return [medium for media in _parts(messages) for medium in media]
+
+
+def _parts(messages: Any) -> Iterator[list[str]]:
+    """The media of each part of `messages`, as far as they are such: one, or a list of images."""
+    for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else ():
-            kind = part.get("type") if isinstance(part, dict) else None
-            medium = part.get(kind) if kind in ("image", "image_url", "video") else None
-            if isinstance(medium, dict):
-                medium = medium.get("url")
-            if isinstance(medium, list) and medium:
-                medium = medium[0]
-            if isinstance(medium, str):
-                yield "data:" if medium.startswith("data:") else medium
+            for kind in _KINDS if isinstance(part, dict) else ():
+                media = part.get(kind)
+                if isinstance(media, dict):
+                    media = media.get("url")
+                if media is not None:
+                    yield [one for one in (media if isinstance(media, list) else [media]) if isinstance(one, str)]
+
+
+def _place(medium: str, base: Path | None) -> Path | None:
+    """The file that a path or a `file://` URL names; None for other URLs."""
+    name = medium.removeprefix("file://")
+    if name.startswith("data:") or "://" in name:
+        return None
+    place = (base or Path()) / name
+    return place if name == medium or os.path.lexists(place) else (base or Path()) / unquote(name)

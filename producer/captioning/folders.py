@@ -1,0 +1,110 @@
+"""The files of folders and of patterns, and what is left out of them. No folder is read twice, however it is linked."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+NOT_MEDIA = "no name of a video or an image"
+NOT_A_FILE = "no regular file"
+BROKEN_LINK = "a link to nothing"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file or a folder that is no clip, and why. `locked`: a folder that cannot be read, so clips may be missing."""
+
+    path: str
+    reason: str
+    locked: bool = False
+
+
+@dataclass
+class Found:
+    """What a folder holds, at any depth."""
+
+    files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def walk(folder: str, wanted: Callable[[str], bool]) -> Found:
+    """The files in `folder` whose names are `wanted`, sorted by their paths.
+
+    Linked folders are followed, each once and after all that is not linked; so links may form loops. Files whose names
+    begin with a dot are left out without a word, and so are the texts that `--sidecar` wrote.
+    """
+    found = Found()
+    seen: set[str] = set()
+    links = deque([folder])
+    while links:
+        folders = [links.popleft()]
+        while folders:
+            here = folders.pop()
+            place = os.path.realpath(here)
+            if place in seen:
+                continue
+            seen.add(place)
+            try:
+                with os.scandir(here) as listing:
+                    entries = sorted(listing, key=lambda entry: entry.name)
+            except OSError as error:
+                found.left_out.append(LeftOut(here, f"the folder cannot be read: {error.strerror}", locked=True))
+                continue
+            found.folders.append(str(Path(here)))
+            stems = {os.path.splitext(entry.name)[0] for entry in entries if wanted(entry.name)}
+            for entry in entries:
+                stem, suffix = os.path.splitext(entry.name)
+                if _is(entry.is_dir):
+                    (links if entry.is_symlink() else folders).append(entry.path)
+                elif entry.name.startswith(".") or (suffix == ".txt" and stem in stems and not wanted(entry.name)):
+                    continue
+                elif not wanted(entry.name):
+                    found.left_out.append(LeftOut(entry.path, NOT_MEDIA))
+                elif _is(entry.is_file):
+                    found.files.append(str(Path(entry.path)))
+                else:
+                    found.left_out.append(LeftOut(entry.path, BROKEN_LINK if entry.is_symlink() else NOT_A_FILE))
+    found.files.sort(key=Path)
+    return found
+
+
+def matches(pattern: str) -> list[str]:
+    """What a shell pattern names, sorted; `**` stands for folders at any depth, linked ones too, each once."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return sorted(glob.glob(pattern))
+    at = parts.index("**")
+    head, tail = str(Path(*parts[:at])), parts[at:]
+    found = []
+    for root in sorted(glob.glob(head)) if glob.has_magic(head) else [head]:
+        everything = walk(root, lambda name: True)
+        for path in [*everything.files, *everything.folders]:
+            if _fits(Path(path).relative_to(root).parts, tail):
+                found.append(path)
+    return sorted(found)
+
+
+def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path's names fit a pattern's parts."""
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        if _fits(names, pattern[1:]):
+            return True
+        return bool(names) and not names[0].startswith(".") and _fits(names[1:], pattern)
+    if not names or (names[0].startswith(".") and not pattern[0].startswith(".")):
+        return False
+    return fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link to itself, for one
+        return False
