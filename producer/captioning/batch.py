@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +17,11 @@ from ...shared.jobs import GenerationOptions
 from ..client import Client
 from ..messages import Prepared
 from .inputs import Clip
+from .names import from_text
 from .readers import Readers
-from .rows import Row, RowFile, failed
+from .rowfile import RowFile
+from .rows import Row, failed
+from .sidecars import Sidecars
 from .window import run_batch
 
 
@@ -49,7 +54,12 @@ class Summary:
 class Captioning:
     """One run over `clips`. After `start`, `todo` are those that no earlier run has answered.
 
-    `wait`: seconds that a clip waits for room where the queue is full.
+    A row answers a clip if it is of the same request, and if the clip's files have the size and time of change that
+    the row tells (rows of earlier versions tell none) or are gone.
+
+    Attributes:
+        wait: seconds that a clip waits for room where the queue is full.
+        kept: rows of earlier runs whose clips are gone.
     """
 
     clips: Sequence[Clip]
@@ -58,25 +68,51 @@ class Captioning:
     window: int
     wait: float = 0.0
     out: Path | None = None
+    sidecars: Sidecars | None = None
     rows: dict[int, Row] = field(default_factory=dict)
     todo: list[Clip] = field(default_factory=list)
+    kept: list[Row] = field(default_factory=list)
     wall: float = 0.0
+    _file: RowFile | None = None
+    _files: dict[int, list[Row]] = field(default_factory=dict)
+    """By index, what each clip's files were before they were read."""
+    _before: dict[int, Row] = field(default_factory=dict)
+    """By index, the failed or outdated row that stays until its clip has a new one."""
 
     def start(self) -> None:
-        """Reads what an earlier run left in `out`. Raises BadRequest for rows that are of another batch."""
+        """Locks `out` and reads what an earlier run left in it. Raises BadRequest for rows of another batch."""
         self._file = None if self.out is None else RowFile(self.out)
+        held: dict[str, list[Row]] = defaultdict(list)
+        for row in self._file.rows if self._file else ():
+            held[row["request"]].append(row)
+        clips = {self._request(clip): clip for clip in self.clips}
         for clip in self.clips:
-            row = self._file.take_done(self._request(clip)) if self._file else None
-            if row is None:
+            self._files[clip.index] = clip.files()
+            rows = held.get(self._request(clip), [])
+            at = next((at for at, row in enumerate(rows) if self._answers(row, clip)), None)
+            if at is None:
                 self.todo.append(clip)
             else:
-                self.rows[clip.index] = self._row(clip, row)
-        other = self._file.left_over() if self._file else None
-        if other is not None:
-            raise BadRequest(
-                f"{self.out} holds answers to something else (to {other.get('source')!r}, for one): "
-                "other clips, prompt, model or options. Choose another --out."
-            )
+                self.rows[clip.index] = self._row(clip, rows.pop(at))
+        for clip in self.todo:
+            if rows := held.get(self._request(clip)):
+                self._before[clip.index] = rows.pop(0)
+        sources = {clip.source for clip in self.clips}
+        for row in (row for rows in held.values() for row in rows):
+            asked = clips.get(row["request"])
+            if asked is not None and not self._answers(row, asked):
+                continue  # a run died before it removed this row, which a later one replaced
+            if asked is None and failed(row) and row.get("source") in sources:
+                continue  # tried before with other options
+            if asked is None and not failed(row) and not self._gone(row):
+                raise BadRequest(
+                    f"{self.out} holds answers to something else (to {row.get('source')!r}, for one): "
+                    "other clips, prompt, model or options. Choose another --out."
+                )
+            self.kept.append(row)
+        for clip in self.clips if self.sidecars else ():
+            if clip.index in self.rows and self.sidecars:
+                self.sidecars.write(clip, self.rows[clip.index])
 
     def run(
         self,
@@ -85,28 +121,66 @@ class Captioning:
         seen: Callable[[Clip, Prepared], None] | None = None,
         idle: Callable[[], None] | None = None,
     ) -> Generator[Row, None, None]:
-        """Each new row, once it is written. However this ends, `out` is then in the order of the input."""
+        """Each new row, once it is written. However this ends, `out` is then in the order of the input.
+
+        Raises ServerUnavailable, and SailqError where a row cannot be written.
+        """
         began = time.monotonic()
         batch = run_batch(
-            client, self.todo, model=self.model, options=self.options, window=self.window, patience=self.wait,
-            seen=seen, idle=idle, readers=Readers(),
+            client, self._identified(), model=self.model, options=self.options, window=self.window,
+            patience=self.wait, seen=seen, idle=idle, readers=Readers(),
         )
         try:
             with closing(batch):
                 for clip, answer in batch:
                     row = self._row(clip, answer)
-                    self.rows[clip.index] = row
                     if self._file is not None:
                         self._file.append(row)
+                    self.rows[clip.index] = row
+                    if self.sidecars is not None:
+                        self.sidecars.write(clip, row)
                     yield row
         finally:
             self.wall = time.monotonic() - began
             if self._file is not None:
-                self._file.finish(self.ordered())
+                self._file.finish(self._all())
+
+    def close(self) -> None:
+        """Ends the lock of `out`."""
+        if self._file is not None:
+            self._file.close()
 
     def ordered(self) -> list[Row]:
-        """The rows so far, in the order of the input."""
+        """The input's rows so far, in its order."""
         return [self.rows[index] for index in sorted(self.rows)]
+
+    def _all(self) -> Iterator[Row]:
+        """Every row that `out` must hold: the input's, and after them those that are kept."""
+        rows = {**self._before, **self.rows}
+        for index in sorted(rows):
+            yield {**rows[index], "index": index}
+        for index, row in enumerate(self.kept, len(self.clips)):
+            yield {**row, "index": index}
+
+    def _identified(self) -> Iterator[Clip]:
+        """The clips to do. Each is looked at just before it is read: if it changes then, the next run does it again."""
+        for clip in self.todo:
+            self._files[clip.index] = clip.files()
+            yield clip
+
+    def _answers(self, row: Row, clip: Clip) -> bool:
+        now = self._files[clip.index]
+        gone = any(file["size"] is None for file in now)
+        return not failed(row) and (gone or row.get("files", now) == now)
+
+    def _gone(self, row: Row) -> bool:
+        """Whether nothing is left of the files of a row's clip."""
+        base = self.clips[0].base
+        if "files" not in row and base is not None:
+            return False  # of an earlier version: its source need not be a path
+        paths = [file["path"] for file in row["files"]] if "files" in row else [row["source"]]
+        names = [name for path in paths for name in from_text(path)]
+        return bool(names) and not any(os.path.lexists((base or Path()) / name) for name in names)
 
     def summary(self) -> Summary:
         fresh = [self.rows[clip.index] for clip in self.todo if clip.index in self.rows]
@@ -132,7 +206,7 @@ class Captioning:
         return clip.request(self.model, self.options)
 
     def _row(self, clip: Clip, answer: Row) -> Row:
-        about = {"index": clip.index, "source": clip.source}
+        about = {"index": clip.index, "source": clip.source, "files": answer.get("files", self._files[clip.index])}
         return {**about, **answer, **about, "metadata": dict(clip.metadata), "request": self._request(clip)}
 
 

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-from collections import defaultdict
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from ...shared.errors import BadRequest, SailqError
+from ...shared.errors import SailqError
 from ...shared.jobs import Result, Timings, Usage, media_parts
 from ..messages import Prepared
 
 Row = dict[str, Any]
-_START = b'{"index": '
-"""How the line of a batch's row begins."""
 
 
 def media_fields(prepared: Prepared | None) -> Row:
@@ -88,73 +82,12 @@ def why(row: Row) -> str | None:
     return f"The answer ended early: {row['finish_reason']}."
 
 
-def as_line(value: Any) -> str:
-    """JSON on one line, readable, and escaped where it is no valid Unicode (names of files need not be)."""
+def as_line(value: Any, encoding: str = "utf-8") -> str:
+    """JSON on one line, readable, and escaped where `encoding` has no such characters (names of files need not be
+    Unicode, a terminal may be ASCII)."""
     line = json.dumps(value, ensure_ascii=False)
     try:
-        line.encode()
+        line.encode(encoding)
     except UnicodeEncodeError:
         return json.dumps(value)
     return line
-
-
-class RowFile:
-    """A batch's JSONL: appended to as results arrive, put in the order of the input at the end.
-
-    Whenever the process dies, every line that was written is whole, or is the last one and is ignored. A row
-    knows what was asked by its `request`, so that a later run takes over what is done already.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Raises BadRequest for a file that is there and is not such a JSONL, or cannot be written."""
-        self.path = path
-        self._done: dict[str, list[Row]] = defaultdict(list)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            whole = self._read(path.read_bytes()) if path.exists() else 0
-            self._file = path.open("r+" if path.exists() else "x", encoding="utf-8")
-            self._file.seek(whole)
-            self._file.truncate()
-        except OSError as error:
-            raise BadRequest(f"{path} cannot be used for the rows: {error.strerror}.") from None
-
-    def _read(self, data: bytes) -> int:
-        """Takes note of the rows in `data`; returns how many bytes of it are whole lines."""
-        *lines, last = data.split(b"\n")
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                if not failed(row):
-                    self._done[row["request"]].append(row)
-            except (ValueError, KeyError, TypeError):
-                raise BadRequest(f"Line {number} of {self.path} is no row of a batch; choose another --out.") from None
-        if not (last.startswith(_START) or _START.startswith(last)):  # else a run died while it wrote this line
-            raise BadRequest(f"The last line of {self.path} is no row of a batch; choose another --out.")
-        return len(data) - len(last)
-
-    def take_done(self, request: str) -> Row | None:
-        """A row without error for the same request, each once."""
-        rows = self._done.get(request)
-        return rows.pop(0) if rows else None
-
-    def left_over(self) -> Row | None:
-        """A row without error that nobody took, if there is one."""
-        return next((rows[0] for rows in self._done.values() if rows), None)
-
-    def append(self, row: Row) -> None:
-        self._file.write(as_line(row) + "\n")
-        self._file.flush()
-
-    def finish(self, rows: Iterable[Row]) -> None:
-        """Replaces the file by `rows`, at once or not at all."""
-        self._file.close()
-        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            with draft.open("w", encoding="utf-8") as file:
-                for row in rows:
-                    file.write(as_line(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self.path)
-        finally:
-            draft.unlink(missing_ok=True)

@@ -13,7 +13,8 @@ from sailq.producer import waiting
 from sailq.producer.captioning import inputs, window
 from sailq.producer.captioning.batch import Captioning
 from sailq.producer.captioning.inputs import Clip
-from sailq.producer.captioning.rows import RowFile, as_line
+from sailq.producer.captioning.rowfile import RowFile
+from sailq.producer.captioning.rows import as_line
 from sailq.producer.captioning.window import run_batch
 from sailq.producer.client import Client
 from sailq.shared import keys
@@ -125,4 +126,4 @@ def test_rows_may_hold_what_is_no_unicode(tmp_path: Path) -> None:
     file.finish([row])
     assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8")) == row
     assert as_line({"a": "é"}) == '{"a": "é"}'
-    assert RowFile(tmp_path / "out.jsonl").take_done("r") == row
+    assert RowFile(tmp_path / "out.jsonl").rows == [row]

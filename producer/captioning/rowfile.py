@@ -1,0 +1,138 @@
+"""A batch's rows in a file: appended to as results arrive, put in the order of the input at the end.
+
+Whenever the process dies, every line that was written is whole, or is the last one and is ignored. The file is locked
+while a run has it open, and the kernel ends the lock with the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Iterable
+from io import FileIO
+from pathlib import Path
+
+from ...shared.errors import BadRequest, SailqError
+from .names import for_terminal
+from .rows import Row, as_line, failed
+
+_START = b'{"index": '
+"""How the line of a batch's row begins."""
+
+
+class RowFile:
+    """The rows of one `--out`. `rows`: what earlier runs left in it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises BadRequest for a file that another run has open, that is no such JSONL, or that cannot be written."""
+        self._name = for_terminal(str(path))
+        self._path = Path(os.path.realpath(path))  # a link stays one when the file is replaced
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._open()
+        except OSError as error:
+            raise BadRequest(f"{self._name} cannot be used for the rows: {error.strerror}.") from None
+        try:
+            self.rows, self._end = self._read(self._file.readall())
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
+        except OSError as error:
+            self.close()
+            raise BadRequest(f"{self._name} cannot be used for the rows: {error.strerror}.") from None
+        except BadRequest:
+            self.close()
+            raise
+
+    def _open(self) -> FileIO:
+        """The file that the path names once its lock is held; a run that ends replaces it."""
+        while True:
+            file = FileIO(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
+            try:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise BadRequest(f"{self._name} cannot be used for the rows: it is no regular file.")
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_current(file):
+                    return file
+            except BlockingIOError:
+                file.close()
+                raise BadRequest(
+                    f"Another run is writing to {self._name}: wait until it has ended, or choose another --out."
+                ) from None
+            except BaseException:
+                file.close()
+                raise
+            file.close()
+
+    def _is_current(self, file: FileIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _read(self, data: bytes) -> tuple[list[Row], int]:
+        """The rows in `data`, and how many bytes of it are whole lines."""
+        *lines, last = data.split(b"\n")
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                failed(row)
+                rows.append({**row, "request": row["request"]})
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise BadRequest(f"Line {number} of {self._name} is no row of a batch; choose another --out.") from None
+        if not (last.startswith(_START) or _START.startswith(last)):  # else a run died while it wrote this line
+            raise BadRequest(f"The last line of {self._name} is no row of a batch; choose another --out.")
+        return rows, len(data) - len(last)
+
+    def append(self, row: Row) -> None:
+        """Raises SailqError where the row cannot be written; the file is then as it was."""
+        line = _line(row)
+        left = memoryview(line)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
+            raise SailqError(f"{self._name} cannot be written: {error.strerror}.") from None
+        self._end += len(line)
+
+    def finish(self, rows: Iterable[Row]) -> None:
+        """Replaces the file by `rows`, at once or not at all, and closes it. Raises SailqError where it cannot."""
+        draft = self._path.with_name(f".{self._path.name}.draft")  # one name: the lock is held
+        try:
+            with draft.open("wb") as file:
+                os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
+                file.writelines(map(_line, rows))
+                file.flush()
+                os.fsync(file.fileno())
+            if self._path.exists() and not self._is_current(self._file):
+                raise SailqError(f"{self._name} is another file now, which stays; this run's rows are in {draft}.")
+            draft.replace(self._path)
+            _sync_folder(self._path.parent)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise SailqError(
+                f"{self._name} has all its rows, but cannot be put in order: {error.strerror}."
+            ) from None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the lock."""
+        self._file.close()
+
+
+def _line(row: Row) -> bytes:
+    return f"{as_line(row)}\n".encode()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a name in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,160 @@
+"""Rows in a file: one run at a time, and no row is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sailq.producer.captioning.names import as_text, for_terminal, from_text
+from sailq.producer.captioning.rowfile import RowFile
+from sailq.producer.captioning.rows import as_line
+from sailq.shared.errors import BadRequest, SailqError
+
+
+def row(index: int, **fields: Any) -> dict[str, Any]:
+    return {"index": index, "source": f"{index}.mp4", "error": None, "finish_reason": "stop", "request": "r", **fields}
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writing past `size` bytes of a file fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    first = RowFile(out)
+    with pytest.raises(BadRequest, match=r"Another run .*out\.jsonl"):
+        RowFile(out)
+    first.finish([row(0)])
+    second = RowFile(out)
+    assert second.rows == [row(0)]
+    with pytest.raises(BadRequest, match="Another run"):
+        RowFile(out)
+    second.close()
+    RowFile(out).close()
+
+
+def test_a_run_that_waited_with_the_old_file_open_takes_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    first, opened = RowFile(out), os.open
+
+    def open_and_be_late(path: Any, *rest: Any) -> int:
+        descriptor = opened(path, *rest)
+        monkeypatch.undo()
+        first.finish([row(0)])  # replaces the file between the second run's open and its lock
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_be_late)
+    second = RowFile(out)
+    assert second.rows == [row(0)]
+    second.append(row(1))
+    second.close()
+    assert lines(out) == [row(0), row(1)]
+
+
+def test_a_link_stays_a_link_and_the_mode_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    out, target = tmp_path / "out.jsonl", tmp_path / "disk" / "rows.jsonl"
+    target.touch()
+    target.chmod(0o640)
+    out.symlink_to(target)
+    file = RowFile(out)
+    with pytest.raises(BadRequest, match="Another run"):
+        RowFile(target)
+    file.finish([row(0)])
+    assert out.is_symlink() and lines(target) == [row(0)] and target.stat().st_mode & 0o777 == 0o640
+    assert [path.name for path in target.parent.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_full_disk_loses_no_row_and_no_half_row_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    file = RowFile(out)
+    file.append(row(0))
+    with largest_file(out.stat().st_size + 20):
+        with pytest.raises(SailqError, match=r"out\.jsonl cannot be written: File too large"):
+            file.append(row(1))
+        assert lines(out) == [row(0)]
+        with pytest.raises(SailqError, match="has all its rows"):
+            file.finish([row(0), row(1)])
+    assert lines(out) == [row(0)] and list(tmp_path.iterdir()) == [out]
+    RowFile(out).close()  # its lock has ended
+
+
+def test_a_file_that_was_put_in_its_place_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    file = RowFile(out)
+    out.unlink()
+    other = RowFile(out)
+    other.append(row(5))
+    with pytest.raises(SailqError, match="another file"):
+        file.finish([row(0)])
+    other.close()
+    assert lines(out) == [row(5)]
+    assert lines(tmp_path / ".out.jsonl.draft") == [row(0)]
+
+
+def test_a_file_that_was_removed_comes_back_whole(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    file = RowFile(out)
+    out.unlink()
+    file.finish([row(0)])
+    assert lines(out) == [row(0)]
+
+
+def test_a_line_that_was_cut_off_is_ignored_and_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text(as_line(row(0)) + "\n" + as_line(row(1))[:30])
+    file = RowFile(out)
+    assert file.rows == [row(0)]
+    file.append(row(2))
+    file.close()
+    assert lines(out) == [row(0), row(2)]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
+def test_what_is_no_regular_file(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    {"fifo": lambda: os.mkfifo(out), "folder": out.mkdir, "device": lambda: out.symlink_to("/dev/null")}[kind]()
+    with pytest.raises(BadRequest, match="cannot be used for the rows"):
+        RowFile(out)
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    (b"front.mp4", "front.mp4"),
+    ("前门.mp4".encode(), "前门.mp4"),
+    ("前门.mp4".encode("gbk"), r"ǰ\xc3\xc5.mp4"),  # its first two bytes are UTF-8 too
+    (rb"\xc7.mp4", r"\xc7.mp4"),
+])
+def test_names_as_text_and_back(name: bytes, text: str) -> None:
+    assert as_text(os.fsdecode(name)) == text
+    assert name in map(os.fsencode, from_text(text))
+
+
+def test_text_that_stands_for_no_name() -> None:
+    assert as_text("\ud800").encode() == rb"\ud800"
+    assert from_text("\udce9")
+    assert for_terminal("a\x1b[2J\n.mp4") == r"a\x1b[2J\n.mp4"
+
+
+def test_a_line_in_the_characters_that_the_reader_has() -> None:
+    assert as_line({"a": "é"}) == '{"a": "é"}'
+    assert as_line({"a": "é"}, "ascii") == '{"a": "\\u00e9"}'
+    assert as_line({"a": "é"}, "latin-1") == '{"a": "é"}'
