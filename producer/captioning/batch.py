@@ -95,8 +95,8 @@ class Captioning:
             else:
                 self.rows[clip.index] = self._row(clip, rows.pop(at))
         for clip in self.todo:
-            if rows := held.get(self._request(clip)):
-                self._before[clip.index] = rows.pop(0)
+            if before := held.get(self._request(clip)):
+                self._before[clip.index] = before.pop(0)
         sources = {clip.source for clip in self.clips}
         for row in (row for rows in held.values() for row in rows):
             asked = clips.get(row["request"])

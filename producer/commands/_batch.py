@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from rich.progress import (
 from rich.table import Table
 
 from ..captioning.batch import Captioning, Summary, number, seconds
+from ..captioning.folders import LeftOut
+from ..captioning.names import for_terminal
 from ..captioning.rows import Row, failed, why
 from ..captioning.thumbnails import Thumbnails
 from ..fleet import Fleet
@@ -119,7 +121,8 @@ class _Waiting:
             self._watch()
         missing = not self._fleet.workers(self._model)
         if missing and not self._told:
-            self._console.print(f"no worker serves {self._model} now; waiting", style="yellow", highlight=False)
+            with suppress(OSError):  # a terminal that is gone ends nothing
+                self._console.print(f"no worker serves {self._model} now; waiting", style="yellow", highlight=False)
         self._told = missing
 
 
@@ -128,9 +131,20 @@ def tell_failures(captioning: Captioning, console: Console) -> None:
     reasons = [(str(row["source"]), reason) for row in captioning.ordered() if (reason := why(row)) is not None]
     for source, reason in reasons[:_TOLD]:
         told = reason if reason.startswith(source) else f"{source}: {reason}"
-        console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(for_terminal(told), style="red", markup=False, highlight=False, soft_wrap=True)
     if len(reasons) > _TOLD:
         console.print(f"and {len(reasons) - _TOLD} more", style="red")
+
+
+def tell_left_out(left_out: Sequence[LeftOut], console: Console) -> None:
+    """What of the folders is no clip: for each reason how many, and the first few names."""
+    reasons: dict[str, list[str]] = {}
+    for one in left_out:
+        reasons.setdefault(one.reason, []).append(for_terminal(one.path))
+    for reason, paths in reasons.items():
+        more = f" and {len(paths) - _TOLD} more" if len(paths) > _TOLD else ""
+        told = f"left out {len(paths)} ({reason}): {', '.join(paths[:_TOLD])}{more}"
+        console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def closing_table(summary: Summary) -> Table:

@@ -115,6 +115,16 @@ Fps = Annotated[
         help="Frames to take for each second of a video.",
     ),
 ]
+MaxFrames = Annotated[
+    int | None,
+    typer.Option(
+        "--max-frames",
+        metavar="N",
+        show_default="768",
+        rich_help_panel=_MEDIA,
+        help="Most frames of a video. With it, --nframes may be more than a video has; then all are taken.",
+    ),
+]
 ResizedHeight = Annotated[
     int | None,
     typer.Option(
@@ -165,7 +175,10 @@ VideoSampleNum = Annotated[
     ),
 ]
 
-_VIDEO_ONLY = {"nframes", "fps", "video_start", "video_end", "video_sample_num"}
+_VIDEO_ONLY = {"nframes", "fps", "max_frames", "video_start", "video_end", "video_sample_num"}
+
+_ALL = 1e6
+"""More frames a second than any video has."""
 
 
 def given(**flags: Any) -> dict[str, Any]:
@@ -207,7 +220,7 @@ def fill_in(messages: Any, options: Mapping[str, Any]) -> Any:
     def part(value: Any) -> Any:
         kind = value.get("type") if isinstance(value, dict) else None
         if kind == "video":
-            return {**options, **value}
+            return _capped({**options, **value}) if "max_frames" in options else {**options, **value}
         if kind in {"image", "image_url"}:
             return {**{name: set_to for name, set_to in options.items() if name not in _VIDEO_ONLY}, **value}
         return value
@@ -218,3 +231,15 @@ def fill_in(messages: Any, options: Mapping[str, Any]) -> Any:
         return value
 
     return [message(one) for one in messages] if isinstance(messages, list) else messages
+
+
+def _capped(part: dict[str, Any]) -> dict[str, Any]:
+    """A video's options whose `nframes` is at most `max_frames` and what the video has.
+
+    qwen-vl-utils refuses an `nframes` that is more than a video has, but takes all frames for a high `fps`.
+    """
+    wanted, most = part.get("nframes"), part["max_frames"]
+    if part.get("fps") is not None or type(wanted) is not int or type(most) is not int or wanted < 2:
+        return part
+    capped = min(round(wanted / 2) * 2, most)
+    return {**{key: value for key, value in part.items() if key != "nframes"}, "fps": _ALL, "max_frames": capped}

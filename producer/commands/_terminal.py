@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ...shared.errors import SailqError
 from ...shared.main import FAILURE as FAILURE
 from ...shared.main import exit_code
 
@@ -20,19 +22,21 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 
+class OutputLost(SailqError):
+    """What is written to stdout cannot go there: a full disk, a pipe that nobody reads."""
+
+
 @contextmanager
 def command(as_json: bool = False) -> Iterator[None]:
     """Every command's body: its errors become one line (or JSON on stdout) and an exit code.
 
     SIGTERM ends it as Ctrl-C does, so that nothing is left behind.
     """
-    from ...shared.errors import SailqError
-
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except SailqError as error:
-        if not as_json:
+        if not as_json or isinstance(error, OutputLost):
             raise  # the `sailq` script prints it
         print_json({"error": {"code": error.code, "message": str(error)}})
         raise typer.Exit(exit_code(error)) from None
@@ -44,14 +48,27 @@ def command(as_json: bool = False) -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """A line for the person, out of the way of what is piped; dim on a terminal."""
-    print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+    """A line for the person, out of the way of what is piped; dim on a terminal. It is lost where stderr is closed."""
+    with suppress(OSError):
+        print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
+    """A value on one line of stdout, in characters that it can show. Raises OutputLost."""
     from ..captioning.rows import as_line
 
-    print(as_line(value), flush=True)
+    _say(as_line(value, sys.stdout.encoding or "utf-8") + "\n")
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        with suppress(OSError, ValueError):  # what is left in the buffer must not fail once more when Python exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise OutputLost("Nobody reads the output any more: the pipe is closed.") from None
+        raise OutputLost(f"The output cannot be written: {error.strerror}.") from None
 
 
 def timings(result: Result) -> str:
@@ -83,4 +100,4 @@ def check_served(client: Client, model: str) -> None:
 
 def print_piece(text: str) -> None:
     """A piece of an answer, as it comes."""
-    print(text, end="", flush=True)
+    _say(text)

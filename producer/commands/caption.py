@@ -11,6 +11,7 @@ from ...shared.options import Json, Model, RedisUrl
 from . import _flags as flags
 
 if TYPE_CHECKING:
+    from ..captioning.folders import LeftOut
     from ..captioning.inputs import Clip
 
 
@@ -20,7 +21,7 @@ def caption(
         typer.Argument(
             metavar="[FILE|FOLDER|GLOB]...",
             show_default=False,
-            help="Videos and images; folders give all that is in them, at any depth.",
+            help="Videos and images; folders give all that is in them, at any depth. - is --messages -.",
         ),
     ] = None,
     messages: Annotated[
@@ -29,7 +30,7 @@ def caption(
             "--messages",
             metavar="FILE.jsonl",
             help='Instead: rows {"messages": [...]}, media paths relative to the file. '
-            'Other keys of a row come back under "metadata".',
+            'Other keys of a row come back under "metadata". - reads standard input.',
         ),
     ] = None,
     prompt: Annotated[
@@ -51,6 +52,10 @@ def caption(
         Path | None,
         typer.Option("--report", metavar="REPORT.html", help="Also write one page with pictures and timings."),
     ] = None,
+    sidecar: Annotated[
+        bool,
+        typer.Option("--sidecar", help="Also write each caption to {stem}.txt beside its clip, over what is there."),
+    ] = False,
     window: Annotated[
         int, typer.Option("--window", metavar="N", min=1, max=4096, help="Most clips in flight at a time.")
     ] = 64,
@@ -67,6 +72,7 @@ def caption(
     stop: flags.Stop = None,
     nframes: flags.NFrames = None,
     fps: flags.Fps = None,
+    max_frames: flags.MaxFrames = None,
     resized_height: flags.ResizedHeight = None,
     resized_width: flags.ResizedWidth = None,
     min_pixels: flags.MinPixels = None,
@@ -78,8 +84,9 @@ def caption(
     """Caption many clips as one batch.
 
     One JSON row a clip. A clip that fails has its "error" in its row and stops
-    nothing; the exit code is then 1. Run the same command again with the same
-    --out: what was answered is kept, the rest is done.
+    nothing; the exit code is then 1, as it is where a folder cannot be read.
+    Run the same command again with the same --out: what was answered is kept,
+    new and changed clips and those that failed are done.
 
     The closing figures go to stderr; with --json they are JSON, and go to
     stdout if the rows do not.
@@ -89,16 +96,23 @@ def caption(
       sailq caption recordings/ --out captions.jsonl --report report.html
       sailq caption 'cam1/*.mp4' --prompt "Is anybody there?" > rows.jsonl
       sailq caption --messages rows.jsonl --out answers.jsonl
+      make-rows | sailq caption - > answers.jsonl
     """
     from . import _terminal as terminal
 
     with terminal.command(json):
+        import sys
+        from contextlib import closing
+        from dataclasses import asdict
+
         from rich.console import Console
 
         from ...shared.errors import BadRequest, SailqError
         from ...shared.jobs import GenerationOptions, parse
         from ...shared.settings import load_settings, model_name
         from ..captioning.batch import Captioning
+        from ..captioning.names import for_terminal
+        from ..captioning.sidecars import Sidecars
         from ..client import Client
         from . import _batch as batch
 
@@ -117,6 +131,7 @@ def caption(
         media = flags.media_options(
             nframes=nframes,
             fps=fps,
+            max_frames=max_frames,
             resized_height=resized_height,
             resized_width=resized_width,
             min_pixels=min_pixels,
@@ -128,20 +143,25 @@ def caption(
         if out is not None and report is not None and out.resolve() == report.resolve():
             raise BadRequest("--out and --report name the same file.")
         settings = load_settings(redis_url=redis_url, model=model)
+        left_out: list[LeftOut] = []
+        clips = _clips(paths or [], messages, prompt, media, left_out)
         captioning = Captioning(
-            clips=_clips(paths or [], messages, prompt, media),
+            clips=clips,
             model=model_name(settings.model),
             options=options,
             out=out,
             window=window,
             wait=wait,
+            sidecars=Sidecars(clips, [path for path in (out, report) if path]) if sidecar else None,
         )
         console = Console(stderr=True)
-        with Client(settings=settings) as client:
+        with Client(settings=settings) as client, closing(captioning):
             terminal.check_served(client, captioning.model)
             captioning.start()
             if captioning.rows:
                 terminal.note(f"resuming: {len(captioning.rows)} of {len(captioning.clips)} are done")
+            if captioning.kept:
+                terminal.note(f"kept {len(captioning.kept)} rows of clips that are gone")
             try:
                 summary = batch.run(
                     client, captioning, report=report, console=console, each=None if out else terminal.print_json
@@ -149,36 +169,42 @@ def caption(
             except (KeyboardInterrupt, SailqError):
                 if out:
                     terminal.note(
-                        f"{len(captioning.rows)} of {len(captioning.clips)} are in {out}; "
+                        f"{len(captioning.rows)} of {len(captioning.clips)} are in {for_terminal(str(out))}; "
                         "the same command goes on from there"
                     )
                 raise
+        figures = {**summary.as_json(), "left_out": [asdict(one) for one in left_out]}
         if not json:
             batch.tell_failures(captioning, console)
+            batch.tell_left_out(left_out, console)
             console.print(batch.closing_table(summary))
         elif out:
-            terminal.print_json(summary.as_json())
+            terminal.print_json(figures)
         else:
-            import json as encoder
+            from ..captioning.rows import as_line
 
-            terminal.note(encoder.dumps(summary.as_json()))
-    if summary.failures:
+            terminal.note(as_line(figures, sys.stderr.encoding or "utf-8"))
+    if summary.failures or any(one.locked for one in left_out):
         raise typer.Exit(terminal.FAILURE)
 
 
-def _clips(paths: list[str], messages: Path | None, prompt: str | None, media: dict[str, object]) -> list[Clip]:
+def _clips(
+    paths: list[str], messages: Path | None, prompt: str | None, media: dict[str, object], left_out: list[LeftOut]
+) -> list[Clip]:
     from dataclasses import replace
 
     from ...shared.errors import BadRequest
     from ..captioning import inputs
 
+    if paths == ["-"] and messages is None:
+        paths, messages = [], Path("-")
     if messages is not None:
         if paths or prompt:
             raise BadRequest("--messages says all that is asked: leave out the files and --prompt.")
         clips = inputs.from_messages(messages)
     elif paths:
         prompts = {kind: prompt or str(flags.default_prompt([{"type": kind}])) for kind in ("video", "image")}
-        clips = inputs.from_paths(paths, prompts)
+        clips = inputs.from_paths(paths, prompts, left_out)
     else:
         raise BadRequest("There is nothing to caption: name files or folders, or give --messages.")
     return [replace(clip, messages=flags.fill_in(clip.messages, media)) for clip in clips] if media else clips

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,6 +69,32 @@ def test_all_that_is_left_out_is_told(tmp_path: Path) -> None:
     told = {Path(one.path).name: one.reason for one in left_out}
     assert told == {"notes.txt": NOT_MEDIA, "pipe.mp4": NOT_A_FILE, "gone.mp4": BROKEN_LINK}
     assert len(left_out) == 3 and not any(one.locked for one in left_out)
+
+
+def test_a_folder_that_may_not_be_read_is_told(folder: Path) -> None:
+    folder.chmod(0o755)
+    put(folder, "cam/1.mp4", "cam/in/2.mp4")
+    (folder / "cam" / "in").chmod(0)
+    left_out: list[LeftOut] = []
+    with as_nobody():
+        assert found(folder, "cam", left_out=left_out) == ["cam/1.mp4"]
+        with pytest.raises(BadRequest, match=r"no videos and no images in .*Permission denied"):
+            found(folder, "cam/in")
+    assert [(one.path, one.locked) for one in left_out] == [(str(folder / "cam" / "in"), True)]
+    assert os.strerror(errno.EACCES) in left_out[0].reason
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read all; nobody else's user may not."""
+    if os.getuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize(("pattern", "names"), [
