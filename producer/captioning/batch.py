@@ -170,8 +170,7 @@ class Captioning:
 
     def _answers(self, row: Row, clip: Clip) -> bool:
         now = self._files[clip.index]
-        gone = any(file["size"] is None for file in now)
-        return not failed(row) and (gone or row.get("files", now) == now)
+        return not failed(row) and (_missing(now) or _states(row.get("files", now)) == _states(now))
 
     def _gone(self, row: Row) -> bool:
         """Whether nothing is left of the files of a row's clip."""
@@ -206,8 +205,19 @@ class Captioning:
         return clip.request(self.model, self.options)
 
     def _row(self, clip: Clip, answer: Row) -> Row:
-        about = {"index": clip.index, "source": clip.source, "files": answer.get("files", self._files[clip.index])}
+        files = self._files[clip.index]
+        if _missing(files):  # then the row tells more
+            files = answer.get("files", files)
+        about = {"index": clip.index, "source": clip.source, "files": files}
         return {**about, **answer, **about, "metadata": dict(clip.metadata), "request": self._request(clip)}
+
+
+def _missing(files: Sequence[Row]) -> bool:
+    return any(file["size"] is None for file in files)
+
+
+def _states(files: Sequence[Row]) -> list[Any]:
+    return [(file["size"], file["mtime"]) for file in files]
 
 
 def right(row: Row) -> bool | None:

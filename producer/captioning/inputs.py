@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -64,19 +65,18 @@ class Clip:
         return [place for name in _media(self.messages) if (place := _place(name, self.base)) is not None]
 
     def files(self) -> list[dict[str, Any]]:
-        """`path`, `size` in bytes and `mtime`, the seconds of its last change, of each of its files as it is now.
+        """Of each of its files as it is now: absolute `path`, `size` in bytes, `mtime` in seconds (of its last change).
 
         The latter two are None for a file that is not there.
         """
-        found = []
-        for name in _media(self.messages):
-            if (place := _place(name, self.base)) is None:
-                continue
+        found: list[dict[str, Any]] = []
+        for place in self.places:
+            path = as_text(os.path.abspath(place))
             try:
                 status = place.stat()
-                found.append({"path": as_text(name), "size": status.st_size, "mtime": status.st_mtime})
+                found.append({"path": path, "size": status.st_size, "mtime": status.st_mtime})
             except (OSError, ValueError):
-                found.append({"path": as_text(name), "size": None, "mtime": None})
+                found.append({"path": path, "size": None, "mtime": None})
         return found
 
     def request(self, model: str, options: GenerationOptions) -> str:
@@ -100,10 +100,11 @@ def from_paths(
     """
     left_out = [] if left_out is None else left_out
     files: dict[str, str] = {}
+    real = cache(os.path.realpath)
     for path in paths:
         for file in _expand(path, left_out):
             folder, name = os.path.split(file)
-            files.setdefault(os.path.join(os.path.realpath(folder), name), file)
+            files.setdefault(os.path.join(real(folder), name), file)
     left_out[:] = dict.fromkeys(left_out)
     return [_clip(index, file, prompts) for index, file in enumerate(files.values())]
 

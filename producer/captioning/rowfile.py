@@ -78,8 +78,10 @@ class RowFile:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                failed(row)
-                rows.append({**row, "request": row["request"]})
+                _ = failed(row), row["source"], row["request"]
+                for file in row.get("files", []):
+                    _ = file["path"], file["size"], file["mtime"]
+                rows.append(row)
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise BadRequest(f"Line {number} of {self._name} is no row of a batch; choose another --out.") from None
         if not (last.startswith(_START) or _START.startswith(last)):  # else a run died while it wrote this line

@@ -120,6 +120,7 @@ MaxFrames = Annotated[
     typer.Option(
         "--max-frames",
         metavar="N",
+        min=2,
         show_default="768",
         rich_help_panel=_MEDIA,
         help="Most frames of a video. With it, --nframes may be more than a video has; then all are taken.",

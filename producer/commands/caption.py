@@ -111,7 +111,7 @@ def caption(
         from ...shared.jobs import GenerationOptions, parse
         from ...shared.settings import load_settings, model_name
         from ..captioning.batch import Captioning
-        from ..captioning.names import for_terminal
+        from ..captioning.names import as_text, for_terminal
         from ..captioning.sidecars import Sidecars
         from ..client import Client
         from . import _batch as batch
@@ -173,7 +173,7 @@ def caption(
                         "the same command goes on from there"
                     )
                 raise
-        figures = {**summary.as_json(), "left_out": [asdict(one) for one in left_out]}
+        figures = {**summary.as_json(), "left_out": [{**asdict(one), "path": as_text(one.path)} for one in left_out]}
         if not json:
             batch.tell_failures(captioning, console)
             batch.tell_left_out(left_out, console)

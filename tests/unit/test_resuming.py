@@ -125,6 +125,20 @@ def test_a_deleted_clip_that_is_asked_for_keeps_its_answer(run: Run, cam: Path, 
     assert not run(*names).todo and told(tmp_path) == before
 
 
+def test_clips_that_are_named_from_elsewhere_are_not_gone(
+    run: Run, cam: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(Path("cam"))
+    monkeypatch.chdir("/")
+    with pytest.raises(BadRequest, match="Choose another --out"):
+        run(cam)
+    monkeypatch.chdir(tmp_path)
+    moved = cam.rename(tmp_path / "moved")
+    cam.symlink_to(moved)
+    assert not run(Path("cam")).todo
+
+
 def test_rows_of_earlier_versions_count_as_done(run: Run, cam: Path, tmp_path: Path) -> None:
     run(cam)
     before = texts(tmp_path)

@@ -129,6 +129,13 @@ def test_a_line_that_was_cut_off_is_ignored_and_replaced(tmp_path: Path) -> None
     assert lines(out) == [row(0), row(2)]
 
 
+@pytest.mark.parametrize("fields", [{"files": 5}, {"files": [{"path": "a"}]}, {"finish_reason": []}])
+def test_a_line_that_is_no_row(tmp_path: Path, fields: dict[str, Any]) -> None:
+    (tmp_path / "out.jsonl").write_text(as_line(row(0, **fields)) + "\n")
+    with pytest.raises(BadRequest, match="Line 1 of .* is no row"):
+        RowFile(tmp_path / "out.jsonl")
+
+
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
 def test_what_is_no_regular_file(tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
