@@ -42,16 +42,16 @@ class Sampled:
     damaged_frames: int = 0
 
 
-def read_clip(path: Path, options: Options, budget: Budget) -> Sampled:
-    """The frames of a video file that the options keep, upright.
+def read_clip(source: Path | bytes, options: Options, budget: Budget) -> Sampled:
+    """The frames of a video file, or of its bytes, that the options keep, upright.
 
     A damaged frame is replaced by the whole one before it, or after it where there is none.
 
     Raises BadMedia if no frame can be decoded, BadRequest for options that the clip cannot meet, and TooLong before
     any frame is kept.
     """
-    with open_video(path) as (container, stream):
-        clip = _Clip(path, container, stream)
+    with open_video(source) as (container, stream):
+        clip = _Clip(source, container, stream)
         slots, fps = clip.timeline.choose(options)
         height, width = clip.size
         size = sizing.video_size(height, width, len(slots), options, budget.card)
@@ -68,10 +68,10 @@ class _Clip:
     timeline: Timeline
     size: tuple[int, int]
 
-    def __init__(self, path: Path, container: InputContainer, stream: VideoStream) -> None:
-        self._codec = codec_name(path, stream)
+    def __init__(self, source: Path | bytes, container: InputContainer, stream: VideoStream) -> None:
+        self._codec = codec_name(source, stream)
         watch = Stopwatch()
-        self._packets = Packets(path, container, stream, watch)
+        self._packets = Packets(source, container, stream, watch)
         if not len(self._packets):
             raise BadMedia("The clip holds no frames.")
         if self._packets.encrypted:
@@ -79,7 +79,8 @@ class _Clip:
         if stream.codec_context is None:
             raise BadMedia(f"No decoder is there for the clip's codec ({self._codec}).")
         # What the index of an MP4 has behind the end of the file is lost.
-        is_mp4, size = container.format.name.startswith("mov"), path.stat().st_size
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        is_mp4 = container.format.name.startswith("mov")
         self._cut = sum(entry.pos >= size for entry in stream.index_entries) if is_mp4 else 0
         self._decoder = Decoder(stream.codec_context, self._packets, watch)
         self.timeline = self._timeline(stream)

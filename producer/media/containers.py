@@ -6,11 +6,13 @@ file, and only the file itself is read.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 from av.container import InputContainer
@@ -33,14 +35,15 @@ _ENDS = 2**20
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its video stream; other streams are skipped. Raises BadMedia."""
+def open_video(source: Path | bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container of a file, or of its bytes, and its video stream; other streams are skipped. Raises BadMedia."""
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+    # The prefix keeps FFmpeg from taking the begin of a name for a protocol.
+    file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.path.abspath(source)}"
     try:
-        # The prefix keeps FFmpeg from taking the begin of a name for a protocol.
-        container = av.open(f"file:{os.path.abspath(path)}", options=options, timeout=MAX_SECONDS)
+        container = av.open(file, options=options, timeout=MAX_SECONDS)
     except (av.FFmpegError, ValueError, UnicodeError):
-        raise BadMedia(_why_not_opened(path)) from None
+        raise BadMedia(_why_not_opened(source)) from None
     with container:
         stream = _video_stream(container)
         for other in container.streams:
@@ -49,17 +52,21 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, stream
 
 
-def codec_name(path: Path, stream: VideoStream) -> str:
+def codec_name(source: Path | bytes, stream: VideoStream) -> str:
     """The codec as FFmpeg calls it, or as the container does where FFmpeg has no decoder for it."""
     if stream.codec_context is not None:
         return stream.codec_context.codec.canonical_name
-    with path.open("rb") as file:
+    with _opened(source) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         data = file.read(_ENDS) + (file.seek(max(size - _ENDS, _ENDS)) and file.read())
     if names := [name for found in _CODECS.findall(data) for name in found if name]:
         return (names[stream.index] if stream.index < len(names) else names[0]).decode()
     return "unknown"
+
+
+def _opened(source: Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
@@ -73,9 +80,9 @@ def _video_stream(container: InputContainer) -> VideoStream:
     return stream
 
 
-def _why_not_opened(path: Path) -> str:
+def _why_not_opened(source: Path | bytes) -> str:
     """The reason, as far as the file's top boxes tell it (ISO/IEC 14496-12, 4.2)."""
-    with path.open("rb") as file:
+    with _opened(source) as file:
         size, at, kinds = file.seek(0, os.SEEK_END), 0, list[bytes]()
         file.seek(0)
         head = file.read(16)

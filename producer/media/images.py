@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +25,7 @@ from PIL import (  # the plugins register themselves
 )
 from PIL import Image as pillow
 
-from ...shared.errors import BadMedia
+from ...shared.errors import BadMedia, BadRequest
 from . import limits
 
 Image = npt.NDArray[np.uint8]
@@ -51,6 +54,24 @@ def decode(data: bytes) -> Image:
     return _decode(data)
 
 
+def from_pillow(image: pillow.Image) -> Image:
+    """A Pillow image of any mode, as `decode` would read its file."""
+    with _refusals():
+        return _upright(image)
+
+
+def from_array(array: npt.NDArray[Any]) -> Image:
+    """An array uint8 [height, width, 3] RGB, [height, width, 4] RGBA or [height, width] grey. Raises BadRequest."""
+    if array.dtype != np.uint8 or array.shape[2:] not in {(), (3,), (4,)} or array.ndim < 2 or 0 in array.shape:
+        raise BadRequest(
+            f"An image's array is uint8 [height, width, 3], not {array.dtype} {list(array.shape)}."
+        )
+    limits.check_size(*array.shape[:2])
+    if array.ndim == 2:
+        return np.repeat(array[:, :, np.newaxis], 3, axis=2)
+    return on_white(array) if array.shape[2] == 4 else array
+
+
 def moves(path: Path) -> bool:
     """Whether a file is a GIF of several pictures."""
     try:
@@ -67,13 +88,25 @@ def on_white(image: npt.NDArray[np.uint8]) -> Image:
 
 
 def _decode(data: bytes) -> Image:
+    with _refusals():
+        return _upright(pillow.open(io.BytesIO(data), formats=_FORMATS))
+
+
+def _upright(image: pillow.Image) -> Image:
+    if 0 in image.size:
+        raise BadMedia("The image has no pixels.")
+    limits.check_size(image.height, image.width)
+    image.load()
+    return _rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Whatever Pillow raises, as BadMedia."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own limit is near ours; odd metadata does no harm
-            image = pillow.open(io.BytesIO(data), formats=_FORMATS)
-            limits.check_size(image.height, image.width)
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            yield
     except BadMedia:
         raise
     except UnidentifiedImageError:

@@ -44,8 +44,8 @@ class Packets:
         encrypted: whether a packet is.
     """
 
-    def __init__(self, path: Path, container: InputContainer, stream: VideoStream, watch: Stopwatch) -> None:
-        self._path = path
+    def __init__(self, source: Path | bytes, container: InputContainer, stream: VideoStream, watch: Stopwatch) -> None:
+        self._source = source
         self._kept: list[VideoPacket] | None = []
         self._watch = watch
         self.pts, self.dts = array("q"), array("q")
@@ -91,7 +91,7 @@ class Packets:
 
     def _reread(self, spans: Sequence[tuple[int, int]], seek: bool) -> Iterator[tuple[int, VideoPacket]]:
         """`spans` from the file; in containers with an index, what lies between far ranges is not read."""
-        with open_video(self._path) as (container, stream):
+        with open_video(self._source) as (container, stream):
             seek = seek and container.format.name.startswith(_INDEXED)
             packets: Iterator[VideoPacket] = self._demux(container, stream)
             number = 0  # of the packet that comes next

@@ -1,54 +1,55 @@
-"""Images and videos from files, sampled and resized for the model: uint8 [frames, height, width, 3], RGB.
+"""Images and videos, sampled and resized for the model: uint8 [frames, height, width, 3], RGB.
 
 Every error names the medium in one sentence and is BadMedia, BadRequest, TooLong or Unsupported.
 """
 
 from __future__ import annotations
 
-import base64
-import os
-import re
-import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
+from PIL.Image import Image as PillowImage
 
-from ...shared.errors import BadMedia, BadRequest, SailqError, Unsupported
+from ...shared.errors import BadMedia, BadRequest
 from ...shared.frames import Frames
-from . import sizing
+from . import images, limits, sizing, sophon_demo
 from .clips import Sampled as Sampled
 from .clips import read_clip
-from .images import Image, decode
+from .images import Image
 from .resizing import resize
 from .sizing import NO_OPTIONS, Budget, Options
+from .sources import MAX_BYTES, about, jpeg_sequence, load
 
-MAX_IMAGE_BYTES = 256 * 1024 * 1024
+ImageSource: TypeAlias = "str | Path | bytes | PillowImage | npt.NDArray[np.uint8]"
+VideoSource: TypeAlias = "str | Path | bytes | npt.NDArray[np.uint8] | Sequence[ImageSource]"
 
 
 def read_image(
-    source: str, options: Options = NO_OPTIONS, *, base: Path | None = None, budget: Budget | None = None
+    source: ImageSource, options: Options = NO_OPTIONS, *, base: Path | None = None, budget: Budget | None = None
 ) -> Frames:
     """The image as one frame.
 
     Args:
-        source: path of an image file (see `images.decode`), with or without `file://`, or a
-            `data:image/...;base64,` URL.
+        source: path, `file://` URL, bytes or data URL of an image file (see `images.decode`), a PIL image, or an
+            array uint8 [height, width, 3], RGB.
         base: folder that a relative path starts from; the working directory without it.
         budget: whose card gives the size limits, and where the tokens are counted.
     """
     budget = budget or Budget()
     with about(source):
         image = _load(source, base)
-        height, width = sizing.image_size(image.shape[0], image.shape[1], options, budget.card)
+        height, width = sophon_demo.image_size(image.shape[0], image.shape[1], options, budget)
         budget.spend(1, height, width)
-        return resize(image, height, width)[np.newaxis]
+        if options.resize_type in (None, "Origin"):
+            return resize(image, height, width)[np.newaxis]
+        return sophon_demo.resize(image, height, width, options.resize_type)[np.newaxis]
 
 
 def read_video(
-    source: str | Sequence[str],
+    source: VideoSource,
     options: Options = NO_OPTIONS,
     *,
     base: Path | None = None,
@@ -57,78 +58,60 @@ def read_video(
     """A video's kept frames, an even number of them.
 
     Args:
-        source: path of a video file, or a list of images of one size. An odd list's last image is taken
-            twice; the options of time have no effect on a list.
+        source: path, `file://` URL, bytes or data URL of a video file; or an array uint8 [frames, height, width, 3],
+            RGB; or a list of images of one size. All frames of an array or a list are kept, and of an odd number the
+            last is taken twice; `fps` says how many of them are a second.
         base, budget: as for `read_image`.
     """
     budget = budget or Budget()
     with about(source):
-        if isinstance(source, str):
-            video = read_clip(_path(source, base), options, budget)
+        source = jpeg_sequence(source) or source
+        if isinstance(source, np.ndarray):
+            video = _timed(_read_array(source, options, budget), len(source), options)
+        elif isinstance(source, (list, tuple)):
+            video = _timed(_read_list(source, options, base, budget), len(source), options)
         else:
-            video = Sampled(_read_list(source, options, base, budget))
+            video = read_clip(load(source, base), options, budget)
         count, height, width, _ = video.frames.shape
         budget.spend(count, height, width)
         return video
 
 
-@contextmanager
-def about(source: Any) -> Iterator[None]:
-    """Put the medium's name before the sentence of any error raised inside."""
-    try:
-        yield
-    except SailqError as error:
-        raise type(error)(f"{_name(source)}: {error}") from None
+def _load(source: Any, base: Path | None) -> Image:
+    if isinstance(source, np.ndarray):
+        return images.from_array(source)
+    if isinstance(source, PillowImage):
+        return images.from_pillow(source)
+    data = load(source, base)
+    if (len(data) if isinstance(data, bytes) else data.stat().st_size) > MAX_BYTES:
+        raise BadMedia(f"The file is larger than {MAX_BYTES // 2**20} MiB.")
+    return images.decode(data if isinstance(data, bytes) else data.read_bytes())
 
 
-def _name(source: Any) -> str:
-    if not isinstance(source, str):
-        return f"list of {len(source)} images" if isinstance(source, (list, tuple)) else "medium"
-    shown = source if source.isprintable() else repr(source)[1:-1]
-    return shown if len(shown) <= 200 else f"{shown[:60]}…"
+def _timed(frames: Frames, count: int, options: Options) -> Sampled:
+    """`frames`, the last of which may be there twice, with their times if `fps` says how many are a second."""
+    if options.fps is None:
+        return Sampled(frames)
+    if options.fps == 0:
+        raise BadRequest("The fps of given frames is above 0.")
+    return Sampled(frames, tuple(min(at, count - 1) / options.fps for at in range(len(frames))), options.fps)
 
 
-def _path(source: Any, base: Path | None) -> Path:
-    """The regular file that `source` names."""
-    if not isinstance(source, str):
-        raise BadRequest(f"A medium is given by its path, not by a {type(source).__name__}.")
-    place = source.removeprefix("file://")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", place):
-        raise Unsupported("Only files are read: download it first and give its path.")
-    path = (base or Path()) / place
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise BadMedia("There is no such file.") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "impossible name"
-        raise BadMedia(f"The file cannot be opened ({reason}).") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise BadMedia("This is a directory, not a file.")
-    if not stat.S_ISREG(status.st_mode):
-        raise BadMedia("This is no regular file.")
-    if status.st_size == 0:
-        raise BadMedia("The file is empty.")
-    if not os.access(path, os.R_OK):
-        raise BadMedia("The file may not be read (permission denied).")
-    return path
+def _read_array(array: npt.NDArray[Any], options: Options, budget: Budget) -> Frames:
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape:
+        raise BadRequest(
+            f"A video's array is uint8 [frames, height, width, 3], not {array.dtype} {list(array.shape)}."
+        )
+    count, height, width, _ = array.shape
+    limits.check_size(height, width)
+    count += count % sizing.FRAME_FACTOR
+    size = sizing.video_size(height, width, count, options, budget.card)
+    budget.check(count, *size)
+    frames = [resize(frame, *size) for frame in array]
+    return np.stack(frames + frames[-1:] * (count - len(frames)))
 
 
-def _load(source: str, base: Path | None) -> Image:
-    if isinstance(source, str) and source.startswith("data:image"):
-        try:
-            return decode(base64.b64decode(source.partition("base64,")[2], validate=True))
-        except ValueError:
-            raise BadMedia("This data URL holds no valid base64.") from None
-    path = _path(source, base)
-    if path.stat().st_size > MAX_IMAGE_BYTES:
-        raise BadMedia(f"The file is larger than {MAX_IMAGE_BYTES // 2**20} MiB.")
-    return decode(path.read_bytes())
-
-
-def _read_list(sources: Any, options: Options, base: Path | None, budget: Budget) -> Frames:
-    if not isinstance(sources, (list, tuple)):
-        raise BadRequest(f"A video is a path or a list of images, not a {type(sources).__name__}.")
+def _read_list(sources: Sequence[ImageSource], options: Options, base: Path | None, budget: Budget) -> Frames:
     if not sources:
         raise BadMedia("A video needs at least one image.")
     count = len(sources) + len(sources) % sizing.FRAME_FACTOR

@@ -12,13 +12,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field
 
 from ...shared.errors import BadMedia, BadRequest, TooLong
-from ...shared.jobs import MAX_FRAMES, MAX_SIDE, ModelCard, Record
+from ...shared.jobs import MAX_FRAMES, MAX_SIDE, ModelCard
+from .options import NO_OPTIONS as NO_OPTIONS
+from .options import Options as Options
 
 FACTOR = 28
 """Pixels on one side of a vision token: patch 14 × merge 2."""
@@ -35,42 +35,6 @@ MAX_TOKENS = 128_000
 TOTAL_PIXELS = MAX_TOKENS * TOKEN_PIXELS * 0.9
 FPS = 2.0
 MIN_FRAMES = 4
-
-_LARGEST = 2**31 - 1
-Count = Annotated[int, Field(ge=0, le=_LARGEST)]
-Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
-Real = Annotated[float, Field(ge=0)]
-
-
-class Options(Record):
-    """One medium's options; None is "not given".
-
-    Attributes:
-        resized_height, resized_width: pixels, rounded to the grid of 28; they count only together.
-        min_pixels, max_pixels: limits of height × width of a frame.
-        nframes: how many frames to keep, rounded to an even number (half to a multiple of 4).
-        fps: frames to keep for each second, default 2; not together with `nframes`.
-        min_frames, max_frames: limits of the number that `fps` gives, default 4 and 768.
-        video_start, video_end: seconds.
-        video_sample_num: of the frames so chosen, keep every n-th (see `frame_indices`).
-
-    The options of time have no effect on an image or on a list of images, as in qwen-vl-utils.
-    """
-
-    resized_height: Positive | None = None
-    resized_width: Positive | None = None
-    min_pixels: Count | None = None
-    max_pixels: Positive | None = None
-    nframes: Count | None = None
-    fps: Real | None = None
-    min_frames: Count | None = None
-    max_frames: Count | None = None
-    video_start: Real | None = None
-    video_end: Real | None = None
-    video_sample_num: Positive | None = None
-
-
-NO_OPTIONS = Options()
 
 
 def smart_resize(
@@ -126,7 +90,8 @@ def video_size(
 ) -> tuple[int, int]:
     """(height, width) that each of `frames` kept frames is resized to. Raises BadRequest or BadMedia.
 
-    A frame gets at least 128 tokens and at most 768, and less where all frames together would pass `TOTAL_PIXELS`.
+    A frame gets at least 128 tokens and at most 768, and less where all frames together would pass `total_pixels`,
+    counted once for each pair.
 
     The processor files of every Qwen2-VL release state a least of `IMAGE_MIN_PIXELS`, which qwen-vl-utils does not
     apply to videos. A card that states another least, or a most below 128 tokens, is of a model with sizes of its
@@ -135,7 +100,8 @@ def video_size(
     own = card is not None and (card.min_pixels != IMAGE_MIN_PIXELS or card.max_pixels < VIDEO_MIN_PIXELS)
     low: float = card.min_pixels if card and own else VIDEO_MIN_PIXELS
     low = low if options.min_pixels is None else options.min_pixels
-    limit = max(min(VIDEO_MAX_PIXELS, TOTAL_PIXELS / frames * FRAME_FACTOR), int(low * 1.05))
+    total = TOTAL_PIXELS if options.total_pixels is None else options.total_pixels
+    limit = max(min(VIDEO_MAX_PIXELS, total / frames * FRAME_FACTOR), int(low * 1.05))
     wanted = card.max_pixels if card else limit
     wanted = wanted if options.max_pixels is None else options.max_pixels
     return _size(height, width, options, low, min(wanted, limit), FACTOR)
@@ -261,11 +227,13 @@ class Budget:
     Attributes:
         card: the model that will read the media, or None.
         tokens: vision tokens of the media spent so far.
+        automatic: images to come whose size follows from what is left (a `max_side` of 0 or -1).
     """
 
     def __init__(self, card: ModelCard | None = None) -> None:
         self.card = card
         self.tokens = 0
+        self.automatic = 0
 
     def check(self, frames: int, height: int, width: int) -> int:
         """The tokens of a medium of this size, if there is room; an image counts as one pair of frames.

@@ -44,11 +44,12 @@ def time_options(rng: random.Random, total: int, fps: float) -> dict[str, Any]:
 
 
 def size_options(rng: random.Random) -> dict[str, Any]:
-    choices: dict[str, Callable[[], int]] = {
+    choices: dict[str, Callable[[], float]] = {
         "resized_height": lambda: rng.choice([1, 14, 28, 140, 420, rng.randrange(1, 3000), 200_000]),
         "resized_width": lambda: rng.choice([1, 14, 28, 210, 630, rng.randrange(1, 3000), 200_000]),
         "min_pixels": lambda: rng.choice([0, 784, 3136, rng.randrange(1, 400_000), rng.randrange(1, 900_000)]),
         "max_pixels": lambda: rng.choice([1, 784, 12_544, 602_112, rng.randrange(1, 2_000_000), 10**9]),
+        "total_pixels": lambda: rng.choice([1, 784, 20_480 * 784, rng.randrange(1, 10**7), 128_000 * 784 * 0.9]),
     }
     names = {name for name in choices if rng.random() < 0.3}
     if rng.random() < 0.2:

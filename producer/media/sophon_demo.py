@@ -1,0 +1,75 @@
+"""sophon-demo's own options of images, `max_side` and `resize_type`.
+
+Their meaning is that of its sample/Qwen2_5-VL, python/vision_process.py (`compute_image_size`, `process_vision_info`)
+and python/README.md. There, an image without either is resized by its rule for `max_side` 0 with INTER_LINEAR; here it
+is resized as qwen-vl-utils does.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+from ...shared.errors import BadMedia
+from . import sizing
+from .images import Image
+from .sizing import FACTOR, TOKEN_PIXELS, Budget, Options
+
+CONTEXT_SHARE = 0.8
+"""Of the model's context, what the images of automatic size may fill (sophon-demo's `vision_seq_max_ratio`)."""
+
+_METHODS = {
+    "INTER_NEAREST": cv2.INTER_NEAREST,
+    "INTER_LINEAR": cv2.INTER_LINEAR,
+    "INTER_BICUBIC": cv2.INTER_CUBIC,
+}
+
+
+def image_size(height: int, width: int, options: Options, budget: Budget) -> tuple[int, int]:
+    """(height, width) that an image of `height` × `width` is resized to, multiples of 28.
+
+    A `max_side` above 0 is the longer side, whether the image grows or shrinks; then the default limits apply. 0
+    shrinks the image to what the model takes, -1 makes it as large as that. What the model takes is its patches for
+    one frame, its pixels, and an equal share of 80 % of its context for each such image; a model that is not known
+    limits nothing, and the image keeps its size. `max_side` goes before all other options of size.
+
+    The `resize_type` Origin keeps the image's size, whatever the model's default limits are.
+
+    Raises BadRequest or BadMedia.
+    """
+    if options.max_side is None:
+        known = options.resize_type != "Origin"
+        return sizing.image_size(height, width, options, budget.card if known else None)
+    if options.max_side > 0:
+        if width > height:
+            height, width = int(options.max_side / width * height), options.max_side
+        else:
+            height, width = options.max_side, int(options.max_side / height * width)
+        return sizing.image_size(max(height, 1), max(width, 1), Options())
+    pixels = _room(budget)
+    if pixels is None or (options.max_side == 0 and pixels > height * width):
+        pixels = height * width
+    scale = math.sqrt(pixels / (height * width))
+    size = [math.floor(side * scale / FACTOR) * FACTOR for side in (height, width)]
+    if 0 in size:
+        raise BadMedia(f"{width} × {height} pixels are too narrow for a max_side of {options.max_side}.")
+    return size[0], size[1]
+
+
+def _room(budget: Budget) -> float | None:
+    """Pixels that an image of automatic size may have; None where the model is not known."""
+    card = budget.card
+    if card is None:
+        return None
+    share = (CONTEXT_SHARE * card.context - budget.tokens) / max(budget.automatic, 1)
+    budget.automatic -= 1
+    patches = math.inf if card.max_patches is None else card.max_patches * card.patch_size**2
+    return max(min(card.max_pixels, patches, share * TOKEN_PIXELS), TOKEN_PIXELS)
+
+
+def resize(image: Image, height: int, width: int, method: str) -> Image:
+    """By INTER_NEAREST, INTER_LINEAR or INTER_BICUBIC, which take no average of the pixels that they skip."""
+    image = np.ascontiguousarray(image)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=_METHODS[method]), np.uint8)

@@ -1,0 +1,157 @@
+"""What a caller gives as a medium, to a file that is there or to bytes."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+from PIL.Image import Image as PillowImage
+
+from ...shared.errors import BadMedia, BadRequest, SailqError, Unsupported
+
+MAX_BYTES = 256 * 1024 * 1024
+"""Most bytes of an image, and of what a data URL holds."""
+
+_DATA = re.compile(r"data:", re.IGNORECASE)
+_FILE = re.compile(r"file:(//(localhost(?=/))?|(?=/))", re.IGNORECASE)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SPACE = str.maketrans("", "", " \t\n\f\r")
+
+
+def load(source: Any, base: Path | None) -> Path | bytes:
+    """The regular file that a path or a `file://` URL names, or the bytes given or held by a data URL.
+
+    Args:
+        source: str, os.PathLike, bytes, bytearray or memoryview.
+        base: folder that a relative path starts from; the working directory without it.
+
+    Raises BadMedia for what is not there, BadRequest for another type, Unsupported for other URLs.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if not len(source):
+            raise BadMedia("These bytes are empty.")
+        return bytes(source)
+    if isinstance(source, str) and _DATA.match(source):
+        return from_data_url(source)
+    if isinstance(source, str):
+        return _file(_local(source, base or Path()))
+    if isinstance(source, os.PathLike):
+        return _file((base or Path()) / os.fsdecode(source))
+    raise BadRequest(
+        f"A medium is given by its path, a URL, bytes, a PIL image or an array, not by a {type(source).__name__}."
+    )
+
+
+def from_data_url(url: str) -> bytes:
+    """The bytes of `data:[TYPE];base64,DATA` (RFC 2397), whatever its type says.
+
+    White space is left out and the padding may lack, as in the Fetch standard's "forgiving-base64 decode"; percent
+    escapes are read. Raises BadMedia.
+    """
+    head, comma, text = url.partition(",")
+    if not comma:
+        raise BadMedia("This data URL has no data.")
+    if not head.rstrip().lower().endswith(";base64"):
+        raise BadMedia("This data URL is not in base64.")
+    text = text.translate(_SPACE)
+    if "%" in text:
+        text = unquote(text).translate(_SPACE)
+    if len(text) % 4 == 0:
+        text = text.removesuffix("=").removesuffix("=")
+    if len(text) * 3 // 4 > MAX_BYTES:
+        raise BadMedia(f"This data URL holds more than {MAX_BYTES // 2**20} MiB.")
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        raise BadMedia("This data URL holds no valid base64.") from None
+    if not data:
+        raise BadMedia("This data URL is empty.")
+    return data
+
+
+def jpeg_sequence(source: Any) -> list[str] | None:
+    """The data URLs of the images in vLLM's `data:video/jpeg;base64,FRAME,FRAME,…`; None for anything else."""
+    if not isinstance(source, str) or not source[:32].lower().startswith("data:video/jpeg;base64,"):
+        return None
+    return [f"data:image/jpeg;base64,{frame}" for frame in source.partition(",")[2].split(",")]
+
+
+@contextmanager
+def about(source: Any) -> Iterator[None]:
+    """Put the medium's name before the sentence of any error raised inside."""
+    try:
+        yield
+    except SailqError as error:
+        raise type(error)(f"{name(source)}: {error}") from None
+
+
+def is_named(source: Any) -> bool:
+    """Whether a medium's name tells it from others: it is a path or a URL."""
+    return isinstance(source, (str, os.PathLike)) and not (isinstance(source, str) and _DATA.match(source))
+
+
+def name(source: Any) -> str:
+    """A medium, for people: its path or URL, else what it is."""
+    if isinstance(source, (list, tuple)):
+        return f"list of {len(source)} images"
+    if isinstance(source, np.ndarray):
+        return f"array {list(source.shape)}"
+    if isinstance(source, PillowImage):
+        return f"PIL image of {source.width} × {source.height}"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"{len(source)} bytes"
+    if isinstance(source, os.PathLike):
+        source = os.fsdecode(source)
+    if not isinstance(source, str):
+        return type(source).__name__
+    if _DATA.match(source):
+        source = source[:60].partition(",")[0] + ",…"
+    shown = source if source.isprintable() else repr(source)[1:-1]
+    return shown if len(shown) <= 200 else f"{shown[:60]}…"
+
+
+def _local(source: str, base: Path) -> Path:
+    """The path that a string means.
+
+    What follows `file://` is a path with percent escapes (RFC 8089), behind the host `localhost` or none. Programs
+    write `f"file://{path}"`, too: where no file has the name that the escapes stand for, it is the name as it is
+    written. A relative path may follow, as in qwen-vl-utils and vLLM.
+    """
+    if found := _FILE.match(source):
+        written = source[found.end() :]
+        path = base / unquote(written, errors="surrogateescape")
+        return base / written if not path.exists() and (base / written).exists() else path
+    if found := _SCHEME.match(source):
+        raise Unsupported(
+            f"Only local files are read, nothing is fetched from {found[1].lower()}:// addresses: download it first "
+            "and give its path."
+        )
+    return base / source
+
+
+def _file(path: Path) -> Path:
+    """`path`, if it is a file that can be read."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise BadMedia("There is no such file.") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "impossible name"
+        raise BadMedia(f"The file cannot be opened ({reason}).") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise BadMedia("This is a directory, not a file.")
+    if not stat.S_ISREG(status.st_mode):
+        raise BadMedia("This is no regular file.")
+    if status.st_size == 0:
+        raise BadMedia("The file is empty.")
+    if not os.access(path, os.R_OK):
+        raise BadMedia("The file may not be read (permission denied).")
+    return path
