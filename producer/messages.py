@@ -5,18 +5,23 @@ A caller's file paths end here: what travels holds the hashes of the encoded fra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from ..shared.errors import BadRequest, Unsupported
+from ..shared.errors import BadRequest, SailqError
 from ..shared.frames import Frames, encode_frames
 from ..shared.jobs import FramesPart, Message, ModelCard, TextPart, parse
 from .media import reading as media
-from .media.sizing import Budget, Options
+from .media.options import Options
+from .media.sizing import Budget
+from .media.sources import about, is_named
+from .parts import Part, read_part
 
-ROLES = ("system", "user", "assistant")
+Role = Literal["system", "user", "assistant"]
+ROLES = get_args(Role)
 Encode = Callable[[Frames], tuple[str, bytes]]
 """Frames to (sha256 of the blob, blob): `frames.encode_frames`, or what ends with it."""
 
@@ -48,9 +53,9 @@ def prepare(
     """Check the messages, read and encode their media.
 
     Args:
-        messages: Qwen2-VL's chat format, which is also OpenAI's: `role` is system, user or assistant,
-            `content` a text or a list of parts of type `text`, `image`, `image_url` or `video`. An image or a
-            video takes the fields of `sizing.Options` beside its path.
+        messages: Qwen2-VL's chat format, which is also OpenAI's: `role` is system, user or assistant, `content` a
+            text or a list of parts, spelled as `parts` says. An image is what `reading.read_image` takes, a video
+            what `reading.read_video` takes, with the fields of `Options` beside it.
         base: folder that relative paths start from; the working directory without it.
         card: the model that will answer. It gives the default sizes and the limits.
         encode: makes the blob of each medium's frames.
@@ -63,65 +68,83 @@ def prepare(
     budget = Budget(card)
     blobs: dict[str, bytes] = {}
     damaged: list[int] = []
-    prepared = tuple(_message(message, base, budget, blobs, damaged, encode) for message in messages)
+    read = [_message(message, number) for number, message in enumerate(messages, 1)]
+    budget.automatic = sum(_is_automatic(part) for _, parts in read for part in parts)
+    prepared = tuple(
+        Message(
+            role=role,
+            content=tuple(
+                _record(part, f"Part {place} of message {number}", base, budget, blobs, damaged, encode)
+                for place, part in enumerate(parts, 1)
+            ),
+        )
+        for number, (role, parts) in enumerate(read, 1)
+    )
     return Prepared(prepared, blobs, budget.tokens, sum(damaged))
 
 
-def _message(
-    message: Any, base: Path | None, budget: Budget, blobs: dict[str, bytes], damaged: list[int], encode: Encode
-) -> Message:
+def _message(message: Any, number: int) -> tuple[Role, list[Part]]:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         raise BadRequest("A message is a map of role and content, and of nothing else.")
     role, content = message["role"], message["content"]
     if role not in ROLES:
         raise BadRequest(f"A message's role is one of {', '.join(ROLES)}, not {role!r}.")
     if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
+        content = [content]
     if not isinstance(content, (list, tuple)) or not content:
         raise BadRequest("A message's content is a text or a list of at least one part.")
-    return Message(role=role, content=tuple(_part(part, base, budget, blobs, damaged, encode) for part in content))
+    parts = []
+    for place, part in enumerate(content, 1):
+        with _at(f"Part {place} of message {number}"):
+            parts.append(read_part(part))
+    return role, parts
 
 
-def _part(
-    part: Any, base: Path | None, budget: Budget, blobs: dict[str, bytes], damaged: list[int], encode: Encode
+def _is_automatic(part: Part) -> bool:
+    max_side = part.options.get("max_side")
+    return part.kind == "image" and isinstance(max_side, int) and max_side in (0, -1)
+
+
+def _record(
+    part: Part,
+    place: str,
+    base: Path | None,
+    budget: Budget,
+    blobs: dict[str, bytes],
+    damaged: list[int],
+    encode: Encode,
 ) -> TextPart | FramesPart:
-    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-        raise BadRequest("A part of a message's content is a map with a type.")
-    kind = part["type"]
-    if kind == "text":
-        return parse(TextPart, dict(part))
-    if kind not in {"image", "image_url", "video"}:
-        raise Unsupported(f"Parts of type {kind!r} are not served; text, image, image_url and video are.")
-    if kind not in part:
-        raise BadRequest(f"A part of type {kind} has its path under {kind!r}.")
-    source = _url(part[kind]) if kind == "image_url" else part[kind]
-    options = _options({key: value for key, value in part.items() if key not in {"type", kind}}, source)
-    if kind == "video":
-        video = media.read_video(source, options, base=base, budget=budget)
-    else:
-        video = media.Sampled(media.read_image(source, options, base=base, budget=budget))
-    damaged.append(video.damaged_frames)
-    with media.about(source):
-        digest, blob = encode(video.frames)
+    source = part.source
+    # A path says which medium it is; of two data URLs or arrays, their place does.
+    with nullcontext() if part.kind != "text" and is_named(source) else _at(place):
+        if part.kind == "text":
+            return parse(TextPart, {"text": source, **part.options})
+        options = _options(part.options, source)
+        if part.kind == "video":
+            video = media.read_video(source, options, base=base, budget=budget)
+        else:
+            video = media.Sampled(media.read_image(source, options, base=base, budget=budget))
+        damaged.append(video.damaged_frames)
+        with about(source):
+            digest, blob = encode(video.frames)
     blobs[digest] = blob
     count, height, width, _ = video.frames.shape
     return FramesPart(
-        type="video" if kind == "video" else "image", blob=digest, frames=count, height=height, width=width,
-        times=video.times, fps=video.fps,
+        type=part.kind, blob=digest, frames=count, height=height, width=width, times=video.times, fps=video.fps
     )
 
 
-def _url(value: Any) -> Any:
-    """The path in OpenAI's `{"url": path}`; qwen-vl-utils takes the bare path too."""
-    if isinstance(value, Mapping):
-        if set(value) != {"url"}:
-            raise BadRequest("An image_url is a map of url, and of nothing else.")
-        return value["url"]
-    return value
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Put the part's place before the sentence of any error raised inside."""
+    try:
+        yield
+    except SailqError as error:
+        raise type(error)(f"{place}: {error}") from None
 
 
 def _options(fields: dict[str, Any], source: Any) -> Options:
-    with media.about(source):
+    with about(source):
         for name in fields:
             if name not in Options.model_fields:
                 raise BadRequest(f"There is no option {name!r}; there are {', '.join(Options.model_fields)}.")

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
-from ...shared.errors import BadRequest
+from ...shared.errors import BadRequest, Unsupported
 from ...shared.jobs import GenerationOptions
 from ..media.images import moves
+from ..media.sources import is_named, local_path, name
+from ..parts import Part, peek
 from . import folders
 from .folders import LeftOut
 from .names import as_text, for_terminal
@@ -28,7 +29,6 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".heic", ".heif", ".avif"])
 GIF = ".gif"
 """A video if it moves, else an image."""
-_KINDS = ("image", "image_url", "video", "video_url")
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,14 @@ class Clip:
     @property
     def question(self) -> str:
         """The last message's text, for people."""
-        content = self.messages[-1].get("content") if isinstance(self.messages[-1], dict) else None
-        if isinstance(content, str):
-            return content
-        parts = content if isinstance(content, list) else []
-        texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-        return " ".join(text for text in texts if isinstance(text, str))
+        parts = _parts(self.messages[-1])
+        return " ".join(part.source for part in parts if part.kind == "text" and isinstance(part.source, str))
 
     @property
     def places(self) -> list[Path]:
         """The files of its media."""
-        return [place for name in _media(self.messages) if (place := _place(name, self.base)) is not None]
+        named = (one for medium in _media(self.messages) for one in medium)
+        return [place for one in named if (place := _place(one, self.base)) is not None]
 
     def files(self) -> list[dict[str, Any]]:
         """Of each of its files as it is now: absolute `path`, `size` in bytes, `mtime` in seconds (of its last change).
@@ -151,7 +148,7 @@ def from_messages(path: Path) -> list[Clip]:
     Raises BadRequest that names the line which is no such row.
     """
     standard = str(path) == "-"
-    shown, name = ("standard input", "stdin") if standard else (for_terminal(str(path)), as_text(path.name))
+    shown, file = ("standard input", "stdin") if standard else (for_terminal(str(path)), as_text(path.name))
     try:
         data = sys.stdin.buffer.read() if standard else path.read_bytes()
         text = data.decode("utf-8-sig")
@@ -169,42 +166,32 @@ def from_messages(path: Path) -> list[Clip]:
         if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
             raise BadRequest(f"Line {number} of {shown} is no map with a list of messages.")
         messages = row.pop("messages")
-        source = ", ".join(_sources(messages)) or f"{name}:{number}"
+        first = [medium[0] for medium in _media(messages) if medium]
+        source = ", ".join(one if is_named(one) else name(one) for one in first) or f"{file}:{number}"
         clips.append(Clip(len(clips), as_text(source), messages, None if standard else path.parent, row))
     if not clips:
         raise BadRequest(f"There are no rows in {shown}.")
     return clips
 
 
-def _sources(messages: Any) -> Iterator[str]:
-    """The media that `messages` show, for people; of a list of images the first."""
-    for media in _parts(messages):
-        if media:
-            yield "data:" if media[0].startswith("data:") else media[0]
-
-
-def _media(messages: Any) -> list[str]:
-    """Paths and URLs of all media that `messages` show."""
-    return [medium for media in _parts(messages) for medium in media]
-
-
-def _parts(messages: Any) -> Iterator[list[str]]:
-    """The media of each part of `messages`, as far as they are such: one, or a list of images."""
+def _media(messages: Any) -> Iterator[list[str]]:
+    """The paths and URLs of each medium that `messages` show: one, or those of a list of images."""
     for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            for kind in _KINDS if isinstance(part, dict) else ():
-                media = part.get(kind)
-                if isinstance(media, dict):
-                    media = media.get("url")
-                if media is not None:
-                    yield [one for one in (media if isinstance(media, list) else [media]) if isinstance(one, str)]
+        for part in (part for part in _parts(message) if part.kind != "text"):
+            sources = part.source if isinstance(part.source, (list, tuple)) else [part.source]
+            yield [source for source in sources if isinstance(source, str)]
 
 
 def _place(medium: str, base: Path | None) -> Path | None:
     """The file that a path or a `file://` URL names; None for other URLs."""
-    name = medium.removeprefix("file://")
-    if name.startswith("data:") or "://" in name:
+    try:
+        return local_path(medium, base or Path()) if is_named(medium) else None
+    except Unsupported:
         return None
-    place = (base or Path()) / name
-    return place if name == medium or os.path.lexists(place) else (base or Path()) / unquote(name)
+
+
+def _parts(message: Any) -> list[Part]:
+    """A message's parts, without those that are none."""
+    content = message.get("content") if isinstance(message, dict) else None
+    parts = content if isinstance(content, list) else [content]
+    return [part for one in parts if one is not None and (part := peek(one)) is not None]

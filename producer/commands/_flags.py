@@ -207,7 +207,7 @@ def media_parts(videos: Iterable[str] | None, images: Iterable[str] | None) -> l
 
 def default_prompt(parts: Iterable[Mapping[str, Any]]) -> str | None:
     """What to ask about media when nothing was asked; None without media."""
-    kinds = [part["type"] for part in parts]
+    kinds = [part["type"].removesuffix("_url") for part in parts]
     if "video" in kinds:
         return "Describe the video."
     if kinds:
@@ -218,13 +218,15 @@ def default_prompt(parts: Iterable[Mapping[str, Any]]) -> str | None:
 def fill_in(messages: Any, options: Mapping[str, Any]) -> Any:
     """`messages`, with media `options` wherever their own leave them open; malformed ones stay as they are."""
 
+    from ..parts import peek
+
     def part(value: Any) -> Any:
-        kind = value.get("type") if isinstance(value, dict) else None
-        if kind == "video":
-            return _capped({**options, **value}) if "max_frames" in options else {**options, **value}
-        if kind in {"image", "image_url"}:
-            return {**{name: set_to for name, set_to in options.items() if name not in _VIDEO_ONLY}, **value}
-        return value
+        read = peek(value)
+        if read is None or read.kind == "text":
+            return value
+        kept = _VIDEO_ONLY if read.kind == "image" else set()
+        filled = {**{name: set_to for name, set_to in options.items() if name not in kept}, **value}
+        return _capped(filled) if read.kind == "video" and "max_frames" in options else filled
 
     def message(value: Any) -> Any:
         if isinstance(value, dict) and isinstance(value.get("content"), list):

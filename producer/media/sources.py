@@ -42,7 +42,7 @@ def load(source: Any, base: Path | None) -> Path | bytes:
     if isinstance(source, str) and _DATA.match(source):
         return from_data_url(source)
     if isinstance(source, str):
-        return _file(_local(source, base or Path()))
+        return _file(local_path(source, base or Path()))
     if isinstance(source, os.PathLike):
         return _file((base or Path()) / os.fsdecode(source))
     raise BadRequest(
@@ -118,7 +118,7 @@ def name(source: Any) -> str:
     return shown if len(shown) <= 200 else f"{shown[:60]}…"
 
 
-def _local(source: str, base: Path) -> Path:
+def local_path(source: str, base: Path) -> Path:
     """The path that a string means.
 
     What follows `file://` is a path with percent escapes (RFC 8089), behind the host `localhost` or none. Programs

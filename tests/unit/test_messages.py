@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
+import qwen_oracle as oracle
 from media_files import HEIGHT, SAME_SIZE, WIDTH, coded, number_of, write_clip, write_image
+from PIL import Image
+from sailq.producer.media import sources
 from sailq.producer.messages import Prepared, prepare
+from sailq.producer.parts import read_part
 from sailq.shared.codec import decode, encode
 from sailq.shared.errors import BadMedia, BadRequest, SailqError, TooLong, Unsupported
 from sailq.shared.frames import decode_frames
@@ -156,14 +165,21 @@ BAD: list[tuple[Any, type[SailqError], str]] = [
     ([{"role": ["user"], "content": "x"}], BadRequest, "role is one of"),
     ([{"role": "user", "content": None}], BadRequest, "content is"),
     ([{"role": "user", "content": []}], BadRequest, "at least one part"),
-    (user("hello"), BadRequest, "a map with a type"),
-    (user({"image": "200.png"}), BadRequest, "a map with a type"),
+    (user(5), BadRequest, r"Part 1 of message 1: A part .* is a map or a text"),
+    (user({}), BadRequest, "this has 0 of them"),
+    (user({"image": "200.png", "text": "x"}), BadRequest, "this has 2 of them"),
+    (user({"type": 5, "text": "x"}), BadRequest, "type is a text, not a int"),
     (user({"type": "audio", "audio": "a.wav"}), Unsupported, "'audio'"),
-    (user({"type": "video_url", "video_url": {"url": "clip.mp4"}}), Unsupported, "'video_url'"),
+    (user(text(text="x"), {"type": "video_url", "url": "clip.mp4"}), BadRequest, "Part 2 of .* under 'video_url'"),
+    (user({"type": "video_url", "video_url": {"url": "clip.mp4", "detail": "low"}}), BadRequest, "map of url, and"),
+    (user({"type": "input_image", "file_id": "file-1", "image_url": None}), Unsupported, "file_id"),
+    (user({"type": "input_image", "image_url": "200.png", "detail": "best"}), BadRequest, "detail is one of auto"),
     (user({"type": "image"}), BadRequest, "under 'image'"),
     (user({"type": "image", "video": "clip.mp4"}), BadRequest, "under 'image'"),
-    (user({"type": "image_url", "image_url": {"url": "200.png", "detail": "low"}}), BadRequest, "map of url"),
-    (user(text()), BadRequest, "text: field required"),
+    (user({"type": "image_url", "image_url": {"url": "200.png", "size": 5}}), BadRequest, "map of url and detail"),
+    (user({"type": "image_url", "image_url": {"url": "200.png", "detail": ["low"]}}), BadRequest, "detail is one of"),
+    (user({"type": "image_url", "image_url": {"detail": "low"}}), BadRequest, "map of url"),
+    (user(text()), BadRequest, "under 'text'"),
     (user(text(text=5)), BadRequest, "valid string"),
     (user(text(text="x" * 300_000)), BadRequest, "at most 262144"),
     (user(text(text="x", bold=True)), BadRequest, "bold"),
@@ -171,11 +187,34 @@ BAD: list[tuple[Any, type[SailqError], str]] = [
     (user(image(frames=3)), BadRequest, r"200\.png: There is no option 'frames'"),
     (user({**image(), 5: 1}), BadRequest, "no option 5"),
     (user(image("no.png")), BadMedia, r"no\.png: There is no such file"),
-    (user(image(5)), BadRequest, "by its path"),
+    (user(image(5)), BadRequest, "Part 1 of message 1: int: .* by its path"),
     (user(video([])), BadMedia, "at least one image"),
     (user(video("clip.mp4", nframes=62)), BadRequest, "62 frames"),
     (user(video("clip.mp4", video_start=9)), BadRequest, "less than two frames"),
-    (user(video("https://example.com/clip.mp4")), Unsupported, "download it first"),
+    (user(video("https://example.com/clip.mp4")), Unsupported, "https:// addresses: download it first"),
+    (user({"type": "image_url", "image_url": {"url": "HTTP://a/b.png"}}), Unsupported, "download it first"),
+    (user(image("data:image/png;base64,!!!!")), BadMedia, r"Part 1 of message 1: data:image/png;base64,….*base64\."),
+    (user(image("data:image/png;base64,AAAAA")), BadMedia, "no valid base64"),
+    (user(image("data:image/png,AAAA")), BadMedia, "not in base64"),
+    (user(image("data:image/png;base64")), BadMedia, "has no data"),
+    (user(image("data:image/png;base64,")), BadMedia, "is empty"),
+    (user(image("data:image/png;base64,AAAA")), BadMedia, "no image of a known kind"),
+    (user(video("data:video/mp4;base64,AAAA")), BadMedia, "no video of a known kind"),
+    (user(image(b"")), BadMedia, "0 bytes: .* empty"),
+    (user(image(b"GIF")), BadMedia, "3 bytes: .* no image"),
+    (user(image(np.zeros((3, 56, 84), np.uint8))), BadRequest, r"array \[3, 56, 84\]: .* not uint8"),
+    (user(image(np.zeros((56, 84, 3)))), BadRequest, "not float64"),
+    (user(image(np.zeros((2, 56, 84, 3), np.uint8))), BadRequest, r"\[height, width, 3\]"),
+    (user(image(np.zeros((0, 84, 3), np.uint8))), BadRequest, "not uint8"),
+    (user(image(np.zeros((10_001, 10_000), np.uint8))), BadMedia, "100 megapixels"),
+    (user(video(np.zeros((56, 84, 3), np.uint8))), BadRequest, r"\[frames, height, width, 3\]"),
+    (user(video(np.zeros((2, 56, 84, 3), np.uint8), fps=0)), BadRequest, "above 0"),
+    (user(video(np.zeros((769, 1, 1, 3), np.uint8))), BadRequest, "768 frames"),
+    (user(image(Image.new("RGB", (0, 5)))), BadMedia, "PIL image of 0 × 5: .* no pixels"),
+    (user(image("file:///no%20such.png")), BadMedia, "no such file"),
+    (user(image("200.png", max_side=-2)), BadRequest, r"^200\.png: .*max_side"),
+    (user(image("200.png", resize_type="INTER_AREA")), BadRequest, r"^200\.png: .*resize_type"),
+    (user(text(text="x"), image(b"x", nframes="4")), BadRequest, "^Part 2 of message 1: 1 bytes: .*nframes"),
 ]
 
 
@@ -186,18 +225,18 @@ def test_bad_messages_are_refused(folder: Path, messages: Any, error: type[Sailq
     assert type(caught.value) is error and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["resized_height", "min_pixels", "max_pixels", "nframes", "min_frames",
+@pytest.mark.parametrize("name", ["resized_height", "min_pixels", "max_pixels", "total_pixels", "nframes", "min_frames",
                                   "max_frames", "video_sample_num", "fps", "video_start", "video_end"])
 @pytest.mark.parametrize("value", ["4", -1, float("nan"), float("inf"), True, [4], 10**400, 1.5, 2.0])
 def test_options_of_the_wrong_type_or_range_are_refused(folder: Path, name: str, value: Any) -> None:
-    if name in {"fps", "video_start", "video_end"} and value in (1.5, 2.0):
+    if name in {"total_pixels", "fps", "video_start", "video_end"} and value in (1.5, 2.0):
         return  # these are real numbers
     with pytest.raises(BadRequest, match=rf"^clip\.mp4: .*{name}"):
         prepare(user(video(**{name: value})), base=folder)
 
 
 def test_zero_is_no_size_and_no_stride(folder: Path) -> None:
-    for name in ("resized_height", "resized_width", "max_pixels", "video_sample_num"):
+    for name in ("resized_height", "resized_width", "max_pixels", "total_pixels", "video_sample_num"):
         with pytest.raises(BadRequest, match=name):
             prepare(user(video(**{name: 0})), base=folder)
 
@@ -208,3 +247,144 @@ def test_frames_survive_the_encoding(folder: Path) -> None:
     assert isinstance(part, FramesPart)
     frame = decode_frames(prepared.blobs[part.blob], (1, HEIGHT, WIDTH))[0]
     assert np.abs(frame.astype(int) - coded(200)).mean() < 3
+
+
+def data_url(path: Path, kind: str) -> str:
+    """With line breaks, as MIME and many clients write base64."""
+    return f"data:{kind};base64,{base64.encodebytes(path.read_bytes()).decode()}"
+
+
+PICTURES: dict[str, Callable[[Path], Any]] = {
+    "str": str,
+    "Path": lambda path: path,
+    "bytes": Path.read_bytes,
+    "bytearray": lambda path: bytearray(path.read_bytes()),
+    "memoryview": lambda path: memoryview(path.read_bytes()),
+    "PIL": Image.open,
+    "PIL palette": lambda path: Image.open(path).convert("P"),
+    "array": lambda path: np.asarray(Image.open(path).convert("RGB")),
+    "array RGBA": lambda path: np.asarray(Image.open(path).convert("RGBA")),
+    "array grey": lambda path: np.asarray(Image.open(path).convert("L")),
+    "strided array": lambda path: np.asarray(Image.open(path).convert("RGB"))[::-1][::-1],
+    "data URL": lambda path: data_url(path, "image/png"),
+    "data URL, one line": lambda path: data_url(path, "image/png").replace("\n", ""),
+    "data URL, no padding": lambda path: data_url(path, "image/png").replace("\n", "").rstrip("="),
+    "data URL, escaped": lambda path: quote(data_url(path, "image/png"), safe=":;,/"),
+    "data URL, other type": lambda path: data_url(path, "application/octet-stream"),
+    "data URL, capitals": lambda path: "DATA:IMAGE/PNG;charset=x;BASE64," + data_url(path, "").partition(",")[2],
+    "file URL": lambda path: f"file://{path}",
+    "Path.as_uri": Path.as_uri,
+    "file URL of localhost": lambda path: path.as_uri().replace("file://", "file://localhost"),
+    "file URL of one slash": lambda path: path.as_uri().replace("file://", "file:"),
+}
+
+
+@pytest.mark.parametrize("name", ["200.png", "a b 50%25 #1?.png", "图 %.png"])
+@pytest.mark.parametrize("form", PICTURES)
+def test_an_image_in_any_form_is_the_same_image(folder: Path, form: str, name: str) -> None:
+    path = (folder / "200.png").rename(folder / name)
+    expected = prepare(user(image(str(path))))
+    assert prepare(user(image(PICTURES[form](path)))) == expected
+    assert prepare(user(video([PICTURES[form](path), path]))) == prepare(user(video([str(path)])))
+
+
+@pytest.mark.parametrize("form", [name for name in PICTURES if "PIL" not in name and "array" not in name])
+def test_a_video_in_any_form_is_the_same_video(folder: Path, form: str) -> None:
+    path = folder / "clip.mp4"
+    assert prepare(user(video(PICTURES[form](path)))) == prepare(user(video(str(path))))
+
+
+def test_the_name_that_the_escapes_of_a_file_url_stand_for_goes_first(folder: Path) -> None:
+    write_image(folder / "a b.png", coded(200))
+    write_image(folder / "a%20b.png", coded(3))
+    prepared = prepare(user(image("file://a%20b.png", **SAME_SIZE), image("a%20b.png", **SAME_SIZE)), base=folder)
+    assert frames_of(prepared, 0, 0) == [200] and frames_of(prepared, 0, 1) == [3]
+
+
+def test_a_file_url_names_files_that_are_not_utf8(folder: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(folder) + "/文件.png".encode("gbk")))
+    (folder / "200.png").rename(path)
+    assert prepare(user(image(path.as_uri()))) == prepare(user(image(path)))
+
+
+SPELLINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"type": "image_url", "image_url": "200.png"}, image()),
+    ({"type": "image_url", "image_url": {"url": "200.png", "detail": "low"}}, image()),
+    ({"type": "image_url", "image_url": {"url": "200.png"}, "max_pixels": 3136}, image(max_pixels=3136)),
+    ({"type": "image_url", "image": "200.png"}, image()),
+    ({"type": "image", "image_url": {"url": "200.png"}}, image()),
+    ({"type": "input_image", "image_url": "200.png", "detail": "auto", "file_id": None}, image()),
+    ({"image": "200.png"}, image()),
+    ({"image_url": {"url": "200.png"}}, image()),
+    ({"type": None, "image": "200.png", "video": None}, image()),
+    ({"type": "video_url", "video_url": "clip.mp4"}, video()),
+    ({"type": "video_url", "video_url": {"url": "clip.mp4"}, "nframes": 4}, video(nframes=4)),
+    ({"type": "video_url", "video_url": {"url": ["3.png", "200.png"]}}, video(["3.png", "200.png"])),
+    ({"video": "clip.mp4", "fps": 1}, video(fps=1)),
+    ({"video_url": "clip.mp4"}, video()),
+    ({"type": "input_text", "text": "Hello"}, text(text="Hello")),
+    ({"text": "Hello"}, text(text="Hello")),
+]
+
+
+@pytest.mark.parametrize(("part", "plain"), SPELLINGS)
+def test_each_spelling_of_a_part_is_the_same_part(folder: Path, part: dict[str, Any], plain: dict[str, Any]) -> None:
+    assert prepare(user(part), base=folder) == prepare(user(plain), base=folder)
+
+
+def test_a_string_among_the_parts_is_a_text(folder: Path) -> None:
+    assert prepare(user("Hello", image()), base=folder) == prepare(user(text(text="Hello"), image()), base=folder)
+
+
+def test_an_array_of_frames_keeps_all_of_them_and_their_times() -> None:
+    frames = np.stack([coded(number) for number in (3, 9, 200)])
+    prepared = prepare(user(video(frames, fps=4, **SAME_SIZE)))
+    part = prepared.messages[0].content[0]
+    assert isinstance(part, FramesPart)
+    assert (part.type, part.times, part.fps) == ("video", (0.0, 0.25, 0.5, 0.5), 4.0)
+    assert frames_of(prepared) == [3, 9, 200, 200]
+    untimed = prepare(user(video(frames, **SAME_SIZE))).messages[0].content[0]
+    assert isinstance(untimed, FramesPart) and (untimed.times, untimed.fps) == ((), None)
+
+
+def test_the_frames_of_an_array_have_the_size_of_a_clips(folder: Path) -> None:
+    frames = np.zeros((8, HEIGHT, WIDTH, 3), np.uint8)
+    for options in ({}, {"total_pixels": 8 * 784}, {"min_pixels": 784, "total_pixels": 8 * 784}, SAME_SIZE):
+        given = prepare(user(video(frames, **options))).messages[0].content[0]
+        read = prepare(user(video(nframes=8, **options)), base=folder).messages[0].content[0]
+        assert isinstance(given, FramesPart) and isinstance(read, FramesPart)
+        assert given.size == read.size
+
+
+def test_vllms_jpeg_sequence_is_a_list_of_images() -> None:
+    jpegs = []
+    for number in (3, 200):
+        Image.fromarray(coded(number)).save(file := io.BytesIO(), "JPEG", quality=95)
+        jpegs.append(base64.b64encode(file.getvalue()).decode())
+    prepared = prepare(user({"type": "video_url", "video_url": {"url": "data:video/jpeg;base64," + ",".join(jpegs)}}))
+    assert frames_of(prepared) == [3, 200]
+
+
+def test_a_data_url_is_refused_by_its_length_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(base64, "b64decode", None)
+    for message in (image("data:image/png;base64," + "A" * 2**21), video("data:video/mp4;base64," + "A" * 2**21)):
+        with pytest.raises(BadMedia, match="more than 1 MiB"):
+            prepare(user(message))
+
+
+def test_qwen_vl_utils_reads_the_same_image_from_the_same_forms(folder: Path) -> None:
+    path = folder / "200.png"
+    for form in ("str", "PIL", "data URL", "file URL"):
+        theirs = np.asarray(oracle.qwen.fetch_image({"image": PICTURES[form](path), **SAME_SIZE}))
+        prepared = prepare(user(image(PICTURES[form](path), **SAME_SIZE)))
+        part = prepared.messages[0].content[0]
+        assert isinstance(part, FramesPart) and theirs.shape == (part.height, part.width, 3)
+        ours = decode_frames(prepared.blobs[part.blob], part.size)[0]
+        assert np.abs(ours.astype(int) - theirs).mean() < 3
+
+
+def test_qwen_vl_utils_finds_the_same_media_in_a_message() -> None:
+    parts = [part for part, plain in SPELLINGS if plain["type"] != "text" and "video_url" not in part]
+    found = oracle.qwen.extract_vision_info(user(*parts, {"type": "text", "text": "Hello"}))
+    assert found == [part for part in parts if read_part(part).kind != "text"] == parts
