@@ -1,6 +1,8 @@
 """sophon-demo's `--vision_inputs` JSON, both forms, as chat messages for `messages.prepare`.
 
-Newer: `[{"type": "video", "video": "clip.mp4", "nframes": 2}, {"type": "image", "image": "a.jpg"}]`.
+Newer: `[{"type": "video", "video": "clip.mp4", "nframes": 2}, {"type": "image", "image": "a.jpg"}]`; in Qwen2_5-VL's
+sample, `[{"type": "video_url", "video_url": {"url": "clip.mp4"}}, {"type": "image_url", "image_url": {"url": "a.jpg"},
+"max_side": 420, "resize_type": "INTER_LINEAR"}]`.
 Older: `{"video": [{"path": "clip.mp4", "preprocess_config": {"resized_height": 140, "resized_width": 210,
 "video_sample_num": 2}}], "image": []}`; a `path` may be a list of images.
 Beyond sophon-demo, an older entry may be a bare path, and any entry may have a `path` with options beside it.
@@ -13,7 +15,7 @@ from typing import Any
 
 from ..shared.errors import BadRequest
 
-KINDS = ("video", "image", "image_url")
+KINDS = ("video", "image", "video_url", "image_url")
 
 
 def to_parts(text: str) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def open_video(source: Path | bytes) -> Iterator[tuple[InputContainer, VideoStre
     # The prefix keeps FFmpeg from taking the begin of a name for a protocol.
     file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.path.abspath(source)}"
     try:
-        container = av.open(file, options=options, timeout=MAX_SECONDS)
+        container = av.open(file, "r", options=options, timeout=MAX_SECONDS)
     except (av.FFmpegError, ValueError, UnicodeError):
         raise BadMedia(_why_not_opened(source)) from None
     with container:

@@ -52,9 +52,7 @@ def smart_resize(
     """
     if max_pixels < min_pixels:
         raise BadRequest(f"max_pixels is {max_pixels:.0f}, which is less than min_pixels, {min_pixels:.0f}.")
-    ratio = max(height, width) / min(height, width)
-    if ratio > MAX_RATIO:
-        raise BadMedia(f"{width} × {height} pixels are {ratio:.0f} to 1; at most {MAX_RATIO} to 1 is served.")
+    check_ratio(height, width)
     rounded = [max(factor, round(side / factor) * factor) for side in (height, width)]
     area = rounded[0] * rounded[1]
     if area > max_pixels:
@@ -64,6 +62,13 @@ def smart_resize(
         grow = math.sqrt(min_pixels / (height * width))
         rounded = [math.ceil(side * grow / factor) * factor for side in (height, width)]
     return rounded[0], rounded[1]
+
+
+def check_ratio(height: int, width: int) -> None:
+    """Raises BadMedia for a side more than 200 times the other."""
+    ratio = max(height, width) / min(height, width)
+    if ratio > MAX_RATIO:
+        raise BadMedia(f"{width} × {height} pixels are {ratio:.0f} to 1; at most {MAX_RATIO} to 1 is served.")
 
 
 def image_size(

@@ -48,17 +48,18 @@ def image_size(height: int, width: int, options: Options, budget: Budget) -> tup
         else:
             height, width = options.max_side, int(options.max_side / height * width)
         return sizing.image_size(max(height, 1), max(width, 1), Options())
+    sizing.check_ratio(height, width)
     pixels = _room(budget)
     if pixels is None or (options.max_side == 0 and pixels > height * width):
         pixels = height * width
-    scale = math.sqrt(pixels / (height * width))
-    size = [math.floor(side * scale / FACTOR) * FACTOR for side in (height, width)]
+    shrink = math.sqrt((height * width) / pixels)
+    size = [math.floor(side / shrink / FACTOR) * FACTOR for side in (height, width)]
     if 0 in size:
         raise BadMedia(f"{width} × {height} pixels are too narrow for a max_side of {options.max_side}.")
     return size[0], size[1]
 
 
-def _room(budget: Budget) -> float | None:
+def _room(budget: Budget) -> int | None:
     """Pixels that an image of automatic size may have; None where the model is not known."""
     card = budget.card
     if card is None:
@@ -66,7 +67,7 @@ def _room(budget: Budget) -> float | None:
     share = (CONTEXT_SHARE * card.context - budget.tokens) / max(budget.automatic, 1)
     budget.automatic -= 1
     patches = math.inf if card.max_patches is None else card.max_patches * card.patch_size**2
-    return max(min(card.max_pixels, patches, share * TOKEN_PIXELS), TOKEN_PIXELS)
+    return max(math.floor(min(card.max_pixels, patches, share * TOKEN_PIXELS)), TOKEN_PIXELS)
 
 
 def resize(image: Image, height: int, width: int, method: str) -> Image:

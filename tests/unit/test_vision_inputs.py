@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from media_files import coded, number_of, write_clip, write_image
+from sailq.producer.media import sophon_demo
+from sailq.producer.media.reading import read_image
+from sailq.producer.media.sizing import Budget, Options
 from sailq.producer.messages import prepare
 from sailq.producer.vision_inputs import to_parts
-from sailq.shared.errors import BadRequest
+from sailq.shared.errors import BadMedia, BadRequest
 from sailq.shared.frames import decode_frames
-from sailq.shared.jobs import FramesPart
+from sailq.shared.jobs import FramesPart, ModelCard
 
 SIZE = {"resized_height": 140, "resized_width": 210}
 CLIP = {"type": "video", "video": "clip.mp4"}
@@ -27,6 +31,10 @@ IMAGE = {"type": "image", "image": "a.jpg"}
         ([{"type": "video", "video": ["1.jpg", "2.jpg"]}], [{"type": "video", "video": ["1.jpg", "2.jpg"]}]),
         ([{"type": "video", "path": "clip.mp4", "fps": 1}], [{**CLIP, "fps": 1}]),
         ([{"type": "image_url", "image_url": {"url": "a.jpg"}}],) * 2,
+        ([{"type": "image_url", "image_url": {"url": "a.jpg"}, "max_side": 420, "resize_type": "INTER_LINEAR"}],) * 2,
+        ([{"type": "video_url", "video_url": {"url": "clip.mp4"}, **SIZE, "nframes": 2}],) * 2,
+        ([{"type": "video_url", "video_url": "clip.mp4"}],) * 2,
+        ([{"type": "video_url", "path": "clip.mp4"}], [{"type": "video_url", "video_url": "clip.mp4"}]),
         ([], []),
         ({}, []),
         # older
@@ -97,3 +105,68 @@ def test_bad_options_are_refused_when_they_are_used(tmp_path: Path, config: str)
     parts = to_parts(f'{{"video": [{{"path": "clip.mp4", "preprocess_config": {config}}}]}}')
     with pytest.raises(BadRequest, match=r"^clip\.mp4: "):
         prepare([{"role": "user", "content": parts}], base=tmp_path)
+
+
+CARD = ModelCard(name="chip", context=1000, max_patches=1024, min_pixels=3136, max_pixels=16384 * 784)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "expected"),
+    [
+        # (height, width) by sophon-demo's compute_image_size, with 1024 patches for the ViT
+        ((1080, 1920), {"max_side": 420}, (224, 420)),
+        ((1920, 1080), {"max_side": 420}, (420, 224)),
+        ((500, 500), {"max_side": 420}, (420, 420)),
+        ((30, 40), {"max_side": 420}, (308, 420)),  # it grows
+        ((1080, 1920), {"max_side": 420, "resized_height": 56, "resized_width": 56}, (224, 420)),
+        ((1080, 1920), {"max_side": 20}, (56, 84)),  # by the least of 4 tokens
+        ((1080, 1920), {"max_side": 0}, (336, 588)),
+        ((100, 200), {"max_side": 0}, (84, 196)),  # no larger than it is
+        ((100, 200), {"max_side": -1}, (308, 616)),
+        ((1080, 1920), {"max_side": -1}, (336, 588)),
+        ((100, 200), {"resize_type": "Origin"}, (112, 196)),
+        ((100, 200), {"resize_type": "INTER_NEAREST", "resized_height": 56, "resized_width": 84}, (56, 84)),
+    ],
+)
+def test_max_side_is_sophon_demos(size: tuple[int, int], options: dict[str, Any], expected: tuple[int, int]) -> None:
+    budget = Budget(CARD)
+    budget.automatic = 1
+    assert sophon_demo.image_size(*size, Options(**options), budget) == expected
+
+
+def test_images_of_automatic_size_share_the_context(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", np.zeros((1080, 1920, 3), np.uint8))
+    parts = [{"type": "image_url", "image_url": {"url": "a.png"}, "max_side": 0}] * 10
+    prepared = prepare([{"role": "user", "content": parts}], base=tmp_path, card=CARD)
+    sizes = [(part.height, part.width) for part in prepared.messages[0].content if isinstance(part, FramesPart)]
+    # 80 % of 1000 tokens are 800, and the first image's share is 80 of them; what an image leaves, the next ones share
+    assert sizes[0] == (168, 308) and 600 < prepared.vision_tokens <= 800
+    assert min(sizes) == sizes[0]
+
+
+def test_an_image_of_automatic_size_keeps_its_size_where_no_model_is_known() -> None:
+    for side in (0, -1):
+        assert sophon_demo.image_size(1080, 1920, Options(max_side=side), Budget()) == (1064, 1904)
+    with pytest.raises(BadMedia, match="too narrow"):
+        sophon_demo.image_size(20, 1920, Options(max_side=0), Budget())
+
+
+@pytest.mark.parametrize(
+    ("resize_type", "values"), [("INTER_NEAREST", {0, 255}), ("INTER_LINEAR", {128}), ("INTER_BICUBIC", {128})]
+)
+def test_resize_type_chooses_how_an_image_is_resized(resize_type: str, values: set[int]) -> None:
+    columns = np.zeros((112, 112, 3), np.uint8)
+    columns[:, ::4] = columns[:, 1::4] = 255
+    columns = np.roll(columns, 1, axis=1)  # each pixel of 2 columns lies on an edge
+    frame = read_image(columns, Options(resized_height=112, resized_width=56, resize_type=resize_type))[0]
+    assert set(frame[:, 2:-2].ravel().tolist()) == values
+
+
+def test_max_side_and_resize_type_have_no_effect_on_a_video(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mp4")
+    plain, given = (
+        prepare([{"role": "user", "content": to_parts(json.dumps([{**entry, "nframes": 2}]))}], base=tmp_path)
+        for entry in (CLIP, {"type": "video_url", "video_url": {"url": "clip.mp4"}, "max_side": 28,
+                             "resize_type": "INTER_NEAREST"})
+    )
+    assert plain == given
