@@ -57,9 +57,9 @@ def test_a_number_that_is_none_ends_its_answer_and_leaves_its_slot_as_good_as_ne
     """Also where the chip makes a token of it without a sign."""
     engine, text = load(compiled(*options)), samples[4]
     going = [engine.start(text, GREEDY, slot) for slot in range(min(2, engine.slots))]
-    keys, _ = engine.runner._caches[0]  # type: ignore[attr-defined]
-    # In slot 0's last row, which the mask hides and no prefill overwrites.
-    keys.handle.store(keys.address + keys.nbytes() // engine.slots - len(NAN), NAN)
+    _, values = engine.runner._caches[0]  # type: ignore[attr-defined]
+    # In slot 0's last row, which the mask hides and no prefill overwrites. In a key one gives wrong tokens, not NaNs.
+    values.handle.store(values.address + values.nbytes() // engine.slots - len(NAN), NAN)
     engine.step(going)
     assert isinstance(going[0].error, NotFinite)
     assert all(other.error is None for other in going[1:])

@@ -123,7 +123,7 @@ BAD_CLIPS: dict[str, tuple[Callable[[Path], Any], type[SailqError], str]] = {
     "rtsp": (lambda _: "rtsp://camera/1", Unsupported, "download it first"),
     "no images": (lambda _: [], BadMedia, "at least one image"),
     "a list of numbers": (lambda _: [1, 2], BadRequest, "by its path"),
-    "a number": (lambda _: 5, BadRequest, "path or a list"),
+    "a number": (lambda _: 5, BadRequest, "int"),
     "unequal images": (
         lambda folder: [write_image(folder / f"{n}.png", image(n, n)) for n in (100, 200)],
         BadMedia,
