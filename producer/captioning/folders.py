@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-NOT_MEDIA = "no name of a video or an image"
-NOT_A_FILE = "no regular file"
-BROKEN_LINK = "a link to nothing"
+NOT_MEDIA = "not named like a video or an image"
+NOT_A_FILE = "not a regular file"
+BROKEN_LINK = "a link to a file that does not exist"
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ def caption(
     from . import _terminal as terminal
 
     with terminal.command(json):
+        import os
         import sys
         from contextlib import closing
         from dataclasses import asdict
@@ -145,6 +146,8 @@ def caption(
         settings = load_settings(redis_url=redis_url, model=model)
         left_out: list[LeftOut] = []
         clips = _clips(paths or [], messages, prompt, media, left_out)
+        own = {os.path.realpath(path) for path in (out, report) if path}
+        left_out = [one for one in left_out if os.path.realpath(one.path) not in own]
         captioning = Captioning(
             clips=clips,
             model=model_name(settings.model),
@@ -152,7 +155,7 @@ def caption(
             out=out,
             window=window,
             wait=wait,
-            sidecars=Sidecars(clips, [path for path in (out, report) if path]) if sidecar else None,
+            sidecars=Sidecars(clips, map(Path, own)) if sidecar else None,
         )
         console = Console(stderr=True)
         with Client(settings=settings) as client, closing(captioning):

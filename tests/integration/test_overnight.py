@@ -65,11 +65,11 @@ def process(
 
 # What a folder holds.
 
-def test_what_is_left_out_is_told_once_with_count_and_reason(url: str, cam: Path, tmp_path: Path) -> None:
+def test_what_is_left_out_is_told_once_with_count_and_reason(url: str, cam: Path) -> None:
     for number in range(7):
         (cam / f"{number}.doc").touch()
     (cam / "loop").symlink_to(".")
-    out = tmp_path / "out.jsonl"
+    out = cam / "out.jsonl"
     done = invoke("caption", cam, "--out", out, url=url)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if ".doc" in line]
