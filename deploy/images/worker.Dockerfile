@@ -7,10 +7,12 @@ COPY pyproject.toml README.md LICENSE ./
 COPY shared shared
 COPY producer producer
 COPY worker worker
-# pip stays in this stage, and so does its cache. Bytecode is made, below, of what a worker imports alone.
+# pip stays in this stage, and so does its cache. What reads clips is a producer's, and a worker imports none of it.
+# Bytecode is made, below, of what a worker imports alone.
 RUN python -m venv --without-pip /opt/sailq
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m pip --python /opt/sailq/bin/python install --no-compile '.[cpu]'
+    python -m pip --python /opt/sailq/bin/python install --no-compile '.[cpu]' && \
+    python -m pip --python /opt/sailq/bin/python uninstall --yes av pillow pillow-heif
 RUN /opt/sailq/bin/python -c "import sailq.worker.serve as serve, sailq.worker.engine.prompt as prompt; \
     prompt.Prompter(prompt.ModelSpec.load(serve.resolve('sailq-tiny')))"
 
