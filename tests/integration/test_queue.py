@@ -124,8 +124,8 @@ def test_memory_returns_when_results_expire(
     monkeypatch: pytest.MonkeyPatch,
     eventually: Eventually,
 ) -> None:
-    for name in ("RESULT_TTL", "JOB_TTL", "CONVERSATION_TTL"):
-        monkeypatch.setenv(f"SAILQ_{name}", "3")  # for the worker
+    for name, seconds in {"RESULT_TTL": 3, "JOB_TTL": 60, "CONVERSATION_TTL": 3}.items():
+        monkeypatch.setenv(f"SAILQ_{name}", str(seconds))  # for the worker
     monkeypatch.setattr(submission, "_RQ_RESULT_TTL", 3)
     start_worker()
     ours = (keys.job("*"), keys.result("*"), keys.stream("*"), keys.blob("*"), keys.conversation("*"), "rq:job:*")
