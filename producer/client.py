@@ -92,7 +92,7 @@ class Client:
         """Reads the media, uploads their frames and enqueues one turn.
 
         Args:
-            messages: chat messages in Qwen2-VL's format; their media paths are relative to `base`.
+            messages: chat messages as `messages.prepare` takes them; media paths are relative to `base`.
             conversation: the conversation that this turn goes on with; a new one by default.
             model: the model's name; the settings' by default.
             options: `GenerationOptions`, or its fields.
