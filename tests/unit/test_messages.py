@@ -14,6 +14,8 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import qwen_oracle as oracle
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from media_files import HEIGHT, SAME_SIZE, WIDTH, coded, number_of, write_clip, write_image
 from PIL import Image
 from sailq.producer.media import sources
@@ -388,3 +390,27 @@ def test_qwen_vl_utils_finds_the_same_media_in_a_message() -> None:
     parts = [part for part, plain in SPELLINGS if plain["type"] != "text" and "video_url" not in part]
     found = oracle.qwen.extract_vision_info(user(*parts, {"type": "text", "text": "Hello"}))
     assert found == [part for part in parts if read_part(part).kind != "text"] == parts
+
+
+URLS = ["data:image/png;base64,", "data:image/png;base64,AAAA", "data:,", "file://", "file:/%00", "file://%FF", "http://a"]
+SHAPES = [(), (0,), (2, 2), (2, 2, 3), (1, 2, 2, 3)]
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.binary(max_size=9)
+    | st.sampled_from(URLS) | st.builds(np.zeros, st.sampled_from(SHAPES), st.sampled_from([np.uint8, float])),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["url", "detail", "x"]), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = ["type", "text", "image", "image_url", "video", "video_url", "detail", "file_id", "fps", "max_side"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(junk, st.dictionaries(st.sampled_from(FIELDS), junk), st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "image", "image_url", "video", "video_url", "input_text", "input_image"])},
+    optional={name: junk for name in FIELDS[1:]},
+)))
+def test_any_part_is_read_or_refused_in_one_typed_sentence(part: Any) -> None:
+    try:
+        prepare(user(part))
+    except SailqError as error:
+        assert type(error) in (BadRequest, BadMedia, Unsupported, TooLong) and "\n" not in str(error)
