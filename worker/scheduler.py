@@ -162,8 +162,9 @@ class Scheduler:
 
     def start(self) -> None:
         """Run the loop on a thread of its own."""
-        self._thread = threading.Thread(target=self.run, name="sailq-scheduler", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self.run, name="sailq-scheduler", daemon=True)
+        thread.start()
+        self._thread = thread  # from here on `alive` asks it: before, it would have said that it is dead
 
     def run(self) -> None:
         """Step until `close`; then cancel what is left. A device that fails ends it at once, and leaves its requests as
