@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -145,7 +147,7 @@ def write(path: Path, variant: Variant, count: int = 30) -> Path:
 
 def write_at(path: Path, variant: Variant, ticks: Sequence[int]) -> Path:
     kind = variant.kind
-    with av.open(str(path), "w", options=dict(kind.container_options)) as output:
+    with _scheduled_as_before(), av.open(str(path), "w", options=dict(kind.container_options)) as output:
         options = {"g": str(GOP), **dict(kind.codec_options)}
         if variant.interlaced:
             options |= {"flags": "+ildct+ilme"}
@@ -165,3 +167,14 @@ def write_at(path: Path, variant: Variant, ticks: Sequence[int]) -> Path:
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
     return path
+
+
+@contextmanager
+def _scheduled_as_before() -> Iterator[None]:
+    """SVT-AV1 makes the thread that opens its encoder a real-time one where that is root's (`svt_create_thread`), and
+    every process that a later test starts with it: two of them leave two cores to nobody else."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
