@@ -171,8 +171,8 @@ def write_at(path: Path, variant: Variant, ticks: Sequence[int]) -> Path:
 
 @contextmanager
 def _scheduled_as_before() -> Iterator[None]:
-    """SVT-AV1 makes the thread that opens its encoder a real-time one where that is root's (`svt_create_thread`), and
-    every process that a later test starts with it: two of them leave two cores to nobody else."""
+    """Restores the thread's scheduling. Run as root, SVT-AV1 makes the thread that opens its encoder a real-time thread
+    (`svt_create_thread`). Processes started by that thread inherit this, and starve all others."""
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield

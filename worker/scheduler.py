@@ -164,7 +164,7 @@ class Scheduler:
         """Run the loop on a thread of its own."""
         thread = threading.Thread(target=self.run, name="sailq-scheduler", daemon=True)
         thread.start()
-        self._thread = thread  # from here on `alive` asks it: before, it would have said that it is dead
+        self._thread = thread  # set after the start: `alive` reports a thread that has not started as dead
 
     def run(self) -> None:
         """Step until `close`; then cancel what is left. A device that fails ends it at once, and leaves its requests as

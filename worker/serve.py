@@ -56,7 +56,7 @@ def serve(
     Raises Unsupported for what cannot be served, BadRequest for a port of metrics that cannot be had, and
     ServerUnavailable when the server does not answer at start; later it waits for the server to return.
     """
-    # Until the consumer listens. Without a handler, the first process of a container ignores SIGTERM.
+    # Holds until the consumer sets its own handler. Without one, the first process of a container ignores SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     sys.setswitchinterval(_SWITCH_SECONDS)
     model_dir = resolve(settings.model)

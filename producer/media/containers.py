@@ -1,4 +1,4 @@
-"""Video files opened: the one video stream, and the reason where there is none.
+"""Opens a video file and finds its video stream, or says why there is no video.
 
 FFmpeg's demuxers include playlists, which name other files and addresses. Only those of real containers may open a
 file, and only the file itself is read.

@@ -20,8 +20,8 @@ Take = Callable[[int, VideoFrame], None]
 class Decoder:
     """Decodes frames by the number of their packet.
 
-    A frame may be lost though its packet is whole: what it refers to is damaged, or the packet that is called a key
-    frame is none. It is then tried once more from an earlier key frame before it is counted as damaged.
+    A frame may be lost although its packet is whole: a frame that it refers to is damaged, or the packet that is marked
+    as a key frame is not one. The frame is tried once more from an earlier key frame before it counts as damaged.
 
     Attributes:
         damaged: numbers of the packets that gave no whole frame.
