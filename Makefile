@@ -21,10 +21,10 @@ test-proofs: .venv/dev  ## The long proofs: accuracy, parity, crashes, endurance
 	$(BIN)/python -m pytest $(PARALLEL) -m "proof and not alone"
 
 test-tpu: .venv/dev  ## Compile sailq-tiny for the BM1684X and run it on that chip's emulator; needs Python 3.10
-	$(BIN)/python -m pytest -m tpu tests/emulator
+	$(BIN)/python -m pytest $(PARALLEL) -m tpu tests/emulator
 
 test-tpu-full: .venv/dev  ## The same with every prompt
-	$(BIN)/python -m pytest -m tpu tests/emulator --full
+	$(BIN)/python -m pytest $(PARALLEL) -m tpu tests/emulator --full
 
 test-prometheus: .venv/dev  ## Alerts and dashboard asked of a real Prometheus; needs one (apt install prometheus)
 	$(BIN)/python -m pytest -m prometheus tests/integration/test_prometheus.py

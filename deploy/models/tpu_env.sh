@@ -74,5 +74,10 @@ BASH
     chmod +x "$env/bin/parallel"
 }
 
-[ -e "$made" ] || install
+if [ ! -e "$made" ]; then
+    mkdir -p "$(dirname "$env")"
+    exec 8>"$env.lock"
+    flock 8  # for another run that installs the same
+    [ -e "$made" ] || install
+fi
 echo "$env"

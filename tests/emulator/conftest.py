@@ -35,9 +35,15 @@ def full(pytestconfig: pytest.Config) -> bool:
     return bool(pytestconfig.getoption("--full"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def environment() -> Path:
+    """The compiler's environment, which the emulator's libraries are in too; a minute where it is not there yet."""
+    return Path(subprocess.check_output([ROOT / "deploy/models/tpu_env.sh"], text=True).strip())
+
+
 @pytest.fixture(scope="session")
 def compiled() -> Compile:
-    """Compiles sailq-tiny with these options of compile.sh; what is there already is not made again."""
+    """Compiles sailq-tiny with these options of compile.sh; what is there, or is being made, is not made again."""
 
     def compile_(*options: str) -> Path:
         command = [str(ROOT / "deploy/models/compile.sh"), "--model_path", str(resolve("sailq-tiny")),

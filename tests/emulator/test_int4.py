@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT, SEED, Compile
+from conftest import SEED, Compile
 from rounding import int4_tiny, rounding
 from sailq.producer.samples import sample
 from sailq.worker.catalog import resolve
@@ -67,7 +67,7 @@ def apart(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
 def test_int4_answers_as_its_rounded_weights_do_on_a_cpu_and_as_well_as_fp16(
     golden: Engine, cpu: Engine, samples: list[Prepared], compiled: Compile, full: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = samples[: 20 if full else 6]
+    chosen = samples[: 20 if full else 4]
     device = load(compiled(*RIGHT_SIZED, "--quantize", "w4f16"))
     int4, rounded, fp16 = (ask(engine, chosen, monkeypatch) for engine in (device, golden, cpu))
     right, right_before = exact(int4.tokens), exact(fp16.tokens)
@@ -93,10 +93,10 @@ def exact(answers: list[list[int]]) -> int:
 
 
 @pytest.mark.parametrize("quantize", rounding.SCHEMES)
-def test_the_device_multiplies_with_the_rounded_weights(quantize: str, compiled: Compile, tmp_path: Path) -> None:
+def test_the_device_multiplies_with_the_rounded_weights(quantize: str, environment: Path, tmp_path: Path) -> None:
     scheme = rounding.SCHEMES[quantize]
     half = HALVES[scheme.dtype]
-    device = run(compile_matmul(weights(), quantize, tmp_path), 3 * torch.eye(IN, dtype=half))
+    device = run(compile_matmul(environment, weights(), quantize, tmp_path), 3 * torch.eye(IN, dtype=half))
     # Three times a weight shows whether the weight itself is in half precision: else it would be rounded after.
     product = 3 * torch.from_numpy(rounding.rounded(weights(), scheme, GROUP))
     assert torch.equal(device, product.to(half).T)
@@ -117,14 +117,13 @@ def weights() -> np.ndarray:
     return w
 
 
-def compile_matmul(weight: np.ndarray, quantize: str, folder: Path) -> Path:
+def compile_matmul(environment: Path, weight: np.ndarray, quantize: str, folder: Path) -> Path:
     """A bmodel of y = x weight.T, x [IN, IN], with the options that compile.sh has for a decoder's layer."""
     x, y = (onnx.helper.make_tensor_value_info(name, 1, [1, IN, size]) for name, size in (("x", IN), ("y", OUT)))
     graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "matmul", [x], [y],
                                    [onnx.numpy_helper.from_array(weight.T.copy(), "w")])
     opset = [onnx.helper.make_opsetid("", 17)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), folder / "matmul.onnx")
-    environment = subprocess.check_output([ROOT / "deploy/models/tpu_env.sh"], text=True).strip()
     path = f"{environment}/bin:{os.environ['PATH']}"
     for command in (
         "model_transform.py --model_name matmul --model_def matmul.onnx --mlir matmul.mlir",

@@ -10,6 +10,8 @@ from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine, Prepared
 
 GREEDY = GenerationOptions(max_new_tokens=64)
+BEGINNING = GenerationOptions(max_new_tokens=8)
+"""For tests of what is the same at each token: one takes the emulator seconds."""
 
 BASE = ("--seq_length", "128", "--vision_seq_length", "48")
 """Enough for every held-out sample: prompts of up to 95 tokens, 48 patches, answers of up to 28 tokens."""
@@ -22,9 +24,9 @@ def load(bmodel: Path) -> Engine:
     return Engine.load(resolve("sailq-tiny"), "emulator", bmodel=bmodel)
 
 
-def answer(engine: Engine, prepared: Prepared, slot: int = 0) -> list[int]:
+def answer(engine: Engine, prepared: Prepared, slot: int = 0, options: GenerationOptions = GREEDY) -> list[int]:
     """The tokens that an engine gives, greedily; raises NotFinite."""
-    generation = engine.start(prepared, GREEDY, slot)
+    generation = engine.start(prepared, options, slot)
     while generation.finish_reason is None and generation.error is None:
         engine.step([generation])
     engine.release(slot)
