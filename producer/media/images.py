@@ -16,7 +16,6 @@ from PIL import (  # the plugins register themselves
     AvifImagePlugin,  # noqa: F401
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
-    ImageOps,
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
     TiffImagePlugin,  # noqa: F401
@@ -35,6 +34,17 @@ _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "HEIF", "AVIF")
 _JPEG_END = b"\xff\xd9"
 _WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes of one channel with 16 bits."""
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: pillow.Transpose.FLIP_LEFT_RIGHT,
+    3: pillow.Transpose.ROTATE_180,
+    4: pillow.Transpose.FLIP_TOP_BOTTOM,
+    5: pillow.Transpose.TRANSPOSE,
+    6: pillow.Transpose.ROTATE_270,
+    7: pillow.Transpose.TRANSVERSE,
+    8: pillow.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its orientation (EXIF 2.32, 4.6.4)."""
 
 pillow_heif.register_heif_opener(thumbnails=False)
 
@@ -97,7 +107,19 @@ def _upright(image: pillow.Image) -> Image:
         raise BadMedia("The image has no pixels.")
     limits.check_size(image.height, image.width)
     image.load()
-    return _rgb(ImageOps.exif_transpose(image))
+    turn = _TURNS.get(_orientation(image))
+    return _rgb(image if turn is None else image.transpose(turn))
+
+
+def _orientation(image: pillow.Image) -> Any:
+    """As the metadata tells it; None where they cannot be read.
+
+    `ImageOps.exif_transpose` also writes the metadata anew, and raises where another of their values is odd.
+    """
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # each of Pillow's readers raises its own kinds
+        return None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pillow_heif
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from sailq.producer.media.images import decode, moves
 from sailq.shared.errors import BadMedia
 
@@ -62,6 +63,22 @@ def test_the_orientation_is_applied_in_every_format(suffix: str, orientation: in
     exif[ORIENTATION] = orientation
     options = {"exif": exif.tobytes() if suffix == "heic" else exif}
     assert near(decode(saved(np.ascontiguousarray(stored), suffix, **options)), upright)
+
+
+def test_metadata_that_cannot_be_written_again_spoil_no_picture() -> None:
+    """A resolution of -1/0 beside an orientation of 6."""
+    orientation = b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
+    resolution = b"\x1a\x01\x0a\0\x01\0\0\0\x26\0\0\0"  # at byte 38
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + orientation + resolution + bytes(4) + b"\xff\xff\xff\xff\0\0\0\0"
+    jpeg = saved(np.rot90(corners()), "jpg")
+    marked = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+    assert near(decode(marked), corners())
+
+
+def test_metadata_that_cannot_be_read_spoil_no_picture() -> None:
+    info = PngInfo()
+    info.add_text("Raw profile type exif", "\nexif\n8\nno digits\n")
+    assert near(decode(saved(corners(), "png", pnginfo=info)), corners())
 
 
 def test_the_orientation_of_a_heic_is_its_own(tmp_path: Path) -> None:
