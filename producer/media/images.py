@@ -132,7 +132,9 @@ def _refusals() -> Iterator[None]:
     except BadMedia:
         raise
     except UnidentifiedImageError:
-        raise BadMedia("This is no image of a known kind (PNG, JPEG, BMP, WebP, TIFF, GIF, HEIC, AVIF).") from None
+        raise BadMedia(
+            "This is no image of a known kind (PNG, JPEG, BMP, WebP, TIFF, GIF, HEIC, AVIF), or its header is damaged."
+        ) from None
     except pillow.DecompressionBombError:
         raise BadMedia(f"The image has more than {limits.MAX_PIXELS // 10**6} megapixels.") from None
     except Exception:  # each of Pillow's decoders raises its own kinds

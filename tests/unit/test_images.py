@@ -81,6 +81,12 @@ def test_metadata_that_cannot_be_read_spoil_no_picture() -> None:
     assert near(decode(saved(corners(), "png", pnginfo=info)), corners())
 
 
+@pytest.mark.parametrize("suffix", ["heic", "avif"])
+def test_a_damaged_header_is_not_called_another_kind(suffix: str) -> None:
+    with pytest.raises(BadMedia, match="header is damaged"):
+        decode(saved(corners(), suffix)[:24])
+
+
 def test_the_orientation_of_a_heic_is_its_own(tmp_path: Path) -> None:
     """A phone states the turn in the container, and again in EXIF, where it is not to be applied once more."""
     upright = corners()
