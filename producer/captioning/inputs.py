@@ -72,7 +72,7 @@ class Clip:
             try:
                 status = place.stat()
                 found.append({"path": path, "size": status.st_size, "mtime": status.st_mtime})
-            except (OSError, ValueError):
+            except OSError:
                 found.append({"path": path, "size": None, "mtime": None})
         return found
 
@@ -183,11 +183,19 @@ def _media(messages: Any) -> Iterator[list[str]]:
 
 
 def _place(medium: str, base: Path | None) -> Path | None:
-    """The file that a path or a `file://` URL names; None for other URLs."""
+    """The file that a path or a `file://` URL names; None for other URLs and for what can be no file's name."""
     try:
-        return local_path(medium, base or Path()) if is_named(medium) else None
+        place = local_path(medium, base or Path()) if is_named(medium) else None
     except Unsupported:
         return None
+    return place if place is not None and place.name and _can_be_a_name(str(place)) else None
+
+
+def _can_be_a_name(path: str) -> bool:
+    try:
+        return "\0" not in os.fsdecode(os.fsencode(path))
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return False
 
 
 def _parts(message: Any) -> list[Part]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ...shared.errors import BadRequest, SailqError
@@ -22,7 +23,7 @@ class Sidecars:
         self._places: dict[int, Path] = {}
         for clip in clips:
             name = for_terminal(clip.source)
-            if not clip.places:
+            if not clip.places:  # a URL, or what can be no file's name
                 raise BadRequest(f"{name} is no file, so --sidecar has no place for its text.")
             text = clip.places[0].with_suffix(".txt")
             place = Path(os.path.realpath(text))
@@ -44,6 +45,7 @@ class Sidecars:
             draft.write_bytes(data)
             draft.replace(place)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):  # of a disk that may only be read, for one
+                draft.unlink()
             raise SailqError(f"{for_terminal(str(place))} cannot be written: {error.strerror}.") from None
 

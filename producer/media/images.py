@@ -129,7 +129,7 @@ def _refusals() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own limit is near ours; odd metadata does no harm
             yield
-    except BadMedia:
+    except (BadMedia, MemoryError):
         raise
     except UnidentifiedImageError:
         raise BadMedia(

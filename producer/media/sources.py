@@ -86,11 +86,18 @@ def jpeg_sequence(source: Any) -> list[str] | None:
 
 @contextmanager
 def about(source: Any) -> Iterator[None]:
-    """Put the medium's name before the sentence of any error raised inside."""
+    """Put the medium's name before the sentence of any error raised inside.
+
+    What the operating system refuses is BadMedia: a file may vanish or fail at any time while it is read.
+    """
     try:
         yield
     except SailqError as error:
         raise type(error)(f"{name(source)}: {error}") from None
+    except MemoryError:
+        raise BadMedia(f"{name(source)}: Reading it takes more memory than there is.") from None
+    except OSError as error:
+        raise BadMedia(f"{name(source)}: The file cannot be read ({error.strerror or error}).") from None
 
 
 def is_named(source: Any) -> bool:
@@ -128,7 +135,8 @@ def local_path(source: str, base: Path) -> Path:
     if found := _FILE.match(source):
         written = source[found.end() :]
         path = base / unquote(written, errors="surrogateescape")
-        return base / written if not path.exists() and (base / written).exists() else path
+        # os.path.exists, as Path.exists raises for a name that is too long and for a folder that may not be entered.
+        return base / written if not os.path.exists(path) and os.path.exists(base / written) else path
     if found := _SCHEME.match(source):
         raise Unsupported(
             f"Only local files are read, nothing is fetched from {found[1].lower()}:// addresses: download it first "

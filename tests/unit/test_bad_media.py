@@ -29,7 +29,7 @@ from media_files import (
     write_numbered,
 )
 from PIL import Image
-from sailq.producer.media import images, limits
+from sailq.producer.media import images, limits, sources
 from sailq.producer.media.reading import read_image, read_video
 from sailq.producer.media.sizing import Budget, Options
 from sailq.shared.errors import BadMedia, BadRequest, SailqError, TooLong, Unsupported
@@ -106,6 +106,7 @@ BAD_CLIPS: dict[str, tuple[Callable[[Path], Any], type[SailqError], str]] = {
     "empty": (lambda folder: str(cut(write_clip(folder / "0.mp4"), 0)), BadMedia, "is empty"),
     "no name": (lambda _: "a\0b.mp4", BadMedia, "cannot be opened"),
     "long name": (lambda _: "x" * 5000, BadMedia, "cannot be opened"),
+    "long URL": (lambda _: "file:///" + "x" * 5000, BadMedia, "cannot be opened"),
     "text": (text_named_mp4, BadMedia, "no video of a known kind"),
     "no moov": (lambda folder: str(cut(write_clip(folder / "a.mp4"), 0.5)), BadMedia, "no index .* cut short"),
     "no moov at all": (lambda folder: str(cut(write_clip(folder / "a.mov"), 0.002)), BadMedia, "no index"),
@@ -143,6 +144,34 @@ def test_a_bad_clip_is_refused_in_one_sentence(tmp_path: Path, case: str) -> Non
     assert "\n" not in message and message.endswith(".") and len(message) < 400
     if isinstance(source, str) and len(source) < 200:
         assert message.startswith(source.replace("\0", r"\x00"))
+
+
+@pytest.mark.parametrize(("read", "name"), [(read_video, "a.mp4"), (read_video, "text.mp4"), (read_image, "a.png")])
+def test_a_file_that_vanishes_once_it_was_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[str], Any], name: str
+) -> None:
+    path = tmp_path / name
+    if name == "text.mp4":
+        text_named_mp4(tmp_path)
+    else:
+        write_clip(path) if read is read_video else write_image(path, image())
+
+    def look_and_remove(file: Path, mode: int) -> bool:
+        file.unlink()
+        return True
+
+    monkeypatch.setattr(sources.os, "access", look_and_remove)
+    with pytest.raises(BadMedia, match=r"cannot be read \(No such file or directory\)\.$"):
+        read(str(path))
+
+
+def test_memory_that_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*arguments: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(images, "_upright", no_memory)
+    with pytest.raises(BadMedia, match="more memory than there is"):
+        read_image(write_image(tmp_path / "a.png", image()))
 
 
 @pytest.mark.parametrize(

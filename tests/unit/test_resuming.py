@@ -224,6 +224,19 @@ def test_sidecars_that_have_no_place(cam: Path, tmp_path: Path) -> None:
             Sidecars([*clips, *others], taken)
 
 
+@pytest.mark.parametrize("name", [".", "/", "", "a\0b.png", "\ud800.png", "file:///" + "x" * 5000, "x" * 5000])
+def test_a_name_that_no_file_can_have_costs_its_own_row(run: Run, cam: Path, tmp_path: Path, name: str) -> None:
+    messages = [{"role": "user", "content": [{"type": "image", "image": name}]}]
+    clips = [Clip(0, "0", messages), *(Clip(at, str(at), clip.messages) for at, clip in
+                                       enumerate(inputs.from_paths([str(cam)], PROMPTS), 1))]
+    run(clips=clips)
+    assert [row["error"] and row["error"]["code"] for row in told(tmp_path)] == ["bad_media", None, None, None]
+    assert [clip.index for clip in run(clips=clips).todo] == [0]
+    if len(name) < 100:
+        with pytest.raises(BadRequest, match="is no file"):
+            Sidecars(clips)
+
+
 def test_a_sidecar_that_cannot_be_written(run: Run, cam: Path, tmp_path: Path) -> None:
     (cam / "a.txt").mkdir()
     clips = inputs.from_paths([str(cam)], PROMPTS)
