@@ -11,6 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
@@ -35,9 +36,7 @@ class RowFile:
         except OSError as error:
             raise BadRequest(f"{self._name} cannot be used for the rows: {error.strerror}.") from None
         try:
-            self.rows, self._end = self._read(self._file.readall())
-            self._file.truncate(self._end)
-            self._file.seek(self._end)
+            self.rows, self._end, self._missing = self._read(self._file.readall())
         except OSError as error:
             self.close()
             raise BadRequest(f"{self._name} cannot be used for the rows: {error.strerror}.") from None
@@ -71,35 +70,38 @@ class RowFile:
         except FileNotFoundError:
             return False
 
-    def _read(self, data: bytes) -> tuple[list[Row], int]:
-        """The rows in `data`, and how many bytes of it are whole lines."""
+    def _read(self, data: bytes) -> tuple[list[Row], int, bytes]:
+        """(the rows in `data`, how many bytes of it they are, the line end that the last of them lacks)"""
         *lines, last = data.split(b"\n")
         rows = []
         for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                _ = failed(row), row["source"], row["request"]
-                for file in row.get("files", []):
-                    _ = file["path"], file["size"], file["mtime"]
-                rows.append(row)
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise BadRequest(f"Line {number} of {self._name} is no row of a batch; choose another --out.") from None
-        if not (last.startswith(_START) or _START.startswith(last)):  # else a run died while it wrote this line
+            if (row := _row(line)) is None:
+                raise BadRequest(f"Line {number} of {self._name} is no row of a batch; choose another --out.")
+            rows.append(row)
+        if (row := _row(last)) is not None:
+            return [*rows, row], len(data), b"\n"
+        if _is_json(last) or not (last.startswith(_START) or _START.startswith(last)):
             raise BadRequest(f"The last line of {self._name} is no row of a batch; choose another --out.")
-        return rows, len(data) - len(last)
+        return rows, len(data) - len(last), b""  # a run died while it wrote this line
 
     def append(self, row: Row) -> None:
-        """Raises SailqError where the row cannot be written; the file is then as it was."""
-        line = _line(row)
+        """Raises SailqError where the row cannot be written; the file then has the rows that it had."""
+        line = self._missing + _line(row)
         left = memoryview(line)
         try:
+            self._cut()  # what a run that died left of a line
             while left:
                 left = left[self._file.write(left) :]
         except OSError as error:
-            self._file.truncate(self._end)
-            self._file.seek(self._end)
+            with suppress(OSError):
+                self._cut()
             raise SailqError(f"{self._name} cannot be written: {error.strerror}.") from None
         self._end += len(line)
+        self._missing = b""
+
+    def _cut(self) -> None:
+        self._file.truncate(self._end)
+        self._file.seek(self._end)
 
     def finish(self, rows: Iterable[Row]) -> None:
         """Replaces the file by `rows`, at once or not at all, and closes it. Raises SailqError where it cannot."""
@@ -125,6 +127,28 @@ class RowFile:
     def close(self) -> None:
         """Ends the lock."""
         self._file.close()
+
+
+def _row(line: bytes) -> Row | None:
+    """The row in a whole line; None if it holds none."""
+    try:
+        row: Row = json.loads(line)
+        names = [row["source"], row["request"]]
+        for file in row.get("files", []):
+            names.append(file["path"])
+            _ = file["size"], file["mtime"]
+        _ = failed(row)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return row if all(isinstance(name, str) for name in names) else None
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _line(row: Row) -> bytes:

@@ -129,7 +129,41 @@ def test_a_line_that_was_cut_off_is_ignored_and_replaced(tmp_path: Path) -> None
     assert lines(out) == [row(0), row(2)]
 
 
-@pytest.mark.parametrize("fields", [{"files": 5}, {"files": [{"path": "a"}]}, {"finish_reason": []}])
+def test_a_last_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    text = as_line(row(0)) + "\n" + as_line(row(1))
+    out.write_text(text)
+    file = RowFile(out)
+    assert file.rows == [row(0), row(1)]
+    with largest_file(len(text) + 20), pytest.raises(SailqError, match="cannot be written"):
+        file.append(row(2))
+    assert out.read_text() == text
+    file.append(row(2))
+    file.append(row(3))
+    file.close()
+    assert lines(out) == [row(0), row(1), row(2), row(3)]
+
+
+@pytest.mark.parametrize("last", [as_line(row(1)), as_line(row(1))[:30], as_line(row(1))[:5]])
+def test_nothing_is_cut_off_before_a_row_is_written(tmp_path: Path, last: str) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text(as_line(row(0)) + "\n" + last)
+    RowFile(out).close()  # as where the rows turn out to be another batch's
+    assert out.read_text() == as_line(row(0)) + "\n" + last
+
+
+def test_a_last_line_that_is_whole_and_no_row(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text(as_line(row(0)) + "\n" + '{"index": 1, "label": "cat"}')
+    with pytest.raises(BadRequest, match="last line"):
+        RowFile(out)
+    assert out.read_text().endswith("}")
+
+
+@pytest.mark.parametrize("fields", [
+    {"files": 5}, {"files": [{"path": "a"}]}, {"finish_reason": []}, {"source": 5}, {"source": ["a"]}, {"request": []},
+    {"files": [{"path": 5, "size": 1, "mtime": 1}]},
+])
 def test_a_line_that_is_no_row(tmp_path: Path, fields: dict[str, Any]) -> None:
     (tmp_path / "out.jsonl").write_text(as_line(row(0, **fields)) + "\n")
     with pytest.raises(BadRequest, match="Line 1 of .* is no row"):
