@@ -7,12 +7,12 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...shared.errors import BadRequest
+from ...shared.errors import BadRequest, SailqError
 from ...shared.jobs import GenerationOptions
 from ..client import Client
 from ..messages import Prepared
@@ -121,9 +121,9 @@ class Captioning:
         seen: Callable[[Clip, Prepared], None] | None = None,
         idle: Callable[[], None] | None = None,
     ) -> Generator[Row, None, None]:
-        """Each new row, once it is written. However this ends, `out` is then in the order of the input.
+        """Each new row, once it is written. However this ends, `out` is then put in the order of the input.
 
-        Raises ServerUnavailable, and SailqError where a row cannot be written.
+        Raises ServerUnavailable, and SailqError where a row cannot be written or `out` not be put in order.
         """
         began = time.monotonic()
         batch = run_batch(
@@ -140,10 +140,19 @@ class Captioning:
                     if self.sidecars is not None:
                         self.sidecars.write(clip, row)
                     yield row
-        finally:
-            self.wall = time.monotonic() - began
-            if self._file is not None:
-                self._file.finish(self._all())
+        except Exception:
+            with suppress(SailqError):  # the first error is the cause
+                self._finish(began)
+            raise
+        except BaseException:
+            self._finish(began)
+            raise
+        self._finish(began)
+
+    def _finish(self, began: float) -> None:
+        self.wall = time.monotonic() - began
+        if self._file is not None:
+            self._file.finish(self._all())
 
     def close(self) -> None:
         """Ends the lock of `out`."""

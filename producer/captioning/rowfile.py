@@ -115,14 +115,22 @@ class RowFile:
             if self._path.exists() and not self._is_current(self._file):
                 raise SailqError(f"{self._name} is another file now, which stays; this run's rows are in {draft}.")
             draft.replace(self._path)
-            _sync_folder(self._path.parent)
         except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise SailqError(
-                f"{self._name} has all its rows, but cannot be put in order: {error.strerror}."
-            ) from None
+            with suppress(OSError):
+                draft.unlink()
+            there = "keeps the rows that were written, but cannot be put in order"
+            kept = os.path.exists(self._path) and self._is_current(self._file)
+            there = there if kept else "was removed and cannot be written again"
+            raise SailqError(f"{self._name} {there}: {error.strerror}.") from None
         finally:
             self.close()
+        try:
+            _sync_folder(self._path.parent)
+        except OSError as error:
+            raise SailqError(
+                f"{self._name} has its rows in order, but a power cut may lose the order: its folder cannot be "
+                f"written to the disk: {error.strerror}."
+            ) from None
 
     def close(self) -> None:
         """Ends the lock."""

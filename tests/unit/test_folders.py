@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from restricted import as_nobody
 from sailq.producer.captioning import folders, inputs
 from sailq.producer.captioning.folders import BROKEN_LINK, NOT_A_FILE, NOT_MEDIA, LeftOut
 from sailq.shared.errors import BadRequest
@@ -82,19 +81,6 @@ def test_a_folder_that_may_not_be_read_is_told(folder: Path) -> None:
             found(folder, "cam/in")
     assert [(one.path, one.locked) for one in left_out] == [(str(folder / "cam" / "in"), True)]
     assert os.strerror(errno.EACCES) in left_out[0].reason
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Root may read all; nobody else's user may not."""
-    if os.getuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.mark.parametrize(("pattern", "names"), [

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import redis
 from answering import Answerer
+from restricted import largest_file
 from sailq.producer import waiting
 from sailq.producer.captioning import inputs, window
 from sailq.producer.captioning.batch import Captioning
@@ -194,6 +195,15 @@ def test_a_name_that_is_no_utf_8(run: Run, cam: Path, tmp_path: Path) -> None:
     assert not run(cam).todo and told(tmp_path) == rows
     first.clips[3].places[0].unlink()
     assert [one["source"] for one in run(cam).kept] == [row["source"]]
+
+
+def test_a_full_disk_is_told_as_such(run: Run, cam: Path, tmp_path: Path) -> None:
+    run(cam, most=1)
+    before = told(tmp_path)
+    full = largest_file((tmp_path / "out.jsonl").stat().st_size - 1)
+    with full, pytest.raises(SailqError, match=r"out\.jsonl cannot be written: File too large"):
+        run(cam)
+    assert told(tmp_path) == before
 
 
 def test_sidecars(run: Run, cam: Path, tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from restricted import as_nobody, largest_file
+from sailq.producer.captioning import rowfile
 from sailq.producer.captioning.names import as_text, for_terminal, from_text
 from sailq.producer.captioning.rowfile import RowFile
 from sailq.producer.captioning.rows import as_line
@@ -23,17 +23,6 @@ def row(index: int, **fields: Any) -> dict[str, Any]:
 
 def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Writing past `size` bytes of a file fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
@@ -92,10 +81,30 @@ def test_a_full_disk_loses_no_row_and_no_half_row_stays(tmp_path: Path) -> None:
         with pytest.raises(SailqError, match=r"out\.jsonl cannot be written: File too large"):
             file.append(row(1))
         assert lines(out) == [row(0)]
-        with pytest.raises(SailqError, match="has all its rows"):
+        with pytest.raises(SailqError, match="keeps the rows that were written, .* order: File too large"):
             file.finish([row(0), row(1)])
     assert lines(out) == [row(0)] and list(tmp_path.iterdir()) == [out]
     RowFile(out).close()  # its lock has ended
+
+
+def test_a_full_disk_after_the_file_was_removed(tmp_path: Path) -> None:
+    file = RowFile(tmp_path / "out.jsonl")
+    (tmp_path / "out.jsonl").unlink()
+    with largest_file(20), pytest.raises(SailqError, match="was removed and cannot be written again"):
+        file.finish([row(0)])
+
+
+def test_a_folder_that_cannot_be_synchronized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(rowfile, "_sync_folder", fail)
+    file = RowFile(tmp_path / "out.jsonl")
+    file.append(row(1))
+    with pytest.raises(SailqError, match="has its rows in order, .*Input/output error"):
+        file.finish([row(0), row(1)])
+    assert lines(tmp_path / "out.jsonl") == [row(0), row(1)]
+    RowFile(tmp_path / "out.jsonl").close()
 
 
 def test_a_file_that_was_put_in_its_place_stays(tmp_path: Path) -> None:
