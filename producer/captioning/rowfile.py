@@ -35,6 +35,11 @@ class RowFile:
             self._file = self._open()
         except OSError as error:
             raise BadRequest(f"{self._name} cannot be used for the rows: {error.strerror}.") from None
+        if not os.access(self._path.parent, os.W_OK | os.X_OK, effective_ids=True):
+            self.close()
+            raise BadRequest(
+                f"{self._name} cannot be used for the rows: no file can be made in its folder to replace it at the end."
+            )
         try:
             self.rows, self._end, self._missing = self._read(self._file.readall())
         except OSError as error:

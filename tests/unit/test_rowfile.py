@@ -179,6 +179,17 @@ def test_a_line_that_is_no_row(tmp_path: Path, fields: dict[str, Any]) -> None:
         RowFile(tmp_path / "out.jsonl")
 
 
+def test_a_folder_that_may_not_be_written_is_told_at_the_start(folder: Path) -> None:
+    out = folder / "out.jsonl"
+    out.write_text(as_line(row(0)) + "\n")
+    out.chmod(0o666)
+    folder.chmod(0o555)
+    with as_nobody(), pytest.raises(BadRequest, match="no file can be made in its folder"):
+        RowFile(out)
+    folder.chmod(0o755)
+    RowFile(out).close()
+
+
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
 def test_what_is_no_regular_file(tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
