@@ -218,6 +218,7 @@ def default_prompt(parts: Iterable[Mapping[str, Any]]) -> str | None:
 def fill_in(messages: Any, options: Mapping[str, Any]) -> Any:
     """`messages`, with media `options` wherever their own leave them open; malformed ones stay as they are."""
 
+    from ..media.sources import jpeg_sequence
     from ..parts import peek
 
     def part(value: Any) -> Any:
@@ -225,8 +226,10 @@ def fill_in(messages: Any, options: Mapping[str, Any]) -> Any:
         if read is None or read.kind == "text":
             return value
         kept = _VIDEO_ONLY if read.kind == "image" else set()
-        filled = {**{name: set_to for name, set_to in options.items() if name not in kept}, **value}
-        return _capped(filled) if read.kind == "video" and "max_frames" in options else filled
+        open_ = {name: set_to for name, set_to in options.items() if name not in kept and value.get(name) is None}
+        filled = {**value, **open_}
+        is_file = isinstance(read.source, str) and jpeg_sequence(read.source) is None
+        return _capped(filled) if read.kind == "video" and is_file and "max_frames" in options else filled
 
     def message(value: Any) -> Any:
         if isinstance(value, dict) and isinstance(value.get("content"), list):
@@ -237,7 +240,7 @@ def fill_in(messages: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _capped(part: dict[str, Any]) -> dict[str, Any]:
-    """A video's options whose `nframes` is at most `max_frames` and what the video has.
+    """A video file's options whose `nframes` is at most `max_frames` and what the video has.
 
     qwen-vl-utils refuses an `nframes` that is more than a video has, but takes all frames for a high `fps`.
     """
