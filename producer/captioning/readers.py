@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -120,6 +121,7 @@ def serve(fileno: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     cv2.setNumThreads(1)
+    warnings.filterwarnings("ignore", module="PIL")  # its limit of pixels is near ours; odd metadata does no harm
     pipe: Connection[Any, Any] = Connection(fileno)
     with suppress(EOFError, OSError):
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,9 @@ class OutputLost(SailqError):
 def command(as_json: bool = False) -> Iterator[None]:
     """Every command's body: its errors become one line (or JSON on stdout) and an exit code.
 
-    SIGTERM ends it as Ctrl-C does, so that nothing is left behind.
+    SIGTERM ends it as Ctrl-C does, so that nothing is left behind. Pillow's warnings of odd images are not shown.
     """
+    warnings.filterwarnings("ignore", module="PIL")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,19 +123,21 @@ def _orientation(image: pillow.Image) -> Any:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Whatever Pillow raises, as BadMedia."""
+    """Whatever Pillow raises, as BadMedia. Its warnings stay warnings: their filters are the process's, not a thread's."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own limit is near ours; odd metadata does no harm
-            yield
-    except (BadMedia, MemoryError):
+        yield
+    except BadMedia:
         raise
+    except MemoryError:
+        raise BadMedia("Decoding the image takes more memory than there is.") from None
     except UnidentifiedImageError:
         raise BadMedia(
             "This is no image of a known kind (PNG, JPEG, BMP, WebP, TIFF, GIF, HEIC, AVIF), or its header is damaged."
         ) from None
     except pillow.DecompressionBombError:
         raise BadMedia(f"The image has more than {limits.MAX_PIXELS // 10**6} megapixels.") from None
+    except Warning as warning:
+        raise BadMedia(f"The image cannot be read where warnings are errors: {warning}.") from None
     except Exception:  # each of Pillow's decoders raises its own kinds
         raise BadMedia("The image cannot be decoded: it is damaged or cut short.") from None
 

@@ -94,8 +94,6 @@ def about(source: Any) -> Iterator[None]:
         yield
     except SailqError as error:
         raise type(error)(f"{name(source)}: {error}") from None
-    except MemoryError:
-        raise BadMedia(f"{name(source)}: Reading it takes more memory than there is.") from None
     except OSError as error:
         raise BadMedia(f"{name(source)}: The file cannot be read ({error.strerror or error}).") from None
 

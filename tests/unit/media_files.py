@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,11 @@ def image(height: int = 56, width: int = 84, channels: int = 3, dtype: Any = np.
 def write_image(path: Path, pixels: npt.NDArray[Any]) -> str:
     assert cv2.imwrite(str(path), pixels)
     return str(path)
+
+
+def odd_png(path: Path) -> Path:
+    """A whole picture of which Pillow warns: its chunk of animations counts no frame."""
+    chunk = b"acTL" + bytes(8)
+    data = Path(write_image(path, image())).read_bytes()
+    path.write_bytes(data[:33] + struct.pack(">I", 8) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:])
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pillow_heif
 import pytest
+from media_files import odd_png
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from sailq.producer.media import images
 from sailq.producer.media.images import decode, moves
 from sailq.shared.errors import BadMedia
 
@@ -158,3 +161,25 @@ def test_floats(tmp_path: Path, brightest: int) -> None:
     Image.fromarray(ramp).save(tmp_path / "a.tif")
     expected = np.rint(np.linspace(0, 255, 56 * 56)).reshape(56, 56, 1)
     assert np.abs(decode((tmp_path / "a.tif").read_bytes()) - expected).max() <= 1
+
+
+def test_warnings_are_left_to_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their filters are common to all threads, so none may set them while it decodes."""
+    inside: list[object] = []
+    upright = images._upright
+
+    def look(image: Image.Image) -> object:
+        inside.append((warnings.filters, list(warnings.filters)))
+        return upright(image)
+
+    monkeypatch.setattr(images, "_upright", look)
+    before = warnings.filters, list(warnings.filters)
+    data = odd_png(tmp_path / "odd.png").read_bytes()
+    with pytest.warns(UserWarning, match="APNG"):
+        decode(data)
+    decode(saved(corners(), "png"))
+    assert inside[1] == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(BadMedia, match="where warnings are errors: Invalid APNG"):
+            decode(data)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from media_files import write_clip
+from media_files import odd_png, write_clip
 from sailq.producer.captioning import readers
 from sailq.producer.captioning.readers import Readers
 from sailq.producer.messages import prepare
@@ -41,6 +41,13 @@ def hoard(frames: object) -> tuple[str, bytes]:
 def spin(frames: object) -> tuple[str, bytes]:
     while True:
         pass
+
+
+def test_a_child_does_not_show_warnings_of_odd_images(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = odd_png(tmp_path / "odd.png")
+    with Readers(1) as pool:
+        assert pool.prepare([{"role": "user", "content": [{"type": "image", "image": str(path)}]}]).blobs
+    assert not capfd.readouterr().err
 
 
 def test_a_child_gives_what_this_process_would(tmp_path: Path) -> None:
