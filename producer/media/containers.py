@@ -6,6 +6,7 @@ file, and only the file itself is read.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -30,6 +31,7 @@ _FORMATS = (
 
 _CODECS = re.compile(rb"stsd.{12}([\x21-\x7e]{4})|(V_[\w/]+)|vids([\x21-\x7e]{4})", re.DOTALL)
 """What follows the place of a codec's name in MP4, Matroska and AVI."""
+_UNKNOWN = "This is no video of a known kind, or its header is damaged."
 _ENDS = 2**20
 """Bytes at both ends of a file where its header is looked for."""
 
@@ -42,8 +44,15 @@ def open_video(source: Path | bytes) -> Iterator[tuple[InputContainer, VideoStre
     file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.path.abspath(source)}"
     try:
         container = av.open(file, "r", options=options, timeout=MAX_SECONDS)
-    except (av.FFmpegError, ValueError, UnicodeError):
-        raise BadMedia(_why_not_opened(source)) from None
+    except MemoryError:  # FFmpeg's too
+        raise BadMedia("Opening the clip takes more memory than there is.") from None
+    except (TimeoutError, av.error.ExitError):
+        raise BadMedia(f"Opening the clip takes more than {MAX_SECONDS:.0f} s.") from None
+    except (av.FFmpegError, ValueError, UnicodeError) as error:
+        reason = _why_not_opened(source)
+        if reason == _UNKNOWN and isinstance(error, OSError) and error.errno == errno.EIO:  # the disk's, or a demuxer's
+            reason = f"The file cannot be read ({os.strerror(errno.EIO)}), or it is damaged."
+        raise BadMedia(reason) from None
     with container:
         stream = _video_stream(container)
         for other in container.streams:
@@ -99,4 +108,4 @@ def _why_not_opened(source: Path | bytes) -> str:
         return "The file is a damaged MP4: it cannot be opened."
     if head[:4] == b"\x1aE\xdf\xa3" or head[:4] == b"RIFF":
         return "The file holds no frames, or its header is damaged."
-    return "This is no video of a known kind, or its header is damaged."
+    return _UNKNOWN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import struct
 import subprocess
@@ -172,6 +173,22 @@ def test_memory_that_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(images, "_upright", no_memory)
     with pytest.raises(BadMedia, match="more memory than there is"):
         read_image(write_image(tmp_path / "a.png", image()))
+
+
+@pytest.mark.parametrize(("code", "told"), [
+    (errno.EIO, "Input/output error"), (errno.ENOMEM, "more memory"), (errno.ETIMEDOUT, "more than 300 s"),
+    (errno.EINVAL, "no video of a known kind"),
+])
+def test_a_clip_that_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, told: str
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        av.error.err_check(-code)
+
+    path = text_named_mp4(tmp_path)
+    monkeypatch.setattr(av, "open", refuse)
+    with pytest.raises(BadMedia, match=told):
+        read_video(path)
 
 
 @pytest.mark.parametrize(
