@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 from collections import deque
@@ -74,20 +75,42 @@ def walk(folder: str, wanted: Callable[[str], bool]) -> Found:
     return found
 
 
-def matches(pattern: str) -> list[str]:
-    """What a shell pattern names, sorted; `**` stands for folders at any depth, linked ones too, each once."""
+def matches(pattern: str, locked: list[LeftOut] | None = None) -> list[str]:
+    """What a shell pattern names, sorted; `**` stands for folders at any depth, linked ones too, each once.
+
+    `locked`: gets the folders that cannot be read, in which the pattern may name more.
+    """
+    locked = [] if locked is None else locked
     parts = Path(pattern).parts
-    if "**" not in parts:
-        return sorted(glob.glob(pattern))
-    at = parts.index("**")
-    head, tail = str(Path(*parts[:at])), parts[at:]
-    found = []
-    for root in sorted(glob.glob(head)) if glob.has_magic(head) else [head]:
+    at = parts.index("**") if "**" in parts else len(parts)
+    roots = [str(Path(*parts[:at]))]
+    if glob.has_magic(roots[0]):
+        roots = sorted(glob.glob(roots[0]))
+        locked += _locked(parts[:at])
+    if at == len(parts):
+        return roots
+    found, hidden = [], any(part.startswith(".") for part in parts[at:])
+    for root in roots:
         everything = walk(root, lambda name: True)
+        for one in everything.left_out:
+            names = Path(one.path).relative_to(root).parts
+            if one.locked and (hidden or not any(name.startswith(".") for name in names)):
+                locked.append(one)
         for path in [*everything.files, *everything.folders]:
-            if _fits(Path(path).relative_to(root).parts, tail):
+            if _fits(Path(path).relative_to(root).parts, parts[at:]):
                 found.append(path)
     return sorted(found)
+
+
+def _locked(parts: Sequence[str]) -> list[LeftOut]:
+    """The folders that `glob.glob` passes over in silence, as they cannot be read or entered."""
+    found = []
+    for at in range(1 if os.path.isabs(parts[0]) else 0, len(parts)):
+        head, needed = str(Path(*parts[:at])), os.X_OK | (os.R_OK if glob.has_magic(parts[at]) else 0)
+        for folder in glob.glob(head) if glob.has_magic(head) else [head]:
+            if os.path.isdir(folder) and not os.access(folder, needed, effective_ids=True):
+                found.append(LeftOut(folder, f"the folder cannot be read: {os.strerror(errno.EACCES)}", locked=True))
+    return found
 
 
 def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:

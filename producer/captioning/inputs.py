@@ -122,8 +122,12 @@ def _expand(path: str, left_out: list[LeftOut]) -> list[str]:
             raise BadRequest(f"There are no videos and no images in {for_terminal(path)}{for_terminal(locked)}.")
         return found.files
     if glob.has_magic(path) and not os.path.lexists(path):
-        if not (names := folders.matches(path)):
-            raise BadRequest(f"Nothing matches {for_terminal(path)!r}.")
+        locked: list[LeftOut] = []
+        names = folders.matches(path, locked)
+        left_out += locked
+        reason = for_terminal("".join(f": {one.reason} ({one.path})" for one in locked[:1]))
+        if not names:
+            raise BadRequest(f"Nothing matches {for_terminal(path)!r}{reason}.")
         files = [name for name in names if not os.path.isdir(name)]
         for name in names:
             if os.path.isdir(name):  # one without media is no error among others
@@ -131,7 +135,7 @@ def _expand(path: str, left_out: list[LeftOut]) -> list[str]:
                 left_out += found.left_out
                 files += found.files
         if not files:
-            raise BadRequest(f"There are no videos and no images in {for_terminal(path)}.")
+            raise BadRequest(f"There are no videos and no images in {for_terminal(path)}{reason}.")
         return sorted(files, key=Path)
     return [path]
 

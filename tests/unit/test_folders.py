@@ -83,6 +83,31 @@ def test_a_folder_that_may_not_be_read_is_told(folder: Path) -> None:
     assert os.strerror(errno.EACCES) in left_out[0].reason
 
 
+@pytest.mark.parametrize(("pattern", "names", "locked"), [
+    ("cam/**/*.mp4", ["cam/1.mp4"], ["cam/in"]),
+    ("**", ["cam/1.mp4"], ["cam/in"]),
+    ("cam/*/*.mp4", None, ["cam/in"]),
+    ("c*/in/2.mp4", None, ["cam/in"]),
+    ("cam/*", ["cam/1.mp4"], ["cam/in"]),
+    ("cam/*.mp4", ["cam/1.mp4"], []),
+    ("*/**/in/**/*.mp4", None, ["cam/in"]),
+])
+def test_a_folder_that_may_not_be_read_is_told_under_patterns(
+    folder: Path, pattern: str, names: list[str] | None, locked: list[str]
+) -> None:
+    folder.chmod(0o755)
+    put(folder, "cam/1.mp4", "cam/in/2.mp4")
+    (folder / "cam" / "in").chmod(0)
+    left_out: list[LeftOut] = []
+    with as_nobody():
+        if names is None:
+            with pytest.raises(BadRequest, match=r"Nothing matches .*: the folder cannot be read: Permission denied"):
+                found(folder, pattern, left_out=left_out)
+        else:
+            assert found(folder, pattern, left_out=left_out) == names
+    assert [one.path for one in left_out if one.locked] == [str(folder / name) for name in locked]
+
+
 @pytest.mark.parametrize(("pattern", "names"), [
     ("**/*.mp4", ["1.mp4", "a/2.mp4", "a/b/3.mp4"]),
     ("a/**/*.mp4", ["a/2.mp4", "a/b/3.mp4"]),
