@@ -123,7 +123,7 @@ def _orientation(image: pillow.Image) -> Any:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Whatever Pillow raises, as BadMedia. Its warnings stay warnings: their filters are the process's, not a thread's."""
+    """Whatever Pillow raises, as BadMedia. Its warnings stay: a thread cannot filter them for itself alone."""
     try:
         yield
     except BadMedia:
