@@ -110,6 +110,9 @@ class Decoder:
         """
         came: set[int] = set()
         errors: set[int] = set()
+        needed = None  # with the second fields of frames; None: all packets
+        if skip and wanted is not None:
+            needed = {part for number in wanted for part in range(number, self._end(number) + 1)}
         starts = dict(spans)
         start = end = -1
         sure = True  # that the decoder has begun with a true key frame
@@ -147,8 +150,8 @@ class Decoder:
                 finish()
                 start, end = number, starts[number]
                 sure = start == self._keys[0] or start in self._packets.hidden
-            if skip and wanted is not None:
-                self._context.skip_frame = "DEFAULT" if number in wanted or number == start else "NONREF"
+            all_of_it = needed is None or number in needed or number == start
+            self._context.skip_frame = "DEFAULT" if all_of_it else "NONREF"
             receive(packet, number)
         finish()
         self.damaged |= errors

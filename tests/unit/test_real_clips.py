@@ -14,6 +14,9 @@ import pytest
 from numbered import GOP, KINDS, TICK, TURNS, Variant, number_shown, shows, write, write_at
 from sailq.producer.media import limits, packets
 from sailq.producer.media.clips import Sampled
+from sailq.producer.media.containers import open_video
+from sailq.producer.media.decoding import Decoder
+from sailq.producer.media.packets import Packets
 from sailq.producer.media.reading import read_video
 from sailq.producer.media.sizing import Options
 from sailq.shared.errors import BadMedia, BadRequest
@@ -319,3 +322,12 @@ def test_a_clip_that_takes_too_much_is_refused(tmp_path: Path, monkeypatch: pyte
         patch.setattr(limits, "MAX_PIXELS", 160 * 120 - 1)
         with pytest.raises(BadMedia, match="160 × 120"):
             read(path)
+
+
+def test_all_frames_are_decoded_after_some_were(tmp_path: Path) -> None:
+    path = clip(tmp_path / "clip.mp4")
+    with open_video(path) as (container, stream):
+        watch = limits.Stopwatch()
+        decoder = Decoder(stream.codec_context, Packets(path, container, stream, watch), watch)
+        stream.codec_context.skip_frame = "NONREF"  # as after a range whose last packet was not wanted
+        assert len(decoder.order(0, 59)) == 60
