@@ -1,4 +1,4 @@
-"""Child processes that read clips: a decoder that crashes costs one clip, and all cores decode.
+"""Child processes that read clips: a decoder that crashes costs one clip, and up to `READERS` cores decode.
 
 A child is started when it is first needed, reads one clip at a time, and ends when its pipe closes, however its
 parent ended. Ctrl-C is the parent's to handle.
