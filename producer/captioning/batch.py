@@ -59,7 +59,7 @@ class Captioning:
 
     Attributes:
         wait: seconds that a clip waits for room where the queue is full.
-        kept: rows of earlier runs whose clips are gone.
+        kept: other rows of earlier runs: their clips are gone, or no longer asked for as often.
     """
 
     clips: Sequence[Clip]
@@ -172,7 +172,8 @@ class Captioning:
             yield {**row, "index": index}
 
     def _identified(self) -> Iterator[Clip]:
-        """The clips to do. Each is looked at just before it is read: if it changes then, the next run does it again."""
+        """The clips to do. Each is looked at when its turn comes, some time before it is read: if it changes after that,
+        the next run does it again."""
         for clip in self.todo:
             self._files[clip.index] = clip.files()
             yield clip

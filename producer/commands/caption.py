@@ -164,7 +164,7 @@ def caption(
             if captioning.rows:
                 terminal.note(f"resuming: {len(captioning.rows)} of {len(captioning.clips)} are done")
             if captioning.kept:
-                terminal.note(f"kept {len(captioning.kept)} rows of clips that are gone")
+                terminal.note(f"kept {len(captioning.kept)} more rows of earlier runs, which no clip of this one needs")
             try:
                 summary = batch.run(
                     client, captioning, report=report, console=console, each=None if out else terminal.print_json
