@@ -14,14 +14,18 @@ from .base import Float, Int
 from .chip import Chip
 
 UNUSABLE = -1
-"""Stands for the likeliest token where a score is not finite."""
+"""Stands for the likeliest token where a score that was looked at is not finite."""
 
 
 class Logits(Protocol):
     """One row for each sequence of a call. Valid until the runner's next call."""
 
     def likeliest(self) -> Int:
-        """int32 [rows]: the token with the highest score, the first of equals, or UNUSABLE."""
+        """int32 [rows]: the token with the highest score, the first of equals, or UNUSABLE.
+
+        All scores of a row are looked at in the host's memory. Where the device chooses, only the chosen token's is,
+        and where it keeps its scores (`greedy_only`), the hidden state that they are made of.
+        """
 
     def row(self, index: int) -> Float:
         """float32 [vocabulary]. Raises ValueError where the device keeps its scores to itself (`greedy_only`)."""
