@@ -35,15 +35,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def thread_errors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The file that gets the traceback of each thread that dies in a process that a test starts."""
+    """The file that gets the traceback of each thread that dies in a process that a test starts.
+
+    It is set up before the processes that serve all tests and checked after their end, which fails the last test.
+    """
     reports = tmp_path_factory.mktemp("threads") / "errors"
     reports.touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TESTS_THREAD_ERRORS", str(reports))
         patch.setenv("PYTHONPATH", str(HOOKS), prepend=os.pathsep)
         yield reports
+    errors = reports.read_text()
+    assert not errors, errors
 
 
 @pytest.fixture(autouse=True)
