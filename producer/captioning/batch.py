@@ -172,8 +172,8 @@ class Captioning:
             yield {**row, "index": index}
 
     def _identified(self) -> Iterator[Clip]:
-        """The clips to do. Each is looked at when its turn comes, some time before it is read: if it changes after that,
-        the next run does it again."""
+        """The clips to do. Each is looked at when its turn comes, some time before it is read: if it changes after
+        that, the next run does it again."""
         for clip in self.todo:
             self._files[clip.index] = clip.files()
             yield clip
