@@ -19,6 +19,7 @@ from .containers import codec_name, open_video
 from .decoding import Decoder
 from .images import Image, on_white
 from .limits import Stopwatch, check_size
+from .order import Shown, leading
 from .packets import Packets
 from .resizing import resize
 from .sizing import Budget, Options
@@ -84,7 +85,7 @@ class _Clip:
         self._cut = sum(entry.pos >= size for entry in stream.index_entries) if is_mp4 else 0
         self._decoder = Decoder(stream.codec_context, self._packets, watch)
         self.timeline = self._timeline(stream)
-        self._slots = {number: slot for slot, number in enumerate(self.timeline.numbers)}
+        self._slots: dict[int, int] = {}
         self._measure()
 
     @property
@@ -97,15 +98,20 @@ class _Clip:
         guessed = self._decoder.reorders and stream.container.format.name == "avi"
         found = None if guessed else timeline.from_packets(packets, stream, self._decoder.reorders)
         if found is None:
+            lost = leading(packets, self._decoder) if len(packets.keys) > 2 else None
+            if lost is not None:
+                stored = [one for one in range(packets.keys[0], last + 1) if one not in packets.hidden]
+                shown = Shown(packets, self._decoder, [one for one in stored if one not in lost])
+                return timeline.from_order(packets, stream, shown, stored[len(lost) :])  # the lost ones come first
             numbers = self._decoder.order(0, last)
             if not numbers:
                 raise self._hopeless()
-            return timeline.from_order(packets, stream, numbers)
+            return timeline.from_order(packets, stream, numbers, numbers)
         # A clip that begins in an open group: its first frames refer to what is not there.
         key = packets.keys[0]
-        leading = found.numbers[: found.numbers.index(key)] if key in found.numbers else []
-        if leading:
-            lost = set(leading) - set(self._decoder.order(key, max(leading)))
+        ahead = found.numbers[: found.numbers.index(key)] if key in found.numbers else []
+        if ahead:
+            lost = set(ahead) - set(self._decoder.order(key, max(ahead)))
             self._decoder.damaged -= lost
             return found.without(lost, stream)
         return found
@@ -136,6 +142,7 @@ class _Clip:
         here: set[int] = set()
         while True:
             used = [self._whole(slot) for slot in slots]
+            self._slots.update({numbers[slot]: slot for slot in used})
             missing = {numbers[slot] for slot in used} - here
             if not missing:
                 return used

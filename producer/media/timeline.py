@@ -78,10 +78,13 @@ def from_packets(packets: Packets, stream: VideoStream, reorders: bool) -> Timel
     return _timeline([numbers[at] for at in order], [ticks[at] for at in order], stream)
 
 
-def from_order(packets: Packets, stream: VideoStream, numbers: Sequence[int]) -> Timeline:
-    """The timeline of packets without timestamps whose frames were decoded in this order."""
+def from_order(packets: Packets, stream: VideoStream, numbers: Sequence[int], stored: Sequence[int]) -> Timeline:
+    """The timeline of packets without timestamps whose frames are decoded in this order.
+
+    `stored`: as many packets, whose timestamps are in the order of the file, as those of AVI are.
+    """
     for stamps in (packets.pts, packets.dts):
-        ticks = sorted(stamps[number] for number in numbers)
+        ticks = sorted(stamps[number] for number in stored)
         if ticks and ticks[0] != NONE and len(set(ticks)) == len(ticks):
             return _timeline(numbers, ticks, stream)
     return _by_count(numbers, stream)
