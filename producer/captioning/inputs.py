@@ -118,8 +118,8 @@ def _expand(path: str, left_out: list[LeftOut]) -> list[str]:
         found = folders.walk(path, _is_media)
         left_out += found.left_out
         if not found.files:
-            locked = next((f": {one.reason} ({one.path})" for one in found.left_out if one.locked), "")
-            raise BadRequest(f"There are no videos and no images in {for_terminal(path)}{for_terminal(locked)}.")
+            reason = for_terminal(next((f": {one.reason} ({one.path})" for one in found.left_out if one.locked), ""))
+            raise BadRequest(f"There are no videos and no images in {for_terminal(path)}{reason}.")
         return found.files
     if glob.has_magic(path) and not os.path.lexists(path):
         locked: list[LeftOut] = []
