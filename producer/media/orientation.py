@@ -16,8 +16,18 @@ Matrix = tuple[int, int, int, int]
 UPRIGHT = (1, 0, 0, 1)
 
 
+def _unnamed(kind: type[Type], value: int) -> Type:
+    """A member for side data that PyAV has no name for (EXIF, LCEVC, view numbers): it would raise for all of them."""
+    member = object.__new__(kind)
+    vars(member).update(_name_=f"TYPE_{value}", _value_=value)
+    return member
+
+
+setattr(Type, "_missing_", classmethod(_unnamed))  # noqa: B010 - mypy takes it for a method
+
+
 def of_frame(frame: VideoFrame) -> Matrix:
-    """The display matrix that the container or the stream gives a frame; `UPRIGHT` without one."""
+    """The display matrix that the container, the stream or its EXIF gives a frame; `UPRIGHT` without one."""
     found = [bytes(one) for one in cast(Iterable[SideData], frame.side_data) if one.type == Type.DISPLAYMATRIX]
     if not found:
         return UPRIGHT

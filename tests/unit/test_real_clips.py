@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from numbered import GOP, KINDS, TICK, TURNS, Variant, number_shown, shows, write, write_at
+from numbered import GOP, KINDS, TICK, TURNS, Pixels, Variant, number_shown, shows, write, write_at
+from PIL import Image
 from sailq.producer.media import limits, packets
 from sailq.producer.media.clips import Sampled
 from sailq.producer.media.containers import open_video
@@ -250,6 +252,38 @@ def test_a_mirrored_and_turned_clip(tmp_path: Path) -> None:
         del TURNS["transposed"]
     video = read_video(str(path), Options(nframes=2, resized_height=168, resized_width=112))
     assert [number_shown(np.swapaxes(frame, 0, 1)) for frame in video.frames] == [0, 29]
+
+
+ORIENTATIONS: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda frame: frame,
+    2: lambda frame: frame[:, ::-1],
+    3: lambda frame: frame[::-1, ::-1],
+    4: lambda frame: frame[::-1],
+    5: lambda frame: np.swapaxes(frame, 0, 1),
+    6: lambda frame: np.rot90(frame, 1),
+    7: lambda frame: np.swapaxes(frame[::-1, ::-1], 0, 1),
+    8: lambda frame: np.rot90(frame, 3),
+}
+"""What turns a frame that is shown by this EXIF orientation back to its pixels."""
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_clip_of_jpegs_with_exif_is_read_and_turned(tmp_path: Path, orientation: int) -> None:
+    path, exif = tmp_path / "clip.avi", Image.Exif()
+    exif[0x0112] = orientation
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mjpeg", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = 120, 160, "yuvj420p"
+        for number in range(8):
+            data = io.BytesIO()
+            Image.fromarray(shows(number)).save(data, "JPEG", exif=exif)
+            packet = av.Packet(data.getvalue())
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, TICK, number, number
+            packet.is_keyframe = True
+            output.mux(packet)
+    frames = read_video(path, Options(nframes=8)).frames
+    assert [number_shown(ORIENTATIONS[orientation](frame)) for frame in frames] == list(range(8))
 
 
 @pytest.mark.parametrize("kind", ["mp4 h264", "mp4 fragments h264", "ts hevc", "mkv hevc", "mkv live vp8", "mpg mpeg2"])
