@@ -32,7 +32,11 @@ Image = npt.NDArray[np.uint8]
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "HEIF", "AVIF")
 _JPEG_END = b"\xff\xd9"
 _WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-"""Pillow's modes of one channel with 16 bits."""
+"""Pillow's modes of one channel with 12, 16 or 32 bits."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ASIDE = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""PNG chunks that Pillow reads up to a limit, and that change no pixel."""
+_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
 _ORIENTATION = 0x0112
 _TURNS = {
     2: pillow.Transpose.FLIP_LEFT_RIGHT,
@@ -98,16 +102,36 @@ def on_white(image: npt.NDArray[np.uint8]) -> Image:
 
 def _decode(data: bytes) -> Image:
     with _refusals():
-        return _upright(pillow.open(io.BytesIO(data), formats=_FORMATS))
+        try:
+            return _upright(pillow.open(io.BytesIO(data), formats=_FORMATS))
+        except ValueError:
+            if not data.startswith(_PNG):
+                raise
+        return _upright(pillow.open(io.BytesIO(_bare(data)), formats=_FORMATS))
+
+
+def _bare(png: bytes) -> bytes:
+    """A PNG without its texts and its profile."""
+    at, kept = len(_PNG), [_PNG]
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        if png[at + 4 : at + 8] not in _ASIDE:
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _upright(image: pillow.Image) -> Image:
     if 0 in image.size:
         raise BadMedia("The image has no pixels.")
     limits.check_size(image.height, image.width)
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8:  # Pillow reads each byte as a pixel
+        raise BadMedia("TIFF images with separate planes of more than 8 bits are not read.")
     image.load()
     turn = _TURNS.get(_orientation(image))
-    return _rgb(image if turn is None else image.transpose(turn))
+    pixels = _rgb(image)  # first: a turned image has lost its TIFF tags
+    return pixels if turn is None else np.asarray(pillow.fromarray(pixels).transpose(turn))
 
 
 def _orientation(image: pillow.Image) -> Any:
@@ -132,7 +156,8 @@ def _refusals() -> Iterator[None]:
         raise BadMedia("Decoding the image takes more memory than there is.") from None
     except UnidentifiedImageError:
         raise BadMedia(
-            "This is no image of a known kind (PNG, JPEG, BMP, WebP, TIFF, GIF, HEIC, AVIF), or its header is damaged."
+            "This is no image of a known kind (PNG, JPEG, BMP, WebP, TIFF, GIF, HEIC, AVIF), its header is damaged, or "
+            "its pixels are in a form that is not read."
         ) from None
     except pillow.DecompressionBombError:
         raise BadMedia(f"The image has more than {limits.MAX_PIXELS // 10**6} megapixels.") from None
@@ -144,8 +169,7 @@ def _refusals() -> Iterator[None]:
 
 def _rgb(image: pillow.Image) -> Image:
     if image.mode in _WIDE:
-        grey = (np.clip(np.asarray(image, np.int64), 0, 65535) + 128) // 257
-        return np.repeat(grey.astype(np.uint8)[:, :, np.newaxis], 3, axis=2)
+        return np.repeat(_grey(image)[:, :, np.newaxis], 3, axis=2)
     if image.mode == "F":  # 32 bits; light is 0 to 1, or 0 to 255
         light = np.nan_to_num(np.asarray(image))
         light = np.clip(light * (255 if light.max() <= 1 else 1), 0, 255)
@@ -153,3 +177,22 @@ def _rgb(image: pillow.Image) -> Image:
     if image.has_transparency_data:
         return on_white(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))
+
+
+def _grey(image: pillow.Image) -> npt.NDArray[np.uint8]:
+    """uint8 [height, width] of an image of one wide channel; values below 0 are black.
+
+    A TIFF's tags say what its samples mean (TIFF 6.0, sections 8 and 19): Pillow hands them on as they are stored.
+    Values of 32 bits count as 16 bits where all of them fit, as instruments write them.
+    """
+    tags = getattr(image, "tag_v2", {})
+    unsigned = tags.get(_SAMPLE_FORMAT, (1,))[0] == 1
+    bits = tags.get(_BITS, (16,))[0]
+    values = np.asarray(image)
+    if bits == 32 and unsigned:
+        values = values.view(np.uint32)
+    white = 2 ** (12 if bits == 12 else 16 if values.max() < 2**16 else 32) - 1
+    values = np.clip(values.astype(np.int64), 0, white)
+    if tags.get(_PHOTOMETRIC) == 0 and unsigned:
+        values = white - values
+    return ((values * 255 + white // 2) // white).astype(np.uint8)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,75 @@ def test_sixteen_bits(tmp_path: Path) -> None:
         colour = np.repeat(grey[:, :, None], 3, axis=2)
         assert cv2.imwrite(str(tmp_path / f"colour.{suffix}"), colour)
         assert np.array_equal(decode((tmp_path / f"colour.{suffix}").read_bytes()), expected), suffix
+
+
+def tiff(samples: npt.NDArray[Any], bits: int, kind: int = 1, photometric: int = 1, planes: int = 1) -> bytes:
+    """A TIFF of samples [height, width] or planes of them [planes, height, width], as they are stored."""
+    height, width = samples.shape[-2:]
+    size, parts = samples.nbytes // planes, range(planes)
+    tags = {256: [width], 257: [height], 258: [bits] * planes, 259: [1], 262: [photometric], 277: [planes],
+            278: [height], 284: [1 + (planes > 1)], 339: [kind] * planes,
+            273: [8 + at * size for at in parts], 279: [size for _ in parts]}
+    data, directory = samples.tobytes(), b""
+    data += bytes(len(data) % 2)
+    end = 8 + len(data) + 2 + 12 * len(tags) + 4
+    values = b""
+    for tag, numbers in sorted(tags.items()):
+        packed = b"".join(struct.pack("<I" if tag in (273, 279) else "<H", number) for number in numbers)
+        kept = packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", end + len(values))
+        values += packed if len(packed) > 4 else b""
+        directory += struct.pack("<HHI", tag, 4 if tag in (273, 279) else 3, len(numbers)) + kept
+    return (struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + directory
+            + bytes(4) + values)
+
+
+RAMP = np.repeat(np.arange(256, dtype=np.int64)[None], 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "grey"),
+    [
+        (tiff((RAMP * 0x1010101).astype("<u4"), 32), RAMP),
+        (tiff((RAMP * 257).astype("<u4"), 32), RAMP),  # an instrument's values of 16 bits
+        (tiff((RAMP * 257).astype("<u2"), 16, photometric=0), 255 - RAMP),
+        (tiff((RAMP * 257 - 2**15).astype("<i2"), 16, kind=2), np.maximum(RAMP - 128, 0)),
+        (tiff((RAMP * 0x1010101 - 2**31).astype("<i4"), 32, kind=2), np.maximum(RAMP - 128, 0)),
+    ],
+    ids=["32 bits", "32 bits, small", "white is 0", "signed 16", "signed 32"],
+)
+def test_a_tiff_of_wide_samples_has_its_own_light(data: bytes, grey: npt.NDArray[np.int64]) -> None:
+    assert np.abs(decode(data).astype(int) - grey[:, :, None]).max() <= 1
+
+
+def test_a_tiff_of_twelve_bits_is_not_taken_for_sixteen() -> None:
+    wide = (RAMP * 4095 + 127) // 255
+    pairs = wide.reshape(4, 128, 2)
+    packed = np.stack([pairs[:, :, 0] >> 4, (pairs[:, :, 0] & 15) << 4 | pairs[:, :, 1] >> 8, pairs[:, :, 1] & 255], 2)
+    data = bytearray(tiff(packed.astype(np.uint8).reshape(4, 384), 12))
+    at = data.index(struct.pack("<HHIH", 256, 3, 1, 384))
+    data[at + 8 : at + 10] = struct.pack("<H", 256)
+    assert np.abs(decode(bytes(data)).astype(int) - RAMP[:, :, None]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [tiff(np.stack([RAMP] * 3).astype("<u2"), 16, photometric=2, planes=3), tiff(RAMP.astype("<f8"), 64, kind=3)],
+    ids=["planes of 16 bits", "floats of 64 bits"],
+)
+def test_what_pillow_would_misread_is_refused(data: bytes) -> None:
+    with pytest.raises(BadMedia, match="not read"):
+        decode(data)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_large_texts_spoil_no_png(kind: bytes, late: bool) -> None:
+    text = zlib.compress(bytes(2**21))
+    body = kind + b"Comment\0" + (b"\1\0\0\0" if kind == b"iTXt" else b"\0") + text
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    data = saved(corners(), "png")
+    at = data.index(b"IEND") - 4 if late else 33
+    assert np.array_equal(decode(data[:at] + chunk + data[at:]), corners())
 
 
 def test_palettes(tmp_path: Path) -> None:
