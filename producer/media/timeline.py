@@ -98,27 +98,32 @@ def _by_count(numbers: Sequence[int], stream: VideoStream) -> Timeline:
 def _continuous(packets: Packets, stamps: Sequence[int], numbers: Sequence[int], second: int) -> list[int]:
     """The timestamps of `numbers`, without the jumps back where a recorder set its clock or files were joined.
 
-    A key frame is shown after all frames that are stored before it. `second`: in ticks.
+    A key frame is shown after all frames that are stored before it. What follows a jump begins one median interval
+    later. `second`: in ticks.
     """
     keys, ticks = set(packets.keys), list[int]()
-    shift, newest, step = 0, None, 1
+    shift, newest, begin = 0, None, 0
     for number in numbers:
         tick = stamps[number] + shift
         if newest is not None and number in keys and newest - tick > second:
-            shift += newest + step - tick
-            tick = newest + step
-        if newest is not None and tick > newest:
-            step = tick - newest
+            steps = _intervals(sorted(ticks[begin:]))
+            begin = len(ticks)
+            moved = newest + (statistics.median_low(steps) if steps else 1)
+            shift, tick = shift + moved - tick, moved
         newest = tick if newest is None else max(newest, tick)
         ticks.append(tick)
     return ticks
+
+
+def _intervals(ticks: Sequence[int]) -> list[int]:
+    return [after - before for before, after in zip(ticks, ticks[1:], strict=False)]
 
 
 def _timeline(numbers: Sequence[int], ticks: Sequence[int], stream: VideoStream) -> Timeline:
     base = stream.time_base
     if base is None or not numbers:
         raise BadMedia("The clip holds no frames.")
-    steps = [after - before for before, after in zip(ticks, ticks[1:], strict=False)]
+    steps = _intervals(ticks)
     if not steps or ticks[0] == ticks[-1]:
         return _by_count(numbers, stream)
     median = statistics.median_low(steps)

@@ -203,14 +203,21 @@ def test_a_clip_whose_frames_come_seldom_is_read_at_even_times(tmp_path: Path, k
         read(path, 200)
 
 
-def test_recordings_joined_into_one_file_are_read_one_after_the_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ts h264", "ts mpeg2"])
+@pytest.mark.parametrize("first", [58, 59, 60])
+def test_recordings_joined_into_one_file_are_read_one_after_the_other(tmp_path: Path, kind: str, first: int) -> None:
     """The second begins at its own time: the timestamps jump back."""
-    parts = [clip(tmp_path / f"{number}.ts", "ts h264", count) for number, count in enumerate((60, 40))]
+    parts = [clip(tmp_path / f"{number}.ts", kind, count) for number, count in enumerate((first, 100 - first))]
     path = tmp_path / "joined.ts"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     video = read(path, 100)
-    assert numbers(video) == [*range(60), *range(40)]
-    assert list(video.times) == sorted(set(video.times)) and video.times[-1] == pytest.approx(3.96, abs=0.05)
+    right = [*range(first), *range(100 - first)]
+    wrong = [at for at, number in enumerate(numbers(video)) if number != right[at]]
+    # FFmpeg cannot tell whether the last packet before a jump is whole.
+    assert len(wrong) == video.damaged_frames <= 1 and all(first - 3 <= at < first for at in wrong)
+    assert video.fps == 25 and video.times == pytest.approx(
+        [(at - (at in wrong)) / 25 for at in range(100)], abs=1e-5
+    )
 
 
 def test_odd_sizes(tmp_path: Path) -> None:
