@@ -87,8 +87,10 @@ def _message(message: Any, number: int) -> tuple[Role, list[Part]]:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         raise BadRequest("A message is a map of role and content, and of nothing else.")
     role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise BadRequest(f"A message's role is one of {', '.join(ROLES)}, not {role!r}.")
+    known = isinstance(role, str) and role in ROLES
+    if not known:
+        told = repr(role[:40]) if isinstance(role, str) else f"a {type(role).__name__}"
+        raise BadRequest(f"A message's role is one of {', '.join(ROLES)}, not {told}.")
     if isinstance(content, str):
         content = [content]
     if not isinstance(content, (list, tuple)) or not content:

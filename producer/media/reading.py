@@ -5,6 +5,7 @@ Every error names the medium in one sentence and is BadMedia, BadRequest, TooLon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -92,8 +93,8 @@ def _timed(frames: Frames, count: int, options: Options) -> Sampled:
     """`frames`, the last of which may be there twice, with their times if `fps` says how many are a second."""
     if options.fps is None:
         return Sampled(frames)
-    if options.fps == 0:
-        raise BadRequest("The fps of given frames is above 0.")
+    if options.fps == 0 or math.isinf(count / options.fps):
+        raise BadRequest(f"The fps of given frames is above 0; at {options.fps:g} they have no times.")
     return Sampled(frames, tuple(min(at, count - 1) / options.fps for at in range(len(frames))), options.fps)
 
 
