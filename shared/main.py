@@ -8,17 +8,22 @@ from __future__ import annotations
 import codecs
 import errno
 import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-
-import typer
+from typing import TYPE_CHECKING
 
 from .errors import BadRequest, SailqError, Unsupported
 
+if TYPE_CHECKING:
+    import typer
+
 GROUP = "sailq.commands"
 FAILURE = 1
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+INTERRUPTED = 130
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF}
+"""Of a full disk, and of a closed stdout (see `_open_standard_streams`)."""
 USAGE_ERROR = 2
 """Exit code for what is mended on the command line; every other failure is 1."""
 
@@ -30,6 +35,8 @@ def exit_code(error: SailqError) -> int:
 
 def application(asked: str = "") -> typer.Typer:
     """The command with its subcommand `asked` alone; with all of them where there is none of that name."""
+    import typer  # takes long, and Ctrl-C may come meanwhile
+
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback(help="Qwen2-VL as an asynchronous service on Redis.")(lambda: None)
     commands = {entry.name: entry for entry in entry_points(group=GROUP)}
@@ -44,6 +51,7 @@ def application(asked: str = "") -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `sailq` script. Runs `arguments`, by default those of this process, and raises SystemExit."""
+    _open_standard_streams()
     _escape_what_cannot_be_shown()
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -52,10 +60,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"sailq: {error}", file=sys.stderr)
         sys.exit(exit_code(error))
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _NO_ROOM:
             raise
         print(f"sailq: {error.filename or 'The output'} cannot be written: {error.strerror}.", file=sys.stderr)
         sys.exit(FAILURE)
+    except KeyboardInterrupt:  # before the command began
+        print("\nsailq: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _open_standard_streams() -> None:
+    """Opens those that the caller has closed, lest a file or a socket take their numbers.
+
+    There is nothing to read from stdin, what is written to stderr is lost, and writing to stdout fails.
+    """
+    for descriptor, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, mode)  # takes the lowest number that is free: this one
+    sys.stdin = sys.stdin or _stream(0, "r")
+    sys.stdout = sys.stdout or _stream(1, "w")
+    sys.stderr = sys.stderr or _stream(2, "w")
+
+
+def _stream(descriptor: int, mode: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.FileIO(descriptor, mode, closefd=False), encoding="utf-8", write_through=True)
 
 
 def _escape_what_cannot_be_shown() -> None:

@@ -57,7 +57,7 @@ def _restored() -> Iterator[None]:
     """Gives the process back its signal handlers, loggers and thread switch interval. Until then its root logger has
     no handler, as in a process that begins."""
     interval = sys.getswitchinterval()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     loggers = [logging.getLogger(name) for name in ("", "sailq", "rq.worker")]
     before = [(logger.level, logger.handlers, logger.filters) for logger in loggers]
     for logger in loggers:

@@ -14,13 +14,11 @@ import typer
 
 from ...shared.errors import SailqError
 from ...shared.main import FAILURE as FAILURE
-from ...shared.main import exit_code
+from ...shared.main import INTERRUPTED, exit_code
 
 if TYPE_CHECKING:
     from ...shared.jobs import Result
     from ..client import Client
-
-INTERRUPTED = 130
 
 
 class OutputLost(SailqError):
@@ -31,10 +29,14 @@ class OutputLost(SailqError):
 def command(as_json: bool = False) -> Iterator[None]:
     """Every command's body: its errors become one line (or JSON on stdout) and an exit code.
 
-    SIGTERM ends it as Ctrl-C does, so that nothing is left behind. Pillow's warnings of odd images are not shown.
+    SIGTERM and the end of its terminal (SIGHUP) end it as Ctrl-C does, so that nothing is left behind; `nohup` works.
+    Pillow's warnings of odd images are not shown.
     """
     warnings.filterwarnings("ignore", module="PIL")
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         yield
     except SailqError as error:
@@ -43,10 +45,12 @@ def command(as_json: bool = False) -> Iterator[None]:
         print_json({"error": {"code": error.code, "message": str(error)}})
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
-        print("\nsailq: interrupted", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print("\nsailq: interrupted", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def note(text: str) -> None:

@@ -134,9 +134,21 @@ def waits_for_an_answer(connection: redis.Redis) -> bool:
     return any(seen["cmd"] == "xread" and "b" in seen["flags"] for seen in connection.client_list())
 
 
-@pytest.mark.parametrize("arguments", [["ask", "--prompt", "x"], ["caption", "--messages", "ROWS", "--out", "OUT"]])
-def test_ctrl_c_cancels_what_waits(
-    arguments: list[str], redis_url: str, connection: redis.Redis, tmp_path: Path, eventually: Callable[..., None]
+@pytest.mark.parametrize(
+    ("arguments", "stop"),
+    [
+        (["ask", "--prompt", "x"], signal.SIGINT),
+        (["caption", "--messages", "ROWS", "--out", "OUT"], signal.SIGINT),
+        (["caption", "--messages", "ROWS", "--out", "OUT"], signal.SIGHUP),
+    ],
+)
+def test_ctrl_c_and_the_end_of_the_terminal_cancel_what_waits(
+    arguments: list[str],
+    stop: signal.Signals,
+    redis_url: str,
+    connection: redis.Redis,
+    tmp_path: Path,
+    eventually: Callable[..., None],
 ) -> None:
     source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}) + "\n")
@@ -145,7 +157,7 @@ def test_ctrl_c_cancels_what_waits(
     try:
         eventually(lambda: connection.llen(f"rq:queue:{keys.queue('sailq-tiny')}") == 1)
         eventually(lambda: waits_for_an_answer(connection))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         _, errors = process.communicate(timeout=20)
     finally:
         process.kill()
