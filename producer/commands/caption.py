@@ -147,6 +147,9 @@ def caption(
         left_out: list[LeftOut] = []
         clips = _clips(paths or [], messages, prompt, media, left_out)
         own = {os.path.realpath(path) for path in (out, report) if path}
+        read = {os.path.realpath(place) for clip in clips for place in clip.places}
+        if taken := own & (read | {os.path.realpath(messages)} if messages else read):
+            raise BadRequest(f"{for_terminal(min(taken))} is a file of this batch: choose another --out or --report.")
         left_out = [one for one in left_out if os.path.realpath(one.path) not in own]
         captioning = Captioning(
             clips=clips,

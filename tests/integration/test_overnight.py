@@ -151,6 +151,37 @@ def test_a_pipe_that_nobody_reads(url: str, cam: Path, flags: list[str]) -> None
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1) and "pipe" in done.stderr
 
 
+@pytest.mark.parametrize("closed", [(1,), (0, 1, 2)])
+def test_a_closed_stdout_ends_a_batch_and_not_one_with_a_file(
+    url: str, cam: Path, tmp_path: Path, closed: tuple[int, ...]
+) -> None:
+    def close() -> None:
+        for descriptor in closed:
+            os.close(descriptor)
+
+    done = process("caption", cam, url=url, preexec_fn=close)
+    assert done.returncode == 1 and done.stdout == ""
+    assert 2 in closed or done.stderr == f"sailq: The output cannot be written: {os.strerror(errno.EBADF)}.\n"
+    done = process("caption", cam, "--out", tmp_path / "out.jsonl", url=url, preexec_fn=close)
+    assert done.returncode == 0 and len(rows(tmp_path / "out.jsonl")) == 3
+
+
+def test_a_closed_stderr_puts_no_note_among_the_rows(url: str, cam: Path) -> None:
+    done = process("caption", cam, url=url, preexec_fn=lambda: os.close(2))
+    assert done.returncode == 0 and len([json.loads(line) for line in done.stdout.splitlines()]) == 3
+
+
+@pytest.mark.parametrize("name", ["--report", "--out"])
+def test_a_file_of_the_batch_is_never_written_over(url: str, cam: Path, name: str) -> None:
+    source, before = cam / "rows.jsonl", (cam / "a.png").read_bytes()
+    source.write_text(question([{"type": "image", "image": "a.png"}]))
+    for arguments in ([cam, name, cam / "a.png"], ["--messages", source, name, source],
+                      ["--messages", source, name, cam / "a.png"]):
+        done = invoke("caption", *arguments, url=url)
+        assert isinstance(done.error, BadRequest) and "is a file of this batch" in str(done.error)
+    assert (cam / "a.png").read_bytes() == before and len(source.read_text().splitlines()) == 1
+
+
 def test_an_ascii_terminal_shows_rows_and_answers(served_url: str, url: str, tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text(question("Hi", camera="前门") + question([{"type": "image", "image": "前.png"}]))
