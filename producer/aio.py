@@ -20,7 +20,7 @@ from ..shared.settings import Settings
 from .client import Client, Handle
 from .mailroom import Mail, Mailroom
 from .messages import Prepared
-from .replies import BLOCK_SECONDS, Chunk, Patience, read_result
+from .replies import Chunk, Patience, read_result
 
 MAX_CONNECTIONS = 8
 """One waits for all jobs; the others carry single commands."""
@@ -47,13 +47,13 @@ class AsyncClient:
             max_connections=MAX_CONNECTIONS,
             timeout=None,
             socket_connect_timeout=5.0,
-            socket_timeout=3 * BLOCK_SECONDS,
+            socket_timeout=10.0,
             health_check_interval=30,
             retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), 3),
             retry_on_error=[redis.ConnectionError, redis.TimeoutError],
         )
         self.connection = redis.asyncio.Redis(connection_pool=pool)
-        self._mailroom = Mailroom(self.connection)
+        self._mailroom = Mailroom(self.connection, self._client.inbox)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -83,6 +83,8 @@ class AsyncClient:
         metadata: Mapping[str, Any] | None = None,
         base: Path | None = None,
         wait: float = 0.0,
+        keep: bool | None = None,
+        job: str | None = None,
     ) -> Handle:
         """As `Client.submit`."""
         return await asyncio.to_thread(
@@ -97,6 +99,8 @@ class AsyncClient:
             metadata=metadata,
             base=base,
             wait=wait,
+            keep=keep,
+            job=job,
         )
 
     async def submit_prepared(
@@ -111,6 +115,8 @@ class AsyncClient:
         stream: bool = False,
         metadata: Mapping[str, Any] | None = None,
         wait: float = 0.0,
+        keep: bool | None = None,
+        job: str | None = None,
     ) -> Handle:
         """As `Client.submit_prepared`."""
         return await asyncio.to_thread(
@@ -124,6 +130,8 @@ class AsyncClient:
             stream=stream,
             metadata=metadata,
             wait=wait,
+            keep=keep,
+            job=job,
         )
 
     async def result(self, job: str) -> Result | None:

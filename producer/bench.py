@@ -215,7 +215,7 @@ def _ask(
     sampled = time.perf_counter() - began
     job = client.submit_prepared(prepared, model=model, options=options, stream=True).job
     first: float | None = None
-    waiter = Waiter(client.connection, [job])
+    waiter = Waiter(client.connection, client.inbox, [job], text=True)
     try:
         while True:
             news = waiter.poll(_IDLE_SECONDS)

@@ -9,20 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from rq.command import send_stop_job_command
-from rq.exceptions import InvalidJobOperation, NoSuchJobError
-
 from ..shared import keys
 from ..shared.codec import decode
 from ..shared.connection import ServerClock, connect, server_errors
-from ..shared.errors import NotFound
+from ..shared.errors import NotFound, SailqError
 from ..shared.jobs import Failure, GenerationOptions, IdFactory, Job, ModelCard, Priority, Result, Turn, parse
-from ..shared.lifecycle import Lifecycle
-from ..shared.rqjob import Serializer
+from ..shared.rqjob import read_job
 from ..shared.settings import Settings
-from .admission import Admission
 from .messages import Prepared, prepare
-from .replies import Chunk, Patience, not_found, read_result
+from .replies import Chunk, Inbox, Patience, not_found, read_result
 from .submission import Submitter
 from .waiting import Waiter
 
@@ -56,12 +51,7 @@ class Client:
         self._clock = ServerClock(self.connection)
         self._ids = IdFactory()
         self._submitter = Submitter(self.connection, self.settings)
-        self._admission = Admission(self.connection, self.settings)
-        self._lifecycle = Lifecycle(
-            self.connection,
-            result_ttl=self.settings.result_ttl,
-            conversation_ttl=self.settings.conversation_ttl,
-        )
+        self.inbox = Inbox(self._ids.mark)
         self._cards: dict[str, ModelCard] = {}
 
     def __enter__(self) -> Client:
@@ -88,6 +78,8 @@ class Client:
         metadata: Mapping[str, Any] | None = None,
         base: Path | None = None,
         wait: float = 0.0,
+        keep: bool | None = None,
+        job: str | None = None,
     ) -> Handle:
         """Reads the media, uploads their frames and enqueues one turn.
 
@@ -101,6 +93,9 @@ class Client:
             stream: whether the text will be read as it comes.
             metadata: JSON-like; comes back untouched in the result.
             wait: seconds to wait for room where the queue is full.
+            keep: whether the conversation keeps this turn's clips, so that later turns may ask about them; by default,
+                where `conversation` is given.
+            job: the job's id, a new one by default. Submitted again with the same id, a job is not run again.
 
         Raises: BadMedia, BadRequest, TooLong or Unsupported for what no worker could answer, and QueueFull.
         """
@@ -117,6 +112,8 @@ class Client:
                 stream=stream,
                 metadata=metadata,
                 wait=wait,
+                keep=keep,
+                job=job,
             )
 
     def submit_prepared(
@@ -131,16 +128,18 @@ class Client:
         stream: bool = False,
         metadata: Mapping[str, Any] | None = None,
         wait: float = 0.0,
+        keep: bool | None = None,
+        job: str | None = None,
     ) -> Handle:
         """`submit`, for messages whose media were read before."""
         with server_errors(self.connection):
             now = self._clock.now()
-            job_id = self._ids.new(now)
-            job = parse(
+            job_id = job or self._ids.new(now)
+            made = parse(
                 Job,
                 {
                     "id": job_id,
-                    "conversation": conversation or f"c-{job_id}",
+                    "conversation": conversation or job_id,
                     "model": model or self.settings.model,
                     "messages": prepared.messages,
                     "options": options if isinstance(options, GenerationOptions) else dict(options or {}),
@@ -151,10 +150,12 @@ class Client:
                     "submitted_at": now,
                 },
             )
-            self._admission.admit(job.model, prepared.blobs, now, wait)
-            self._submitter.put_blobs(prepared.blobs)
-            job = self._submitter.put_job(job)
-        return Handle(job.id, job.conversation, job.turn)
+            self.inbox.keep(self.connection)
+            made = self._submitter.submit(
+                made, prepared.blobs, inbox=self.inbox.name, now=now, wait=wait,
+                keep=conversation is not None if keep is None else keep,
+            )
+        return Handle(made.id, made.conversation, made.turn)
 
     def result(self, job: str) -> Result | None:
         """The job's result, or None while it has none. Raises NotFound for a job that is not there."""
@@ -173,7 +174,7 @@ class Client:
 
         Raises WaitTimeout when nothing has finished for `timeout` seconds, and NotFound.
         """
-        waiter = Waiter(self.connection, jobs)
+        waiter = Waiter(self.connection, self.inbox, jobs)
         patience = Patience(timeout)
         while waiter:
             for job, result in waiter.poll(patience.left()).ended:
@@ -188,7 +189,7 @@ class Client:
         Submit with `stream=True`, else nothing comes before the end. Raises WaitTimeout when nothing has
         come for `timeout` seconds, and NotFound.
         """
-        waiter = Waiter(self.connection, [job])
+        waiter = Waiter(self.connection, self.inbox, [job], text=True)
         patience = Patience(timeout)
         while waiter:
             news = waiter.poll(patience.left())
@@ -205,28 +206,26 @@ class Client:
         Raises NotFound for a job that is not there.
         """
         with server_errors(self.connection):
-            request = self.connection.hget(keys.job(job), "request")
-            if request is None:
-                self.result(job)  # raises NotFound if there is none
+            with self.connection.pipeline(transaction=False) as pipeline:
+                pipeline.hgetall(keys.job(job)).exists(keys.result(job))
+                fields, done = pipeline.execute()
+            if done:
                 return "finished"
-            waiting = decode(Job, request)
-            state = self._lifecycle.cancel(
-                Result(
-                    job=job,
-                    conversation=waiting.conversation,
-                    turn=waiting.turn,
-                    finish_reason="cancelled",
-                    error=Failure(code="cancelled", message="The job was cancelled before a worker took it."),
-                    model=waiting.model,
-                    attempt=0,
-                    metadata=waiting.metadata,
-                    finished_at=self._clock.now(),
-                )
+            if not fields:
+                raise not_found(job)
+            now = self._clock.now()
+            result = Result(
+                job=job, conversation=job, turn=0, finish_reason="cancelled",
+                error=Failure(code="cancelled", message="The job was cancelled before a worker took it."),
+                attempt=0, finished_at=now,
             )
-            if state == "running":
-                # Between two attempts RQ knows no worker to tell; the mark in the record is seen by the next.
-                with suppress(NoSuchJobError, InvalidJobOperation):
-                    send_stop_job_command(self.connection, job, serializer=Serializer)
+            with suppress(SailqError):  # what is readable of the job is its owner's to have back
+                waiting = read_job(job, fields[b"origin"].decode(), fields)
+                result = result.model_copy(update={
+                    "conversation": waiting.conversation, "turn": waiting.turn, "model": waiting.model,
+                    "metadata": waiting.metadata,
+                })
+            state = self._submitter.cancel(result)
         if state == "gone":
             raise not_found(job)
         return state
@@ -246,7 +245,7 @@ class Client:
     def clear(self, conversation: str) -> None:
         """Forgets what was said; the turns' numbers go on, and unfinished turns still get their results."""
         with server_errors(self.connection):
-            self.connection.delete(keys.turns(conversation))
+            self._submitter.clear(conversation)
 
     # Models
 

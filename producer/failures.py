@@ -9,11 +9,11 @@ import redis
 from ..shared import keys
 from ..shared.codec import decode
 from ..shared.connection import ServerClock, server_errors
-from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, NotFound
-from ..shared.jobs import Job, Result, media_parts
-from ..shared.lifecycle import keep_blobs
+from ..shared.errors import BadRequest, DeadlineExceeded
+from ..shared.jobs import Result
+from ..shared.rqjob import read_job
 from ..shared.settings import Settings
-from .submission import Submitter, forget_failure
+from .submission import Submitter, not_failed
 
 
 class Failures:
@@ -21,57 +21,45 @@ class Failures:
 
     def __init__(self, connection: redis.Redis, settings: Settings) -> None:
         self._connection = connection
-        self._settings = settings
         self._submitter = Submitter(connection, settings)
         self._clock = ServerClock(connection)
 
     def results(self, model: str | None = None) -> list[Result]:
         """How they failed, the newest first; with `model`, only the jobs that asked for it or that it ran."""
         with server_errors(self._connection):
-            jobs = [job.decode() for job in self._connection.zrevrange(keys.FAILED, 0, -1)]
+            names = [key.decode().removeprefix(keys.waiting("")) for key in self._connection.smembers("rq:queues")]
+            queues = sorted(name for name in names if name.startswith(keys.queue("")))
             with self._connection.pipeline(transaction=False) as pipeline:
-                for job in jobs:
-                    pipeline.hmget(keys.failed(job), "result", "request")
+                for queue in queues:
+                    pipeline.zrevrange(keys.failed(queue), 0, -1)
+                jobs = [(queue, job) for queue, some in zip(queues, pipeline.execute(), strict=True) for job in some]
+                for _, job in jobs:
+                    pipeline.hget(keys.job(job.decode(errors="replace")), "result_record")
                 found = pipeline.execute()
         results = []
-        for data, request in found:
-            if data and request:  # they expire one by one
+        for (queue, _), data in zip(jobs, found, strict=True):
+            if data:  # they expire one by one
                 with suppress(BadRequest):  # one of another version hides no other
                     result = decode(Result, data)
-                    if model is None or model in {result.model, decode(Job, request).model}:
+                    if model is None or model == result.model or keys.queue(model) == queue:
                         results.append(result)
-        return results
+        return sorted(results, key=lambda result: -result.finished_at)
 
-    def retry(self, job_id: str) -> None:
+    def retry(self, job: str) -> None:
         """Puts a job back on its queue as if it were new: all its attempts, no result.
 
         Raises NotFound, BadMedia where its frames have expired, and DeadlineExceeded: such a job stays as it is.
         """
         with server_errors(self._connection):
-            now, ttl = self._clock.now(), self._settings.blob_ttl
-            job = self._request(job_id).model_copy(update={"submitted_at": now})
-            if job.deadline is not None and job.deadline <= now:
-                raise DeadlineExceeded(f"The deadline of job {job_id!r} has passed.")
-            parts = media_parts(job.messages)
-            with self._connection.pipeline(transaction=False) as pipeline:
-                keep_blobs(pipeline, parts, now, ttl)
-                if not all(pipeline.execute()[: len(parts)]):
-                    raise BadMedia(f"The frames of job {job_id!r} have expired; submit it again.")
-            if not self._submitter.retry_job(job):
-                raise _not_failed(job_id)
+            now, fields = self._clock.now(), self._connection.hgetall(keys.job(job))
+            if fields.get(b"status") != b"failed":
+                raise not_failed(job)
+            deadline = read_job(job, fields[b"origin"].decode(), fields).deadline
+            if deadline is not None and deadline <= now:
+                raise DeadlineExceeded(f"The deadline of job {job!r} has passed.")
+            self._submitter.retry(job, now)
 
-    def drop(self, job_id: str) -> None:
+    def drop(self, job: str) -> None:
         """Forgets a job and its failure, but for its result, which expires by itself. Raises NotFound."""
-        with server_errors(self._connection), self._connection.pipeline() as pipeline:
-            forget_failure(pipeline, self._request(job_id))
-            pipeline.execute()
-
-    def _request(self, job_id: str) -> Job:
-        request = self._connection.hget(keys.failed(job_id), "request")
-        if request is None:
-            raise _not_failed(job_id)
-        return decode(Job, request)
-
-
-def _not_failed(job_id: str) -> NotFound:
-    return NotFound(f"There is no failed job {job_id!r}: it was retried or dropped, it expired, or it never failed.")
+        with server_errors(self._connection):
+            self._submitter.drop(job)

@@ -65,7 +65,7 @@ class QueueInfo:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The fleet at one moment. `clip_bytes`: see `keys.BLOB_BYTES`. `memory_limit` 0: none."""
+    """The fleet at one moment. `clip_bytes`: see `keys.CLIP_BYTES`. `memory_limit` 0: none."""
 
     workers: list[WorkerInfo]
     queues: list[QueueInfo]
@@ -119,7 +119,7 @@ class Fleet:
                 workers=workers,
                 queues=[self._queue(model) for model in sorted(models)],
                 conversations=self._connection.zcard(keys.CONVERSATIONS),
-                clip_bytes=int(self._connection.get(keys.BLOB_BYTES) or 0),
+                clip_bytes=int(self._connection.get(keys.CLIP_BYTES) or 0),
                 memory_used=info["used_memory"],
                 memory_limit=info.get("maxmemory", 0),
                 server=f"{info.get('server_name', 'redis')} {version}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -12,11 +11,11 @@ import redis.asyncio
 from ..shared import keys
 from ..shared.connection import server_errors
 from ..shared.errors import SailqError
-from .replies import BLOCK_SECONDS, Chunk, Entry, StreamReader, not_found
+from ..shared.scripts import text
+from .replies import LOOK_SECONDS, Chunk, Entry, Inbox, StreamReader, not_found
 
 _PAUSE = 0.02
 """Seconds between two reads: what comes meanwhile is read together, and a worker writes no more often."""
-_BELL_TTL = 60
 
 Mail = asyncio.Queue[tuple[str, list[Chunk] | SailqError | None]]
 """(job, new text), (job, None) when the job has its result, or (job, why nothing more will come)."""
@@ -29,19 +28,18 @@ class _Follower:
 
 
 class Mailroom:
-    """Reads the streams of all followed jobs with one XREAD and hands each follower its own mail."""
+    """Reads the inbox and the streams of all followed jobs with one XREAD and hands each follower its own mail."""
 
-    def __init__(self, connection: redis.asyncio.Redis) -> None:
-        self._connection = connection
+    def __init__(self, connection: redis.asyncio.Redis, inbox: Inbox) -> None:
+        self._connection, self._inbox = connection, inbox
+        self._follow = connection.register_script(text("follow"))
         self._followers: dict[str, list[_Follower]] = {}
         self._unseen: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
         self._ringing: asyncio.Task[None] | None = None
         self._outdated = False
         """Whether somebody follows a job that the XREAD now waiting does not read."""
-        # A stream of no job: an entry in it ends an XREAD that waits, so that a new job can join.
-        self._bell = keys.stream(f"bell-{secrets.token_hex(8)}")
-        self._heard = b"0"
+        self._position: bytes | None = None
 
     @contextmanager
     def follow(self, jobs: Iterable[str]) -> Iterator[Mail]:
@@ -73,12 +71,10 @@ class Mailroom:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def _ring(self) -> None:
+        """Ends an XREAD that waits, so that a new job can join it."""
         while self._outdated and self._followers:
-            async with self._connection.pipeline(transaction=False) as pipeline:
-                pipeline.xadd(self._bell, {"ring": 1}, maxlen=1)
-                pipeline.expire(self._bell, _BELL_TTL)
-                with server_errors(self._connection):
-                    await pipeline.execute()
+            with server_errors(self._connection):
+                await self._connection.xadd(keys.inbox(self._inbox.name), {"job": ""})
             await asyncio.sleep(_PAUSE)
 
     async def _read(self) -> None:
@@ -92,26 +88,33 @@ class Mailroom:
                 self._tell(job, error)
 
     async def _read_once(self) -> None:
+        inbox = keys.inbox(self._inbox.name)
+        if self._inbox.due():
+            async with self._connection.pipeline(transaction=False) as pipeline:
+                self._inbox.renew(pipeline)
+                await pipeline.execute()
+        if self._position is None:
+            newest = await self._connection.xrevrange(inbox, count=1)
+            self._position = newest[0][0] if newest else b"0"
         unseen, self._unseen = self._unseen & self._followers.keys(), set()
-        finished = await self._look_up(unseen, finished_too=False)
+        ended = await self._take_up(unseen)
         # Only those that are there now: one who joins while this waits has to begin at the first entry.
         followers = {keys.stream(job).encode(): (job, list(some)) for job, some in self._followers.items()}
-        positions: dict[str | bytes, bytes] = {self._bell: self._heard}
+        positions: dict[str | bytes, bytes] = {inbox: self._position}
         for key, (_, some) in followers.items():
             positions[key] = min((one.reader.position for one in some), key=_order)
         self._outdated = False
-        replies = await self._connection.xread(positions, block=1 if finished else int(BLOCK_SECONDS * 1000))
+        replies = await self._connection.xread(positions, block=1 if ended else int(LOOK_SECONDS * 1000))
         for key, entries in replies or []:
             if key in followers:
-                finished.discard(followers[key][0])
                 self._deliver(*followers[key], entries)
             else:
-                self._heard = entries[-1][0]
-        # A result outlives its stream: what had finished before it was followed may have none.
-        for job in finished:
+                self._position = entries[-1][0]
+                ended |= {fields[b"job"].decode() for _, fields in entries} & self._followers.keys()
+        for job in ended:
             self._tell(job, None)
-        if not replies and not finished:  # a stream that expired unread says nothing any more
-            await self._look_up(self._followers.keys(), finished_too=True)
+        if not replies and not ended:
+            await self._look()
 
     def _deliver(self, job: str, followers: list[_Follower], entries: list[Entry]) -> None:
         for follower in followers:
@@ -126,22 +129,41 @@ class Mailroom:
         else:
             self._followers.pop(job, None)
 
-    async def _look_up(self, jobs: Iterable[str], *, finished_too: bool) -> set[str]:
-        """Tells the followers of jobs that vanished, and perhaps of those that finished; returns the latter."""
-        jobs = list(jobs)
-        if not jobs:
-            return set()
+    async def _take_up(self, jobs: set[str]) -> set[str]:
+        """Has the inbox told of the jobs that are new here; returns those that have ended before."""
+        results = await self._results(jobs)
+        ended = {job for job, there in results.items() if there}
+        for job in jobs - ended:
+            if job not in self._inbox:
+                state = await self._follow(keys=[keys.job(job), keys.result(job)], args=[self._inbox.name])
+                if state == b"finished":
+                    ended.add(job)
+                elif state == b"gone":
+                    self._tell(job, not_found(job))
+        return ended
+
+    async def _look(self) -> None:
+        """For what no inbox tells: jobs that were deleted, or whose end was lost with the server that knew it."""
+        jobs = set(self._followers)
+        if not jobs or await self._connection.exists(*map(keys.job, jobs)) == len(jobs):
+            return
         async with self._connection.pipeline(transaction=False) as pipeline:
             for job in jobs:
                 pipeline.exists(keys.job(job))
-                pipeline.exists(keys.result(job))
-            replies = await pipeline.execute()
-        for job, waiting, done in zip(jobs, replies[::2], replies[1::2], strict=True):
-            if done and finished_too:
+            there = dict(zip(jobs, await pipeline.execute(), strict=True))
+        for job, done in (await self._results(jobs)).items():
+            if done:
                 self._tell(job, None)
-            elif not waiting and not done:
+            elif not there[job]:
                 self._tell(job, not_found(job))
-        return {job for job, done in zip(jobs, replies[1::2], strict=True) if done}
+
+    async def _results(self, jobs: Iterable[str]) -> dict[str, bool]:
+        """Which jobs have ended."""
+        jobs = list(jobs)
+        if not jobs:
+            return {}
+        found = await self._connection.mget([keys.result(job) for job in jobs])
+        return {job: result is not None for job, result in zip(jobs, found, strict=True)}
 
     def _tell(self, job: str, last: SailqError | None) -> None:
         for follower in self._followers.pop(job, []):

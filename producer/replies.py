@@ -5,13 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import redis
+
+from ..shared import keys
 from ..shared.codec import decode
 from ..shared.errors import NotFound, WaitTimeout
 from ..shared.jobs import Result
 
-BLOCK_SECONDS = 5.0
-"""How long one XREAD waits; between two, a vanished job is noticed."""
+LOOK_SECONDS = 2.0
+"""How long one XREAD waits; between two, a deleted job is noticed."""
+_KEEP_SECONDS = 60.0
+_INBOX_TTL = 3600
+_MOST_TOLD = 1000
+"""Ends that an inbox remembers from one minute to the next; a waiter that is slower looks for itself."""
 
 Entry = tuple[bytes, Mapping[bytes, bytes]]
 
@@ -27,6 +35,40 @@ class Chunk:
     text: str
     attempt: int
     restarted: bool = False
+
+
+class Inbox:
+    """The stream in which one client is told of its jobs' ends, and which ends an hour after the client."""
+
+    def __init__(self, name: str) -> None:
+        """`name`: the end of all ids that the client gives (see `IdFactory`)."""
+        self.name = name
+        self._kept = float("-inf")
+
+    def __contains__(self, job: str) -> bool:
+        """Whether the job was submitted with this inbox."""
+        return job.endswith(self.name)
+
+    def due(self) -> bool:
+        """Whether the stream's life is to be renewed; once a minute."""
+        now = time.monotonic()
+        if now - self._kept < _KEEP_SECONDS:
+            return False
+        self._kept = now
+        return True
+
+    def keep(self, connection: redis.Redis) -> None:
+        """Makes the stream, or renews its life; what was told long ago goes."""
+        if self.due():
+            with connection.pipeline(transaction=False) as pipeline:
+                self.renew(pipeline)
+                pipeline.execute()
+
+    def renew(self, pipeline: Any) -> None:
+        """The commands of `keep`, for a pipeline of redis-py or of its asyncio."""
+        key = keys.inbox(self.name)
+        pipeline.xadd(key, {"job": ""}, maxlen=_MOST_TOLD)
+        pipeline.expire(key, _INBOX_TTL)
 
 
 class StreamReader:
@@ -70,13 +112,13 @@ class Patience:
         self._until = None if self._timeout is None else time.monotonic() + self._timeout
 
     def left(self) -> float:
-        """At most `BLOCK_SECONDS`; raises WaitTimeout when there is nothing left."""
+        """At most `LOOK_SECONDS`; raises WaitTimeout when there is nothing left."""
         if self._until is None:
-            return BLOCK_SECONDS
+            return LOOK_SECONDS
         left = self._until - time.monotonic()
         if left <= 0:
             raise WaitTimeout(f"Nothing came within {self._timeout:g} s; the job goes on.")
-        return min(left, BLOCK_SECONDS)
+        return min(left, LOOK_SECONDS)
 
 
 def not_found(job: str) -> NotFound:

@@ -1,158 +1,126 @@
-"""A turn's way into Redis: blobs, the job's record, its place in the conversation, RQ's queue."""
+"""A producer's part of a job's life: submitted, cancelled, retried after a failure, or dropped."""
 
 from __future__ import annotations
 
+import random
+import secrets
+import time
 from collections.abc import Mapping
+from typing import Any, Literal
 
 import redis
-from redis.client import Pipeline
-from rq.job import Dependency, Retry
-from rq.job import Job as RQJob
-from rq.queue import Queue
-from rq.registry import FailedJobRegistry
-from rq.results import Result as RQResult
 
 from ..shared import keys
-from ..shared.codec import decode, encode
-from ..shared.jobs import Job, Result
-from ..shared.rqjob import FAILURE_TTL, FUNCTION, MAX_ATTEMPTS, LockedJob, Serializer
+from ..shared.codec import encode
+from ..shared.errors import BadMedia, NotFound, QueueFull
+from ..shared.jobs import Job, Result, media_parts
+from ..shared.rqjob import at, record, rq_result
+from ..shared.scripts import script
 from ..shared.settings import Settings
 
-_RQ_RESULT_TTL = 60
-"""Seconds that RQ remembers a finished job. With 0, RQ 3.0 fails to close a job that was run twice: deleting
-it, it asks for the execution that died, whose record has expired."""
-_SERVER_VERSION = (5, 0, 9)
-"""What RQ takes a server for that keeps its version to itself; it submits to newer ones in the same way. It would ask
-INFO, which a producer need not be allowed, and while a transaction is being built."""
+STREAM_TTL = 600
+"""Seconds that a stream outlives its job: the result has all of its text, and even an empty stream takes 4 KB."""
+_LONGEST_PAUSE = 1.0
 
 
 class Submitter:
-    """Puts jobs on queues, each conversation's turns in order."""
+    """Puts jobs on queues, and takes them back. Raises redis-py's errors."""
 
     def __init__(self, connection: redis.Redis, settings: Settings) -> None:
-        self._connection = connection
         self._settings = settings
-        self._queues: dict[str, Queue] = {}
+        names = ("submit", "cancel", "retry", "drop", "hold", "clear")
+        self._scripts = {name: script(connection, name) for name in names}
 
-    def put_blobs(self, blobs: Mapping[str, bytes]) -> None:
-        """Uploads what the server does not have yet, and gives all of it its full time to live."""
-        if not blobs:
-            return
-        ttl = self._settings.blob_ttl
-        digests = list(blobs)
-        with self._connection.pipeline(transaction=False) as pipeline:
-            for digest in digests:
-                pipeline.expire(keys.blob(digest), ttl)
-            known = pipeline.execute()
-            for digest, there in zip(digests, known, strict=True):
-                if not there:
-                    pipeline.set(keys.blob(digest), blobs[digest], ex=ttl)
-            pipeline.execute()
-
-    def put_job(self, job: Job) -> Job:
+    def submit(
+        self, job: Job, clips: Mapping[str, bytes], *, inbox: str, keep: bool, now: float, wait: float = 0.0
+    ) -> Job:
         """Enqueues `job` as its conversation's next turn and returns it with that turn's number.
 
-        The conversation's counter, the job's record and RQ's entry change in one transaction. A turn whose
-        predecessor is unfinished waits for it in RQ as a dependent that allows failure, so that a failed turn
-        never blocks its conversation.
+        A job that is there already, by its id, is left as it is. A turn whose predecessor is unfinished waits for it.
+
+        Args:
+            clips: encoded frames by their digests, which the server holds for as long as the job needs them.
+            inbox: the name of the inbox that is told when the job has ended.
+            keep: whether the conversation keeps the clips, for its later turns.
+            now: the server's time, seconds since the epoch.
+            wait: seconds to wait for room, with `max_queued` jobs and `max_blob_bytes` of clips at most.
+
+        Raises QueueFull, and CodecError for what is too large to travel.
         """
-        conversation = keys.conversation(job.conversation)
-        with self._connection.pipeline() as pipeline:
-            while True:
-                try:
-                    pipeline.watch(conversation)
-                    turns, last = pipeline.hmget(conversation, "turns", "last")
-                    numbered = job.model_copy(update={"turn": int(turns or 0)})
-                    previous = last.decode() if last else None
-                    if previous is not None:
-                        # What RQ has forgotten has ended, and need not be waited for.
-                        pipeline.watch(RQJob.key_for(previous))
-                        if not pipeline.exists(RQJob.key_for(previous)):
-                            previous = None
-                    self._enqueue(pipeline, numbered, previous)
-                    self._note_turn(pipeline, numbered)
-                    pipeline.execute()
-                    return numbered
-                except redis.WatchError:
-                    # redis-py says the same of a lost reply; enqueued again, the job would wait for itself.
-                    if (turn := self._turn_of(job)) is not None:
-                        return job.model_copy(update={"turn": turn})
+        settings, queue = self._settings, keys.queue(job.model)
+        digests = dict.fromkeys(part.blob for part in media_parts(job.messages))
+        fields: dict[str, Any] = {
+            **record(job, ttl=settings.job_ttl), "conversation": job.conversation, "inbox": inbox,
+            **({"clips": " ".join(digests)} if digests else {}), **({"keep": 1} if keep else {}),
+            **({"stream": 1} if job.stream else {}),
+        }
+        arguments = [
+            job.id, queue, job.conversation, int(job.priority == "high"), now, settings.job_ttl, settings.blob_ttl,
+            settings.conversation_ttl, settings.max_queued, settings.max_blob_bytes, len(fields),
+            *(part for field in fields.items() for part in field), *(part for clip in clips.items() for part in clip),
+        ]
+        until, pause = time.monotonic() + wait, 0.05
+        while True:
+            state, count = self._scripts["submit"](
+                keys=[keys.job(job.id), keys.result(job.id), keys.waiting(queue)], args=arguments
+            )
+            if state in {b"queued", b"known"}:
+                return job.model_copy(update={"turn": int(count)})
+            left = until - time.monotonic()
+            if left <= 0:
+                raise self._full(state, count, job.model)
+            time.sleep(min(left, pause * random.uniform(0.5, 1.0)))  # thousands may wait for the same place
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def retry_job(self, job: Job) -> bool:
-        """Enqueues a failed job again, as the turn that it was, with nothing left of its failure.
-
-        All changes in one transaction; False, with nothing changed, if the job is not among the failed ones any more.
-        """
-        failed = keys.failed(job.id)
-        with self._connection.pipeline() as pipeline:
-            while True:
-                try:
-                    pipeline.watch(failed)
-                    if not pipeline.exists(failed):
-                        return False
-                    attempt = pipeline.hget(failed, "attempt") or 0
-                    pipeline.multi()
-                    forget_failure(pipeline, job)
-                    pipeline.delete(keys.result(job.id), keys.stream(job.id))
-                    self._enqueue(pipeline, job, None)
-                    pipeline.hset(keys.job(job.id), "attempt", attempt)  # a worker that returns is still fenced off
-                    pipeline.execute()
-                    return True
-                except redis.WatchError:
-                    continue
-
-    def _turn_of(self, job: Job) -> int | None:
-        """The turn that an enqueued job has become, from its record or its result; None before that."""
-        with self._connection.pipeline(transaction=False) as pipeline:
-            pipeline.hget(keys.job(job.id), "request").get(keys.result(job.id))
-            request, result = pipeline.execute()
-        if request is not None:
-            return decode(Job, request).turn
-        return None if result is None else decode(Result, result).turn
-
-    def _enqueue(self, pipeline: Pipeline, job: Job, previous: str | None) -> None:
+    def upload(self, clips: Mapping[str, bytes], now: float) -> None:
+        """Has the server keep clips for jobs that are yet to come, as long as a job may wait. Raises QueueFull."""
         settings = self._settings
-        queue = self._queue(job.model)
-        rq_job = queue.create_job(
-            FUNCTION,
-            args=(job.id,),
-            job_id=job.id,
-            timeout=-1,
-            result_ttl=_RQ_RESULT_TTL,
-            failure_ttl=FAILURE_TTL,
-            # Longer than the job: a turn that waits for one that RQ forgot would wait for ever, and so would
-            # each after it. A worker that meets an expired job says so, and the next turn's time has come.
-            ttl=settings.job_ttl + FAILURE_TTL,
-            description=f"sailq {job.conversation} #{job.turn}",
-            retry=Retry(max=MAX_ATTEMPTS - 1),
-            depends_on=Dependency(jobs=[previous], allow_failure=True) if previous else None,
+        state, count = self._scripts["hold"](args=[
+            f"upload:{secrets.token_hex(8)}", now, settings.job_ttl, settings.max_blob_bytes,
+            *(part for clip in clips.items() for part in clip),
+        ])
+        if state == b"bytes":
+            raise self._full(state, count, "")
+
+    def cancel(self, result: Result) -> Literal["finished", "gone", "running", "cancelled"]:
+        """Ends a waiting job with `result`, or tells its worker."""
+        state: bytes = self._scripts["cancel"](
+            keys=[keys.job(result.job), keys.result(result.job)],
+            args=[result.job, encode(result), self._settings.result_ttl, min(self._settings.result_ttl, STREAM_TTL),
+                  result.finished_at, at(result.finished_at), *rq_result(result)],
         )
-        rq_job.enqueue_at_front = job.priority == "high"  # also when its turn comes
-        # RQ starts the transaction itself, after it has watched what the job depends on.
-        queue.enqueue_job(rq_job, pipeline=pipeline, at_front=rq_job.enqueue_at_front)
-        pipeline.hset(keys.job(job.id), "request", encode(job))
-        pipeline.expire(keys.job(job.id), settings.job_ttl)
+        return state.decode()  # type: ignore[return-value]
 
-    def _note_turn(self, pipeline: Pipeline, job: Job) -> None:
-        """`job` is its conversation's newest turn."""
+    def retry(self, job: str, now: float) -> None:
+        """Puts a failed job back on its queue. Raises NotFound, and BadMedia where its clips have expired."""
+        state = self._scripts["retry"](
+            keys=[keys.job(job), keys.result(job)],
+            args=[job, now, at(now), self._settings.job_ttl, self._settings.blob_ttl],
+        )
+        if state == b"gone":
+            raise not_failed(job)
+        if state == b"clips":
+            raise BadMedia(f"The frames of job {job!r} have expired; submit it again.")
+
+    def drop(self, job: str) -> None:
+        """Forgets a failed job, but for its result, which expires by itself. Raises NotFound."""
+        if not self._scripts["drop"](keys=[keys.job(job)], args=[job]):
+            raise not_failed(job)
+
+    def clear(self, conversation: str) -> None:
+        """Forgets what a conversation has said."""
+        self._scripts["clear"](
+            keys=[keys.turns(conversation), keys.conversation_clips(conversation)], args=[conversation]
+        )
+
+    def _full(self, state: bytes, count: int, model: str) -> QueueFull:
         settings = self._settings
-        conversation = keys.conversation(job.conversation)
-        pipeline.hset(conversation, mapping={"turns": job.turn + 1, "last": job.id})
-        pipeline.expire(conversation, settings.conversation_ttl)
-        pipeline.expire(keys.turns(job.conversation), settings.conversation_ttl)
-        pipeline.zadd(keys.CONVERSATIONS, {job.conversation: job.submitted_at})
-        pipeline.zremrangebyscore(keys.CONVERSATIONS, 0, job.submitted_at - settings.conversation_ttl)
-
-    def _queue(self, model: str) -> Queue:
-        if model not in self._queues:
-            queue = Queue(keys.queue(model), connection=self._connection, job_class=LockedJob, serializer=Serializer)
-            queue.redis_server_version = _SERVER_VERSION  # else RQ asks for it
-            self._queues[model] = queue
-        return self._queues[model]
+        if state == b"jobs":
+            return QueueFull(f"{count} jobs wait for {model} already; at most {settings.max_queued} may.")
+        return QueueFull(
+            f"The clips on the server take {count >> 20} MB already; at most {settings.max_blob_bytes >> 20} MB may."
+        )
 
 
-def forget_failure(pipeline: Pipeline, job: Job) -> None:
-    """Removes a failed job from sailq's and RQ's failed ones; its result stays, as for any other job."""
-    pipeline.delete(keys.failed(job.id), RQJob.key_for(job.id), RQResult.get_key(job.id))
-    pipeline.zrem(keys.FAILED, job.id)
-    pipeline.zrem(FailedJobRegistry.key_template.format(keys.queue(job.model)), job.id)
+def not_failed(job: str) -> NotFound:
+    return NotFound(f"There is no failed job {job!r}: it was retried or dropped, it expired, or it never failed.")

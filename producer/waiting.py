@@ -12,7 +12,8 @@ from ..shared import keys
 from ..shared.connection import server_errors
 from ..shared.errors import NotFound
 from ..shared.jobs import Result
-from .replies import BLOCK_SECONDS, Chunk, StreamReader, not_found, read_result
+from ..shared.scripts import script
+from .replies import LOOK_SECONDS, Chunk, Inbox, StreamReader, not_found, read_result
 
 
 @dataclass
@@ -24,13 +25,16 @@ class News:
 
 
 class Waiter:
-    """Follows a changing set of jobs. A job that ended is followed no more."""
+    """Follows a changing set of jobs, told of their ends by one inbox. A job that ended is followed no more."""
 
-    def __init__(self, connection: redis.Redis, jobs: Iterable[str] = ()) -> None:
-        self._connection = connection
+    def __init__(self, connection: redis.Redis, inbox: Inbox, jobs: Iterable[str] = (), *, text: bool = False) -> None:
+        """`text`: whether the jobs' streams are read, too."""
+        self._connection, self._inbox, self._text = connection, inbox, text
         self._readers: dict[str, StreamReader] = {}
         self._unseen: list[str] = []
+        self._position: bytes | None = None
         self._looked = time.monotonic()
+        self._follow = script(connection, "follow")
         for job in jobs:
             self.add(job)
 
@@ -46,44 +50,71 @@ class Waiter:
         """What is new, waiting at most `seconds` for it. Raises ServerUnavailable."""
         news = News()
         with server_errors(self._connection):
-            finished = self._drop_vanished(self._unseen, news) if self._unseen else []
-            self._unseen = []
+            if self._position is None:
+                self._position = self._newest()
+            ended = self._take_up(news) if self._unseen else []
             if not self._readers or news.ended:
                 return news
-            positions = {keys.stream(job): reader.position for job, reader in self._readers.items()}
+            streams = {keys.stream(job): reader.position for job, reader in self._readers.items()} if self._text else {}
             jobs = {keys.stream(job).encode(): job for job in self._readers}
-            block = 1 if finished else max(1, int(seconds * 1000))
-            for key, entries in self._connection.xread(positions, block=block) or []:
-                news.chunks[jobs[key]] = self._readers[jobs[key]].feed(entries)
-            # A result outlives its stream: what had finished before it was followed may have none.
-            finished = [job for job in finished if job not in news.chunks]
-            self._end([*finished, *(job for job in news.chunks if self._readers[job].ended)], news)
-            if not news.chunks and time.monotonic() - self._looked >= BLOCK_SECONDS:
-                # A stream that expired unread says nothing any more.
-                self._end(self._drop_vanished(list(self._readers), news), news)
-                self._looked = time.monotonic()
+            block = 1 if ended else max(1, int(min(seconds, LOOK_SECONDS) * 1000))
+            told = self._connection.xread({keys.inbox(self._inbox.name): self._position, **streams}, block=block)
+            for key, entries in told or []:
+                if key in jobs:
+                    news.chunks[jobs[key]] = self._readers[jobs[key]].feed(entries)
+                else:
+                    self._position = entries[-1][0]
+                    ended += [job for _, fields in entries if (job := fields[b"job"].decode()) in self._readers]
+            self._end([*ended, *(job for job in news.chunks if self._readers[job].ended)], news)
+            if self._readers and time.monotonic() - self._looked >= LOOK_SECONDS:
+                self._look(news)
         return news
 
-    def _drop_vanished(self, jobs: list[str], news: News) -> list[str]:
-        """Notes in `news` which of `jobs` are gone; returns those that have a result."""
+    def _newest(self) -> bytes:
+        self._inbox.keep(self._connection)
+        newest = self._connection.xrevrange(keys.inbox(self._inbox.name), count=1)
+        return newest[0][0] if newest else b"0"
+
+    def _take_up(self, news: News) -> list[str]:
+        """Has the inbox told of the jobs that are new to this waiter; returns those that have ended before."""
+        unseen, self._unseen = self._unseen, []
+        results = self._connection.mget([keys.result(job) for job in unseen])
+        ended = [job for job, result in zip(unseen, results, strict=True) if result is not None]
+        foreign = [job for job in unseen if job not in ended and job not in self._inbox]
+        if foreign:
+            with self._connection.pipeline(transaction=False) as pipeline:
+                for job in foreign:
+                    self._follow(keys=[keys.job(job), keys.result(job)], args=[self._inbox.name], client=pipeline)
+                for job, state in zip(foreign, pipeline.execute(), strict=True):
+                    if state == b"finished":
+                        ended.append(job)
+                    elif state == b"gone":
+                        del self._readers[job]
+                        news.ended.append((job, not_found(job)))
+        return ended
+
+    def _look(self, news: News) -> None:
+        """For what no inbox tells: jobs that were deleted, or whose end was lost with the server that knew it."""
+        self._looked = time.monotonic()
+        self._inbox.keep(self._connection)
+        jobs = list(self._readers)
+        if self._connection.exists(*map(keys.job, jobs)) == len(jobs):
+            return
+        results = self._connection.mget([keys.result(job) for job in jobs])
         with self._connection.pipeline(transaction=False) as pipeline:
             for job in jobs:
                 pipeline.exists(keys.job(job))
-                pipeline.exists(keys.result(job))
-            replies = pipeline.execute()
-        finished = []
-        for job, waiting, done in zip(jobs, replies[::2], replies[1::2], strict=True):
-            if done:
-                finished.append(job)
-            elif not waiting:
-                del self._readers[job]
-                news.ended.append((job, not_found(job)))
-        return finished
+            there = pipeline.execute()
+        self._end([job for job, result in zip(jobs, results, strict=True) if result is not None], news)
+        for job, result, exists in zip(jobs, results, there, strict=True):
+            if result is None and not exists and job in self._readers:
+                # It may have ended between the two questions.
+                self._end([job], news)
 
-    def _end(self, jobs: list[str], news: News) -> None:
+    def _end(self, jobs: Iterable[str], news: News) -> None:
+        jobs = [job for job in dict.fromkeys(jobs) if job in self._readers]
         if not jobs:
             return
         for job, data in zip(jobs, self._connection.mget([keys.result(job) for job in jobs]), strict=True):
             del self._readers[job]
-            result = read_result(job, data, exists=1)
-            news.ended.append((job, result or NotFound(f"Job {job!r} ended, but its result expired.")))
+            news.ended.append((job, read_result(job, data, exists=0) if data else not_found(job)))

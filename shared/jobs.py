@@ -277,12 +277,13 @@ class ModelCard(Record):
 
 
 class IdFactory:
-    """Ids that sort by time: 48 bits of milliseconds, 16 of a counter, 64 random, as 32 hex digits.
+    """Ids that sort by time: 48 bits of milliseconds, 16 of a counter, 64 of the factory's own, as 32 hex digits.
 
-    Ids of one factory strictly increase; those of two factories differ by their random part.
+    Ids of one factory strictly increase and end with its `mark`, which is random.
     """
 
     def __init__(self) -> None:
+        self.mark = os.urandom(8).hex()
         self._lock = threading.Lock()
         self._last = 0
 
@@ -290,7 +291,7 @@ class IdFactory:
         """`now`: seconds since the epoch."""
         with self._lock:
             self._last = max(self._last + 1, int(now * 1000) << 16)
-            return f"{self._last:016x}{os.urandom(8).hex()}"
+            return f"{self._last:016x}{self.mark}"
 
 
 R = TypeVar("R", bound=Record)

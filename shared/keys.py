@@ -1,6 +1,6 @@
-"""Every Redis key of sailq, built here and nowhere else.
+"""Every Redis key of sailq that Python names; shared/scripts names the others.
 
-RQ keeps its own keys under `rq:` (so that `rq info` works); of those, sailq chooses only the queue's name.
+A job's hash, queue and registries are RQ's; of their names, sailq chooses the queue's alone.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ MODELS = PREFIX + "models"
 WORKERS = PREFIX + "workers"
 """Sorted set: worker names by the time of their last beat."""
 CONVERSATIONS = PREFIX + "conversations"
-"""Sorted set: conversation ids by the time of their last submission."""
-FAILED = PREFIX + "failed"
-"""Sorted set: ids of the jobs that failed and may be retried, by the time of their end."""
-
-
-BLOBS = PREFIX + "blobs"
-"""Sorted set: names of the blobs that were uploaded (`blob_name`) by the end of their lives."""
-BLOB_SIZES = PREFIX + "blob-sizes"
-"""Hash: the bytes of each of them."""
-BLOB_BYTES = PREFIX + "blob-bytes"
-"""Integer: their sum."""
+"""Sorted set: conversation ids by the time of their last turn."""
+LEASES = PREFIX + "leases"
+"""Sorted set: JOB:EXECUTION of all running attempts by the end of their leases, by the server's clock."""
+CLIPS = PREFIX + "clips"
+"""Sorted set: DIGEST:BYTES of all clips by the time when somebody last looked whether they are still needed."""
+CLIP_BYTES = PREFIX + "clip-bytes"
+"""Integer: the bytes of all clips."""
+RESULTS = PREFIX + "results"
+"""Stream: `job` and `result` of each finished job, where a worker is told to write it."""
 
 
 def queue(model: str) -> str:
@@ -30,15 +28,27 @@ def queue(model: str) -> str:
     return f"sailq-{model}"
 
 
+def waiting(queue_name: str) -> str:
+    """List: ids of the jobs that wait. RQ's."""
+    return f"rq:queue:{queue_name}"
+
+
+def failed(queue_name: str) -> str:
+    """Sorted set: ids of failed jobs by the end of their lives. RQ's."""
+    return f"rq:failed:{queue_name}"
+
+
+def bell(queue_name: str) -> str:
+    """List: a token where a job waits and a worker may, too."""
+    return f"{PREFIX}bell:{queue_name}"
+
+
 def job(job_id: str) -> str:
-    """Hash: `request` (encoded Job), `attempt` (the newest's number: the fence), `spent` (attempts that count),
-    `worker` (of the newest attempt), `claim` (names it), `history` (JSON list of Attempts), `cancel`."""
-    return f"{PREFIX}job:{job_id}"
-
-
-def failed(job_id: str) -> str:
-    """Hash: what `job` held when the job failed, and `result` (encoded), for a retry."""
-    return f"{PREFIX}failed:{job_id}"
+    """Hash: RQ's record of a job, and sailq's fields: `conversation`, `turn`, `clips` (digests), `keep`, `stream`,
+    `inbox` (names); once it is claimed `execution` (the running attempt, a random id: the fence), `attempt` (its
+    number), `spent` (attempts that count), `history` (JSON list of Attempts); `cancel`; of a failed one
+    `result_record`."""
+    return f"rq:job:{job_id}"
 
 
 def result(job_id: str) -> str:
@@ -47,12 +57,17 @@ def result(job_id: str) -> str:
 
 
 def stream(job_id: str) -> str:
-    """Stream: `attempt` and `text` as tokens come; the entry with `end` is the last."""
+    """Stream: `attempt` and `text` as tokens come; the entry with `end` is the last. Of jobs that ask for it."""
     return f"{PREFIX}stream:{job_id}"
 
 
+def inbox(name: str) -> str:
+    """Stream: `job` for each job that has ended, of those that one client waits for."""
+    return f"{PREFIX}inbox:{name}"
+
+
 def conversation(conversation_id: str) -> str:
-    """Hash: `turns` (how many were submitted), `last` (the newest job's id)."""
+    """Hash: `turns` (how many were submitted), `head` (the turn that runs or is next); none for a single turn."""
     return f"{PREFIX}conversation:{conversation_id}"
 
 
@@ -61,34 +76,20 @@ def turns(conversation_id: str) -> str:
     return f"{PREFIX}conversation:{conversation_id}:turns"
 
 
-def blob(digest: str) -> str:
-    """String: the frames of one clip or image, named by the sha256 of these bytes."""
-    return f"{PREFIX}blob:{digest}"
+def conversation_clips(conversation_id: str) -> str:
+    """Set: digests of the clips that the conversation holds."""
+    return f"{PREFIX}conversation:{conversation_id}:clips"
 
 
-def blob_name(digest: str) -> str:
-    """What a blob is called where producers may list all blobs: too little to ask about somebody else's clip."""
-    return digest[:16]
+def clip(digest: str) -> str:
+    """Hash: `data` (the frames of one clip or image, whose sha256 it is named by) and its holders, each with its end:
+    `job:ID`, `conversation:ID`, or another `kind:name`."""
+    return f"{PREFIX}clip:{digest}"
 
 
 def worker(name: str) -> str:
     """Hash: what one worker is and does; expires when it stops beating."""
     return f"{PREFIX}worker:{name}"
-
-
-def maintenance(queue_name: str) -> str:
-    """String, short-lived: which worker looks after abandoned jobs just now."""
-    return f"{PREFIX}maintenance:{queue_name}"
-
-
-def tidied(queue_name: str) -> str:
-    """String, short-lived: which worker has cleaned RQ's registry of workers."""
-    return f"{PREFIX}tidied:{queue_name}"
-
-
-def taken(queue_name: str) -> str:
-    """Hash, short-lived: jobs that were seen taken and not begun, and since when, by the server's clock."""
-    return f"{PREFIX}taken:{queue_name}"
 
 
 def model(name: str) -> str:

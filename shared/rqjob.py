@@ -1,105 +1,130 @@
-"""RQ's Job, locked down: msgpack only, one function, no callbacks, no webhooks.
+"""A job as RQ has it: its record, its call, and what of RQ's sailq honours.
 
-A stock RQ worker runs any importable function that a job names, and unpickles whatever it is given. Both
-sides use this class for every queue, worker and fetch, so that neither can happen, whoever wrote the job.
+`rq.Queue("sailq-MODEL", serializer=Serializer).enqueue("sailq.answer", messages=[...], options={...})` is all that a
+backend needs. sailq's own client makes the same call. Nothing is unpickled, imported or called by a name in a job.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
 from typing import Any
 
-from redis import Redis
-from rq.exceptions import NoSuchJobError
 from rq.job import Job as RQJob
+from rq.results import Result as RQResult
+from rq.utils import utcformat, utcparse
 
-from .codec import pack, unpack
-from .errors import BadRequest, Unsupported, quoted
+from . import keys
+from .bounds import MAX_VALUES
+from .codec import MAX_RECORD_BYTES, VERSION, pack, unpack
+from .errors import BadRequest, CodecError, Unsupported, quoted
+from .jobs import Job, Result, parse
 
-FUNCTION = "sailq.run"
-"""The only function name that a worker accepts; its one argument is the sailq job's id."""
-MAX_RQ_BYTES = 8 * 1024
-_MAX_INFLATED_BYTES = 1024 * 1024
-"""What RQ may unpack of a job's compressed data before it looks at them."""
-_MAX_NUMBER = 2**31
-"""Seconds, or times: more than Redis takes as a time to live ends an execution in mid-air."""
-_NUMBERS = ("timeout", "result_ttl", "failure_ttl", "ttl", "number_of_retries", "retries_left")
-_FIELDS = frozenset(name.encode() for name in (
-    "data", "origin", "description", "status", "worker_name",
-    "created_at", "enqueued_at", "started_at", "ended_at", "last_heartbeat",
-    "dependency_ids", "allow_dependency_failures", "enqueue_at_front", "enqueue_at_front_on_retry", *_NUMBERS,
-))
-"""What sailq uses of a job's record. By the rest, RQ would call functions and URLs, and repeat jobs."""
+FUNCTION = "sailq.answer"
+"""The one function that a worker runs."""
 FAILURE_TTL = 7 * 86_400
-"""Seconds that RQ's failed registry remembers a job; RQ's own default is a year."""
+"""Seconds that a failed job is kept for a retry; RQ's own default is a year."""
 MAX_ATTEMPTS = 3
 """A job that has begun so often without coming to a result gets an error instead of another worker."""
+_ARGUMENTS = frozenset({"messages", "options", "deadline", "priority", "stream", "metadata"})
+_REFUSED = {
+    "success_callback_name": "callbacks", "failure_callback_name": "callbacks", "stopped_callback_name": "callbacks",
+    "webhooks": "webhooks", "repeats_left": "repeat", "repeat_intervals": "repeat", "rate_limit_key": "rate_limit",
+    "group_id": "groups", "retries_left": "retry: it runs a job again by itself when a worker dies",
+}
+"""Fields of RQ's record that ask for what sailq does not do."""
 
 
 class Serializer:
-    """msgpack, bounded. RQ wants a class with `dumps` and `loads`."""
+    """msgpack, bounded: RQ wants a class with `dumps` and `loads`. For every queue and every fetch of sailq's jobs."""
 
     @staticmethod
     def dumps(value: Any) -> bytes:
-        return pack(value, MAX_RQ_BYTES)
+        return pack(value, 2 * MAX_RECORD_BYTES, 2 * MAX_VALUES)
 
     @staticmethod
     def loads(data: bytes) -> Any:
-        return unpack(data, MAX_RQ_BYTES)
+        return unpack(data, 2 * MAX_RECORD_BYTES, 2 * MAX_VALUES)
 
 
-class LockedJob(RQJob):
-    """A job that can only ever call the function its worker registered under `FUNCTION`."""
-
-    registered: Callable[[str], None] | None = None
-    """Set once by a worker process at start; a producer leaves it None."""
-
-    def __init__(self, id: str | None = None, connection: Redis | None = None, serializer: Any = None) -> None:
-        super().__init__(id, connection, Serializer)
-
-    def restore(self, raw_data: Any) -> Any:
-        """Raises BadRequest for a record that neither RQ nor sailq wrote: any producer can write it."""
-        known = {name: value for name, value in raw_data.items() if name in _FIELDS}
-        _check_inflated(known.get(b"data", b""))
-        try:
-            _check_dependencies(known.get(b"dependency_ids"))
-            super().restore(known)
-        except NoSuchJobError:
-            raise
-        except Exception:  # each field is read by code of its own
-            raise BadRequest("This job's record is not one that RQ wrote.") from None
-        if any(abs(getattr(self, name) or 0) > _MAX_NUMBER for name in _NUMBERS):
-            raise BadRequest("This job's record has a number that is out of any range.")
-        if self.failure_ttl is None:
-            self.failure_ttl = FAILURE_TTL
-
-    @property
-    def func(self) -> Callable[[str], None]:
-        if self.data != Serializer.dumps([FUNCTION, None, [self.id], {}]):
-            name = str(self.func_name)
-            if name != FUNCTION:
-                raise Unsupported(f"This worker runs {FUNCTION!r} alone, not {quoted(name)!r}.")
-            raise BadRequest(f"{FUNCTION!r} takes this job's own id and nothing else.")
-        registered = type(self).registered
-        if registered is None:
-            raise Unsupported("This process runs no jobs.")
-        return registered
+def record(job: Job, *, ttl: int) -> dict[str, Any]:
+    """The fields of RQ's hash for a job of sailq's own; `ttl`: seconds that it waits. Raises CodecError."""
+    call = job.model_dump(include=set(_ARGUMENTS))
+    pack(call, MAX_RECORD_BYTES)
+    made = RQJob.create(
+        FUNCTION, kwargs={**call, "version": VERSION}, id=job.id, serializer=Serializer, origin=keys.queue(job.model),
+        description=f"sailq {job.conversation}", timeout=-1, result_ttl=0, failure_ttl=FAILURE_TTL, ttl=ttl,
+        connection=_NO_CONNECTION,
+    )
+    made.created_at = made.enqueued_at = _time(job.submitted_at)
+    made.enqueue_at_front = job.priority == "high"
+    return {name: value for name, value in made.to_dict().items() if value != "" and name != "status"}
 
 
-def _check_inflated(data: bytes) -> None:
+_NO_CONNECTION: Any = object()
+"""RQ wants one to make a job, and uses none to write it down."""
+
+
+def at(seconds: float) -> str:
+    """A time in RQ's form."""
+    return utcformat(_time(seconds))
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def read_job(job_id: str, queue: str, fields: Mapping[bytes, bytes]) -> Job:
+    """The job in RQ's hash, whoever wrote it; raises BadRequest, CodecError or Unsupported."""
+    for name, what in _REFUSED.items():
+        if fields.get(name.encode(), b"") not in {b"", b"[]"}:
+            raise Unsupported(f"sailq has no {what}.")
+    call = _call(fields.get(b"data", b""))
+    version = call.pop("version", VERSION)
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise CodecError(f"This job has protocol version {quoted(repr(version))}; this side speaks {VERSION}.")
+    if unknown := sorted(set(call) - _ARGUMENTS):
+        raise BadRequest(f"{FUNCTION} takes {', '.join(sorted(_ARGUMENTS))}, not {quoted(str(unknown[0]))!r}.")
+    text = {name.decode(): value.decode(errors="replace") for name, value in fields.items() if name != b"data"}
+    return parse(Job, {
+        **call, "id": job_id, "conversation": text.get("conversation", job_id), "turn": _number(text.get("turn", "0")),
+        "model": queue.removeprefix(keys.queue("")), "submitted_at": _seconds(text.get("created_at", "")),
+    })
+
+
+def _call(data: bytes) -> dict[str, Any]:
     inflater = zlib.decompressobj()
+    with suppress(zlib.error):  # RQ takes what is not compressed as it is
+        data = inflater.decompress(data, MAX_RECORD_BYTES + 1)
     try:
-        inflater.decompress(data, _MAX_INFLATED_BYTES)
-    except zlib.error:
-        return  # RQ takes it as it is
-    if inflater.unconsumed_tail:
-        raise BadRequest("This job's record unpacks to more than any job's.")
+        function, _, args, kwargs = unpack(data, MAX_RECORD_BYTES)
+    except (TypeError, ValueError):
+        raise BadRequest("This job's data is no call of RQ's.") from None
+    if function != FUNCTION:
+        raise Unsupported(f"This worker runs {FUNCTION!r} alone, not {quoted(str(function))!r}.")
+    if args or not isinstance(kwargs, dict):
+        raise BadRequest(f"{FUNCTION} takes its arguments by name: messages=..., options=....")
+    return kwargs
 
 
-def _check_dependencies(names: bytes | None) -> None:
-    """A turn waits for the one before it, and for no other."""
-    waits_for = json.loads(names or b"[]")
-    if not isinstance(waits_for, list) or len(waits_for) > 1 or not all(isinstance(name, str) for name in waits_for):
-        raise ValueError(waits_for)
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        return max(0.0, utcparse(text).timestamp())
+    except ValueError:
+        raise BadRequest("This job's record is not one that RQ wrote.") from None
+
+
+def rq_result(result: Result) -> list[Any]:
+    """What RQ's `return_value()`, `is_failed` and `exc_string` read of a result: fields and values."""
+    kind = RQResult.Type.FAILED if result.error is not None and result.error.may_pass else RQResult.Type.SUCCESSFUL
+    made = RQResult(
+        result.job, kind, _NO_CONNECTION, return_value=result.model_dump(), serializer=Serializer,
+        worker_name=result.worker, exc_string=None if result.error is None else result.error.message,
+    )
+    return [part for field in made.serialize().items() for part in field]

@@ -25,6 +25,7 @@ class Settings(BaseSettings):
         conversation_ttl: how long a conversation is kept after its last turn.
         max_queued: most jobs that may wait for a model; a producer's next one is refused, or waits.
         max_blob_bytes: the same for the bytes of all clips on the server.
+        results_stream: most results in `sailq:results`, a stream of all finished jobs for consumer groups; 0: none.
         metrics_port: where a worker shows its metrics to Prometheus; 0: nowhere.
         metrics_address: of which of the machine's addresses; 0.0.0.0: of all.
     """
@@ -39,6 +40,7 @@ class Settings(BaseSettings):
     conversation_ttl: int = Field(default=86_400, ge=1)
     max_queued: int = Field(default=10_000, ge=1)
     max_blob_bytes: int = Field(default=2 * 2**30, ge=1)
+    results_stream: int = Field(default=0, ge=0)
     metrics_port: int = Field(default=0, ge=0, le=65_535)
     metrics_address: str = "0.0.0.0"
 

@@ -28,13 +28,22 @@ from sailq.shared.errors import SailqError
 from sailq.shared.settings import load_settings
 from sailq.worker import serve as serving
 from sailq.worker.catalog import fingerprint
-from sailq.worker.consumer import Consumer
 from sailq.worker.engine import Engine
 from sailq.worker.engine.engine import VISION_CACHE_BYTES
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.prompt import Prompter
+from sailq.worker.execution import Executor
 from sailq.worker.scheduler import Scheduler
+from sailq.worker.store import JobStore
 from wiretap import save, wiretap
+
+STEPS: dict[str, tuple[type[Any], str, bool]] = {
+    "claimed": (JobStore, "claim", True),
+    "begun": (Executor, "run", False),
+    "answered": (JobStore, "finish", False),
+    "finished": (JobStore, "finish", True),
+}
+"""Whose method, and whether the end comes after it."""
 
 
 class RecordingScheduler(Scheduler):
@@ -61,17 +70,19 @@ def loaded(model: Path) -> tuple[ModelSpec, Prompter]:
     return spec, Prompter(spec)
 
 
-def die_in(method: str) -> None:
-    """Makes this process kill itself where the consumer's `method` would begin."""
-    name, _, call = method.partition(":")
-    calls, wrapped = count(1), getattr(Consumer, name)
+def die_at(step: str) -> None:
+    """Makes this process kill itself at a step of its jobs' ways."""
+    step, _, call = step.partition(":")
+    owner, name, after = STEPS[step]
+    calls, wrapped = count(1), getattr(owner, name)
 
     def die(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == int(call or 1):
+        value = wrapped(*args, **kwargs) if after else None
+        if (value or not after) and next(calls) == int(call or 1):
             os.kill(os.getpid(), signal.SIGKILL)
-        return wrapped(*args, **kwargs)
+        return value if after else wrapped(*args, **kwargs)
 
-    setattr(Consumer, name, die)
+    setattr(owner, name, die)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -83,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--filling-ms", type=float, help="how long a decode takes while a slot is free")
     parser.add_argument("--hang-at", type=int, default=0, metavar="N", help="the Nth decode never returns")
     parser.add_argument("--fail-at", type=int, default=0, metavar="N", help="the device fails at the Nth decode")
-    parser.add_argument("--die-in", metavar="METHOD[:N]", help="SIGKILL in the Nth call of a method of the consumer's")
+    parser.add_argument("--die-at", metavar="STEP[:N]", help=f"SIGKILL at the Nth time of {', '.join(STEPS)}")
     for end in ("failing", "deadly"):
         parser.add_argument(f"--{end}-prompt", type=float, default=math.inf, metavar="TOKENS", help="see NullRunner")
     parser.add_argument("--flaky", action="store_true", help="other tokens each time")
@@ -93,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--record", type=Path, help="file for the steps")
     parser.add_argument("--sent", type=Path, help="file for what goes to the server (see wiretap.py)")
     given = parser.parse_args(arguments)
-    if given.die_in:
-        die_in(given.die_in)
+    if given.die_at:
+        die_at(given.die_at)
     timing = Timing(
         given.vision_ms / 1000, given.prefill_ms / 1000, given.decode_ms / 1000,
         None if given.filling_ms is None else given.filling_ms / 1000,

@@ -1,37 +1,32 @@
-"""One job's way through a worker: claim, fetch, prepare, generate, finish."""
+"""One job's way through a worker, from its claim to its result."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from typing import Literal
 
 import redis
 
-from ..shared import keys
-from ..shared.codec import MAX_RECORD_BYTES, decode
+from ..shared.codec import decode
 from ..shared.connection import OUTAGES, ServerClock
-from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, SailqError, TooLong, Unsupported, quoted
-from ..shared.frames import Frames, blob_limit, decode_frames
-from ..shared.jobs import DIED, HANDED_BACK, Failure, Job, Message, Result, TextPart, Timings, Turn, is_identifier
-from ..shared.lifecycle import Claim, Lifecycle, keep_blobs
-from .bounded_read import TooLarge, bounded_read
+from ..shared.errors import BadMedia, BadRequest, Cancelled, DeadlineExceeded, SailqError, TooLong, Unsupported, quoted
+from ..shared.frames import Frames, decode_frames
+from ..shared.jobs import DIED, HANDED_BACK, Attempt, Failure, Job, Message, Result, TextPart, Timings, Turn
+from ..shared.rqjob import read_job
 from .engine import Engine
 from .engine.preparation import Media
 from .publisher import Publisher, Stream
 from .scheduler import Outcome, Request, Scheduler
 from .shared_lock import SharedLock
+from .store import Claim, JobStore, attempts
 
-_MAX_HISTORY_BYTES = 16 * 2**20
-"""What a conversation's turns may take on the server."""
 _MAX_CAUSE = 500
 """Characters of an error that a job's history keeps."""
-
 _OUTAGE_SECONDS = 0.25
 
 _log = logging.getLogger("sailq.worker")
@@ -50,109 +45,59 @@ class HandedBack(Exception):
     """This worker leaves before the job's answer is complete: another attempt makes it anew."""
 
 
-class Superseded(Exception):
-    """A newer attempt has the job, and has not finished it."""
-
-
 class Executor:
-    """Runs jobs, one a thread, through one scheduler. `run` is the function that RQ calls."""
+    """Runs jobs, one a thread, through one scheduler."""
 
     def __init__(
-        self, connection: redis.Redis, engine: Engine, scheduler: Scheduler, publisher: Publisher,
-        lifecycle: Lifecycle, identity: Identity, *, blob_ttl: int,
-        on_result: Callable[[Result], None] = lambda result: None,
+        self, connection: redis.Redis, engine: Engine, scheduler: Scheduler, publisher: Publisher, store: JobStore,
+        identity: Identity, *, on_result: Callable[[Result], None] = lambda result: None,
     ) -> None:
         """`on_result` takes each result that was written, on its job's thread."""
-        self._connection = connection
         self._engine = engine
         self._scheduler = scheduler
         self._publisher = publisher
-        self._lifecycle = lifecycle
+        self._store = store
         self._identity = identity
-        self._blob_ttl = blob_ttl
         self._on_result = on_result
         self._clock = ServerClock(connection)
         # A worker that lost its lease may be given the job again: two requests of one job.
-        self._running: dict[Request, str] = {}
+        self._running: dict[Request, Claim] = {}
         self._lock = threading.Lock()
         self._leaving = False
         self._device = SharedLock()
 
-    def run(self, job_id: str) -> None:
-        """One attempt at a job, from claim to result. Every failure that is the job's own becomes its result.
+    def run(self, claim: Claim) -> None:
+        """One attempt at a job. Every failure that is the job's own becomes its result.
 
         A job's last attempt has the device to itself: when a job takes its workers down, those that ran beside it
         each time are innocent, and must not end as it does.
         """
-        with self._device.shared():
-            claim = self._lifecycle.claim(job_id, self._identity.worker)
-            if claim != "last":
-                self._attempt(job_id, claim)
+        with self._device.alone() if claim.last else self._device.shared():
+            if claim.last and not self._store.begin(claim):
                 return
-        with self._device.alone():
-            self._attempt(job_id, self._lifecycle.claim(job_id, self._identity.worker, alone=True))
+            claimed_at = self._clock.now()
+            try:
+                if not claim.fields:
+                    raise BadRequest("This job's record is too large, or not one that RQ wrote.")
+                job = read_job(claim.job, claim.queue, claim.fields)
+            except SailqError as error:
+                self._refuse(claim, error)
+                return
+            try:
+                self._run_claimed(job, claim, claimed_at)
+            except HandedBack:
+                _log.info("job %s goes back to its queue", claim.job)
+                self._store.release(claim, HANDED_BACK, counts=False)
+            except redis.RedisError as error:
+                with suppress(redis.RedisError):
+                    self._store.release(claim, f"error: {type(error).__name__}")
+                raise
 
-    def _attempt(self, job_id: str, claim: Claim | Literal["done", "gone", "last"]) -> None:
-        if claim == "done":
-            return
-        if isinstance(claim, str):
-            raise BadRequest(f"There is no job {job_id!r}: it expired, or nobody submitted it through sailq.")
-        claimed_at = self._clock.now()
-        try:
-            job = _read(claim.request, job_id)
-        except SailqError as error:
-            self.refuse(job_id, error, attempt=claim.attempt)
-            return
-        try:
-            self._run_claimed(job, claim, claimed_at)
-        except HandedBack:
-            self._lifecycle.end_attempt(job_id, claim.attempt, HANDED_BACK, counts=False)
-            raise
-        except redis.RedisError as error:
-            with suppress(redis.RedisError):
-                self._lifecycle.end_attempt(job_id, claim.attempt, f"error: {type(error).__name__}")
-            raise
-
-    def refuse(self, job_id: str, error: SailqError, *, attempt: int | None = None) -> None:
-        """An error result for what cannot be run: no readable job, or one that has had its attempts. What cannot even
-        be a job's id has no result."""
-        _log_refusal(job_id, error)
-        if not is_identifier(job_id):
-            return
-        result = Result(
-            job=job_id, conversation=job_id, turn=0, finish_reason="error",
-            error=Failure(code=error.code, message=str(error)), worker=self._identity.worker,
-            device=self._identity.device, model=self._identity.models[0], finished_at=self._clock.now(),
-        )
-        with suppress(SailqError):  # what is readable of the job is its owner's to have back
-            job = _read(self._request(job_id), job_id)
-            result = result.model_copy(update={
-                "conversation": job.conversation, "turn": job.turn, "metadata": job.metadata,
-                "model": result.model if job.model in self._identity.models else job.model,
-            })
-        self._write(self._with_history(result), attempt)
-
-    def _request(self, job_id: str) -> bytes:
-        """The job's record; b"" where there is none, or one that is too large to be read."""
-        if self._connection.hstrlen(keys.job(job_id), "request") > MAX_RECORD_BYTES:
-            return b""
-        return self._connection.hget(keys.job(job_id), "request") or b""
-
-    def give_up(self, job_id: str) -> None:
-        """An error result for a job whose worker died, at its last attempt."""
-        causes = [attempt.cause for attempt in self._lifecycle.history(job_id) if attempt.cause != HANDED_BACK]
-        self.refuse(job_id, SailqError(
-            f"Given up after {len(causes)} attempts; workers that died while they ran this job: {causes.count(DIED)}."
-        ))
-
-    def may_be_taken(self, job_id: str) -> bool | None:
-        """See `Lifecycle.may_be_taken`."""
-        return self._lifecycle.may_be_taken(job_id)
-
-    def cancel(self, job_id: str) -> None:
-        """Cancels a job that runs here; nothing happens if it does not."""
+    def cancel(self, job: str, execution: str | None = None) -> None:
+        """Cancels a job, or one attempt at it, that runs here; nothing happens if it does not."""
         with self._lock:
-            requests = [request for request, running in self._running.items() if running == job_id]
+            requests = [request for request, claim in self._running.items()
+                        if claim.job == job and execution in {None, claim.execution}]
         for request in requests:
             request.cancel()
 
@@ -164,34 +109,79 @@ class Executor:
         for request in requests:
             request.cancel()
 
-    def running(self) -> list[str]:
-        """Ids of the jobs that the scheduler has."""
-        with self._lock:
-            return list(dict.fromkeys(self._running.values()))
+    def recover(self) -> None:
+        """Looks after the jobs of workers that died, and of those that tools of RQ's have ended."""
+        found = self._store.recover()
+        for job in found.back:
+            _log.warning("job %s goes back to its queue: its worker's lease has ended", job)
+        for job, execution in found.given_up:
+            history = self._store.history(job)
+            causes = [attempt.cause for attempt in history if attempt.cause != HANDED_BACK]
+            self._end(job, execution, SailqError(
+                f"Given up after {len(causes)} attempts; workers that died while they ran this job: "
+                f"{causes.count(DIED)}."
+            ), history)
+        for job, what in found.refused:
+            self._end(job, "", Unsupported(f"sailq has no {what} jobs."))
+        for job in found.cancelled:
+            self._end(job, "", Cancelled("The job was cancelled."))
+
+    def _refuse(self, claim: Claim, error: SailqError) -> None:
+        self._end(claim.job, claim.execution, error, queue=claim.queue, fields=claim.fields)
+
+    def _end(
+        self, job_id: str, execution: str, error: SailqError, history: tuple[Attempt, ...] = (), *,
+        queue: str = "", fields: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        """An error result for a job that cannot be run, or run no more."""
+        _log.warning("refused %s: %s: %s", quoted(job_id), error.code, quoted(str(error)))  # one line for each
+        fields = self._store.fields(job_id) if fields is None else fields
+        queue = queue or fields.get(b"origin", b"").decode(errors="replace")
+        result = Result(
+            job=job_id, conversation=job_id, turn=0,
+            finish_reason="cancelled" if isinstance(error, Cancelled) else "error",
+            error=Failure(code=error.code, message=str(error)), worker=self._identity.worker,
+            device=self._identity.device, model=self._identity.models[0], finished_at=self._clock.now(),
+            history=history, attempt=history[-1].attempt if history else 1,
+        )
+        with suppress(SailqError):  # what is readable of the job is its owner's to have back
+            job = read_job(job_id, queue, fields)
+            result = result.model_copy(update={
+                "conversation": job.conversation, "turn": job.turn, "metadata": job.metadata,
+                "model": result.model if job.model in self._identity.models else job.model,
+            })
+        if self._store.finish(job_id, execution, result):
+            self._on_result(result)
 
     def _run_claimed(self, job: Job, claim: Claim, claimed_at: float) -> None:
         timings = Timings(queue_wait=max(0.0, claimed_at - job.submitted_at))
         stream = Stream(job.id, claim.attempt)
         try:
-            if claim.cancelled:
+            if claim.fields.get(b"cancel"):
                 outcome = Outcome.unstarted("cancelled")
             else:
-                outcome, timings = self._generate(job, stream, timings)
+                outcome, timings = self._generate(job, claim, stream, timings)
+        except DeadlineExceeded as error:
+            outcome = Outcome.unstarted("deadline", error)
         except SailqError as error:
-            if isinstance(error, DeadlineExceeded):
-                outcome = Outcome.unstarted("deadline", error)
-            else:
-                _log_refusal(job.id, error)
-                outcome = Outcome.unstarted("error", error)
+            _log.warning("refused %s: %s: %s", job.id, error.code, quoted(str(error)))
+            outcome = Outcome.unstarted("error", error)
         except (redis.RedisError, HandedBack):
-            raise  # not the job's fault: RQ hands it to another attempt
+            raise  # not the job's fault: another attempt has it
         except Exception as error:
             _log.exception("job %s", job.id)
-            failure = SailqError(f"The worker failed on this job: {type(error).__name__}.")
-            outcome = Outcome.unstarted("error", failure)
+            outcome = Outcome.unstarted("error", SailqError(f"The worker failed on this job: {type(error).__name__}."))
+        result = self._result(job, claim, outcome, timings)
+        answered = result.finish_reason in {"stop", "length"}
+        turn = Turn(job=job.id, turn=job.turn, messages=job.messages, text=result.text) if answered else None
         for trial in count():
             try:
-                self._finish(job, claim, outcome, timings)
+                if job.stream:
+                    self._publisher.flush()
+                if not self._store.finish(job.id, claim.execution, result, turn):
+                    _log.warning("job %s: another attempt has begun; this one's result is dropped", job.id)
+                else:
+                    self._on_result(result)
                 return
             except OUTAGES as error:  # the answer is in hand, and made anew only if another attempt begins meanwhile
                 if not trial:
@@ -200,47 +190,14 @@ class Executor:
                 raise HandedBack
             time.sleep(_OUTAGE_SECONDS)
 
-    def _finish(self, job: Job, claim: Claim, outcome: Outcome, timings: Timings) -> None:
-        """Writes what an attempt has come to, once, however often it is called."""
-        result = self._result(job, claim, outcome, timings)
-        answered = result.finish_reason in {"stop", "length"}
-        turn = Turn(job=job.id, turn=job.turn, messages=job.messages, text=result.text) if answered else None
-        if job.stream:
-            self._publisher.flush()
-        if result.error is not None and result.error.may_pass:
-            self._lifecycle.end_attempt(job.id, claim.attempt, f"error: {result.error.message}"[:_MAX_CAUSE])
-            result = self._with_history(result)
-        if not self._write(result, claim.attempt, turn):
-            written = self._connection.get(keys.result(job.id))
-            # Called again after a lost reply, it finds what it wrote itself.
-            if written is None or (result := decode(Result, written)).attempt != claim.attempt:
-                _log.warning("job %s: another attempt has begun; this one's result is dropped", job.id)
-                if written is None:
-                    raise Superseded
-                return
-        if result.history and outcome.error is not None:
-            raise outcome.error  # RQ lists it among its failed jobs, too
-
-    def _write(self, result: Result, attempt: int | None, turn: Turn | None = None) -> bool:
-        """See `Lifecycle.finish`."""
-        written = self._lifecycle.finish(result, attempt=attempt, turn=turn)
-        if written:
-            self._on_result(result)
-        return written
-
-    def _generate(self, job: Job, stream: Stream, timings: Timings) -> tuple[Outcome, Timings]:
+    def _generate(self, job: Job, claim: Claim, stream: Stream, timings: Timings) -> tuple[Outcome, Timings]:
         if job.model not in self._identity.models:
             raise Unsupported(f"This worker serves {' and '.join(self._identity.models)}, not {job.model!r}.")
-        deadline = None
-        if job.deadline is not None:
-            left = job.deadline - self._clock.now()
-            if left <= 0:
-                raise DeadlineExceeded("The job's deadline had passed before a worker was free.")
-            deadline = time.monotonic() + left
+        deadline = _deadline(job, claim, self._clock.now())
         start = time.monotonic()
-        messages = self._history(job) + list(job.messages)
+        messages = _history(claim) + list(job.messages)
         media = self._engine.media(messages)
-        frames = self._frames(media)
+        frames = self._frames(media, claim)
         fetched = time.monotonic()
         prepared = self._engine.prepare(messages, frames, job.options, media)
         ready = time.monotonic()
@@ -251,7 +208,7 @@ class Executor:
         with self._lock:
             if self._leaving:
                 raise HandedBack
-            self._running[request] = job.id
+            self._running[request] = claim
         try:
             self._scheduler.submit(request)
             outcome = request.wait()
@@ -272,39 +229,13 @@ class Executor:
                 None if first is None else max(0.0, self._clock.now() - (time.monotonic() - first) - job.submitted_at),
         })
 
-    def _history(self, job: Job) -> list[Message]:
-        """What was said before this turn: the conversation's answered turns, in order."""
-        history: list[Message] = []
-        if not job.turn:
-            return history
-        try:
-            turns = bounded_read(self._connection, _MAX_HISTORY_BYTES, "LRANGE", keys.turns(job.conversation), 0, -1)
-        except TooLarge:
-            raise TooLong(
-                f"This conversation's turns take more than {_MAX_HISTORY_BYTES >> 20} MB: go on in a new one."
-            ) from None
-        for data in turns:
-            turn = decode(Turn, data)
-            history.extend(turn.messages)
-            history.append(Message(role="assistant", content=(TextPart(text=turn.text),)))
-        return history
-
-    def _frames(self, media: Media) -> dict[str, Frames]:
-        """The frames that are wanted, by blob digest; the blobs of all media live on."""
-        if not media.parts:
-            return {}
-        wanted = media.wanted
-        with self._connection.pipeline(transaction=False) as pipeline:
-            for digest, part in wanted.items():
-                pipeline.getrange(keys.blob(digest), 0, blob_limit(part.size))  # one byte too many is refused
-            keep_blobs(pipeline, media.parts, self._clock.now(), self._blob_ttl)
-            blobs = pipeline.execute()[: len(wanted)]
-        frames: dict[str, Frames] = {}
-        for (digest, part), blob in zip(wanted.items(), blobs, strict=True):
-            if not blob:
-                raise BadMedia("The frames of this job have expired; submit it again.")
-            frames[digest] = decode_frames(blob, part.size)
-        return frames
+    def _frames(self, media: Media, claim: Claim) -> dict[str, Frames]:
+        """The frames that are wanted, by their clips' digests. Most came with the claim."""
+        missing = [digest for digest in media.wanted if digest not in claim.clips]
+        clips = {**claim.clips, **(self._store.clips(missing, claim, self._clock.now()) if missing else {})}
+        if not all(digest in clips for digest in media.wanted):
+            raise BadMedia("The frames of this job have expired; submit it again.")
+        return {digest: decode_frames(clips[digest], part.size) for digest, part in media.wanted.items()}
 
     def _result(self, job: Job, claim: Claim, outcome: Outcome, timings: Timings) -> Result:
         now = self._clock.now()
@@ -319,24 +250,35 @@ class Executor:
             timings=timings.model_copy(update={"end_to_end": max(0.0, now - job.submitted_at)}),
             tokens_per_second=rate, worker=self._identity.worker, device=self._identity.device,
             model=self._identity.models[0], attempt=claim.attempt, metadata=job.metadata, finished_at=now,
+            history=self._failed_history(claim, error, now),
         )
 
-    def _with_history(self, result: Result) -> Result:
-        """`result` with the attempts that led to it, where another might have gone better."""
-        if result.error is None or not result.error.may_pass:
-            return result
-        history = self._lifecycle.history(result.job)
-        return result.model_copy(update={"history": history, "attempt": history[-1].attempt}) if history else result
+    def _failed_history(self, claim: Claim, error: SailqError | None, now: float) -> tuple[Attempt, ...]:
+        """The attempts that led to an error, where another might have gone better."""
+        if error is None or not Failure(code=error.code, message="").may_pass:
+            return ()
+        this = Attempt(attempt=claim.attempt, worker=self._identity.worker, started_at=now,
+                       cause=f"error: {error}"[:_MAX_CAUSE])
+        return (*attempts(claim.fields.get(b"history")), this)
 
 
-def _log_refusal(job_id: str, error: SailqError) -> None:
-    """One line for each, whatever the sender wrote into it."""
-    _log.warning("refused %s: %s: %s", quoted(job_id), error.code, quoted(str(error)))
+def _deadline(job: Job, claim: Claim, now: float) -> float | None:
+    """By this process' monotonic clock: the job's own, or the end of what RQ's `job_timeout` gives it."""
+    left = [] if job.deadline is None else [job.deadline - now]
+    if left and left[0] <= 0:
+        raise DeadlineExceeded("The job's deadline had passed before a worker was free.")
+    with suppress(ValueError):
+        if (timeout := float(claim.fields.get(b"timeout", b"-1"))) > 0:
+            left.append(timeout)
+    return time.monotonic() + min(left) if left else None
 
 
-def _read(record: bytes, job_id: str) -> Job:
-    """The job in a record; raises CodecError or BadRequest."""
-    job = decode(Job, record)
-    if job.id != job_id:
-        raise BadRequest("The job's record names another job.")
-    return job
+def _history(claim: Claim) -> list[Message]:
+    """What was said before this turn: the conversation's answered turns, in order."""
+    if isinstance(claim.turns, int):
+        raise TooLong(f"This conversation's turns take {claim.turns >> 20} MB: go on in a new one.")
+    history: list[Message] = []
+    for turn in (decode(Turn, data) for data in claim.turns):
+        history.extend(turn.messages)
+        history.append(Message(role="assistant", content=(TextPart(text=turn.text),)))
+    return history

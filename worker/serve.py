@@ -18,7 +18,6 @@ from prometheus_client import CollectorRegistry
 from ..shared import keys
 from ..shared.connection import connect, server_errors
 from ..shared.errors import SailqError
-from ..shared.lifecycle import Lifecycle
 from ..shared.settings import Settings
 from .announcement import Announcement
 from .catalog import resolve
@@ -29,6 +28,7 @@ from .metrics import Metrics, exposed_at
 from .publisher import Publisher
 from .scheduler import Scheduler
 from .self_test import self_test
+from .store import STREAM_TTL, JobStore
 from .supervisor import Supervisor
 from .watchdog import Watchdog
 
@@ -60,16 +60,17 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     sys.setswitchinterval(_SWITCH_SECONDS)
     model_dir = resolve(settings.model)
-    connection = connect(settings.redis_url, max_connections=MAX_CONNECTIONS)
+    connection = connect(settings.redis_url, max_connections=MAX_CONNECTIONS - 1)
+    waiting = connect(settings.redis_url, max_connections=1, retries=0)
     with server_errors(connection):
         connection.ping()
     with exposed_at(settings) as registry:  # a port that is taken is no reason to load a model
-        _serve(settings, lambda: load(model_dir), connection, registry, drain_seconds, device_timeout)
+        _serve(settings, lambda: load(model_dir), connection, waiting, registry, drain_seconds, device_timeout)
 
 
 def _serve(
-    settings: Settings, load: Callable[[], Engine], connection: redis.Redis, registry: CollectorRegistry,
-    drain_seconds: float, device_timeout: float,
+    settings: Settings, load: Callable[[], Engine], connection: redis.Redis, waiting: redis.Redis,
+    registry: CollectorRegistry, drain_seconds: float, device_timeout: float,
 ) -> None:
     supervisor = Supervisor()
     supervisor.status(f"loading {Path(settings.model).name}")
@@ -86,16 +87,15 @@ def _serve(
     watchdog = Watchdog(engine, device_timeout, lambda: scheduler.alive, supervisor.alive)
     watchdog.start()
     self_test(engine)
-    publisher = Publisher(connection, settings.result_ttl)
+    publisher = Publisher(connection, min(settings.result_ttl, STREAM_TTL))
+    store = JobStore(connection, waiting, settings, name)
     executor = Executor(
-        connection, engine, scheduler, publisher,
-        Lifecycle(connection, result_ttl=settings.result_ttl, conversation_ttl=settings.conversation_ttl),
-        Identity(worker=name, device=engine.device, models=models), blob_ttl=settings.blob_ttl,
-        on_result=metrics.finished,
+        connection, engine, scheduler, publisher, store,
+        Identity(worker=name, device=engine.device, models=models), on_result=metrics.finished,
     )
     announcement = Announcement(connection, engine, scheduler, supervisor, name, models)
     consumer = Consumer(
-        [keys.queue(model) for model in models], executor, connection=connection, name=name,
+        [keys.queue(model) for model in models], executor, store, connection=connection, waiting=waiting, name=name,
         places=engine.slots + LOOK_AHEAD, drain_seconds=drain_seconds, announce=announcement.beat,
         ready=supervisor.ready,
     )

@@ -71,7 +71,7 @@ def run_batch(
                     raise
 
     closing = threading.Event()
-    waiter = Waiter(client.connection)
+    waiter = Waiter(client.connection, client.inbox)
     reading: dict[Future[tuple[Handle, Row]], Clip] = {}
     running: dict[str, tuple[Clip, Row]] = {}
     left = iter(clips)

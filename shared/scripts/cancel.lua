@@ -1,0 +1,26 @@
+-- cancel: ends a job that waits; tells the worker of one that runs.
+--
+-- KEYS  1 the job (rq:job:ID)  2 its result (sailq:result:ID)
+-- ARGV  1 id  2 result  3 seconds that it is kept  4 seconds that a stream is kept  5 now  6 now in RQ's form;
+--       then RQ's own result as fields and values
+-- Returns 'finished', 'gone', 'running' or 'cancelled'
+
+local job, written = unpack(KEYS)
+local id, result, ttl, stream_ttl, now, ended_at = unpack(ARGV)
+
+if redis.call('EXISTS', written) == 1 then return 'finished' end
+local fields = read_hash(job)
+if not fields.status then return 'gone' end
+if fields.status == 'started' then
+  redis.call('HSET', job, 'cancel', '1')
+  redis.call('PUBLISH', 'rq:pubsub:' .. fields.worker_name, cjson.encode({ command = 'stop-job', job_id = id }))
+  return 'running'
+end
+redis.call('LREM', 'rq:queue:' .. fields.origin, 0, id)
+redis.call('ZREM', 'rq:deferred:' .. fields.origin, id)
+local waited = redis.call('LREM', 'sailq:conversation:' .. (fields.conversation or id) .. ':waiting', 0, id) > 0
+conclude(id, fields, {
+  result = result, ttl = ttl, turn = '', stream_ttl = stream_ttl, now = tonumber(now), ended_at = ended_at,
+  rq = { unpack(ARGV, 7) }, keeps_turn = waited,
+})
+return 'cancelled'

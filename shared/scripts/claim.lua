@@ -1,0 +1,75 @@
+-- claim: the next waiting job and its lease, in one step.
+--
+-- KEYS  the queues (rq:queue:NAME), in the order in which they are served
+-- ARGV  1 worker  2 execution: a random id of this attempt  3 seconds of its lease  4 the time in RQ's form
+--       5 seconds that a claimed job is kept  6 most attempts  7 attempts that a job remembers  8 most bytes of a job
+--       9 again: 1 where the reply to this very claim was lost
+-- Returns {} where nothing waits, or {id, queue, attempt, more, last, fields, clips, turns}
+--       more: 1 where others wait. last: 1 where no attempt is left after this, which does not count before `begin`.
+--       fields: the job's hash, flat; none where it is too large, or no hash. clips: bytes, in the order of its field
+--       `clips`. turns: what its conversation has said.
+
+local worker, execution, lease, time, ttl, max_attempts, max_history, max_bytes, again = unpack(ARGV)
+
+local function reply(id, name, fields, flat, last)
+  local bytes, clips, turns = 0, {}, {}
+  for _, text in ipairs(flat) do bytes = bytes + #text end
+  if bytes > tonumber(max_bytes) then flat = {} else
+    for clip in words(fields.clips) do clips[#clips + 1] = redis.call('HGET', 'sailq:clip:' .. clip, 'data') end
+    if (tonumber(fields.turn) or 0) > 0 then
+      local key = 'sailq:conversation:' .. fields.conversation .. ':turns'
+      local size = redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 0)
+      turns = size and (size > 16 * max_bytes and size or redis.call('LRANGE', key, 0, -1)) or {}
+    end
+  end
+  local more = redis.call('LLEN', 'rq:queue:' .. name)
+  if more > 0 then ring(name) end
+  return { id, name, tonumber(fields.attempt), more > 0 and 1 or 0, last and 1 or 0, flat, clips, turns }
+end
+
+if again == '1' then
+  for _, entry in ipairs(redis.call('ZRANGE', 'sailq:leases', 0, -1)) do
+    local id, of = string.match(entry, '^(.*):(%w+)$')
+    if of == execution then
+      local fields, flat = read_hash('rq:job:' .. id)
+      return reply(id, fields.origin, fields, flat, tonumber(fields.spent or 0) + 1 >= tonumber(max_attempts))
+    end
+  end
+end
+
+local ended = { started = true, deferred = true, finished = true, failed = true, canceled = true, stopped = true }
+for _, queue in ipairs(KEYS) do
+  local name = string.sub(queue, 10)
+  while true do
+    local id = redis.call('LPOP', queue)
+    if not id then break end
+    local job = 'rq:job:' .. id
+    local kind = redis.call('TYPE', job).ok
+    local fields, flat = {}, {}
+    if kind == 'hash' then fields, flat = read_hash(job) end
+    -- What has no record has expired or was deleted; what is not waiting stands on the queue twice. RQ gives no other ids.
+    if kind ~= 'none' and not ended[fields.status] and #id <= 128 and string.match(id, '^[%w._-]+$') then
+      if kind ~= 'hash' then redis.call('DEL', job) end
+      local attempt, spent = (tonumber(fields.attempt) or 0) + 1, tonumber(fields.spent) or 0
+      local last = spent + 1 >= tonumber(max_attempts)
+      local now = seconds()
+      local read, history = pcall(cjson.decode, fields.history or '[]')
+      if not read or type(history) ~= 'table' then history = {} end
+      table.insert(history, { attempt = attempt, worker = worker, started_at = now })
+      if #history > tonumber(max_history) then table.remove(history, 1) end
+      redis.call('HSET', job, 'status', 'started', 'origin', name, 'worker_name', worker, 'started_at', time,
+        'last_heartbeat', time, 'attempt', attempt, 'execution', execution, 'history', cjson.encode(history),
+        'spent', last and spent or spent + 1)
+      redis.call('EXPIRE', job, ttl)
+      local entry = id .. ':' .. execution
+      redis.call('ZADD', 'sailq:leases', now + lease, entry)
+      redis.call('ZADD', 'rq:wip:' .. name, '+inf', entry)
+      redis.call('ZADD', 'rq:executions:' .. id, '+inf', execution)
+      redis.call('HSET', 'rq:execution:' .. entry, 'id', execution, 'job_id', id, 'worker_name', worker,
+        'created_at', now, 'last_heartbeat', now)
+      fields.attempt = attempt
+      return reply(id, name, fields, flat, last)
+    end
+  end
+end
+return {}

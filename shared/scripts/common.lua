@@ -1,0 +1,178 @@
+-- What several scripts do. It stands before each of them.
+
+local function seconds()
+  local time = redis.call('TIME')
+  return time[1] + time[2] / 1e6
+end
+
+local function words(text)
+  return string.gmatch(text or '', '%S+')
+end
+
+-- A hash as a table.
+local function read_hash(key)
+  local fields, flat = {}, redis.call('HGETALL', key)
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  return fields, flat
+end
+
+-- Wakes one worker that waits for this queue. One token is enough: who takes a job and leaves others rings again.
+local function ring(queue)
+  local bell = 'sailq:bell:' .. queue
+  if redis.call('EXISTS', bell) == 0 then redis.call('RPUSH', bell, '1') end
+end
+
+-- Puts a job on its queue, at its front or its end.
+local function push(queue, id, at_front)
+  local length = redis.call(at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
+  if length == 1 then
+    redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
+    ring(queue)
+  end
+end
+
+-- Ends one holder's hold on a clip; the last one frees it.
+local function let_go(clip, holder)
+  local key = 'sailq:clip:' .. clip
+  redis.call('HDEL', key, holder)
+  if redis.call('HLEN', key) == 1 then
+    local size = redis.call('HSTRLEN', key, 'data')
+    redis.call('UNLINK', key)
+    if redis.call('ZREM', 'sailq:clips', clip .. ':' .. size) == 1 then redis.call('DECRBY', 'sailq:clip-bytes', size) end
+  end
+end
+
+-- Has a clip held until a time; `data` may be false where the clip must be there already. Returns whether it is.
+local function hold(clip, holder, data, now, ttl)
+  local key = 'sailq:clip:' .. clip
+  if data then
+    if redis.call('HSET', key, 'data', data, holder, now + ttl) == 2 then
+      redis.call('ZADD', 'sailq:clips', now, clip .. ':' .. #data)
+      redis.call('INCRBY', 'sailq:clip-bytes', #data)
+      redis.call('EXPIRE', key, math.ceil(ttl))
+      return true
+    end
+  elseif redis.call('HEXISTS', key, 'data') == 0 then
+    return false
+  else
+    redis.call('HSET', key, holder, now + ttl)
+  end
+  redis.call('EXPIRE', key, math.ceil(ttl), 'GT')
+  return true
+end
+
+-- Has a conversation hold its clips from now on for `ttl` seconds.
+local function keep_clips(conversation, now, ttl)
+  local clips = 'sailq:conversation:' .. conversation .. ':clips'
+  for _, clip in ipairs(redis.call('SMEMBERS', clips)) do hold(clip, 'conversation:' .. conversation, false, now, ttl) end
+  redis.call('EXPIRE', clips, ttl)
+end
+
+-- Removes what RQ has of a running attempt.
+local function end_execution(id, execution, queue)
+  local entry = id .. ':' .. execution
+  redis.call('ZREM', 'sailq:leases', entry)
+  redis.call('ZREM', 'rq:wip:' .. queue, entry)
+  redis.call('DEL', 'rq:execution:' .. entry, 'rq:executions:' .. id)
+end
+
+-- A job without a result goes to the front of its queue: it has waited for its turn. `cause` of its attempt: nil where its
+-- worker died.
+local function put_back(id, fields, cause, counts)
+  local job = 'rq:job:' .. id
+  if cause then
+    local history = cjson.decode(fields.history)
+    history[#history].cause = cause
+    redis.call('HSET', job, 'history', cjson.encode(history))
+  end
+  redis.call('HSET', job, 'status', 'queued', 'worker_name', '', 'execution', '',
+    'spent', counts and fields.spent or math.max(0, fields.spent - 1))
+  push(fields.origin, id, true)
+  ring(fields.origin)
+end
+
+-- The next turn of a conversation, if one waits, goes to its queue.
+local function release_turn(conversation)
+  local waiting = 'sailq:conversation:' .. conversation .. ':waiting'
+  while true do
+    local id = redis.call('LPOP', waiting)
+    if not id then return end
+    local job = 'rq:job:' .. id
+    local status, queue, front = unpack(redis.call('HMGET', job, 'status', 'origin', 'enqueue_at_front'))
+    if status == 'deferred' then  -- else somebody has deleted or cancelled it
+      redis.call('HSET', job, 'status', 'queued')
+      redis.call('ZREM', 'rq:deferred:' .. queue, id)
+      redis.call('HSET', 'sailq:conversation:' .. conversation, 'head', id)
+      push(queue, id, front == '1')
+      return
+    end
+  end
+end
+
+-- RQ's dependents of a job that has ended go to their queues, where nothing else keeps them waiting.
+local function release_dependents(id, status)
+  local dependents = 'rq:job:' .. id .. ':dependents'
+  for _, dependent in ipairs(redis.call('SMEMBERS', dependents)) do
+    local job = 'rq:job:' .. dependent
+    local state, queue, front, tolerant = unpack(
+      redis.call('HMGET', job, 'status', 'origin', 'enqueue_at_front', 'allow_dependency_failures'))
+    local met = { finished = true, failed = tolerant == '1' }
+    local free = state == 'deferred' and met[status]
+    if free then
+      for _, other in ipairs(redis.call('SMEMBERS', job .. ':dependencies')) do
+        local of_other = other ~= id and redis.call('HGET', 'rq:job:' .. other, 'status')
+        if of_other and not met[of_other] then free = false end
+      end
+    end
+    if free then
+      redis.call('HSET', job, 'status', 'queued')
+      redis.call('ZREM', 'rq:deferred:' .. queue, dependent)
+      push(queue, dependent, front == '1')
+    end
+    if free or not state then redis.call('SREM', dependents, dependent) end
+  end
+end
+
+-- A job that has ended: its result, who waits for it, who came after it, and its clips.
+--   fields: its hash. result: encoded Result. ttl: seconds that the result is kept. failed: nil, or seconds that the job
+--   stays among the failed ones. rq: RQ's Result as flat fields. turn: encoded Turn, or ''. ended_at: in RQ's form.
+local function conclude(id, fields, options)
+  local job, queue, now = 'rq:job:' .. id, fields.origin or '', options.now
+  local conversation = fields.conversation or id
+  redis.call('SET', 'sailq:result:' .. id, options.result, 'EX', options.ttl)
+  if fields.stream == '1' then
+    local stream = 'sailq:stream:' .. id
+    redis.call('XADD', stream, '*', 'attempt', fields.attempt or '0', 'end', '1')
+    redis.call('EXPIRE', stream, options.stream_ttl)
+  end
+  for inbox in words(fields.inbox) do redis.call('XADD', 'sailq:inbox:' .. inbox, 'NOMKSTREAM', '*', 'job', id) end
+  local status = options.failed and 'failed' or 'finished'
+  local kept = options.failed or tonumber(fields.result_ttl or '500')
+  if kept == 0 then
+    redis.call('DEL', job)
+  else
+    redis.call('HSET', job, 'status', status, 'ended_at', options.ended_at)
+    if options.failed then redis.call('HSET', job, 'result_record', options.result) end
+    local results = 'rq:results:' .. id
+    redis.call('XADD', results, 'MAXLEN', 10, '*', unpack(options.rq))
+    for _, key in ipairs({ job, results }) do
+      if kept > 0 then redis.call('EXPIRE', key, kept) else redis.call('PERSIST', key) end
+    end
+    redis.call('ZADD', 'rq:' .. status .. ':' .. queue, kept > 0 and now + kept or '+inf', id)
+  end
+  if options.turn ~= '' then
+    local turns = 'sailq:conversation:' .. conversation .. ':turns'
+    redis.call('RPUSH', turns, options.turn)
+    redis.call('EXPIRE', turns, options.conversation_ttl)
+    redis.call('ZADD', 'sailq:conversations', now, conversation)
+  end
+  if options.turn ~= '' and fields.keep == '1' then
+    for clip in words(fields.clips) do redis.call('SADD', 'sailq:conversation:' .. conversation .. ':clips', clip) end
+    keep_clips(conversation, now, options.conversation_ttl)
+  end
+  for clip in words(fields.clips) do
+    if options.failed then hold(clip, 'job:' .. id, false, now, options.failed) else let_go(clip, 'job:' .. id) end
+  end
+  if not options.keeps_turn then release_turn(conversation) end  -- it was not yet its turn
+  release_dependents(id, status)
+end

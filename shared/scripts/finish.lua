@@ -1,0 +1,25 @@
+-- finish: what an attempt has come to: the job's result, its waiters, its conversation, its clips; all of it or nothing.
+--
+-- KEYS  1 the job (rq:job:ID)  2 its result (sailq:result:ID)
+-- ARGV  1 id  2 execution: '' where the job was never claimed  3 result  4 seconds that it is kept  5 turn: '' for none
+--       6 seconds that a conversation is kept  7 seconds that a stream is kept  8 failed: seconds that the job stays
+--       among the failed ones, or ''  9 now  10 now in RQ's form  11 most entries of the stream of all results, or 0;
+--       then RQ's own result as fields and values
+-- Returns 1 where this result is written, 0 where the attempt is not the job's any more
+
+local job, written = unpack(KEYS)
+local id, execution, result, ttl, turn, conversation_ttl, stream_ttl, failed, now, ended_at, all_results = unpack(ARGV)
+
+local fields = read_hash(job)
+if execution ~= '' and fields.execution ~= execution or execution == '' and redis.call('EXISTS', written) == 1 then
+  return redis.call('GET', written) == result and 1 or 0  -- sent again after a lost reply
+end
+if execution ~= '' then end_execution(id, execution, fields.origin) end
+conclude(id, fields, {
+  result = result, ttl = ttl, turn = turn, conversation_ttl = tonumber(conversation_ttl), stream_ttl = stream_ttl,
+  failed = tonumber(failed), now = tonumber(now), ended_at = ended_at, rq = { unpack(ARGV, 12) },
+})
+if all_results ~= '0' then
+  redis.call('XADD', 'sailq:results', 'MAXLEN', '~', all_results, '*', 'job', id, 'result', result)
+end
+return 1

@@ -1,0 +1,14 @@
+-- follow: has a job's end told to one inbox more.
+--
+-- KEYS  1 the job (rq:job:ID)  2 its result (sailq:result:ID)
+-- ARGV  1 the inbox's name
+-- Returns 'finished', 'gone' or 'followed'
+
+if redis.call('EXISTS', KEYS[2]) == 1 then return 'finished' end
+local status, inboxes = unpack(redis.call('HMGET', KEYS[1], 'status', 'inbox'))
+if not status then return 'gone' end
+for inbox in words(inboxes) do
+  if inbox == ARGV[1] then return 'followed' end
+end
+redis.call('HSET', KEYS[1], 'inbox', (inboxes or '') .. ' ' .. ARGV[1])
+return 'followed'

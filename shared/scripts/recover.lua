@@ -1,0 +1,135 @@
+-- recover: what one worker of the fleet at a time does for all: jobs whose workers died go on, what tools of RQ's have left
+-- behind is put right, and the registries stay small.
+--
+-- KEYS  none
+-- ARGV  1 worker  2 milliseconds until the next look  3 seconds of a lease  4 most attempts  5 seconds between two sweeps
+--       6 seconds that a conversation is kept
+-- Returns {back, given_up, cancelled, refused}, each flat:
+--       back: ids of jobs that are on their queues again. given_up: id and execution of those that have had their
+--       attempts, leased to this worker to end them. cancelled: ids of jobs that a tool of RQ's has cancelled. refused: id
+--       and cause of jobs that RQ would run later, or never, by means that sailq does not have
+
+local worker, pause, lease, max_attempts, sweep_seconds, conversation_ttl = unpack(ARGV)
+local back, given_up, cancelled, refused = {}, {}, {}, {}
+if not redis.call('SET', 'sailq:looked', worker, 'NX', 'PX', pause) then return { back, given_up, cancelled, refused } end
+local now = seconds()
+local FEW = 100  -- so that one look never takes long
+
+for _, entry in ipairs(redis.call('ZRANGEBYSCORE', 'sailq:leases', 0, now, 'LIMIT', 0, FEW)) do
+  local id, execution = string.match(entry, '^(.*):(%w+)$')
+  local fields = id and read_hash('rq:job:' .. id) or {}
+  if fields.execution ~= execution or fields.status ~= 'started' then
+    redis.call('ZREM', 'sailq:leases', entry)
+  elseif (tonumber(fields.spent) or 0) >= tonumber(max_attempts) then
+    redis.call('ZADD', 'sailq:leases', now + lease, entry)
+    given_up[#given_up + 1] = id
+    given_up[#given_up + 1] = execution
+  else
+    end_execution(id, execution, fields.origin)
+    put_back(id, fields, nil, true)
+    back[#back + 1] = id
+  end
+end
+
+local function alive(id)
+  local status = redis.call('HGET', 'rq:job:' .. id, 'status')
+  return status == 'queued' or status == 'started' or status == 'deferred'
+end
+
+-- A turn, or a dependent, whose predecessor is gone without having released it.
+local function look_at_deferred(queue, id)
+  local job = 'rq:job:' .. id
+  local status, conversation = unpack(redis.call('HMGET', job, 'status', 'conversation'))
+  if status ~= 'deferred' then
+    redis.call('ZREM', 'rq:deferred:' .. queue, id)
+  elseif conversation then
+    local key = 'sailq:conversation:' .. conversation
+    local head = redis.call('HGET', key, 'head')
+    if not head or not alive(head) then
+      if not redis.call('LPOS', key .. ':waiting', id) then redis.call('RPUSH', key .. ':waiting', id) end
+      release_turn(conversation)
+    end
+  else
+    for _, parent in ipairs(redis.call('SMEMBERS', job .. ':dependencies')) do
+      local of_parent = redis.call('HGET', 'rq:job:' .. parent, 'status') or 'finished'
+      if of_parent == 'finished' or of_parent == 'failed' then
+        redis.call('SADD', 'rq:job:' .. parent .. ':dependents', id)
+        release_dependents(parent, of_parent)
+      end
+    end
+  end
+end
+
+local sweep = redis.call('SET', 'sailq:swept', worker, 'NX', 'EX', sweep_seconds)
+for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
+  local name = string.match(key, '^rq:queue:(sailq%-.*)$')
+  if name then
+    for _, id in ipairs(redis.call('ZRANGE', 'rq:deferred:' .. name, 0, FEW - 1)) do
+      redis.call('ZADD', 'rq:deferred:' .. name, 'XX', now, id)  -- the others' turn comes
+      look_at_deferred(name, id)
+    end
+    for _, id in ipairs(redis.call('ZRANGE', 'rq:canceled:' .. name, 0, FEW - 1)) do
+      local kind = redis.call('EXISTS', 'rq:job:' .. id)
+      if redis.call('EXISTS', 'sailq:result:' .. id) == 0 and kind == 1 then
+        cancelled[#cancelled + 1] = id
+      elseif kind == 0 then
+        redis.call('ZREM', 'rq:canceled:' .. name, id)
+      else
+        redis.call('ZADD', 'rq:canceled:' .. name, now, id)
+      end
+    end
+    for _, id in ipairs(redis.call('ZRANGE', 'rq:scheduled:' .. name, 0, FEW - 1)) do
+      redis.call('ZREM', 'rq:scheduled:' .. name, id)
+      refused[#refused + 1] = id
+      refused[#refused + 1] = 'scheduled'
+    end
+    for _, ended in ipairs({ 'finished', 'failed' }) do
+      redis.call('ZREMRANGEBYSCORE', 'rq:' .. ended .. ':' .. name, 0, now)
+    end
+    if sweep then
+      for _, entry in ipairs(redis.call('ZRANGE', 'rq:wip:' .. name, 0, 10 * FEW)) do
+        if not redis.call('ZSCORE', 'sailq:leases', entry) then redis.call('ZREM', 'rq:wip:' .. name, entry) end
+      end
+    end
+  end
+end
+for _, limit in ipairs(redis.call('SMEMBERS', 'rq:rl-keys')) do
+  for _, id in ipairs(redis.call('ZRANGE', 'rq:rl:' .. limit .. ':rate_limited', 0, FEW - 1)) do
+    if string.match(redis.call('HGET', 'rq:job:' .. id, 'origin') or '', '^sailq%-') then
+      redis.call('ZREM', 'rq:rl:' .. limit .. ':rate_limited', id)
+      refused[#refused + 1] = id
+      refused[#refused + 1] = 'rate_limit'
+    end
+  end
+end
+
+if sweep then
+  local function held(holder, till)
+    local kind, name = string.match(holder, '^(%w+):(.*)$')
+    if kind == 'job' then return redis.call('EXISTS', 'rq:job:' .. name) == 1 end
+    if kind == 'conversation' then return redis.call('EXISTS', 'sailq:conversation:' .. name .. ':turns') == 1 end
+    return (tonumber(till) or 0) > now
+  end
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', 'sailq:clips', 0, now - sweep_seconds, 'LIMIT', 0, 10 * FEW)) do
+    local clip, size = string.match(member, '^(%w+):(%d+)$')
+    redis.call('ZADD', 'sailq:clips', now, member)
+    local there = false
+    for _, holder in ipairs(redis.call('HKEYS', 'sailq:clip:' .. clip)) do
+      there = true
+      if holder ~= 'data' and not held(holder, redis.call('HGET', 'sailq:clip:' .. clip, holder)) then
+        let_go(clip, holder)
+      end
+    end
+    if not there and redis.call('ZREM', 'sailq:clips', member) == 1 then redis.call('DECRBY', 'sailq:clip-bytes', size) end
+  end
+  redis.call('ZREMRANGEBYSCORE', 'sailq:conversations', 0, now - conversation_ttl)
+  for _, worker_key in ipairs(redis.call('SMEMBERS', 'rq:workers')) do
+    if redis.call('EXISTS', worker_key) == 0 then
+      redis.call('SREM', 'rq:workers', worker_key)
+      for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
+        redis.call('SREM', 'rq:workers:' .. string.sub(key, 10), worker_key)
+      end
+    end
+  end
+end
+return { back, given_up, cancelled, refused }

@@ -1,0 +1,21 @@
+-- renew: a worker's leases on jobs of one queue.
+--
+-- KEYS  1 the queue's started jobs (rq:wip:NAME)
+-- ARGV  1 seconds of a lease; then the leases, each JOB:EXECUTION
+-- Returns {lost, ended}: leases that are gone, and those of jobs that a tool of RQ's has cancelled or deleted
+
+local leases = { unpack(ARGV, 2) }
+local lost, ended, kept = {}, {}, {}
+local held, known = redis.call('ZMSCORE', 'sailq:leases', unpack(leases)), redis.call('ZMSCORE', KEYS[1], unpack(leases))
+local till = seconds() + ARGV[1]
+for i, lease in ipairs(leases) do
+  if not held[i] then
+    lost[#lost + 1] = lease
+  else
+    kept[#kept + 1] = till
+    kept[#kept + 1] = lease
+    if not known[i] then ended[#ended + 1] = lease end
+  end
+end
+if #kept > 0 then redis.call('ZADD', 'sailq:leases', 'XX', unpack(kept)) end
+return { lost, ended }

@@ -1,0 +1,57 @@
+-- submit: clips, a job, its place in its conversation and on its queue. Sent again with the same id, it changes nothing.
+--
+-- KEYS  1 the job (rq:job:ID)  2 its result (sailq:result:ID)  3 its queue (rq:queue:NAME)
+-- ARGV  1 id  2 the queue's name  3 conversation: the id itself begins a new one  4 at_front: 1 or 0
+--       5 now  6 seconds that the job waits  7 seconds that its clips are kept  8 seconds that a conversation is kept
+--       9 most jobs that may wait  10 most bytes of clips
+--       11 how many fields follow; then the job's fields and values; then its clips, each digest and bytes in turn
+-- Returns {'queued', turn}, {'known', turn} where it was there already, {'jobs', n} or {'bytes', n} where there is no room
+
+local job, result, queue = unpack(KEYS)
+local id, name, conversation, at_front, now, job_ttl, clip_ttl, conversation_ttl, max_jobs, max_bytes, count = unpack(ARGV)
+now, clip_ttl = tonumber(now), tonumber(clip_ttl)
+local first_clip = 12 + 2 * count
+
+if redis.call('EXISTS', job, result) > 0 then return { 'known', redis.call('HGET', job, 'turn') or '0' } end
+
+local deferred = 'rq:deferred:' .. name
+local waiting = redis.call('LLEN', queue) + redis.call('ZCARD', deferred)
+if waiting >= tonumber(max_jobs) then return { 'jobs', waiting } end
+if #ARGV >= first_clip then
+  local held, new = tonumber(redis.call('GET', 'sailq:clip-bytes') or 0), 0
+  for i = first_clip, #ARGV, 2 do new = new + #ARGV[i + 1] end
+  -- What is there already takes no more room; it is looked for only where that decides.
+  if held + new > tonumber(max_bytes) then
+    for i = first_clip, #ARGV, 2 do
+      if redis.call('EXISTS', 'sailq:clip:' .. ARGV[i]) == 1 then new = new - #ARGV[i + 1] end
+    end
+    if new > 0 and held + new > tonumber(max_bytes) then return { 'bytes', held } end
+  end
+end
+for i = first_clip, #ARGV, 2 do hold(ARGV[i], 'job:' .. id, ARGV[i + 1], now, clip_ttl) end
+
+local turn, busy = 0, false
+if conversation ~= id then
+  local key = 'sailq:conversation:' .. conversation
+  local turns, head = unpack(redis.call('HMGET', key, 'turns', 'head'))
+  if not turns then  -- it is new, or was begun by the one job that it is named after
+    local begun = redis.call('EXISTS', 'rq:job:' .. conversation, 'sailq:result:' .. conversation, key .. ':turns')
+    turns, head = begun > 0 and 1 or 0, conversation
+  end
+  local status = redis.call('HGET', 'rq:job:' .. head, 'status')
+  busy = status == 'queued' or status == 'started' or status == 'deferred'
+  turn = tonumber(turns)
+  redis.call('HSET', key, 'turns', turn + 1, 'head', busy and head or id)
+  for _, kept in ipairs({ key, key .. ':turns' }) do redis.call('EXPIRE', kept, conversation_ttl) end
+  keep_clips(conversation, now, clip_ttl)
+  redis.call('ZADD', 'sailq:conversations', now, conversation)
+  if busy then
+    redis.call('RPUSH', key .. ':waiting', id)
+    redis.call('EXPIRE', key .. ':waiting', conversation_ttl)
+  end
+end
+
+redis.call('HSET', job, 'turn', turn, 'status', busy and 'deferred' or 'queued', unpack(ARGV, 12, 11 + 2 * count))
+redis.call('EXPIRE', job, job_ttl)
+if busy then redis.call('ZADD', deferred, now, id) else push(name, id, at_front == '1') end
+return { 'queued', turn }

@@ -1,0 +1,185 @@
+"""A worker's part of a job's life: claimed, renewed, finished, handed back, or taken over from a worker that died."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from redis import Redis
+
+from ..shared import keys
+from ..shared.codec import MAX_RECORD_BYTES, encode
+from ..shared.errors import BadRequest
+from ..shared.jobs import Attempt, Result, Turn, parse
+from ..shared.rqjob import FAILURE_TTL, MAX_ATTEMPTS, at, rq_result
+from ..shared.scripts import script
+from ..shared.settings import Settings
+
+LEASE_SECONDS = 4
+_LOOKED_MS = 500
+"""How often the fleet looks after jobs whose workers died, at most."""
+_SWEEP_SECONDS = 60
+_CLAIMED_TTL = 86_400
+"""Seconds that a claimed job's record stays: without it, its result could not be written."""
+_MAX_HISTORY = 8
+"""Attempts that a job remembers. Those that were handed back do not count, so that there may be any number."""
+STREAM_TTL = 600
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """One attempt at a job.
+
+    Attributes:
+        job: the job's id, as it stood on the queue.
+        execution: the attempt's random id, which fences what it writes.
+        attempt: counts from 1.
+        more: whether other jobs wait on its queue.
+        last: whether the job has no attempt left after this one, which counts once it has begun (`JobStore.begin`).
+        fields: RQ's hash of the job; empty where that is too large, or no hash.
+        clips: bytes of its clips that are there, by digest.
+        turns: encoded Turns of its conversation, or the bytes that they take, where those are too many.
+    """
+
+    job: str
+    queue: str
+    execution: str
+    attempt: int
+    more: bool
+    last: bool
+    fields: Mapping[bytes, bytes]
+    clips: Mapping[str, bytes]
+    turns: Sequence[bytes] | int
+
+    @property
+    def lease(self) -> str:
+        return f"{self.job}:{self.execution}"
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What a look after other workers' jobs has brought.
+
+    Attributes:
+        back: jobs that are on their queues again.
+        given_up: (job, execution) of those that have had their attempts.
+        cancelled: jobs that a tool of RQ's has cancelled.
+        refused: (job, what of RQ's it asks for that sailq does not do).
+    """
+
+    back: list[str]
+    given_up: list[tuple[str, str]]
+    cancelled: list[str]
+    refused: list[tuple[str, str]]
+
+
+class JobStore:
+    """The transitions, for one worker. Raises redis-py's errors."""
+
+    def __init__(self, connection: Redis, waiting: Redis, settings: Settings, worker: str) -> None:
+        """`waiting`: a connection that claims, and sends nothing again by itself (see `claim`)."""
+        self._connection, self._waiting, self._settings, self._worker = connection, waiting, settings, worker
+        names = ("claim", "begin", "renew", "finish", "release", "recover", "hold")
+        self._scripts = {name: script(connection, name) for name in names}
+
+    def claim(self, queues: Sequence[str], execution: str, now: float, *, again: bool = False) -> Claim | None:
+        """The next job of the first queue that has one, leased to this worker; None where none waits.
+
+        `execution`: see `new_execution`. After an error the same one is asked for `again`: it may have been given.
+        """
+        reply = self._scripts["claim"](keys=[keys.waiting(queue) for queue in queues], args=[
+            self._worker, execution, LEASE_SECONDS, at(now), _CLAIMED_TTL, MAX_ATTEMPTS, _MAX_HISTORY,
+            2 * MAX_RECORD_BYTES, int(again),
+        ], client=self._waiting)
+        if not reply:
+            return None
+        job, queue, attempt, more, last, flat, clips, turns = reply
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        digests = fields.get(b"clips", b"").decode().split()
+        return Claim(
+            job.decode(errors="replace"), queue.decode(), execution, attempt, bool(more), bool(last), fields,
+            {digest: clip for digest, clip in zip(digests, clips, strict=False) if clip}, turns,
+        )
+
+    def begin(self, claim: Claim) -> bool:
+        """Counts a job's last attempt. False where it is not the job's any more."""
+        return bool(self._scripts["begin"](keys=[keys.job(claim.job)], args=[claim.execution]))
+
+    def renew(self, claims: Sequence[Claim]) -> tuple[set[str], set[str]]:
+        """Renews the leases of claims; returns the leases that are gone, and those of jobs that a tool of RQ's has
+        cancelled or deleted."""
+        gone: set[str] = set()
+        ended: set[str] = set()
+        for queue in {claim.queue for claim in claims}:
+            leases = [claim.lease for claim in claims if claim.queue == queue]
+            lost, over = self._scripts["renew"](keys=[f"rq:wip:{queue}"], args=[LEASE_SECONDS, *leases])
+            gone |= {lease.decode() for lease in lost}
+            ended |= {lease.decode() for lease in over}
+        return gone, ended
+
+    def finish(self, job: str, execution: str, result: Result, turn: Turn | None = None) -> bool:
+        """Writes the result, tells those that wait for it, adds the turn to its conversation, lets the next one go on
+        and frees the clips: all of it, or nothing.
+
+        A job whose error may pass stays among the failed ones for `FAILURE_TTL` seconds. False, with nothing written,
+        if the attempt is not the job's any more. `execution` is "" for a job that nobody has claimed.
+        """
+        settings = self._settings
+        failed = FAILURE_TTL if result.error is not None and result.error.may_pass else ""
+        return bool(self._scripts["finish"](
+            keys=[keys.job(job), keys.result(job)],
+            args=[job, execution, encode(result), settings.result_ttl, b"" if turn is None else encode(turn),
+                  settings.conversation_ttl, min(settings.result_ttl, STREAM_TTL), failed, result.finished_at,
+                  at(result.finished_at), settings.results_stream, *rq_result(result)],
+        ))
+
+    def release(self, claim: Claim, cause: str, *, counts: bool = True) -> bool:
+        """Gives a job back to its queue. Where the attempt does not count, the job may have one more."""
+        return bool(self._scripts["release"](
+            keys=[keys.job(claim.job)], args=[claim.job, claim.execution, cause, int(counts)]
+        ))
+
+    def recover(self) -> Recovered:
+        """Looks after the jobs of workers that died, unless another worker has just done so."""
+        back, given_up, cancelled, refused = (
+            [text.decode(errors="replace") for text in some] for some in self._scripts["recover"](args=[
+                self._worker, _LOOKED_MS, LEASE_SECONDS, MAX_ATTEMPTS, _SWEEP_SECONDS, self._settings.conversation_ttl,
+            ])
+        )
+        return Recovered(back, list(zip(given_up[::2], given_up[1::2], strict=True)), cancelled,
+                         list(zip(refused[::2], refused[1::2], strict=True)))
+
+    def clips(self, digests: Sequence[str], claim: Claim, now: float) -> dict[str, bytes]:
+        """Clips that did not come with the claim: those of earlier turns, and those of a job of RQ's own `enqueue`,
+        which the job holds from now on."""
+        if b"conversation" not in claim.fields:
+            self._connection.hset(keys.job(claim.job), "clips", " ".join(digests))
+            held = [part for digest in digests for part in (digest, b"")]
+            self._scripts["hold"](args=[f"job:{claim.job}", now, _CLAIMED_TTL, 0, *held])
+        with self._connection.pipeline(transaction=False) as pipeline:
+            for digest in digests:
+                pipeline.hget(keys.clip(digest), "data")
+            return {digest: clip for digest, clip in zip(digests, pipeline.execute(), strict=True) if clip}
+
+    def fields(self, job: str) -> dict[bytes, bytes]:
+        """RQ's hash of a job."""
+        fields: dict[bytes, bytes] = self._connection.hgetall(keys.job(job))
+        return fields
+
+    def history(self, job: str) -> tuple[Attempt, ...]:
+        """The job's last attempts in their order."""
+        return attempts(self._connection.hget(keys.job(job), "history"))
+
+
+def new_execution() -> str:
+    return os.urandom(8).hex()
+
+
+def attempts(noted: bytes | None) -> tuple[Attempt, ...]:
+    """A job's history; none where it cannot be read."""
+    with suppress(BadRequest, TypeError, ValueError):  # anybody may write to the server
+        return tuple(parse(Attempt, attempt) for attempt in json.loads(noted or b"[]"))
+    return ()
