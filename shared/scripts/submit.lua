@@ -38,6 +38,7 @@ if conversation ~= id then
     local begun = redis.call('EXISTS', 'rq:job:' .. conversation, 'sailq:result:' .. conversation, key .. ':turns')
     turns, head = begun > 0 and 1 or 0, conversation
   end
+  head = head or id
   local status = redis.call('HGET', 'rq:job:' .. head, 'status')
   busy = status == 'queued' or status == 'started' or status == 'deferred'
   turn = tonumber(turns)

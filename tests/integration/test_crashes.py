@@ -96,7 +96,8 @@ def test_a_worker_killed_between_two_steps_of_a_job_loses_none(
     start_null()
     results = assert_once(client, jobs, 5, 60)
     waits = [min(claimed_at(result) - end for end in ends) for result in results]
-    print(f"\nfigure: workers killed when they had {step}: {len(results)} results, the last job begun {max(waits):.1f} s after")
+    print(f"\nfigure: workers killed when they had {step}: {len(results)} results, the last job begun "
+          f"{max(waits):.1f} s after")
     assert max(waits) < RE_RUN_SECONDS
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import redis
+from answering import TTLS, take
 from asking import ANSWER_OF_960
 from farm import NullWorker
 from null_jobs import submit
 from proxy import Proxy
-from rq.job import Job as RQJob
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion, sailq_command
 from sailq.producer.embedded import embedded_server
@@ -25,15 +25,13 @@ from sailq.shared import keys
 from sailq.shared.connection import connect
 from sailq.shared.errors import ServerUnavailable
 from sailq.shared.jobs import Message, TextPart
-from sailq.shared.lifecycle import Claim, Lifecycle
-from sailq.shared.rqjob import LockedJob, Serializer
 from sailq.worker.catalog import resolve
-from sailq.worker.consumer import Consumer
 from sailq.worker.engine import Engine
-from sailq.worker.execution import Executor, Identity, Superseded
+from sailq.worker.execution import Executor, Identity
 from sailq.worker.publisher import Publisher
 from sailq.worker.scheduler import Scheduler
 from sailq.worker.serve import LOOK_AHEAD
+from sailq.worker.store import JobStore, new_execution
 
 QUEUE = keys.queue("sailq-tiny")
 Eventually = Callable[..., None]
@@ -46,32 +44,34 @@ def said(text: str) -> Prepared:
 def test_a_submission_whose_reply_is_lost_is_there_once(
     redis_url: str, server_url: str, connection: redis.Redis, folder: Path
 ) -> None:
-    """The transaction was carried out: done again, the job would wait for itself, as its conversation's last."""
-    proxy = Proxy(server_url.removeprefix("unix://"), folder / "proxy.sock")
+    """The script was carried out: done again, the job would wait for itself, as its conversation's last."""
+    proxy = Proxy(server_url.removeprefix("unix://"), folder / "proxy.sock", b"EVALSHA")
     with Client(f"unix://{folder}/proxy.sock?db=0") as client:
+        assert client.submit_prepared(said("hi")).turn == 0  # from here on the server knows the script
         for turn in range(3):
             proxy.lose_reply.set()
             assert client.submit_prepared(said("hi"), conversation="c").turn == turn
             assert not proxy.lose_reply.is_set()
     proxy.close()
-    first, *others = [key.decode().rpartition(":")[2] for key in sorted(connection.keys(keys.job("*")))]
-    assert connection.lrange(f"rq:queue:{QUEUE}", 0, -1) == [first.encode()]
-    dependents = [connection.smembers(RQJob.dependents_key_for(job)) for job in (first, *others)]
-    assert dependents == [{others[0].encode()}, {others[1].encode()}, set()]
+    alone, first, *others = [key.decode().rpartition(":")[2].encode() for key in sorted(connection.keys(keys.job("*")))]
+    assert connection.lrange(keys.waiting(QUEUE), 0, -1) == [alone, first]
+    assert connection.lrange(f"{keys.conversation('c')}:waiting", 0, -1) == others and len(others) == 2
 
 
 def test_a_claim_whose_reply_is_lost_is_one_attempt(server_url: str, client: Client, folder: Path) -> None:
     jobs = [client.submit_prepared(said("hi")).job for _ in range(2)]
     proxy = Proxy(server_url.removeprefix("unix://"), folder / "proxy.sock", b"EVALSHA")
-    with connect(f"unix://{folder}/proxy.sock?db=0") as connection:
-        lifecycle = Lifecycle(connection, result_ttl=60, conversation_ttl=60)
-        lifecycle.claim(jobs[0], "w")  # from here on the server knows the script
+    with connect(f"unix://{folder}/proxy.sock?db=0", retries=0) as connection:
+        store = JobStore(connection, connection, TTLS, "w")
+        assert store.claim([QUEUE], new_execution(), 1.0)  # from here on the server knows the script
         proxy.lose_reply.set()
-        claim = lifecycle.claim(jobs[1], "w")
+        execution = new_execution()
+        with pytest.raises(redis.ConnectionError):
+            store.claim([QUEUE], execution, 1.0)
         assert not proxy.lose_reply.is_set()
-        assert isinstance(claim, Claim) and claim.attempt == 1 and len(lifecycle.history(jobs[1])) == 1
-        again = lifecycle.claim(jobs[1], "w")
-        assert isinstance(again, Claim) and again.attempt == 2
+        claim = store.claim([QUEUE], execution, 1.0, again=True)
+        assert claim and (claim.job, claim.attempt) == (jobs[1], 1) and len(store.history(jobs[1])) == 1
+        assert store.claim([QUEUE], new_execution(), 1.0) is None
     proxy.close()
 
 
@@ -90,7 +90,7 @@ def test_an_outage_ends_no_worker_and_loses_no_job(folder: Path, eventually: Eve
             jobs += [client.submit_prepared(said("Tell me."), stream=True).job for _ in range(5)]
             next(client.stream(jobs[0], 60))
             taken = 1 + LOOK_AHEAD  # the worker has one slot
-            eventually(lambda: sum(client.connection.hexists(keys.job(job), "worker") for job in jobs) == taken)
+            eventually(lambda: sum(client.connection.hexists(keys.job(job), "execution") for job in jobs) == taken)
         kept = "its result is kept until the server takes it"
         eventually(lambda: log.read_text().count(kept) == taken)
         worker.check()
@@ -159,46 +159,22 @@ def executor(connection: redis.Redis) -> Iterator[Executor]:
     engine = Engine.load(resolve("sailq-tiny"), slots=2, threads=1)
     scheduler, publisher = Scheduler(engine), Publisher(connection, 60)
     scheduler.start()
-    lifecycle = Lifecycle(connection, result_ttl=60, conversation_ttl=60)
     identity = Identity("w", "cpu", ("sailq-tiny",))
-    yield Executor(connection, engine, scheduler, publisher, lifecycle, identity, blob_ttl=60)
+    yield Executor(connection, engine, scheduler, publisher, JobStore(connection, connection, TTLS, "w"), identity)
     scheduler.close()
     publisher.close()
 
 
 def test_a_worker_given_a_job_that_it_still_runs_answers_it(
-    client: Client, executor: Executor, eventually: Eventually
+    client: Client, connection: redis.Redis, executor: Executor, eventually: Eventually
 ) -> None:
-    """As after an outage or a suspended machine: its lease has expired, and nobody else takes the job."""
-    job = client.submit_prepared(said("Tell me."), options=ANSWER_OF_960).job
+    """As after an outage or a suspended machine: its lease has ended, and nobody else takes the job."""
+    job = client.submit_prepared(said("Tell me."), options=ANSWER_OF_960, stream=True).job
+    store = JobStore(connection, connection, TTLS, "w")
     with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(executor.run, job)
-        eventually(lambda: executor.running() == [job])
-        second = threads.submit(executor.run, job)
-    assert second.exception() is None
-    assert first.exception() is None or isinstance(first.exception(), Superseded)  # whichever ended first
+        first = threads.submit(executor.run, take(store, connection, job))
+        eventually(lambda: connection.exists(keys.stream(job)))
+        second = threads.submit(executor.run, take(store, connection, job))
+    assert first.exception() is None and second.exception() is None
     result = client.result(job)
     assert result and result.error is None and result.attempt == 2
-    assert executor.running() == []
-
-
-def test_a_job_that_could_not_be_started_has_no_lease_renewed(
-    client: Client, connection: redis.Redis, executor: Executor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The reply was lost, so the server has a lease of an execution that will never run."""
-    handle = client.submit_prepared(said("hi"))
-    consumer = Consumer(
-        [QUEUE], executor, connection=connection, name="w", places=1, drain_seconds=0, announce=lambda _: None
-    )
-    queue = consumer.queues[0]
-    job = LockedJob.fetch(handle.job, connection=connection, serializer=Serializer)
-    prepare = consumer.prepare_execution
-
-    def lose_reply(job: RQJob) -> None:
-        prepare(job)
-        raise redis.ConnectionError("the reply was lost")
-
-    monkeypatch.setattr(consumer, "prepare_execution", lose_reply)
-    consumer.execute_job(job, queue)
-    assert connection.zcard(f"rq:wip:{QUEUE}") == 1
-    assert not consumer.executions

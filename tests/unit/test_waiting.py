@@ -79,7 +79,7 @@ def test_a_job_that_vanishes_is_noticed(
     client: Client, connection: redis.Redis, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (replies, waiting):
-        monkeypatch.setattr(module, "BLOCK_SECONDS", 0.4)
+        monkeypatch.setattr(module, "LOOK_SECONDS", 0.4)
     job = client.submit(HELLO).job
     later(connection.delete, keys.job(job))
     with pytest.raises(NotFound):
@@ -87,7 +87,7 @@ def test_a_job_that_vanishes_is_noticed(
 
 
 def test_a_waiter_follows_a_changing_set(client: Client, connection: redis.Redis, answerer: Answerer) -> None:
-    waiter = Waiter(connection)
+    waiter = Waiter(connection, client.inbox)
     assert not waiter.poll(0.01).ended
     first, second = client.submit(HELLO).job, client.submit(HELLO).job
     waiter.add(first)
@@ -100,12 +100,27 @@ def test_a_waiter_follows_a_changing_set(client: Client, connection: redis.Redis
     assert len(waiter) == 1 and not waiter.poll(0.01).ended
 
 
-def test_a_result_whose_stream_has_expired_is_had_at_once(
-    client: Client, answerer: Answerer, connection: redis.Redis
+def test_a_result_that_is_there_already_is_had_at_once(
+    client: Client, answerer: Answerer, connection: redis.Redis, redis_url: str
 ) -> None:
     job = client.submit(HELLO).job
     answerer.answer(job, "Hi")
-    connection.delete(keys.stream(job))
     began = time.monotonic()
     assert client.wait(job, 60).text == "Hi" and list(client.stream(job, 60)) == []
-    assert time.monotonic() - began < replies.BLOCK_SECONDS / 2
+    with Client(redis_url) as another:
+        assert another.wait(job, 60).text == "Hi" and list(another.stream(job, 60)) == []
+    assert time.monotonic() - began < replies.LOOK_SECONDS / 2
+
+
+def test_another_client_is_told_of_an_end_and_one_whose_inbox_is_gone_finds_it(
+    client: Client, answerer: Answerer, connection: redis.Redis, redis_url: str, later: Callable[..., None]
+) -> None:
+    mine, lost = (client.submit(HELLO).job for _ in range(2))
+    answerer.claim(mine)
+    with Client(redis_url) as another:
+        later(answerer.finish, mine, "Hi")
+        assert another.wait(mine, 60).text == "Hi"
+    answerer.claim(lost)
+    connection.delete(keys.inbox(client.inbox.name))
+    later(answerer.finish, lost, "Hi")
+    assert client.wait(lost, 60).text == "Hi"
