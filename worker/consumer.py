@@ -26,6 +26,7 @@ from ..shared import keys
 from ..shared.connection import ServerClock
 from ..shared.rqjob import Serializer
 from .execution import Executor
+from .refusals import Refusals
 from .store import Claim, JobStore, new_execution
 
 BEAT_SECONDS = 1.0
@@ -49,7 +50,8 @@ class Consumer:
     """
 
     def __init__(
-        self, queues: Sequence[str], executor: Executor, store: JobStore, *, connection: redis.Redis,
+        self, queues: Sequence[str], executor: Executor, store: JobStore, refusals: Refusals, *,
+        connection: redis.Redis,
         waiting: redis.Redis, name: str, places: int, drain_seconds: float,
         announce: Callable[[redis.client.Pipeline], None], ready: Callable[[], None] = lambda: None,
     ) -> None:
@@ -57,7 +59,7 @@ class Consumer:
         `drain_seconds`: what running jobs have to finish in once the worker is told to stop. `ready` is called when it
         begins to take jobs."""
         self._queues, self._executor, self._store, self._connection = queues, executor, store, connection
-        self._waiting = waiting
+        self._waiting, self._refusals = waiting, refusals
         self._announce, self._ready, self._drain_seconds = announce, ready, drain_seconds
         self._clock = ServerClock(connection)
         self._registered = SimpleWorker(list(queues), name=name, connection=connection, serializer=Serializer)
@@ -165,7 +167,7 @@ class Consumer:
             try:
                 self._beat(record=beat % _RECORD_BEATS == 0)
                 if self._claims or beat % 2:
-                    self._executor.recover()
+                    self._refusals.recover()
             except redis.RedisError as error:
                 _log.warning("beat failed: %s", error)
             except Exception:  # without beats every lease ends, and jobs are run over and over

@@ -5,22 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 
 import redis
 
 from ..shared.codec import decode
 from ..shared.connection import OUTAGES, ServerClock
-from ..shared.errors import BadMedia, BadRequest, Cancelled, DeadlineExceeded, SailqError, TooLong, Unsupported, quoted
+from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, SailqError, TooLong, Unsupported, quoted
 from ..shared.frames import Frames, decode_frames
-from ..shared.jobs import DIED, HANDED_BACK, Attempt, Failure, Job, Message, Result, TextPart, Timings, Turn
+from ..shared.jobs import HANDED_BACK, Attempt, Failure, Job, Message, Result, TextPart, Timings, Turn
 from ..shared.rqjob import read_job
 from .engine import Engine
 from .engine.preparation import Media
 from .publisher import Publisher, Stream
+from .refusals import Refusals
 from .scheduler import Outcome, Request, Scheduler
 from .shared_lock import SharedLock
 from .store import Claim, JobStore, attempts
@@ -32,15 +31,6 @@ _OUTAGE_SECONDS = 0.25
 _log = logging.getLogger("sailq.worker")
 
 
-@dataclass(frozen=True)
-class Identity:
-    """How results name their maker. `models`: the names by which jobs may ask for it, its own first."""
-
-    worker: str
-    device: str
-    models: tuple[str, ...]
-
-
 class HandedBack(Exception):
     """This worker leaves before the job's answer is complete: another attempt makes it anew."""
 
@@ -50,15 +40,14 @@ class Executor:
 
     def __init__(
         self, connection: redis.Redis, engine: Engine, scheduler: Scheduler, publisher: Publisher, store: JobStore,
-        identity: Identity, *, on_result: Callable[[Result], None] = lambda result: None,
+        refusals: Refusals,
     ) -> None:
-        """`on_result` takes each result that was written, on its job's thread."""
         self._engine = engine
         self._scheduler = scheduler
         self._publisher = publisher
         self._store = store
-        self._identity = identity
-        self._on_result = on_result
+        self._refusals = refusals
+        self._identity, self._on_result = refusals.identity, refusals.on_result
         self._clock = ServerClock(connection)
         # A worker that lost its lease may be given the job again: two requests of one job.
         self._running: dict[Request, Claim] = {}
@@ -81,7 +70,7 @@ class Executor:
                     raise BadRequest("This job's record is too large, or not one that RQ wrote.")
                 job = read_job(claim.job, claim.queue, claim.fields)
             except SailqError as error:
-                self._refuse(claim, error)
+                self._refusals.refuse(claim.job, claim.execution, error, queue=claim.queue, fields=claim.fields)
                 return
             try:
                 self._run_claimed(job, claim, claimed_at)
@@ -108,50 +97,6 @@ class Executor:
             requests = list(self._running)
         for request in requests:
             request.cancel()
-
-    def recover(self) -> None:
-        """Looks after the jobs of workers that died, and of those that tools of RQ's have ended."""
-        found = self._store.recover()
-        for job in found.back:
-            _log.warning("job %s goes back to its queue: its worker's lease has ended", job)
-        for job, execution in found.given_up:
-            history = self._store.history(job)
-            causes = [attempt.cause for attempt in history if attempt.cause != HANDED_BACK]
-            self._end(job, execution, SailqError(
-                f"Given up after {len(causes)} attempts; workers that died while they ran this job: "
-                f"{causes.count(DIED)}."
-            ), history)
-        for job, what in found.refused:
-            self._end(job, "", Unsupported(f"sailq has no {what} jobs."))
-        for job in found.cancelled:
-            self._end(job, "", Cancelled("The job was cancelled."))
-
-    def _refuse(self, claim: Claim, error: SailqError) -> None:
-        self._end(claim.job, claim.execution, error, queue=claim.queue, fields=claim.fields)
-
-    def _end(
-        self, job_id: str, execution: str, error: SailqError, history: tuple[Attempt, ...] = (), *,
-        queue: str = "", fields: Mapping[bytes, bytes] | None = None,
-    ) -> None:
-        """An error result for a job that cannot be run, or run no more."""
-        _log.warning("refused %s: %s: %s", quoted(job_id), error.code, quoted(str(error)))  # one line for each
-        fields = self._store.fields(job_id) if fields is None else fields
-        queue = queue or fields.get(b"origin", b"").decode(errors="replace")
-        result = Result(
-            job=job_id, conversation=job_id, turn=0,
-            finish_reason="cancelled" if isinstance(error, Cancelled) else "error",
-            error=Failure(code=error.code, message=str(error)), worker=self._identity.worker,
-            device=self._identity.device, model=self._identity.models[0], finished_at=self._clock.now(),
-            history=history, attempt=history[-1].attempt if history else 1,
-        )
-        with suppress(SailqError):  # what is readable of the job is its owner's to have back
-            job = read_job(job_id, queue, fields)
-            result = result.model_copy(update={
-                "conversation": job.conversation, "turn": job.turn, "metadata": job.metadata,
-                "model": result.model if job.model in self._identity.models else job.model,
-            })
-        if self._store.finish(job_id, execution, result):
-            self._on_result(result)
 
     def _run_claimed(self, job: Job, claim: Claim, claimed_at: float) -> None:
         timings = Timings(queue_wait=max(0.0, claimed_at - job.submitted_at))

@@ -16,16 +16,17 @@ import redis
 from prometheus_client import CollectorRegistry
 
 from ..shared import keys
-from ..shared.connection import connect, server_errors
+from ..shared.connection import ServerClock, connect, server_errors
 from ..shared.errors import SailqError
 from ..shared.settings import Settings
 from .announcement import Announcement
 from .catalog import resolve
 from .consumer import Consumer
 from .engine import Engine
-from .execution import Executor, Identity
+from .execution import Executor
 from .metrics import Metrics, exposed_at
 from .publisher import Publisher
+from .refusals import Identity, Refusals
 from .scheduler import Scheduler
 from .self_test import self_test
 from .store import STREAM_TTL, JobStore
@@ -89,14 +90,13 @@ def _serve(
     self_test(engine)
     publisher = Publisher(connection, min(settings.result_ttl, STREAM_TTL))
     store = JobStore(connection, waiting, settings, name)
-    executor = Executor(
-        connection, engine, scheduler, publisher, store,
-        Identity(worker=name, device=engine.device, models=models), on_result=metrics.finished,
-    )
+    identity = Identity(worker=name, device=engine.device, models=models)
+    refusals = Refusals(store, ServerClock(connection), identity, metrics.finished)
+    executor = Executor(connection, engine, scheduler, publisher, store, refusals)
     announcement = Announcement(connection, engine, scheduler, supervisor, name, models)
     consumer = Consumer(
-        [keys.queue(model) for model in models], executor, store, connection=connection, waiting=waiting, name=name,
-        places=engine.slots + LOOK_AHEAD, drain_seconds=drain_seconds, announce=announcement.beat,
+        [keys.queue(model) for model in models], executor, store, refusals, connection=connection, waiting=waiting,
+        name=name, places=engine.slots + LOOK_AHEAD, drain_seconds=drain_seconds, announce=announcement.beat,
         ready=supervisor.ready,
     )
     scheduler.start()

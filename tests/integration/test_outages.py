@@ -22,13 +22,14 @@ from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
 from sailq.producer.messages import Prepared
 from sailq.shared import keys
-from sailq.shared.connection import connect
+from sailq.shared.connection import ServerClock, connect
 from sailq.shared.errors import ServerUnavailable
 from sailq.shared.jobs import Message, TextPart
 from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine
-from sailq.worker.execution import Executor, Identity
+from sailq.worker.execution import Executor
 from sailq.worker.publisher import Publisher
+from sailq.worker.refusals import Identity, Refusals
 from sailq.worker.scheduler import Scheduler
 from sailq.worker.serve import LOOK_AHEAD
 from sailq.worker.store import JobStore, new_execution
@@ -159,8 +160,9 @@ def executor(connection: redis.Redis) -> Iterator[Executor]:
     engine = Engine.load(resolve("sailq-tiny"), slots=2, threads=1)
     scheduler, publisher = Scheduler(engine), Publisher(connection, 60)
     scheduler.start()
-    identity = Identity("w", "cpu", ("sailq-tiny",))
-    yield Executor(connection, engine, scheduler, publisher, JobStore(connection, connection, TTLS, "w"), identity)
+    store = JobStore(connection, connection, TTLS, "w")
+    refusals = Refusals(store, ServerClock(connection), Identity("w", "cpu", ("sailq-tiny",)))
+    yield Executor(connection, engine, scheduler, publisher, store, refusals)
     scheduler.close()
     publisher.close()
 

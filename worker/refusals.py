@@ -1,0 +1,78 @@
+"""Error results for jobs that are not run: refused, given up, or ended by others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ..shared.connection import ServerClock
+from ..shared.errors import Cancelled, SailqError, Unsupported, quoted
+from ..shared.jobs import DIED, HANDED_BACK, Attempt, Failure, Result
+from ..shared.rqjob import read_job
+from .store import JobStore
+
+_log = logging.getLogger("sailq.worker")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """How results name their maker. `models`: the names by which jobs may ask for it, its own first."""
+
+    worker: str
+    device: str
+    models: tuple[str, ...]
+
+
+class Refusals:
+    """One worker's. Raises redis-py's errors."""
+
+    def __init__(
+        self, store: JobStore, clock: ServerClock, identity: Identity,
+        on_result: Callable[[Result], None] = lambda result: None,
+    ) -> None:
+        """`on_result` takes each result that was written."""
+        self.identity, self.on_result = identity, on_result
+        self._store, self._clock = store, clock
+
+    def recover(self) -> None:
+        """Puts the jobs of workers that died on their queues again, and ends those that can go on no more."""
+        found = self._store.recover()
+        for job in found.back:
+            _log.warning("job %s goes back to its queue: its worker's lease has ended", job)
+        for job, execution in found.given_up:
+            history = self._store.history(job)
+            causes = [attempt.cause for attempt in history if attempt.cause != HANDED_BACK]
+            self.refuse(job, execution, SailqError(
+                f"Given up after {len(causes)} attempts; workers that died while they ran this job: "
+                f"{causes.count(DIED)}."
+            ), history)
+        for job, what in found.refused:
+            self.refuse(job, "", Unsupported(f"sailq has no {what} jobs."))
+        for job in found.cancelled:
+            self.refuse(job, "", Cancelled("The job was cancelled."))
+
+    def refuse(
+        self, job_id: str, execution: str, error: SailqError, history: tuple[Attempt, ...] = (), *,
+        queue: str = "", fields: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        """An error result for a job. `execution`: see `JobStore.finish`; `fields`: RQ's hash, where it is at hand."""
+        _log.warning("refused %s: %s: %s", quoted(job_id), error.code, quoted(str(error)))  # one line for each
+        fields = self._store.fields(job_id) if fields is None else fields
+        queue = queue or fields.get(b"origin", b"").decode(errors="replace")
+        result = Result(
+            job=job_id, conversation=job_id, turn=0,
+            finish_reason="cancelled" if isinstance(error, Cancelled) else "error",
+            error=Failure(code=error.code, message=str(error)), worker=self.identity.worker,
+            device=self.identity.device, model=self.identity.models[0], finished_at=self._clock.now(),
+            history=history, attempt=history[-1].attempt if history else 1,
+        )
+        with suppress(SailqError):  # what is readable of the job is its owner's to have back
+            job = read_job(job_id, queue, fields)
+            result = result.model_copy(update={
+                "conversation": job.conversation, "turn": job.turn, "metadata": job.metadata,
+                "model": result.model if job.model in self.identity.models else job.model,
+            })
+        if self._store.finish(job_id, execution, result):
+            self.on_result(result)
