@@ -329,7 +329,7 @@ def test_a_job_whose_workers_all_die_ends_as_an_error(
     )
     connection.hset(keys.job(handle.job), "spent", MAX_ATTEMPTS - 1)
     worker = start_null("--decode-ms", "100")
-    eventually(lambda: connection.hget(keys.job(handle.job), "execution"))
+    eventually(lambda: connection.hget(keys.job(handle.job), "spent") == str(MAX_ATTEMPTS).encode())
     worker.kill()
     start_null()
     result = client.wait(handle.job, 60)
