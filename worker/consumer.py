@@ -173,7 +173,7 @@ class Consumer:
             except Exception:  # without beats every lease ends, and jobs are run over and over
                 _log.exception("beat failed")
 
-    # Commands: RQ's stop-job, which a cancelling producer sends, is heard at once.
+    # Commands: RQ's stop-job, which a cancelling producer sends, is heard at once; what is missed, the beat sees.
 
     def _listen(self) -> Any:
         commands = self._connection.pubsub()

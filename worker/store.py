@@ -109,8 +109,8 @@ class JobStore:
         return bool(self._scripts["begin"](keys=[keys.job(claim.job)], args=[claim.execution]))
 
     def renew(self, claims: Sequence[Claim]) -> tuple[set[str], set[str]]:
-        """Renews the leases of claims; returns the leases that are gone, and those of jobs that a tool of RQ's has
-        cancelled or deleted."""
+        """Renews the leases of claims; returns the leases that are gone, and those of jobs that are cancelled, or
+        deleted by a tool of RQ's."""
         gone: set[str] = set()
         ended: set[str] = set()
         for queue in {claim.queue for claim in claims}:

@@ -13,6 +13,7 @@ local fields = read_hash(job)
 if not fields.status then return 'gone' end
 if fields.status == 'started' then
   redis.call('HSET', job, 'cancel', '1')
+  redis.call('ZADD', 'rq:wip:' .. fields.origin, 'XX', 2 ^ 50, id .. ':' .. fields.execution)  -- for renew.lua
   redis.call('PUBLISH', 'rq:pubsub:' .. fields.worker_name, cjson.encode({ command = 'stop-job', job_id = id }))
   return 'running'
 end

@@ -2,7 +2,7 @@
 --
 -- KEYS  1 the queue's started jobs (rq:wip:NAME)
 -- ARGV  1 seconds of a lease; then the leases, each JOB:EXECUTION
--- Returns {lost, ended}: leases that are gone, and those of jobs that a tool of RQ's has cancelled or deleted
+-- Returns {lost, ended}: leases that are gone, and those of jobs that are cancelled, or deleted by a tool of RQ's
 
 local leases = { unpack(ARGV, 2) }
 local lost, ended, kept = {}, {}, {}
@@ -14,7 +14,7 @@ for i, lease in ipairs(leases) do
   else
     kept[#kept + 1] = till
     kept[#kept + 1] = lease
-    if not known[i] then ended[#ended + 1] = lease end
+    if known[i] ~= 'inf' then ended[#ended + 1] = lease end
   end
 end
 if #kept > 0 then redis.call('ZADD', 'sailq:leases', 'XX', unpack(kept)) end

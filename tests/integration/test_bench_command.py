@@ -12,7 +12,10 @@ import pytest
 import redis
 from commands import invoke, living, refused, sockets, start
 from sailq.producer.bench import encode_unseen, sample_clip
+from sailq.shared import keys
+from sailq.shared.codec import decode
 from sailq.shared.frames import decode_frames
+from sailq.shared.jobs import Turn, media_parts
 
 COLUMNS = ("first token latency(s)", "token per second(tokens/s)")
 
@@ -74,7 +77,8 @@ def test_the_parts_of_one_job_make_up_its_latency_and_no_clip_comes_twice(
     check(report, repeat=1, jobs=2)
     one = report["one_at_a_time"]
     assert sum(one["breakdown"].values()) == pytest.approx(one["first_token_latency"]["median"])
-    assert len(list(connection.scan_iter("sailq:blob:*"))) == len(list(connection.scan_iter("sailq:result:*"))) == 4
+    turns = [decode(Turn, connection.lindex(key, 0)) for key in connection.scan_iter(keys.turns("*"))]
+    assert len({part.blob for turn in turns for part in media_parts(turn.messages)}) == len(turns) == 4
     assert not connection.zcard("sailq:workers")
 
 

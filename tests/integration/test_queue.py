@@ -204,6 +204,18 @@ def test_cancel_of_a_running_job_ends_it_and_the_next_is_served(served: Client) 
     assert served.wait(served.submit_prepared(said("hi")).job, 60).error is None
 
 
+def test_a_cancel_that_the_worker_does_not_hear_is_seen_with_the_next_beat(
+    client: Client, connection: redis.Redis, start_null: Callable[..., NullWorker]
+) -> None:
+    """It may come before the worker knows that the job is its own."""
+    start_null("--decode-ms", "50")
+    handle = client.submit_prepared(said(TALK), options={"max_new_tokens": 900}, stream=True)
+    next(client.stream(handle.job, 60))
+    connection.hset(keys.job(handle.job), "worker_name", "nobody")
+    assert client.cancel(handle.job) == "running"
+    assert client.wait(handle.job, 30).finish_reason == "cancelled"
+
+
 def test_a_deadline_that_passes_in_the_queue_ends_the_job(client: Client, start_worker: Start) -> None:
     late = client.submit_prepared(said("hi"), timeout=0.01)
     in_time = client.submit_prepared(said("hi"), timeout=600)

@@ -149,7 +149,7 @@ def test_what_is_not_there(redis_url: str) -> None:
 def test_a_job_that_vanishes_is_noticed(
     redis_url: str, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mailroom, "BLOCK_SECONDS", 0.4)
+    monkeypatch.setattr(mailroom, "LOOK_SECONDS", 0.4)
 
     async def story(client: AsyncClient) -> None:
         handle = await client.submit(HELLO)

@@ -27,7 +27,7 @@ OPTIONS = GenerationOptions()
 @pytest.fixture(autouse=True)
 def quickly_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "_IDLE_SECONDS", 0.1)
-    monkeypatch.setattr(waiting, "BLOCK_SECONDS", 0.2)
+    monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.2)
 
 
 def clips(count: int) -> list[Clip]:
@@ -35,7 +35,7 @@ def clips(count: int) -> list[Clip]:
 
 
 def in_flight(connection: redis.Redis) -> list[str]:
-    return sorted(key.decode().removeprefix("sailq:job:") for key in connection.scan_iter("sailq:job:*"))
+    return sorted(key.decode().removeprefix("rq:job:") for key in connection.scan_iter("rq:job:*"))
 
 
 def test_the_window_bounds_what_is_in_flight(client: Client, connection: redis.Redis, answerer: Answerer) -> None:

@@ -30,7 +30,7 @@ Run = Callable[..., Captioning]
 @pytest.fixture(autouse=True)
 def quickly_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "_IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(waiting, "BLOCK_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def run(client: Client, connection: redis.Redis, answerer: Answerer, tmp_path: P
 
     def start(*paths: Path, clips: list[Clip] | None = None, most: int | None = None, **options: Any) -> Captioning:
         def answer() -> None:
-            for key in connection.scan_iter("sailq:job:*"):
-                job = key.decode().removeprefix("sailq:job:")
+            for key in connection.scan_iter("rq:job:*"):
+                job = key.decode().removeprefix("rq:job:")
                 answerer.answer(job, job)
 
         temperature = options.pop("temperature", 0.0)
