@@ -6,6 +6,7 @@ backend needs. sailq's own client makes the same call. Nothing is unpickled, imp
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -85,12 +86,15 @@ def read_job(job_id: str, queue: str, fields: Mapping[bytes, bytes]) -> Job:
     version = call.pop("version", VERSION)
     if type(version) is not int or not 1 <= version <= VERSION:
         raise CodecError(f"This job has protocol version {quoted(repr(version))}; this side speaks {VERSION}.")
-    if unknown := sorted(set(call) - _ARGUMENTS):
+    if unknown := [name for name in call if name not in _ARGUMENTS]:
         raise BadRequest(f"{FUNCTION} takes {', '.join(sorted(_ARGUMENTS))}, not {quoted(str(unknown[0]))!r}.")
-    text = {name.decode(): value.decode(errors="replace") for name, value in fields.items() if name != b"data"}
+    conversation, turn, created_at = (
+        fields.get(name, default).decode(errors="replace")
+        for name, default in ((b"conversation", job_id.encode()), (b"turn", b""), (b"created_at", b""))
+    )
     return parse(Job, {
-        **call, "id": job_id, "conversation": text.get("conversation", job_id), "turn": _number(text.get("turn", "0")),
-        "model": queue.removeprefix(keys.queue("")), "submitted_at": _seconds(text.get("created_at", "")),
+        **call, "id": job_id, "conversation": conversation, "turn": _number(turn),
+        "model": queue.removeprefix(keys.queue("")), "submitted_at": _seconds(created_at),
     })
 
 
@@ -99,24 +103,25 @@ def _call(data: bytes) -> dict[str, Any]:
     with suppress(zlib.error):  # RQ takes what is not compressed as it is
         data = inflater.decompress(data, MAX_RECORD_BYTES + 1)
     try:
-        function, _, args, kwargs = unpack(data, MAX_RECORD_BYTES)
+        function, instance, args, kwargs = unpack(data, MAX_RECORD_BYTES)
     except (TypeError, ValueError):
         raise BadRequest("This job's data is no call of RQ's.") from None
-    if function != FUNCTION:
+    if not isinstance(function, str) or function != FUNCTION:
         raise Unsupported(f"This worker runs {FUNCTION!r} alone, not {quoted(str(function))!r}.")
-    if args or not isinstance(kwargs, dict):
+    # An array is neither true nor false.
+    if instance is not None or not isinstance(args, list) or args or not isinstance(kwargs, dict):
         raise BadRequest(f"{FUNCTION} takes its arguments by name: messages=..., options=....")
     return kwargs
 
 
 def _number(text: str) -> int:
-    return int(text) if text.isdigit() else 0
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
 
 
 def _seconds(text: str) -> float:
     try:
         return max(0.0, utcparse(text).timestamp())
-    except ValueError:
+    except (ValueError, OverflowError):
         raise BadRequest("This job's record is not one that RQ wrote.") from None
 
 

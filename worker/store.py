@@ -98,7 +98,7 @@ class JobStore:
             return None
         job, queue, attempt, more, last, flat, clips, turns = reply
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
-        digests = fields.get(b"clips", b"").decode().split()
+        digests = fields.get(b"clips", b"").decode(errors="replace").split()
         return Claim(
             job.decode(errors="replace"), queue.decode(), execution, attempt, bool(more), bool(last), fields,
             {digest: clip for digest, clip in zip(digests, clips, strict=False) if clip}, turns,

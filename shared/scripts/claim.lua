@@ -15,11 +15,11 @@ local function reply(id, name, fields, flat, last)
   local bytes, clips, turns = 0, {}, {}
   for _, text in ipairs(flat) do bytes = bytes + #text end
   if bytes > tonumber(max_bytes) then flat = {} else
-    for clip in words(fields.clips) do clips[#clips + 1] = redis.call('HGET', 'sailq:clip:' .. clip, 'data') end
+    for clip in words(fields.clips) do clips[#clips + 1] = try('HGET', 'sailq:clip:' .. clip, 'data') or false end
     if (tonumber(fields.turn) or 0) > 0 then
-      local key = 'sailq:conversation:' .. fields.conversation .. ':turns'
+      local key = 'sailq:conversation:' .. (fields.conversation or id) .. ':turns'
       local size = redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 0)
-      turns = size and (size > 16 * max_bytes and size or redis.call('LRANGE', key, 0, -1)) or {}
+      turns = size and (size > 8 * max_bytes and size or try('LRANGE', key, 0, -1)) or {}
     end
   end
   local more = redis.call('LLEN', 'rq:queue:' .. name)

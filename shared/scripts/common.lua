@@ -9,6 +9,13 @@ local function words(text)
   return string.gmatch(text or '', '%S+')
 end
 
+-- A command on a key whose name comes from a job: nil where somebody has put something else there. An error of
+-- redis.call would end a script half done.
+local function try(...)
+  local reply = redis.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+end
+
 -- A hash as a table.
 local function read_hash(key)
   local fields, flat = {}, redis.call('HGETALL', key)
@@ -81,9 +88,11 @@ end
 local function put_back(id, fields, cause, counts)
   local job = 'rq:job:' .. id
   if cause then
-    local history = cjson.decode(fields.history)
-    history[#history].cause = cause
-    redis.call('HSET', job, 'history', cjson.encode(history))
+    local read, history = pcall(cjson.decode, fields.history or '')
+    if read and type(history) == 'table' and type(history[#history]) == 'table' then
+      history[#history].cause = cause
+      redis.call('HSET', job, 'history', cjson.encode(history))
+    end
   end
   redis.call('HSET', job, 'status', 'queued', 'worker_name', '', 'execution', '',
     'spent', counts and fields.spent or math.max(0, fields.spent - 1))
@@ -95,7 +104,7 @@ end
 local function release_turn(conversation)
   local waiting = 'sailq:conversation:' .. conversation .. ':waiting'
   while true do
-    local id = redis.call('LPOP', waiting)
+    local id = try('LPOP', waiting)
     if not id then return end
     local job = 'rq:job:' .. id
     local status, queue, front = unpack(redis.call('HMGET', job, 'status', 'origin', 'enqueue_at_front'))
@@ -142,19 +151,19 @@ local function conclude(id, fields, options)
   redis.call('SET', 'sailq:result:' .. id, options.result, 'EX', options.ttl)
   if fields.stream == '1' then
     local stream = 'sailq:stream:' .. id
-    redis.call('XADD', stream, '*', 'attempt', fields.attempt or '0', 'end', '1')
+    try('XADD', stream, '*', 'attempt', fields.attempt or '0', 'end', '1')
     redis.call('EXPIRE', stream, options.stream_ttl)
   end
-  for inbox in words(fields.inbox) do redis.call('XADD', 'sailq:inbox:' .. inbox, 'NOMKSTREAM', '*', 'job', id) end
+  for inbox in words(fields.inbox) do try('XADD', 'sailq:inbox:' .. inbox, 'NOMKSTREAM', '*', 'job', id) end
   local status = options.failed and 'failed' or 'finished'
-  local kept = options.failed or tonumber(fields.result_ttl or '500')
+  local kept = options.failed or math.floor(math.min(tonumber(fields.result_ttl) or 500, 2 ^ 31))
   if kept == 0 then
     redis.call('DEL', job)
   else
     redis.call('HSET', job, 'status', status, 'ended_at', options.ended_at)
     if options.failed then redis.call('HSET', job, 'result_record', options.result) end
     local results = 'rq:results:' .. id
-    redis.call('XADD', results, 'MAXLEN', 10, '*', unpack(options.rq))
+    try('XADD', results, 'MAXLEN', 10, '*', unpack(options.rq))
     for _, key in ipairs({ job, results }) do
       if kept > 0 then redis.call('EXPIRE', key, kept) else redis.call('PERSIST', key) end
     end
@@ -162,7 +171,7 @@ local function conclude(id, fields, options)
   end
   if options.turn ~= '' then
     local turns = 'sailq:conversation:' .. conversation .. ':turns'
-    redis.call('RPUSH', turns, options.turn)
+    try('RPUSH', turns, options.turn)
     redis.call('EXPIRE', turns, options.conversation_ttl)
     redis.call('ZADD', 'sailq:conversations', now, conversation)
   end

@@ -27,7 +27,7 @@ from sailq.shared.jobs import (
     Turn,
     Usage,
 )
-from sailq.shared.rqjob import FUNCTION, Serializer
+from sailq.shared.rqjob import FUNCTION, Serializer, record
 
 CORPUS = Path(__file__).parent / "corpus"
 DATE = b"2026-01-01T00:00:00.0Z"
@@ -72,21 +72,32 @@ def frames() -> dict[str, bytes]:
 
 
 def rq_jobs() -> dict[str, bytes]:
-    call = Serializer.dumps([FUNCTION, None, ["a"], {}])
-    good = {
-        "data": call, "created_at": DATE, "enqueued_at": DATE, "started_at": b"", "origin": b"sailq-sailq-tiny",
-        "description": b"sailq c #1", "status": b"queued", "timeout": b"-1", "result_ttl": b"60",
-        "failure_ttl": b"604800",
-        "ttl": b"691200", "retries_left": b"2", "dependency_ids": b'["b"]', "allow_dependency_failures": b"1",
+    ours = {name: str(value).encode() if not isinstance(value, bytes) else value
+            for name, value in record(JOB, ttl=60).items()}
+    called = Serializer.dumps([FUNCTION, None, [], {"messages": JOB.model_dump()["messages"], "options": {"seed": 7}}])
+    rqs = {
+        "data": called, "created_at": DATE, "enqueued_at": DATE, "started_at": b"", "origin": b"sailq-sailq-tiny",
+        "description": b"sailq c", "status": b"queued", "timeout": b"180", "result_ttl": b"60", "ttl": b"691200",
+        "failure_ttl": b"604800", "dependency_ids": b'["b"]', "allow_dependency_failures": b"1",
         "enqueue_at_front": b"0",
+        "success_callback_name": b"", "webhooks": b"[]", "repeat_intervals": b"[]",
     }
     hostile = {
         "data": Serializer.dumps(["os.system", None, ["true"], {}]), "success_callback_name": b"os.system",
         "webhooks": b'[{"url": "http://127.0.0.1/"}]', "repeats_left": b"9", "repeat_intervals": b"[0]",
-        "meta": b"\x80", "exc_info": b"x", "result": b"\x80", "group_id": b"g",
-        "rate_limit_key": b"k", "rate_limit_concurrency": b"1",
+        "retries_left": b"2", "group_id": b"g", "rate_limit_key": b"k",
     }
-    return {"good": msgpack.packb(good), "hostile": msgpack.packb({**good, **hostile})}
+    found = {
+        "array-as-function": {"data": pack([np.ones(3), None, [], {}], MAX_BLOB_BYTES)},
+        "array-as-arguments": {"data": pack([FUNCTION, None, np.ones(3), {}], MAX_BLOB_BYTES)},
+        "names-of-bytes": {"data": msgpack.packb([FUNCTION, None, [], {b"a": 1, "b": 2}])},
+        "no-digit": {"turn": "\N{SUPERSCRIPT TWO}".encode()}, "many-digits": {"turn": b"9" * 5000},
+    }
+    return {
+        "ours": msgpack.packb({**ours, "conversation": b"c", "turn": b"1", "clips": b"a" * 64, "inbox": b"i"}),
+        "rqs": msgpack.packb(rqs), "hostile": msgpack.packb({**rqs, **hostile}),
+        **{name: msgpack.packb({**rqs, **fields}) for name, fields in found.items()},
+    }
 
 
 def vision_inputs() -> dict[str, bytes]:
@@ -127,7 +138,7 @@ def main() -> None:
         "decode-model": {"card": encode(CARD)},
         "validate-job": {"job": msgpack.packb(JOB.model_dump())},
         "decode-frames": frames(),
-        "restore-rq-job": rq_jobs(),
+        "read-job": rq_jobs(),
         "vision-inputs": vision_inputs(),
         "messages-rows": rows(),
     }

@@ -142,24 +142,28 @@ def test_hostile_entries_among_other_jobs(
         pickled = Queue(name, connection=client.connection)
         msgpacked = Queue(name, connection=client.connection, serializer=Serializer)
         unbounded = Queue(name, connection=client.connection, serializer=msgpack)
-        client.connection.hset(keys.job("malformed"), "request", b"\x81\xa1v\xcc")
-        client.connection.hset(keys.job("oversized"), "request", b"\xc0" * (2 << 20))
-        hostile: list[Callable[[], Any]] = [
-            lambda: pickled.enqueue(os.system, f"touch {trap}"),
-            lambda: msgpacked.enqueue("os.system", f"touch {trap}"),
-            lambda: msgpacked.enqueue(FUNCTION, "malformed", job_id="malformed"),
-            lambda: msgpacked.enqueue(FUNCTION, "oversized", job_id="oversized"),
-            lambda: unbounded.enqueue(FUNCTION, "x" * 1_000_000),
+
+        def put(name: str, data: bytes) -> str:
+            client.connection.hset(keys.job(name), mapping={"data": data, "created_at": "2026-01-01T00:00:00.0Z"})
+            client.connection.rpush(keys.waiting(keys.queue("sailq-tiny")), name)
+            return name
+
+        hostile: list[Callable[[], str]] = [
+            lambda: pickled.enqueue(os.system, f"touch {trap}").id,
+            lambda: msgpacked.enqueue("os.system", f"touch {trap}").id,
+            lambda: put("malformed", b"\x81\xa1v\xcc"),
+            lambda: put("oversized", b"\xc0" * (2 << 20)),
+            lambda: unbounded.enqueue(FUNCTION, "x" * 1_000_000).id,
         ]
         good, refused = [], []
         for push, row in zip(hostile, truth, strict=True):
-            refused.append(push().id)
+            refused.append(push())
             good.append((client.submit_prepared(prepare(row["messages"], base=samples)), row["answer"]))
         for handle, answer in good:
-            result = client.wait(handle.job, 30)
+            result = client.wait(handle.job, 60)
             assert (result.text, result.attempt) == (answer, 1)
         for job in refused:
-            eventually(lambda job=job: client.connection.exists(keys.result(job)), 15)
+            eventually(lambda job=job: client.connection.exists(keys.result(job)))
             ended = client.result(job)
             assert ended and ended.error
             assert ended.error.code in USAGE_ERRORS and ended.error.message.endswith("."), ended.error
