@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
+from answering import Answerer
 from commands import invoke, rows
 from sailq.producer.client import Client
 from sailq.producer.messages import Prepared
@@ -39,21 +40,27 @@ def test_jobs_beyond_the_bound_are_refused_and_leave_nothing(redis_url: str, con
         client.submit_prepared(HI, model="another")
 
 
-def test_clips_beyond_the_bound_are_refused_until_others_have_ended(redis_url: str, connection: redis.Redis) -> None:
+def test_clips_beyond_the_bound_are_refused_until_others_have_ended(
+    redis_url: str, connection: redis.Redis, answerer: Answerer
+) -> None:
     clips = [clip(seed) for seed in range(3)]
     size = max(len(blob) for one in clips for blob in one.blobs.values())
     settings = Settings(redis_url=redis_url, max_blob_bytes=2 * size)
     with Client(redis_url, settings=settings) as client:
-        for one in (clips[0], clips[1], clips[0]):  # the same clip counts once
-            client.submit_prepared(one)
+        jobs = [client.submit_prepared(one).job for one in (clips[0], clips[1], clips[0])]
         held = sum(len(blob) for one in clips[:2] for blob in one.blobs.values())
-        assert int(connection.get(keys.BLOB_BYTES) or 0) == held
+        assert int(connection.get(keys.CLIP_BYTES) or 0) == held  # the same clip counts once
         with pytest.raises(QueueFull, match="clips"):
             client.submit_prepared(clips[2])
         client.submit_prepared(HI)
-        connection.zadd(keys.BLOBS, dict.fromkeys(map(keys.blob_name, clips[0].blobs), 1))  # its life has ended
+        answerer.answer(jobs[0], "yes")
+        with pytest.raises(QueueFull, match="clips"):  # another job needs the same clip
+            client.submit_prepared(clips[2])
+        answerer.answer(jobs[2], "yes")
         client.submit_prepared(clips[2])
-        assert connection.zcard(keys.BLOBS) == connection.hlen(keys.BLOB_SIZES) == 2
+        assert connection.zcard(keys.CLIPS) == len(connection.keys(keys.clip("*"))) == 2
+        held = sum(len(blob) for one in clips[1:] for blob in one.blobs.values())
+        assert int(connection.get(keys.CLIP_BYTES)) == held
 
 
 def test_a_producer_waits_for_room_with_a_bound(

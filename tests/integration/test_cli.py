@@ -20,8 +20,8 @@ from sailq.producer.client import Client
 from sailq.producer.companion import sailq_command
 from sailq.producer.samples import write_samples
 from sailq.shared import keys
-from sailq.shared.codec import decode
 from sailq.shared.jobs import Job
+from sailq.shared.rqjob import read_job
 
 SCRIPT = Path(sys.executable).with_name("sailq")
 COMMANDS = ("ask", "bench", "caption", "chat", "demo", "server", "status", "worker")
@@ -126,7 +126,7 @@ def test_media_that_cannot_be_read_fail_at_once(redis_url: str, connection: redi
     assert done.stderr.splitlines()[-1].startswith("sailq: /no/such.mp4: ")
     done = invoke("ask", "--video", "/no/such.mp4", "--json", url=redis_url)
     assert json.loads(done.stdout)["error"]["code"] == "bad_media"
-    assert not list(connection.scan_iter("sailq:job:*"))
+    assert not list(connection.scan_iter(keys.job("*")))
 
 
 def waits_for_an_answer(connection: redis.Redis) -> bool:
@@ -163,7 +163,7 @@ def test_ctrl_c_and_the_end_of_the_terminal_cancel_what_waits(
         process.kill()
     assert process.returncode == 130
     assert "sailq-tiny" in errors and errors.splitlines()[-1].startswith("sailq: ") and "Traceback" not in errors
-    assert not list(connection.scan_iter("sailq:job:*"))
+    assert not list(connection.scan_iter(keys.job("*")))
     with Client(redis_url) as client:
         (result,) = connection.scan_iter("sailq:result:*")
         cancelled = client.result(result.decode().removeprefix("sailq:result:"))
@@ -179,12 +179,12 @@ def test_ctrl_c_in_a_chat_stops_the_answer_and_keeps_what_was_shown(
         assert process.stdin is not None
         process.stdin.write(f"{line}\n")
         process.stdin.flush()
-        eventually(lambda: list(connection.scan_iter("sailq:job:*")), 20)
+        eventually(lambda: list(connection.scan_iter(keys.job("*"))), 20)
         eventually(lambda: waits_for_an_answer(connection), 20)
-        (key,) = connection.scan_iter("sailq:job:*")
-        job = decode(Job, connection.hget(key, "request"))
+        (key,) = connection.scan_iter(keys.job("*"))
+        job = read_job(key.decode().removeprefix(keys.job("")), keys.queue("sailq-tiny"), connection.hgetall(key))
         process.send_signal(signal.SIGINT)
-        eventually(lambda: not list(connection.scan_iter("sailq:job:*")), 20)
+        eventually(lambda: not list(connection.scan_iter(keys.job("*"))), 20)
         return job
 
     try:
@@ -272,7 +272,7 @@ def test_status_shows_what_waits(redis_url: str) -> None:
     assert 0 <= queue["oldest_wait"] < 60
     assert (said["workers"], said["conversations"]) == ([], 1)
     assert said["memory_used"] > 0
-    assert "sailq:job" in {kind["kind"] for kind in said["memory_by_kind"]}
+    assert "rq:job" in {kind["kind"] for kind in said["memory_by_kind"]}
     page = invoke("status", url=redis_url)
     assert page.returncode == 0 and "some-model" in page.stdout
 

@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
-from answering import Answerer
+from answering import TTLS, Answerer, take
 from commands import invoke, refused
 from farm import Farm, NullWorker
 from rq.job import Job as RQJob
 from sailq.producer.client import Client
 from sailq.producer.messages import Prepared
 from sailq.shared import keys
-from sailq.shared.codec import decode
 from sailq.shared.frames import encode_frames
-from sailq.shared.jobs import DIED, HANDED_BACK, Failure, FramesPart, GenerationOptions, Job, Message, Result, TextPart
-from sailq.shared.lifecycle import MAX_HISTORY, Lifecycle
-from sailq.shared.rqjob import MAX_ATTEMPTS, LockedJob, Serializer
+from sailq.shared.jobs import DIED, HANDED_BACK, Failure, FramesPart, GenerationOptions, Message, Result, TextPart
+from sailq.shared.rqjob import MAX_ATTEMPTS, Serializer, read_job
+from sailq.worker.store import Claim, JobStore, Recovered, new_execution
 
 FAILING_PROMPT, DEADLY_PROMPT = 200, 600
 """Tokens from which on a prefill fails, and from which on it takes the process down."""
 QUEUE = keys.queue("sailq-tiny")
+MAX_HISTORY = 8
 Eventually = Callable[..., None]
 
 
@@ -73,7 +73,7 @@ def listed(url: str, *arguments: str) -> list[dict[str, Any]]:
 
 def rq_cause(connection: redis.Redis, job: str) -> str:
     """Why RQ has a job among its failed ones."""
-    failed = LockedJob.fetch(job, connection=connection, serializer=Serializer)
+    failed = RQJob.fetch(job, connection=connection, serializer=Serializer)
     assert failed.get_status() == "failed" and failed in failed.failed_job_registry
     return str(failed.latest_result().exc_string)
 
@@ -90,7 +90,7 @@ def test_a_job_that_kills_its_worker_each_time_ends_as_an_error_and_harms_no_oth
         result = client.wait(poison, 200)
         others = [client.wait(job, 60) for job in beside]
         assert len(ended) == MAX_ATTEMPTS
-        eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1)
+        eventually(lambda: connection.zcard(keys.failed(QUEUE)) == 1)
 
     assert all(other.error is None and other.usage.completion_tokens == 60 for other in others)
     assert max(other.attempt for other in others) > 1  # some did run beside it
@@ -101,7 +101,7 @@ def test_a_job_that_kills_its_worker_each_time_ends_as_an_error_and_harms_no_oth
     starts = [one.started_at for one in result.history]
     assert starts == sorted(starts) and began <= starts[0] and starts[-1] < result.finished_at
 
-    assert "Abandoned" in rq_cause(connection, poison)
+    assert rq_cause(connection, poison) == result.error.message
     (row,) = listed(redis_url)
     assert (row["job"], row["conversation"], row["model"]) == (poison, "mine", "sailq-tiny")
     assert row["history"] == [one.model_dump() for one in result.history]
@@ -116,7 +116,7 @@ def test_an_internal_error_is_kept_for_a_retry_and_a_jobs_own_error_is_not(
     with supervised(farm, redis_url, tmp_path) as ended:
         result = client.wait(failing, 120)
         assert client.wait(too_long, 60).error and client.wait(after, 60).error is None
-        eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1)
+        eventually(lambda: connection.zcard(keys.failed(QUEUE)) == 1)
         assert [row["job"] for row in listed(redis_url)] == [failing]
         (attempt,) = result.history
         assert attempt.attempt == 1 and attempt.cause.startswith("error: ") and "out of memory" in attempt.cause
@@ -125,34 +125,30 @@ def test_an_internal_error_is_kept_for_a_retry_and_a_jobs_own_error_is_not(
         assert invoke("failed", "retry", failing, url=redis_url).stdout.split()[0] == "1"
         again = client.wait(failing, 60)
         assert [one.attempt for one in again.history] == [2] and again.turn == 0
-        eventually(lambda: connection.zcard(f"rq:failed:{QUEUE}") == 1)
+        eventually(lambda: connection.zcard(keys.failed(QUEUE)) == 1)
         assert not ended
     assert "out of memory" in rq_cause(connection, failing)
 
     assert invoke("failed", "drop", failing, url=redis_url).returncode == 0
-    assert listed(redis_url) == [] and not connection.exists(RQJob.key_for(failing), keys.failed(failing))
-    assert connection.zcard(f"rq:failed:{QUEUE}") == 0
+    assert listed(redis_url) == [] and not connection.exists(keys.job(failing), f"rq:results:{failing}")
+    assert connection.zcard(keys.failed(QUEUE)) == 0
     assert client.result(failing) == again  # its producer may still want it
 
 
 @pytest.fixture
-def lifecycle(connection: redis.Redis) -> Lifecycle:
-    return Lifecycle(connection, result_ttl=60, conversation_ttl=60)
+def store(connection: redis.Redis) -> JobStore:
+    return JobStore(connection, connection, TTLS, "test")
 
 
 @pytest.fixture
-def fail(client: Client, lifecycle: Lifecycle) -> Callable[[str], None]:
+def fail(connection: redis.Redis, store: JobStore) -> Callable[[str], None]:
     """Plays a worker that fails on a job."""
 
     def fail(job: str, code: str = "internal") -> None:
-        claim = lifecycle.claim(job, "test")
-        assert not isinstance(claim, str)
-        lifecycle.end_attempt(job, claim.attempt, "error: it broke")
-        assert lifecycle.finish(
-            Result(job=job, conversation="c", turn=0, finish_reason="error", model="sailq-tiny", finished_at=2e9,
-                   error=Failure(code=code, message="It [broke]."), history=lifecycle.history(job)),
-            attempt=claim.attempt,
-        )
+        claim = take(store, connection, job)
+        result = Result(job=job, conversation="c", turn=0, finish_reason="error", model="sailq-tiny", finished_at=2e9,
+                        error=Failure(code=code, message="It [broke]."), history=store.history(job))
+        assert store.finish(job, claim.execution, result)
 
     return fail
 
@@ -192,11 +188,11 @@ def test_what_cannot_be_retried_is_said_and_stops_no_other(
     part = FramesPart(type="video", blob=digest, frames=2, height=56, width=56)
     seen = client.submit_prepared(Prepared((Message(role="user", content=(part,)),), {digest: blob}, 0)).job
     late = submit(client, timeout=0.5)
+    deadline = read_job(late, QUEUE, connection.hgetall(keys.job(late))).deadline or 0
     good = submit(client)
     for job in (seen, late, good):
         fail(job)
-    connection.delete(keys.blob(digest))
-    deadline = decode(Job, connection.hget(keys.failed(late), "request")).deadline or 0
+    connection.delete(keys.clip(digest))
     eventually(lambda: connection.time()[0] > deadline)
     done = invoke("failed", "retry", seen, late, "nosuchjob", good, url=redis_url)
     assert (done.returncode, done.stdout.split()[0]) == (1, "1")
@@ -217,29 +213,47 @@ def test_which_jobs_must_be_said(arguments: tuple[str, ...], redis_url: str) -> 
     refused(invoke("failed", *arguments, url=redis_url), "bad_request", "--all")
 
 
-def test_the_last_attempt_is_made_alone_and_one_that_was_handed_back_does_not_count(
-    client: Client, lifecycle: Lifecycle
+def test_the_last_attempt_counts_once_it_has_begun_and_one_that_was_handed_back_does_not(
+    client: Client, connection: redis.Redis, store: JobStore
 ) -> None:
     job = submit(client)
+
+    def claimed() -> Claim:
+        claim = store.claim([QUEUE], new_execution(), 1.0)
+        assert claim is not None and claim.job == job
+        return claim
+
+    def recovered(claim: Claim) -> Recovered:
+        """What another worker finds once this attempt's worker is dead."""
+        connection.zadd(keys.LEASES, {claim.lease: 1})
+        connection.delete("sailq:looked")
+        return store.recover()
+
     for attempt in range(1, MAX_HISTORY + 3):
-        claim = lifecycle.claim(job, f"w{attempt}")
-        assert not isinstance(claim, str) and claim.attempt == attempt
-        lifecycle.end_attempt(job, attempt, HANDED_BACK, counts=False)
-        lifecycle.end_attempt(job, attempt, "error: twice", counts=False)
+        claim = claimed()
+        assert claim.attempt == attempt and not claim.last
+        assert store.release(claim, HANDED_BACK, counts=False)
+        assert not store.release(claim, "error: twice", counts=False)
     for _ in range(MAX_ATTEMPTS - 1):
-        assert not isinstance(lifecycle.claim(job, "w"), str)
-        assert lifecycle.may_be_taken(job)
-    assert lifecycle.claim(job, "w") == "last"
-    assert not isinstance(lifecycle.claim(job, "w", alone=True), str)
-    assert lifecycle.may_be_taken(job) is False and lifecycle.may_be_taken("nosuchjob") is None
-    history = lifecycle.history(job)
-    assert [one.cause for one in history] == [HANDED_BACK] * (MAX_HISTORY - MAX_ATTEMPTS) + [DIED] * MAX_ATTEMPTS
+        claim = claimed()
+        assert not claim.last and recovered(claim).back == [job]
+    waits_to_be_alone = claimed()
+    assert waits_to_be_alone.last and recovered(waits_to_be_alone).back == [job]
+    last = claimed()
+    assert last.last and store.begin(last) and not store.begin(waits_to_be_alone)
+    assert recovered(last).given_up == [(job, last.execution)] and connection.llen(keys.waiting(QUEUE)) == 0
+    causes = [one.cause for one in store.history(job)]
+    assert causes == [HANDED_BACK] * (MAX_HISTORY - MAX_ATTEMPTS - 1) + [DIED] * (MAX_ATTEMPTS + 1)
 
 
-@pytest.mark.parametrize("garbage", [b"\xff", b"7", b'[{"attempt": "x"}]', b"[[]]"])
+@pytest.mark.parametrize("garbage", [b"\xff", b"7", b'[{"attempt": "x"}]', b"[[]]", b'{"a": 1}', b"[7]", b"null"])
 def test_a_history_that_somebody_else_wrote_is_none(
-    garbage: bytes, client: Client, connection: redis.Redis, lifecycle: Lifecycle
+    garbage: bytes, client: Client, connection: redis.Redis, store: JobStore
 ) -> None:
     job = submit(client)
     connection.hset(keys.job(job), "history", garbage)
-    assert lifecycle.history(job) == ()
+    assert store.history(job) == ()
+    claim = take(store, connection, job)
+    connection.hset(keys.job(job), "history", garbage)
+    assert store.release(claim, "error: it broke")
+    assert [*connection.lrange(keys.waiting(QUEUE), 0, -1)] == [job.encode()]

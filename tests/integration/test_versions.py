@@ -47,10 +47,9 @@ def submit(client: Client, model: str, tokens: int = 5) -> str:
 
 
 def unfinished(connection: redis.Redis, model: str) -> list[bytes]:
-    """Jobs that wait, that were taken, or that run."""
-    queue = f"rq:queue:{keys.queue(model)}"
-    waiting, taken = (connection.lrange(key, 0, -1) for key in (queue, f"{queue}:intermediate"))
-    return [*waiting, *taken, *connection.zrange(f"rq:wip:{keys.queue(model)}", 0, -1)]
+    """Jobs that wait, or that run."""
+    queue = keys.queue(model)
+    return [*connection.lrange(keys.waiting(queue), 0, -1), *connection.zrange(f"rq:wip:{queue}", 0, -1)]
 
 
 def test_an_alias_is_answered_by_both_versions_and_a_name_by_its_own(
@@ -89,7 +88,7 @@ def test_the_jobs_of_a_killed_worker_are_run_once_more_and_by_their_version(
 ) -> None:
     killed = serve(OLD, "--decode-ms", "50")
     jobs = [submit(client, asked, 200) for _ in range(2)]
-    eventually(lambda: all(connection.hexists(keys.job(job), "worker") for job in jobs))
+    eventually(lambda: all(connection.hget(keys.job(job), "status") == b"started" for job in jobs))
     assert len(unfinished(connection, asked)) == len(jobs)  # by their leases alone
     killed.kill()
     died = server_time(connection)
