@@ -49,6 +49,11 @@ class Inbox:
         """Whether the job was submitted with this inbox."""
         return job.endswith(self.name)
 
+    @property
+    def made(self) -> bool:
+        """Whether `keep` has been called."""
+        return self._kept > float("-inf")
+
     def due(self) -> bool:
         """Whether the stream's life is to be renewed; once a minute."""
         now = time.monotonic()

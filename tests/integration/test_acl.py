@@ -17,13 +17,20 @@ from acl_server import DEPLOY, Server
 from asking import LONG_ANSWER
 from commands import invoke, living
 from redis.exceptions import NoPermissionError
+from rq.job import Job as RQJob
+from rq.queue import Queue
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
 from sailq.producer.demo import set_up
 from sailq.producer.fleet import Fleet
 from sailq.producer.samples import write_samples
+from sailq.shared import keys
 from sailq.shared.connection import connect, server_errors
 from sailq.shared.errors import ServerUnavailable
+from sailq.shared.jobs import Result
+from sailq.shared.rqjob import FUNCTION, Serializer
+from sailq.shared.settings import Settings
+from sailq.worker.store import JobStore, new_execution
 from scraping import exporter
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +115,49 @@ def test_a_producers_client_works(server: Server, logs: Path, refused: Callable[
     assert refused() == set()
 
 
+def test_a_producer_that_has_rq_alone_works(
+    server: Server, logs: Path, refused: Callable[[], set[tuple[str, str]]], eventually: Callable[..., None]
+) -> None:
+    with server.connect("producer") as producer:
+        queue = Queue(keys.queue("sailq-tiny"), connection=producer, serializer=Serializer)
+        first = queue.enqueue(FUNCTION, messages=ask("Hello"))
+        second = queue.enqueue(FUNCTION, messages=ask("Hello"), depends_on=first, at_front=True)
+        for job in (first, second):
+            eventually(lambda job=job: job.get_status() == "finished")
+            assert job.return_value()["finish_reason"] in {"stop", "length"}
+        unserved = Queue(keys.queue("nobody-serves-it"), connection=producer, serializer=Serializer)
+        waiting = [unserved.enqueue(FUNCTION, messages=ask("Hello")) for _ in range(2)]
+        waiting[0].cancel()
+        assert waiting[0].get_status() == "canceled" and waiting[1].get_status() == "queued"
+        running = queue.enqueue(FUNCTION, messages=ask("Hello"), options=LONG_ANSWER)
+        eventually(lambda: running.get_status() == "started")
+        running.cancel()
+        assert running.get_status() == "canceled"
+        with Client(server.url("producer")) as client:
+            assert client.wait(running.id, timeout=60).finish_reason == "cancelled"
+    assert refused() <= {("producer", "info")}  # RQ asks for the server's version, and does without
+    with server.connect("reader") as reader:
+        assert RQJob.fetch(waiting[1].id, connection=reader, serializer=Serializer).get_position() == 0
+
+
+def test_a_producer_can_neither_claim_nor_finish_a_job(server: Server) -> None:
+    settings = Settings(redis_url=server.url("producer"))
+    with Client(settings=settings) as client, server.connect("worker") as worker:
+        store = JobStore(client.connection, client.connection, settings, "mine")
+        real = JobStore(worker, worker, settings, "real")
+        job, queue = client.submit(ask("Hello"), model="nobody-serves-them").job, keys.queue("nobody-serves-them")
+        with pytest.raises(redis.ResponseError, match="(?i)permission|user executing the script"):
+            store.claim([queue], new_execution(), 1.0)
+        claim = real.claim([queue], new_execution(), 1.0)
+        assert claim and claim.job == job
+        result = Result(job=job, conversation=job, turn=0, finish_reason="stop", finished_at=1.0)
+        for call in (lambda: store.finish(job, claim.execution, result), lambda: store.release(claim, "x"),
+                     lambda: store.renew([claim]), store.recover):
+            with pytest.raises(redis.ResponseError, match="(?i)permission|user executing the script"):
+                call()
+        assert client.result(job) is None and real.finish(job, claim.execution, result)
+
+
 def test_a_reader_sees_all(
     server: Server, logs: Path, refused: Callable[[], set[tuple[str, str]]], tmp_path: Path
 ) -> None:
@@ -144,27 +194,34 @@ def test_nobody_but_admin_may(user: str, command: str, server: Server) -> None:
 LISTS = (
     "KEYS *", "SCAN 0", "RANDOMKEY", "DBSIZE", "MONITOR", "SUBSCRIBE rq:pubsub:w", "PSUBSCRIBE *", "PUBSUB CHANNELS",
     f"LRANGE {QUEUE} 0 -1", f"LINDEX {QUEUE} 0", f"LPOP {QUEUE}", f"LMOVE {QUEUE} {QUEUE} LEFT LEFT", f"SORT {QUEUE}",
-    f"LRANGE {QUEUE}:intermediate 0 -1", "ZRANGE sailq:conversations 0 -1", "ZREVRANGE sailq:conversations 0 -1",
-    "ZRANGE sailq:failed 0 -1", "HGETALL sailq:failed:x", "ZRANGE rq:wip:sailq-sailq-tiny 0 -1",
+    f"BLPOP {QUEUE} 1", "ZRANGE sailq:conversations 0 -1", "ZREVRANGE sailq:conversations 0 -1",
+    "ZRANGE sailq:leases 0 -1", "ZRANGE sailq:clips 0 -1", "XREAD STREAMS sailq:results 0",
+    "ZRANGE rq:wip:sailq-sailq-tiny 0 -1", "ZRANGE rq:canceled:sailq-sailq-tiny 0 -1",
     "ZRANGE rq:deferred:sailq-sailq-tiny 0 -1", "ZRANGE rq:failed:sailq-sailq-tiny 0 -1",
-    "ZRANGE rq:finished:sailq-sailq-tiny 0 -1", "SMEMBERS rq:queues", "HGETALL rq:worker:w", "HGETALL sailq:blob-sizes",
+    "ZRANGE rq:finished:sailq-sailq-tiny 0 -1", "SMEMBERS rq:queues", "HGETALL rq:worker:w",
+    "LRANGE sailq:bell:sailq-sailq-tiny 0 -1",
 )
-BLOBS = ("GET sailq:blob:x", "GETRANGE sailq:blob:x 0 9", "DUMP sailq:blob:x", "COPY sailq:blob:x sailq:result:x")
+CLIPS = ("HGET sailq:clip:x data", "HGETALL sailq:clip:x", "HVALS sailq:clip:x", "DUMP sailq:clip:x",
+         "COPY sailq:clip:x sailq:result:x")
+CLAIMS = ("ZADD sailq:leases 1 x:y", "ZREM sailq:leases x:y", "ZADD rq:wip:sailq-sailq-tiny inf x:y",
+          "BLPOP sailq:bell:sailq-sailq-tiny 1", "DEL rq:execution:x:y", "XADD sailq:results * a b",
+          "ZADD rq:failed:sailq-sailq-tiny 1 x", "ZREM rq:failed:sailq-sailq-tiny x")
+"""What only those do who run jobs, end them or put them back."""
 FORGERIES = (
     f"DEL {QUEUE}", f"EXPIRE {QUEUE} 0", "DEL sailq:result:x", "SET sailq:model:m x", "SADD sailq:models m",
     "HSET sailq:worker:w pid 1", "ZADD sailq:workers 1 w", "SADD rq:workers w", "HSET rq:worker:w state busy",
     "SET rq:suspended 1", "ZADD rq:wip:sailq-sailq-tiny 1 x", "RPUSH rq:queue:others x",
-    "RENAME sailq:job:a sailq:job:b",
+    "RENAME rq:job:a rq:job:b", "HSET rq:worker:w x y", "DEL rq:queue:others",
 )
 
 
-@pytest.mark.parametrize("command", [*LISTS, *BLOBS, *FORGERIES], ids=str)
+@pytest.mark.parametrize("command", [*LISTS, *CLIPS, *CLAIMS, *FORGERIES], ids=str)
 def test_a_producer_may_not(command: str, server: Server) -> None:
     with server.connect("producer") as producer, pytest.raises(NoPermissionError):
         producer.execute_command(*command.split())
 
 
-@pytest.mark.parametrize("command", ["KEYS *", "SCAN 0", f"LRANGE {QUEUE} 0 -1", "FLUSHALL", "GET sailq:blob:x"])
+@pytest.mark.parametrize("command", ["KEYS *", "SCAN 0", f"LRANGE {QUEUE} 0 -1", "FLUSHALL", "HGET sailq:clip:x data"])
 def test_a_producers_script_may_no_more_than_the_producer(command: str, server: Server) -> None:
     words = ", ".join(f"'{word}'" for word in command.split())
     with server.connect("producer") as producer:
@@ -175,7 +232,7 @@ def test_a_producers_script_may_no_more_than_the_producer(command: str, server: 
 
 @pytest.mark.parametrize("command", [
     "SET sailq:result:x 1", "DEL sailq:result:x", "EXPIRE sailq:result:x 1", "XADD sailq:stream:x * a b",
-    "HSET sailq:job:x cancel 1", f"RPUSH {QUEUE} x", f"LPOP {QUEUE}", "GETDEL sailq:result:x", "PUBLISH rq:pubsub:w x",
+    "HSET rq:job:x cancel 1", f"RPUSH {QUEUE} x", f"LPOP {QUEUE}", "GETDEL sailq:result:x", "PUBLISH rq:pubsub:w x",
     "SCRIPT LOAD x", "EVALSHA x 0", "SUBSCRIBE rq:pubsub:w",
 ], ids=str)
 def test_a_reader_may_not_write(command: str, server: Server) -> None:

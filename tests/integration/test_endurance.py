@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import redis
 from farm import NullWorker
-from sailq.producer import submission
 from sailq.producer.client import Client
 from sailq.producer.messages import Prepared
 from sailq.shared import keys
@@ -66,15 +65,14 @@ def held(connection: redis.Redis, *pids: int) -> np.ndarray:
 @pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_20000_jobs_leave_nothing_behind(
-    redis_url: str, connection: redis.Redis, start_null: Callable[..., NullWorker], monkeypatch: pytest.MonkeyPatch,
+    redis_url: str, connection: redis.Redis, start_null: Callable[..., NullWorker],
     eventually: Callable[..., None],
 ) -> None:
     ttls = {"result_ttl": TTL, "job_ttl": 20, "conversation_ttl": TTL}
-    monkeypatch.setattr(submission, "_RQ_RESULT_TTL", TTL)
     # The worker's cache of clips fills up to its bound, by design: without it, what grows is a leak.
     worker = start_null("--vision-cache", "0", **{f"SAILQ_{name.upper()}": str(ttl) for name, ttl in ttls.items()})
-    ended = (keys.job("*"), keys.result("*"), keys.stream("*"), keys.conversation("*"), keys.blob("*"), "rq:job:*",
-             "rq:results:*")
+    ended = (keys.job("*"), keys.result("*"), keys.stream("*"), keys.conversation("*"), keys.clip("*"), "rq:results:*",
+             "rq:execution*", keys.LEASES, keys.CLIPS)
 
     def all_has_expired() -> bool:
         return not any(connection.keys(pattern) for pattern in ended)

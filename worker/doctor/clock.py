@@ -7,20 +7,17 @@ import time
 from ...shared.connection import connect, server_errors
 from .check import Plan, Verdict, ok, wrong
 
+_MOST_SECONDS = 3.0
 _SETS_IT = "sudo timedatectl set-ntp true"
 
 
 def clock(plan: Plan) -> Verdict:
-    """Off by no more than a lease outlives its renewal.
+    """Off by no more than `_MOST_SECONDS`.
 
-    Leases, deadlines and waits go by the server's clock, which a machine reckons from its own and an offset that it
-    reads once a minute. When the own clock is set right in between by more than that, a worker's leases seem to have
-    ended, and its jobs are run twice. A wrong clock also makes wrong times in logs and in RQ's records, by which
-    `sailq status` shows the oldest wait, and refuses good certificates.
+    The server alone times leases. Deadlines and waits go by its clock, too, but a machine reckons that from its own and
+    an offset that it reads once a minute: while the own clock is being set right, a job may miss its deadline. A wrong
+    clock also makes wrong times in logs and in RQ's list of workers, and refuses good certificates.
     """
-    from ..consumer import BEAT_SECONDS, LEASE_SECONDS
-
-    most = LEASE_SECONDS - BEAT_SECONDS
     with connect(plan.redis_url, retries=0) as connection, server_errors(connection):
         connection.ping()  # so that connecting is not measured
         before = time.time()
@@ -28,11 +25,11 @@ def clock(plan: Plan) -> Verdict:
         after = time.time()
     off = (before + after) / 2 - (seconds + microseconds / 1e6)
     unsure = (after - before) / 2
-    if abs(off) - unsure <= most:
+    if abs(off) - unsure <= _MOST_SECONDS:
         return ok(f"{abs(off):.1f} s off the server's" if abs(off) >= 0.1 else "as the server's")
     return wrong(
-        f"{_span(abs(off))} {'ahead of' if off > 0 else 'behind'} the server's, and {most:g} s may be: once it is set "
-        "right, leases end early, and jobs are run twice. If other machines say the same, it is the server's that is "
+        f"{_span(abs(off))} {'ahead of' if off > 0 else 'behind'} the server's, and {_MOST_SECONDS:g} s may be: "
+        "when it is set right, jobs miss their deadlines. If other machines say the same, it is the server's that is "
         "wrong.",
         _SETS_IT,
     )

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from rq.job import Job as RQJob
-from rq.queue import Queue
-from rq.registry import DeferredJobRegistry, FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
-
 from ...shared import keys
 from ...shared.connection import connect, server_errors
 from ...shared.settings import model_name
@@ -43,43 +39,58 @@ def _shown(command: Command) -> str:
 
 
 def _producer(model: str) -> list[Command]:
-    """What `producer` and `shared.lifecycle` send, and RQ to submit a job."""
-    queue = Queue.redis_queue_namespace_prefix + keys.queue(model)
-    deferred, job = DeferredJobRegistry.key_template.format(keys.queue(model)), RQJob.key_for(_ID)
+    """What `producer` sends, and what its scripts do."""
+    name = keys.queue(model)
+    queue, deferred, waiting = keys.waiting(name), f"rq:deferred:{name}", f"{keys.conversation(_ID)}:waiting"
     return [
         ("PING",), ("TIME",), ("SCRIPT", "LOAD", "return 1"), ("PUBLISH", "rq:pubsub:x", "x"),
         ("SMEMBERS", keys.MODELS), ("GET", keys.model(model)), ("ZRANGE", keys.WORKERS, 0, -1),
         ("HGETALL", keys.worker(_ID)),
-        ("SET", keys.blob(_ID), "x"), ("EXPIRE", keys.blob(_ID), 1),
-        ("EVALSHA", _SCRIPT, 5, queue, deferred, keys.BLOBS, keys.BLOB_SIZES, keys.BLOB_BYTES),
-        ("ZADD", keys.BLOBS, 1, "x"), ("HSETNX", keys.BLOB_SIZES, "x", 1), ("INCRBY", keys.BLOB_BYTES, 1),
-        ("HSET", keys.job(_ID), "x", "x"), ("HGET", keys.job(_ID), "x"), ("EXPIRE", keys.job(_ID), 1),
-        ("GET", keys.result(_ID)), ("EXISTS", keys.result(_ID)),
-        ("XREAD", "STREAMS", keys.stream(_ID), 0), ("XADD", keys.stream(_ID), "*", "x", "x"),
-        ("EVALSHA", _SCRIPT, 3, keys.job(_ID), keys.result(_ID), keys.stream(_ID)),
+        ("EVALSHA", _SCRIPT, 3, keys.job(_ID), keys.result(_ID), queue),
+        ("EVALSHA", _SCRIPT, 2, keys.turns(_ID), keys.conversation_clips(_ID)),
+        ("HSET", keys.clip(_ID), "data", "x"), ("EXPIRE", keys.clip(_ID), 1), ("HEXISTS", keys.clip(_ID), "data"),
+        ("HDEL", keys.clip(_ID), "x"), ("HSTRLEN", keys.clip(_ID), "data"), ("UNLINK", keys.clip(_ID)),
+        ("ZADD", keys.CLIPS, 1, "x"), ("ZREM", keys.CLIPS, "x"),
+        ("INCRBY", keys.CLIP_BYTES, 1), ("DECRBY", keys.CLIP_BYTES, 1), ("GET", keys.CLIP_BYTES),
+        ("EXISTS", keys.job(_ID), keys.result(_ID), keys.turns(_ID)), ("HGETALL", keys.job(_ID)),
+        ("HMGET", keys.job(_ID), "x"), ("HSET", keys.job(_ID), "x", "x"), ("EXPIRE", keys.job(_ID), 1),
+        ("DEL", keys.job(_ID)), ("SMEMBERS", f"{keys.job(_ID)}:dependents"),
+        ("MGET", keys.result(_ID)), ("SET", keys.result(_ID), "x"),
+        ("XREAD", "STREAMS", keys.inbox(_ID), keys.stream(_ID), 0, 0), ("XADD", keys.stream(_ID), "*", "x", "x"),
+        ("XADD", keys.inbox(_ID), "*", "x", "x"), ("XREVRANGE", keys.inbox(_ID), "+", "-"),
+        ("EXPIRE", keys.inbox(_ID), 1),
         ("HMGET", keys.conversation(_ID), "x"), ("HSET", keys.conversation(_ID), "x", "x"),
-        ("LRANGE", keys.turns(_ID), 0, -1), ("ZADD", keys.CONVERSATIONS, 1, "x"),
-        ("EXISTS", job), ("HSET", job, "x", "x"), ("EXPIRE", job, 1), ("SADD", "rq:queues", queue),
-        ("ZADD", deferred, 1, "x"), ("RPUSH", queue, "x"), ("LPUSH", queue, "x"), ("LLEN", queue),
+        ("LRANGE", keys.turns(_ID), 0, -1), ("RPUSH", waiting, "x"), ("LPOP", waiting), ("LREM", waiting, 0, "x"),
+        ("SMEMBERS", keys.conversation_clips(_ID)), ("ZADD", keys.CONVERSATIONS, 1, "x"),
+        ("SADD", "rq:queues", queue), ("RPUSH", queue, "x"), ("LPUSH", queue, "x"), ("LLEN", queue),
+        ("LREM", queue, 0, "x"), ("RPUSH", keys.bell(name), "x"),
+        ("ZADD", deferred, 1, "x"), ("ZREM", deferred, "x"), ("ZCARD", deferred),
     ]
 
 
 def _worker(model: str) -> list[Command]:
-    """What `worker` and `shared.lifecycle` send, and RQ to take a job, to keep it and to end it."""
-    queue, job = Queue.redis_queue_namespace_prefix + keys.queue(model), RQJob.key_for(_ID)
-    registries = (StartedJobRegistry, FinishedJobRegistry, FailedJobRegistry, DeferredJobRegistry)
+    """What `worker` sends, what its scripts do, and RQ to register it."""
+    name = keys.queue(model)
+    queue, wip, job = keys.waiting(name), f"rq:wip:{name}", keys.job(_ID)
     return [
         ("PING",), ("TIME",), ("INFO", "server"), ("SCRIPT", "LOAD", "return 1"),
-        ("SUBSCRIBE", "rq:pubsub:x"),
+        ("SUBSCRIBE", "rq:pubsub:x"), ("EXISTS", "rq:suspended"),
         ("SET", keys.model(model), "x"), ("SADD", keys.MODELS, "x"), ("HSET", keys.worker(_ID), "x", "x"),
         ("ZADD", keys.WORKERS, 1, "x"), ("ZREMRANGEBYSCORE", keys.WORKERS, 0, 1), ("DEL", keys.worker(_ID)),
-        ("GET", keys.blob(_ID)), ("EXPIRE", keys.blob(_ID), 1), ("ZADD", keys.BLOBS, 1, "x"),
-        ("HGET", keys.job(_ID), "x"), ("RENAME", keys.job(_ID), keys.failed(_ID)), ("ZADD", keys.FAILED, 1, "x"),
-        ("SET", keys.result(_ID), "x"), ("XADD", keys.stream(_ID), "*", "x", "x"), ("RPUSH", keys.turns(_ID), "x"),
-        ("EVALSHA", _SCRIPT, 2, keys.job(_ID), keys.result(_ID)),
-        ("SET", keys.maintenance(keys.queue(model)), "x"), ("HSET", keys.taken(keys.queue(model)), "x", "x"),
-        ("SET", keys.tidied(keys.queue(model)), "x"), ("MEMORY", "USAGE", job),
-        ("BLMOVE", queue, f"{queue}:intermediate", "RIGHT", "LEFT", 1), ("LPUSH", queue, "x"), ("LREM", queue, 0, "x"),
-        ("HSET", job, "x", "x"), ("DEL", job), ("SADD", "rq:workers", "x"), ("HSET", "rq:worker:x", "x", "x"),
-        *(("ZADD", registry.key_template.format(keys.queue(model)), 1, "x") for registry in registries),
+        ("SADD", "rq:workers", "x"), ("HSET", "rq:worker:x", "x", "x"),
+        ("BLPOP", keys.bell(name), 1), ("RPUSH", keys.bell(name), "x"),
+        ("EVALSHA", _SCRIPT, 1, queue), ("EVALSHA", _SCRIPT, 1, wip),
+        ("EVALSHA", _SCRIPT, 2, job, keys.result(_ID)),
+        ("LPOP", queue), ("LPUSH", queue, "x"), ("TYPE", job), ("HGETALL", job), ("HSET", job, "x", "x"),
+        ("EXPIRE", job, 1), ("PERSIST", job), ("DEL", job),
+        ("ZADD", keys.LEASES, 1, "x"), ("ZMSCORE", keys.LEASES, "x"), ("ZADD", wip, 1, "x"),
+        ("ZADD", f"rq:executions:{_ID}", 1, "x"), ("HSET", "rq:execution:x", "x", "x"),
+        ("SET", keys.result(_ID), "x"), ("XADD", keys.stream(_ID), "*", "x", "x"),
+        ("XADD", keys.inbox(_ID), "*", "x", "x"), ("XADD", f"rq:results:{_ID}", "*", "x", "x"),
+        ("XADD", keys.RESULTS, "*", "x", "x"),
+        ("RPUSH", keys.turns(_ID), "x"), ("LRANGE", keys.turns(_ID), 0, -1), ("MEMORY", "USAGE", keys.turns(_ID)),
+        ("ZADD", keys.CONVERSATIONS, 1, "x"), ("LPOS", f"{keys.conversation(_ID)}:waiting", "x"),
+        ("HGET", keys.clip(_ID), "data"), ("UNLINK", keys.clip(_ID)), ("DECRBY", keys.CLIP_BYTES, 1),
+        ("SET", "sailq:looked", "x"), ("SET", "sailq:swept", "x"),
+        *(("ZADD", f"rq:{state}:{name}", 1, "x") for state in ("finished", "failed", "deferred", "canceled")),
     ]
