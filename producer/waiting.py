@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import redis
 
 from ..shared import keys
+from ..shared.codec import decode
 from ..shared.connection import server_errors
 from ..shared.errors import NotFound
 from ..shared.jobs import Result
 from ..shared.scripts import script
-from .replies import LOOK_SECONDS, Chunk, Inbox, StreamReader, not_found, read_result
+from .replies import LOOK_SECONDS, Chunk, Inbox, StreamReader, not_found
 
 
 @dataclass
@@ -125,4 +126,4 @@ class Waiter:
             return
         for job, data in zip(jobs, self._connection.mget([keys.result(job) for job in jobs]), strict=True):
             del self._readers[job]
-            news.ended.append((job, read_result(job, data, exists=0) if data else not_found(job)))
+            news.ended.append((job, decode(Result, data) if data else not_found(job)))

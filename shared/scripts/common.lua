@@ -154,7 +154,9 @@ local function conclude(id, fields, options)
     try('XADD', stream, '*', 'attempt', fields.attempt or '0', 'end', '1')
     redis.call('EXPIRE', stream, options.stream_ttl)
   end
-  for inbox in words(fields.inbox) do try('XADD', 'sailq:inbox:' .. inbox, 'NOMKSTREAM', '*', 'job', id) end
+  for inbox in words(fields.inbox) do
+    try('XADD', 'sailq:inbox:' .. inbox, 'NOMKSTREAM', 'MAXLEN', '~', 1000, '*', 'job', id)
+  end
   local status = options.failed and 'failed' or 'finished'
   local kept = options.failed or math.floor(math.min(tonumber(fields.result_ttl) or 500, 2 ^ 31))
   if kept == 0 then

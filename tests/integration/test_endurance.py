@@ -72,19 +72,19 @@ def test_20000_jobs_leave_nothing_behind(
     # The worker's cache of clips fills up to its bound, by design: without it, what grows is a leak.
     worker = start_null("--vision-cache", "0", **{f"SAILQ_{name.upper()}": str(ttl) for name, ttl in ttls.items()})
     ended = (keys.job("*"), keys.result("*"), keys.stream("*"), keys.conversation("*"), keys.clip("*"), "rq:results:*",
-             "rq:execution*", keys.LEASES, keys.CLIPS)
+             "rq:execution*", keys.LEASES, keys.CLIPS, keys.CONVERSATIONS)
 
     def all_has_expired() -> bool:
         return not any(connection.keys(pattern) for pattern in ended)
 
     with Client(settings=Settings(redis_url=redis_url, **ttls)) as client:
         work(client, 0, WARM_UP)
-        eventually(all_has_expired)
+        eventually(all_has_expired, 180)  # conversations' names are swept once a minute
         start = held(connection, worker.pid, os.getpid())
         began = time.monotonic()
         work(client, WARM_UP, JOBS)
         took = time.monotonic() - began
-        eventually(all_has_expired)
+        eventually(all_has_expired, 180)
         end = held(connection, worker.pid, os.getpid())
     growth, names = end / start, ("server", "worker", "files", "producer", "files")
     changes = [f"{name} {first:.0f} -> {last:.0f}" for name, first, last in zip(names, start, end, strict=True)]
