@@ -9,14 +9,13 @@ from types import TracebackType
 from typing import Any, Literal
 
 import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
 
 from ..shared import keys
 from ..shared.connection import server_errors
 from ..shared.errors import NotFound, SailqError
 from ..shared.jobs import GenerationOptions, ModelCard, Priority, Result, Turn
 from ..shared.settings import Settings
+from .async_pool import connection_pool
 from .client import Client, Handle
 from .mailroom import Mail, Mailroom
 from .messages import Prepared
@@ -42,17 +41,9 @@ class AsyncClient:
         """As for `Client`."""
         self._client = Client(redis_url, settings=settings)
         self.settings = self._client.settings
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            self.settings.redis_url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=None,
-            socket_connect_timeout=5.0,
-            socket_timeout=10.0,
-            health_check_interval=30,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), 3),
-            retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+        self.connection = redis.asyncio.Redis(
+            connection_pool=connection_pool(self.settings.redis_url, MAX_CONNECTIONS)
         )
-        self.connection = redis.asyncio.Redis(connection_pool=pool)
         self._mailroom = Mailroom(self.connection, self._client.inbox)
 
     async def __aenter__(self) -> AsyncClient:

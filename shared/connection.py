@@ -8,13 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import MasterDownError
 from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError
 
+from . import sentinel
 from .errors import BadRequest, ServerUnavailable
 
 _CONNECT_SECONDS = 5.0
@@ -34,7 +37,8 @@ OUTAGES = (redis.ConnectionError, redis.TimeoutError, *_STATES)
 
 
 def connect(url: str, *, max_connections: int | None = None, retries: int = _RETRIES) -> redis.Redis:
-    """A client for a `redis://`, `rediss://` or `unix://` URL; nothing is sent yet.
+    """A client for a `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `rediss+sentinel://` URL; nothing is
+    sent yet. Behind sentinels it is the client of whichever server is the primary.
 
     With `max_connections` a thread waits for a free connection instead of opening one more. A command that
     meets a broken connection is sent again, `retries` times, backing off up to 2 s.
@@ -42,35 +46,49 @@ def connect(url: str, *, max_connections: int | None = None, retries: int = _RET
     Raises BadRequest for a URL that cannot be used. It says what is wrong and never what stands there: a URL that is
     misread may have its password anywhere.
     """
-    _check(url)
-    options: dict[str, object] = {
-        "socket_connect_timeout": _CONNECT_SECONDS,
-        "socket_timeout": _ANSWER_SECONDS,
-        "protocol": 2,  # the same replies from every server version
-        "health_check_interval": 30,
-        "retry": Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), retries),
-        "retry_on_error": [redis.ConnectionError, redis.TimeoutError],
-    }
+    check(url)
+    options = connection_options(Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), retries))
     try:
-        if max_connections is None:
+        if by_sentinels(url):
+            pool = sentinel.pool(url, max_connections=max_connections, **options)
+        elif max_connections is None:
             pool = redis.ConnectionPool.from_url(url, **options)
         else:
             pool = redis.BlockingConnectionPool.from_url(
                 url, max_connections=max_connections, timeout=None, **options
             )
+        authority = pool.connection_kwargs.get("ssl_ca_certs")
+        if authority and not Path(authority).is_file():
+            raise BadRequest(f"ssl_ca_certs in the server's URL names {authority!r}, and there is no such file.")
+        pool.connection_class(**pool.connection_kwargs)
     except ValueError as error:
         raise BadRequest(f"This server URL cannot be read: {error}.") from None
-    authority = pool.connection_kwargs.get("ssl_ca_certs")
-    if authority and not Path(authority).is_file():
-        raise BadRequest(f"ssl_ca_certs in the server's URL names {authority!r}, and there is no such file.")
-    try:
-        pool.connection_class(**pool.connection_kwargs)
     except (TypeError, redis.RedisError):
         raise BadRequest("This server URL cannot be read: it has an option that redis-py does not know.") from None
     return redis.Redis.from_pool(pool)  # it owns the pool: `close` closes all of it
 
 
-def _check(url: str) -> None:
+def connection_options(retry: Any) -> dict[str, Any]:
+    """redis-py's options of each connection, beside those of its URL. `retry`: redis-py's, or its asyncio's."""
+    return {
+        "socket_connect_timeout": _CONNECT_SECONDS,
+        "socket_timeout": _ANSWER_SECONDS,
+        "protocol": 2,  # the same replies from every server version
+        "health_check_interval": 30,
+        "retry": retry,
+        "retry_on_error": [redis.ConnectionError, redis.TimeoutError],
+    }
+
+
+def by_sentinels(url: str) -> bool:
+    return url.partition("://")[0] in sentinel.SCHEMES
+
+
+def check(url: str) -> None:
+    """Raises BadRequest for a URL that is surely misread."""
+    if by_sentinels(url):
+        sentinel.parse(url)
+        return
     misread = (
         "This server URL cannot be read: its port is a number, and /, ?, # and @ in a password are written as "
         "%2F, %3F, %23 and %40."
@@ -81,15 +99,17 @@ def _check(url: str) -> None:
     except ValueError:
         raise BadRequest(misread) from None
     if parts.scheme not in {"redis", "rediss", "unix"}:
-        raise BadRequest("A server's URL starts with redis://, rediss:// or unix://.")
+        raise BadRequest(
+            "A server's URL starts with redis://, rediss:// or unix://, or with redis+sentinel:// or rediss+sentinel://."
+        )
     if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
         raise BadRequest(misread)
 
 
 def without_password(url: str) -> str:
-    """A URL that `connect` takes, as it may be shown: its password, if any, replaced by ***."""
-    shown = re.sub(r"^(\w+://[^:/?#]*):[^/?#]*@", r"\1:***@", url)
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", shown)
+    """A URL that `connect` takes, as it may be shown: its passwords, if any, replaced by ***."""
+    shown = re.sub(r"^([\w+]+://[^:/?#]*):[^/?#]*@", r"\1:***@", url)
+    return re.sub(r"([?&](?:sentinel_)?password=)[^&]*", r"\1***", shown)
 
 
 @contextmanager
@@ -103,6 +123,11 @@ def server_errors(connection: redis.Redis) -> Iterator[None]:
         raise ServerUnavailable(f"The server at {address(connection)} refused the login: {_said(error)}.") from error
     except redis.TimeoutError as error:
         raise ServerUnavailable(f"The server at {address(connection)} did not answer in time.") from error
+    except MasterNotFoundError as error:
+        raise ServerUnavailable(
+            f"None of the sentinels {_sentinels(connection)} names a primary "
+            f"{connection.connection_pool.service_name!r} that is up: are they running, and is SAILQ_REDIS_URL right?"
+        ) from error
     except redis.ConnectionError as error:
         if (reason := _tls_failure(error)) is not None:
             raise ServerUnavailable(f"TLS with the server at {address(connection)} failed: {reason}.") from error
@@ -129,10 +154,25 @@ def _tls_failure(error: BaseException | None) -> str | None:
 
 def address(connection: redis.Redis) -> str:
     """Where `connection` leads, without secrets."""
-    options = connection.connection_pool.connection_kwargs
+    options = place(connection)
     if "path" in options:
         return str(options["path"])
+    if "host" not in options and hasattr(connection.connection_pool, "sentinel_manager"):
+        return f"{connection.connection_pool.service_name} of the sentinels {_sentinels(connection)}"
     return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+
+
+def place(connection: redis.Redis) -> dict[str, Any]:
+    """redis-py's options of a connection; behind sentinels, `host` and `port` are those of the last primary."""
+    pool = connection.connection_pool
+    options: dict[str, Any] = pool.connection_kwargs
+    primary = getattr(pool, "master_address", None)
+    return options if primary is None else {**options, "host": primary[0], "port": primary[1]}
+
+
+def _sentinels(connection: redis.Redis) -> str:
+    sentinels = connection.connection_pool.sentinel_manager.sentinels
+    return ", ".join(sorted(map(address, sentinels)))
 
 
 class ServerClock:

@@ -1,0 +1,131 @@
+"""`redis+sentinel://` URLs: connections to whichever server the sentinels name as the primary.
+
+A connection asks the sentinels each time that it is opened. One that finds itself on a replica is closed, and opened
+again to the new primary: whoever sends its command again, sends it there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from redis import BlockingConnectionPool, ConnectionPool, SSLConnection
+from redis.backoff import NoBackoff
+from redis.connection import parse_url
+from redis.exceptions import ConnectionError, MasterDownError
+from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
+
+from .errors import BadRequest
+
+SCHEMES = ("redis+sentinel", "rediss+sentinel")
+SENTINEL_SECONDS = 1.0
+"""How long one sentinel may take to be reached, and to answer, before the next is asked."""
+_PORT = 26_379
+_FORM = "redis+sentinel://USER:PASSWORD@HOST:26379,HOST:26379/NAME/0"
+
+
+@dataclass(frozen=True)
+class Sentinels:
+    """What a URL says.
+
+    Attributes:
+        hosts: (host, port) of each sentinel.
+        name: what they call the primary.
+        server: redis-py's options of a connection to the primary, TLS and its class aside.
+        sentinel: the same for a sentinel.
+        tls: whether both speak TLS.
+    """
+
+    hosts: tuple[tuple[str, int], ...]
+    name: str
+    server: dict[str, Any]
+    sentinel: dict[str, Any]
+    tls: bool
+
+
+def parse(url: str) -> Sentinels:
+    """A URL's parts. Raises BadRequest, which says nothing of what stands there, and redis-py's ValueError."""
+    scheme, _, rest = url.partition("://")
+    credentials, _, place = rest.rpartition("@")
+    where, _, query = place.partition("?")
+    hosts, *path = where.split("/")
+    name, database = unquote(path[0]) if path else "", path[1] if len(path) > 1 else "0"
+    if not (hosts and name and database.isdigit()) or len(path) > 2 or "@" in credentials:
+        raise BadRequest(
+            f"A URL of sentinels has the form {_FORM}, and in a password /, ?, # and @ are written as %2F, %3F, %23 "
+            "and %40."
+        )
+    options = parse_url(f"redis://{credentials}{'@' if credentials else ''}host/{database}?{query}")
+    tls = scheme == "rediss+sentinel"
+    shared = {key: value for key, value in options.items() if key.startswith("ssl_")}
+    login = {key.removeprefix("sentinel_"): options.pop(key) for key in ("sentinel_username", "sentinel_password")
+             if key in options}
+    if shared and not tls:
+        raise BadRequest("This server URL has ssl options, and TLS is of rediss+sentinel:// alone.")
+    options.pop("host")
+    return Sentinels(tuple(map(_address, hosts.split(","))), name, options, {**shared, **login}, tls)
+
+
+def _address(text: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host:
+        raise BadRequest(f"A URL of sentinels has the form {_FORM}, and each port in it is a number.")
+    return host, port or _PORT
+
+
+def pool(url: str, *, max_connections: int | None, **options: Any) -> SentinelConnectionPool:
+    """Connections to the primary; nothing is sent yet. `options`: redis-py's of a connection. Raises as `parse`."""
+    sentinels = parse(url)
+    manager = Sentinel(
+        sentinels.hosts,
+        sentinel_kwargs={
+            "socket_connect_timeout": SENTINEL_SECONDS, "socket_timeout": SENTINEL_SECONDS, "protocol": 2,
+            "retry": Retry(NoBackoff(), 0), "ssl": sentinels.tls, **sentinels.sentinel,
+        },
+    )
+    options = {**options, **sentinels.server, "connection_class": _SSLLink if sentinels.tls else _Link}
+    if max_connections is None:
+        return PrimaryPool(sentinels.name, manager, **options)
+    return BlockingPrimaryPool(sentinels.name, manager, max_connections=max_connections, timeout=None, **options)
+
+
+class _Link(SentinelManagedConnection):  # type: ignore[misc]
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*arguments, **options)
+        except MasterDownError:  # redis-py does the same for READONLY
+            self.disconnect()
+            raise ConnectionError("The server is a replica that has lost its primary.") from None
+
+
+class _SSLLink(_Link, SSLConnection):  # type: ignore[misc]
+    pass
+
+
+class PrimaryPool(SentinelConnectionPool):  # type: ignore[misc]
+    """redis-py's pool, but that a connection from before a failover is closed and kept, and the sentinels' are closed
+    with it."""
+
+    def owns_connection(self, connection: SentinelManagedConnection) -> bool:
+        return bool(ConnectionPool.owns_connection(self, connection))
+
+    def release(self, connection: SentinelManagedConnection) -> None:
+        if (connection.host, connection.port) != self.master_address:
+            connection.disconnect()
+        super().release(connection)
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        super().disconnect(inuse_connections)
+        if inuse_connections:
+            for sentinel in self.sentinel_manager.sentinels:
+                sentinel.close()
+
+
+class BlockingPrimaryPool(PrimaryPool, BlockingConnectionPool):  # type: ignore[misc]
+    """The same, in which a thread waits for a free connection."""
