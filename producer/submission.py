@@ -12,10 +12,10 @@ import redis
 
 from ..shared import keys
 from ..shared.codec import encode
-from ..shared.errors import BadMedia, NotFound, QueueFull
+from ..shared.errors import BadMedia, NotFound, NotReplicated, QueueFull
 from ..shared.jobs import Job, Result, media_parts
 from ..shared.rqjob import at, record, rq_result
-from ..shared.scripts import script
+from ..shared.scripts import REPLICATED_SECONDS, call_replicated, script
 from ..shared.settings import Settings
 
 STREAM_TTL = 600
@@ -27,7 +27,7 @@ class Submitter:
     """Puts jobs on queues, and takes them back. Raises redis-py's errors."""
 
     def __init__(self, connection: redis.Redis, settings: Settings) -> None:
-        self._settings = settings
+        self._connection, self._settings = connection, settings
         names = ("submit", "cancel", "retry", "drop", "hold", "clear")
         self._scripts = {name: script(connection, name) for name in names}
 
@@ -43,9 +43,10 @@ class Submitter:
             inbox: the name of the inbox that is told when the job has ended.
             keep: whether the conversation keeps the clips, for its later turns.
             now: the server's time, seconds since the epoch.
-            wait: seconds to wait for room, with `max_queued` jobs and `max_blob_bytes` of clips at most.
+            wait: seconds to wait for room, with `max_queued` jobs and `max_blob_bytes` of clips at most, and for
+                `sync_replicas` replicas.
 
-        Raises QueueFull, and CodecError for what is too large to travel.
+        Raises QueueFull, NotReplicated, and CodecError for what is too large to travel.
         """
         settings, queue = self._settings, keys.queue(job.model)
         digests = dict.fromkeys(part.blob for part in media_parts(job.messages))
@@ -61,12 +62,19 @@ class Submitter:
         ]
         until, pause = time.monotonic() + wait, 0.05
         while True:
-            state, count = self._scripts["submit"](
-                keys=[keys.job(job.id), keys.result(job.id), keys.waiting(queue)], args=arguments
+            (state, count), replicas = call_replicated(
+                self._scripts["submit"], [keys.job(job.id), keys.result(job.id), keys.waiting(queue)], arguments,
+                settings.sync_replicas, self._connection,
             )
-            if state in {b"queued", b"known"}:
+            written = state in {b"queued", b"known"}
+            if written and replicas >= settings.sync_replicas:
                 return job.model_copy(update={"turn": int(count)})
             left = until - time.monotonic()
+            if left <= 0 and written:
+                raise NotReplicated(
+                    f"Job {job.id!r} was submitted, but {replicas} of {settings.sync_replicas} replicas confirmed it "
+                    f"within {REPLICATED_SECONDS:g} s: submit it again with the same id.", job.id,
+                )
             if left <= 0:
                 raise self._full(state, count, job.model)
             time.sleep(min(left, pause * random.uniform(0.5, 1.0)))  # thousands may wait for the same place

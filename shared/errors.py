@@ -67,6 +67,20 @@ class QueueFull(SailqError):
     code = "queue_full"
 
 
+class NotReplicated(SailqError):
+    """Fewer replicas than asked for have confirmed a write in time. It stands on the primary, and repeats harmlessly.
+
+    Attributes:
+        job: the id of the job that was submitted, to submit it with again.
+    """
+
+    code = "not_replicated"
+
+    def __init__(self, message: str, job: str) -> None:
+        super().__init__(message)
+        self.job = job
+
+
 class NotFound(SailqError):
     """No such job or conversation: never submitted, or expired."""
 

@@ -17,7 +17,7 @@ class Settings(BaseSettings):
     """Both sides' settings. Times to live in seconds.
 
     Attributes:
-        redis_url: the server, as redis://, rediss:// or unix:// URL.
+        redis_url: the server, as redis://, rediss:// or unix:// URL, or redis+sentinel:// or rediss+sentinel://.
         model: a model's name or directory.
         alias: a second name under which a worker serves its model, for which other versions of it answer, too.
         result_ttl: how long a result is kept.
@@ -26,6 +26,7 @@ class Settings(BaseSettings):
         max_queued: most jobs that may wait for a model; a producer's next one is refused, or waits.
         max_blob_bytes: the same for the bytes of all clips on the server.
         results_stream: most results in `sailq:results`, a stream of all finished jobs for consumer groups; 0: none.
+        sync_replicas: replicas that must have a submission, or a result, before it counts as written; 0: none.
         metrics_port: where a worker shows its metrics to Prometheus; 0: nowhere.
         metrics_address: of which of the machine's addresses; 0.0.0.0: of all.
     """
@@ -41,6 +42,7 @@ class Settings(BaseSettings):
     max_queued: int = Field(default=10_000, ge=1)
     max_blob_bytes: int = Field(default=2 * 2**30, ge=1)
     results_stream: int = Field(default=0, ge=0)
+    sync_replicas: int = Field(default=0, ge=0)
     metrics_port: int = Field(default=0, ge=0, le=65_535)
     metrics_address: str = "0.0.0.0"
 

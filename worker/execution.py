@@ -12,7 +12,16 @@ import redis
 
 from ..shared.codec import decode
 from ..shared.connection import OUTAGES, ServerClock
-from ..shared.errors import BadMedia, BadRequest, DeadlineExceeded, SailqError, TooLong, Unsupported, quoted
+from ..shared.errors import (
+    BadMedia,
+    BadRequest,
+    DeadlineExceeded,
+    NotReplicated,
+    SailqError,
+    TooLong,
+    Unsupported,
+    quoted,
+)
 from ..shared.frames import Frames, decode_frames
 from ..shared.jobs import HANDED_BACK, Attempt, Failure, Job, Message, Result, TextPart, Timings, Turn
 from ..shared.rqjob import read_job
@@ -75,8 +84,8 @@ class Executor:
             try:
                 self._run_claimed(job, claim, claimed_at)
             except HandedBack:
-                _log.info("job %s goes back to its queue", claim.job)
-                self._store.release(claim, HANDED_BACK, counts=False)
+                if self._store.release(claim, HANDED_BACK, counts=False):
+                    _log.info("job %s goes back to its queue", claim.job)
             except redis.RedisError as error:
                 with suppress(redis.RedisError):
                     self._store.release(claim, f"error: {type(error).__name__}")
@@ -123,12 +132,13 @@ class Executor:
             try:
                 if job.stream:
                     self._publisher.flush()
-                if not self._store.finish(job.id, claim.execution, result, turn):
+                if not self._store.finish(job.id, claim.execution, result, turn, replicated=True):
                     _log.warning("job %s: another attempt has begun; this one's result is dropped", job.id)
                 else:
                     self._on_result(result)
                 return
-            except OUTAGES as error:  # the answer is in hand, and made anew only if another attempt begins meanwhile
+            # The answer is in hand, and made anew only if another attempt begins meanwhile.
+            except (*OUTAGES, NotReplicated) as error:
                 if not trial:
                     _log.warning("job %s: its result is kept until the server takes it: %s", job.id, error)
             if self._leaving:

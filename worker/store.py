@@ -12,10 +12,10 @@ from redis import Redis
 
 from ..shared import keys
 from ..shared.codec import MAX_RECORD_BYTES, encode
-from ..shared.errors import BadRequest
+from ..shared.errors import BadRequest, NotReplicated
 from ..shared.jobs import Attempt, Result, Turn, parse
 from ..shared.rqjob import FAILURE_TTL, MAX_ATTEMPTS, at, rq_result
-from ..shared.scripts import script
+from ..shared.scripts import call_replicated, script
 from ..shared.settings import Settings
 
 LEASE_SECONDS = 4
@@ -120,21 +120,29 @@ class JobStore:
             ended |= {lease.decode() for lease in over}
         return gone, ended
 
-    def finish(self, job: str, execution: str, result: Result, turn: Turn | None = None) -> bool:
+    def finish(
+        self, job: str, execution: str, result: Result, turn: Turn | None = None, *, replicated: bool = False
+    ) -> bool:
         """Writes the result, tells those that wait for it, adds the turn to its conversation, lets the next one go on
         and frees the clips: all of it, or nothing.
 
         A job whose error may pass stays among the failed ones for `FAILURE_TTL` seconds. False, with nothing written,
-        if the attempt is not the job's any more. `execution` is "" for a job that nobody has claimed.
+        if the attempt is not the job's any more. `execution` is "" for a job that nobody has claimed. `replicated`:
+        raise NotReplicated where fewer than `sync_replicas` replicas have confirmed it; it may be sent again.
         """
         settings = self._settings
         failed = FAILURE_TTL if result.error is not None and result.error.may_pass else ""
-        return bool(self._scripts["finish"](
-            keys=[keys.job(job), keys.result(job)],
-            args=[job, execution, encode(result), settings.result_ttl, b"" if turn is None else encode(turn),
-                  settings.conversation_ttl, min(settings.result_ttl, STREAM_TTL), failed, result.finished_at,
-                  at(result.finished_at), settings.results_stream, *rq_result(result)],
-        ))
+        wanted = settings.sync_replicas if replicated else 0
+        written, replicas = call_replicated(
+            self._scripts["finish"], [keys.job(job), keys.result(job)],
+            [job, execution, encode(result), settings.result_ttl, b"" if turn is None else encode(turn),
+             settings.conversation_ttl, min(settings.result_ttl, STREAM_TTL), failed, result.finished_at,
+             at(result.finished_at), settings.results_stream, *rq_result(result)],
+            wanted, self._connection,
+        )
+        if written and replicas < wanted:
+            raise NotReplicated(f"The result of job {job!r} is on {replicas} of {wanted} replicas.", job)
+        return bool(written)
 
     def release(self, claim: Claim, cause: str, *, counts: bool = True) -> bool:
         """Gives a job back to its queue. Where the attempt does not count, the job may have one more."""

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
 from ...shared.connection import server_errors
-from ...shared.errors import NotFound, QueueFull, SailqError, ServerUnavailable
+from ...shared.errors import NotFound, NotReplicated, QueueFull, SailqError, ServerUnavailable
 from ...shared.frames import encode_frames
 from ...shared.jobs import GenerationOptions
 from ..client import Client, Handle
@@ -49,7 +49,7 @@ def run_batch(
         seen: gets each clip's frames, in a reader's thread, before they are uploaded.
         idle: called now and then while nothing comes.
         encode: makes the blob of each medium's frames.
-        patience: seconds that a clip waits for room where the queue is full.
+        patience: seconds that a clip waits for room where the queue is full, or for replicas.
         readers: read the media, and are closed at the end; without them threads of this process read.
 
     Raises ServerUnavailable.
@@ -62,11 +62,12 @@ def run_batch(
         prepared = read(clip.messages, base=clip.base, card=card, encode=encode)
         if seen is not None:
             seen(clip, prepared)
-        until = time.monotonic() + patience
+        until, job = time.monotonic() + patience, None
         while True:
             try:
-                return client.submit_prepared(prepared, model=model, options=options), media_fields(prepared)
-            except QueueFull:
+                return client.submit_prepared(prepared, model=model, options=options, job=job), media_fields(prepared)
+            except (QueueFull, NotReplicated) as error:
+                job = error.job if isinstance(error, NotReplicated) else job
                 if time.monotonic() > until or closing.wait(_FULL_SECONDS):
                     raise
 

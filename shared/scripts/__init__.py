@@ -6,11 +6,17 @@ All times are the server's, in seconds since the epoch. Redis Cluster cannot run
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from redis import Redis
 from redis.commands.core import Script
+from redis.exceptions import NoScriptError
+
+REPLICATED_SECONDS = 1.0
+"""How long replicas have to confirm what a script wrote."""
 
 
 def script(connection: Redis, name: str) -> Script:
@@ -22,3 +28,28 @@ def script(connection: Redis, name: str) -> Script:
 def text(name: str) -> str:
     """What is sent to the server."""
     return "\n".join(files(__package__).joinpath(f"{part}.lua").read_text() for part in ("common", name))
+
+
+def call_replicated(
+    script: Script, keys: Sequence[str], arguments: Sequence[Any], replicas: int, connection: Redis
+) -> tuple[Any, int]:
+    """A script's reply, and how many replicas have what it wrote, in one round trip: at least `replicas`, or as many as
+    confirmed it within `REPLICATED_SECONDS`. With 0 of them nobody waits.
+
+    WAIT counts from the last write of its own connection, so a script that may be sent again has to write again.
+    """
+    if not replicas:
+        return script(keys=keys, args=arguments, client=connection), 0
+    for trial in (1, 2):
+        with connection.pipeline(transaction=False) as pipeline:
+            pipeline.evalsha(script.sha, len(keys), *keys, *arguments)
+            pipeline.wait(replicas, int(1000 * REPLICATED_SECONDS))
+            reply, confirmed = pipeline.execute(raise_on_error=False)
+        if isinstance(reply, NoScriptError) and trial == 1:  # a new primary has been told of no scripts
+            connection.script_load(script.script)
+            continue
+        for answer in (reply, confirmed):
+            if isinstance(answer, Exception):
+                raise answer
+        return reply, confirmed
+    raise AssertionError

@@ -11,9 +11,12 @@ local job, written = unpack(KEYS)
 local id, execution, result, ttl, turn, conversation_ttl, stream_ttl, failed, now, ended_at, all_results = unpack(ARGV)
 
 local fields = read_hash(job)
-if execution ~= '' and fields.execution ~= execution or execution == '' and redis.call('EXISTS', written) == 1 then
-  return redis.call('GET', written) == result and 1 or 0  -- sent again after a lost reply
+local before = redis.call('GET', written)
+if before == result then  -- sent again after a lost reply, or for the WAIT that follows: it needs a write to wait for
+  redis.call('APPEND', written, '')
+  return 1
 end
+if execution ~= '' and fields.execution ~= execution or execution == '' and before then return 0 end
 if execution ~= '' then end_execution(id, execution, fields.origin) end
 conclude(id, fields, {
   result = result, ttl = ttl, turn = turn, conversation_ttl = tonumber(conversation_ttl), stream_ttl = stream_ttl,

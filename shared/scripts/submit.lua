@@ -12,7 +12,12 @@ local id, name, conversation, at_front, now, job_ttl, clip_ttl, conversation_ttl
 now, clip_ttl = tonumber(now), tonumber(clip_ttl)
 local first_clip = 12 + 2 * count
 
-if redis.call('EXISTS', job, result) > 0 then return { 'known', redis.call('HGET', job, 'turn') or '0' } end
+-- What is there already is written once more, so that the WAIT that may follow counts the replicas that have it.
+if redis.call('EXISTS', job) == 1 then return { 'known', redis.call('HINCRBY', job, 'turn', 0) } end
+if redis.call('EXISTS', result) == 1 then
+  redis.call('APPEND', result, '')
+  return { 'known', 0 }
+end
 
 local deferred = 'rq:deferred:' .. name
 local waiting = redis.call('LLEN', queue) + redis.call('ZCARD', deferred)
