@@ -46,7 +46,7 @@ def connect(url: str, *, max_connections: int | None = None, retries: int = _RET
     Raises BadRequest for a URL that cannot be used. It says what is wrong and never what stands there: a URL that is
     misread may have its password anywhere.
     """
-    check(url)
+    _check(url)
     options = connection_options(Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), retries))
     try:
         if by_sentinels(url):
@@ -84,11 +84,9 @@ def by_sentinels(url: str) -> bool:
     return url.partition("://")[0] in sentinel.SCHEMES
 
 
-def check(url: str) -> None:
-    """Raises BadRequest for a URL that is surely misread."""
+def _check(url: str) -> None:
     if by_sentinels(url):
-        sentinel.parse(url)
-        return
+        return  # `sentinel.parse` looks at it
     misread = (
         "This server URL cannot be read: its port is a number, and /, ?, # and @ in a password are written as "
         "%2F, %3F, %23 and %40."

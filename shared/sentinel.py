@@ -46,25 +46,27 @@ class Sentinels:
 
 
 def parse(url: str) -> Sentinels:
-    """A URL's parts. Raises BadRequest, which says nothing of what stands there, and redis-py's ValueError."""
+    """A URL's parts. Raises BadRequest, and redis-py's ValueError of an option; neither says what a password may be."""
     scheme, _, rest = url.partition("://")
     credentials, _, place = rest.rpartition("@")
     where, _, query = place.partition("?")
     hosts, *path = where.split("/")
     name, database = unquote(path[0]) if path else "", path[1] if len(path) > 1 else "0"
-    if not (hosts and name and database.isdigit()) or len(path) > 2 or "@" in credentials:
+    if not (hosts and name and database.isdigit()) or len(path) > 2 or set("@/?#") & set(credentials):
         raise BadRequest(
             f"A URL of sentinels has the form {_FORM}, and in a password /, ?, # and @ are written as %2F, %3F, %23 "
             "and %40."
         )
-    options = parse_url(f"redis://{credentials}{'@' if credentials else ''}host/{database}?{query}")
+    options = parse_url(f"redis://host/{database}?{query}")
+    options.pop("host")
+    username, _, password = map(unquote, credentials.partition(":"))
+    options.update({key: value for key, value in (("username", username), ("password", password)) if value})
     tls = scheme == "rediss+sentinel"
     shared = {key: value for key, value in options.items() if key.startswith("ssl_")}
     login = {key.removeprefix("sentinel_"): options.pop(key) for key in ("sentinel_username", "sentinel_password")
              if key in options}
     if shared and not tls:
         raise BadRequest("This server URL has ssl options, and TLS is of rediss+sentinel:// alone.")
-    options.pop("host")
     return Sentinels(tuple(map(_address, hosts.split(","))), name, options, {**shared, **login}, tls)
 
 

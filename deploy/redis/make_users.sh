@@ -1,21 +1,38 @@
 #!/bin/sh
 # The server's users: a password for each, users.acl for the server, and USER.env for whoever connects as USER.
 #
-#   deploy/redis/make_users.sh URL
+#   deploy/redis/make_users.sh URL [PRIMARY:PORT]
 #
 # URL is the server's, without a user: redis://redis:6379/0, rediss://queue.local:6380/0?ssl_ca_certs=/etc/sailq/ca.crt.
+# With sentinels it is rediss+sentinel://one:26379,two:26379,three:26379/sailq/0?ssl_ca_certs=/etc/sailq/ca.crt, and
+# PRIMARY:PORT is the server that is the primary at first. Then there are also sentinel.conf, for each sentinel, and
+# replication.conf, for each server.
 # The folder SECRETS (deploy/redis/secrets) keeps the passwords over another run. USER.password holds one a line; the
 # server takes each of them, and USER.env names the last. A password is of letters and digits, as in a URL.
 set -eu
+usage() {
+    echo "usage: make_users.sh redis[s]://HOST:PORT/0" >&2
+    echo "       make_users.sh redis[s]+sentinel://HOST:PORT,HOST:PORT,HOST:PORT/NAME/0 PRIMARY:PORT" >&2
+    exit 2
+}
 here=$(dirname "$0")
-secrets=${SECRETS:-$here/secrets}
+secrets=${SECRETS:-$here/secrets} primary=""
 case ${1:-} in
-    redis://*@* | rediss://*@*) echo "make_users.sh: the URL names no user: they are added here." >&2; exit 2 ;;
+    redis://*@* | rediss://*@* | redis+sentinel://*@* | rediss+sentinel://*@*)
+        echo "make_users.sh: the URL names no user: they are added here." >&2; exit 2 ;;
     redis://?* | rediss://?*) url=$1 ;;
-    *) echo "usage: make_users.sh redis[s]://HOST:PORT/0" >&2; exit 2 ;;
+    redis+sentinel://?*/?*/* | rediss+sentinel://?*/?*/*) url=$1 primary=${2:-}
+        case $primary in ?*:?*) ;; *) usage ;; esac ;;
+    *) usage ;;
 esac
 umask 077
 mkdir -p "$secrets"
+
+if [ -n "$primary" ]; then  # the sentinels' own password is an option of each client's URL
+    [ -s "$secrets/sentinels.password" ] || openssl rand -hex 24 > "$secrets/sentinels.password"
+    sentinels=$(tail -n 1 "$secrets/sentinels.password")
+    case $url in *\?*) url="$url&sentinel_password=$sentinels" ;; *) url="$url?sentinel_password=$sentinels" ;; esac
+fi
 
 # The template without its comments, one line a user.
 joined=$(sed -e '/^ *#/d' -e '/^ *$/d' "$here/users.acl.template" |
@@ -35,11 +52,37 @@ printf '%s\n' "$joined" | while read -r line; do
         hashes="$hashes #${hash%% *}"
     done < "$secrets/$user.password"
     newest=$(tail -n 1 "$secrets/$user.password")
-    echo "SAILQ_REDIS_URL=${url%%://*}://$user:$newest@${url#*://}" > "$secrets/$user.env"
+    case $user in sentinel | replica) ;; *)
+        echo "SAILQ_REDIS_URL=${url%%://*}://$user:$newest@${url#*://}" > "$secrets/$user.env" ;;
+    esac
     printf '%s\n' "${line%% PASSWORDS*}$hashes${line#*PASSWORDS}"
 done > "$secrets/users.acl.new"
 cat "$secrets/users.acl.new" > "$secrets/users.acl"  # a container has mounted this very file
 rm "$secrets/users.acl.new"
+if [ -n "$primary" ]; then
+    name=${url#*://*/} && name=${name%%/*}
+    printf 'masteruser replica\nmasterauth %s\n' "$(tail -n 1 "$secrets/replica.password")" > "$secrets/replication.conf"
+    {
+        # A sentinel keeps what it learns in this file: each has a copy of its own.
+        case $url in
+            rediss*) printf 'port 0\ntls-port 26379\n'; sed -e '/^#/d' -e '/^ *$/d' -e '/^\(tls-\)*port /d' "$here/tls.conf" ;;
+            *) echo "port 26379" ;;
+        esac
+        cat <<END
+requirepass $sentinels
+sentinel sentinel-pass $sentinels
+sentinel resolve-hostnames yes
+sentinel announce-hostnames yes
+sentinel monitor $name ${primary%:*} ${primary##*:} 2
+sentinel auth-user $name sentinel
+sentinel auth-pass $name $(tail -n 1 "$secrets/sentinel.password")
+sentinel down-after-milliseconds $name 5000
+sentinel failover-timeout $name 30000
+sentinel parallel-syncs $name 1
+END
+    } > "$secrets/sentinel.conf"
+fi
 # Hashes of passwords that nobody can guess: the server, which has a user of its own, may read them.
 chmod 644 "$secrets/users.acl"
 echo "in $secrets: users.acl for the server, and a .env for each of its users" >&2
+[ -z "$primary" ] || echo "replication.conf for each server too, and sentinel.conf for each sentinel" >&2

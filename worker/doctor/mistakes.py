@@ -11,8 +11,9 @@ from typing import Any
 
 import redis
 from redis.exceptions import MasterDownError
+from redis.sentinel import MasterNotFoundError
 
-from ...shared.connection import address, without_password
+from ...shared.connection import address, place, without_password
 from ...shared.errors import ServerUnavailable
 from .check import Plan, Verdict, wrong
 
@@ -24,6 +25,8 @@ _KNOCK_SECONDS = 3.0
 def diagnosed(plan: Plan, connection: redis.Redis, error: ServerUnavailable) -> Verdict:
     """What `server_errors` has made of redis-py's error, with the mend; `connection` is the one that met it."""
     cause = error.__cause__
+    if isinstance(cause, MasterNotFoundError):
+        return _no_primary(plan, connection)
     if isinstance(cause, redis.BusyLoadingError):
         return wrong(str(error), "sleep 60; sailq doctor")
     if isinstance(cause, redis.OutOfMemoryError):
@@ -31,9 +34,8 @@ def diagnosed(plan: Plan, connection: redis.Redis, error: ServerUnavailable) -> 
     if isinstance(cause, redis.ReadOnlyError | MasterDownError):
         return wrong(str(error), _to_primary(plan, connection))
     if isinstance(cause, redis.AuthenticationError):
-        user = "worker" if plan.worker else "producer"
         what = f"{str(error).rstrip('.')}. make_users.sh of deploy/redis has written each user's URL into a .env."
-        return wrong(what, f'export "$(cat {user}.env)"')
+        return wrong(what, _environment(plan))
     if isinstance(cause, redis.TimeoutError):
         what = f"{str(error).rstrip('.')}: a firewall, a machine that is off, or the wrong address."
         return wrong(what, f"ping -c 3 {quote(_host(connection))}")
@@ -47,13 +49,13 @@ def without_tls(plan: Plan, connection: redis.Redis) -> Verdict | None:
     takes for a command, and TLS for the server."""
     if not _has_tls(connection) or not _said_plainly(connection):
         return None
-    what = f"The server at {address(connection)} speaks no TLS: redis://, not rediss://."
-    return wrong(what, _other_url(plan, "^rediss:", "redis:"))
+    what = f"The server at {address(connection)} speaks no TLS: the URL begins with redis, not with rediss."
+    return wrong(what, _other_url(plan, "^rediss", "redis"))
 
 
 def command_on(connection: redis.Redis, command: str) -> str:
     """Has the server do `command`, as its administrator."""
-    options = connection.connection_pool.connection_kwargs
+    options = place(connection)
     where = f"-h {quote(_host(connection))} -p {_port(options)}"
     if "path" in options:
         where = f"-s {quote(options['path'])}"
@@ -64,7 +66,7 @@ def command_on(connection: redis.Redis, command: str) -> str:
 
 def embedded_command(connection: redis.Redis) -> str:
     """What runs a server of sailq's own where `connection` leads."""
-    options = connection.connection_pool.connection_kwargs
+    options = place(connection)
     where = f"--unix {quote(options['path'])}" if "path" in options else f"--port {_port(options)}"
     return f"sailq server {where}"
 
@@ -99,10 +101,37 @@ def _unreached(plan: Plan, connection: redis.Redis, error: ServerUnavailable, ca
     if isinstance(root, OSError) and not isinstance(root, ConnectionResetError):
         return wrong(f"{str(error).rstrip('.')} ({root.strerror or root}).", f"ping -c 3 {quote(host)}")
     if not _has_tls(connection) and _speaks_tls(connection):
-        what = f"The server at {where} speaks TLS: rediss://, not redis://."
-        return wrong(what, _other_url(plan, "^redis:", "rediss:"))
+        what = f"The server at {where} speaks TLS: the URL begins with rediss, not with redis."
+        return wrong(what, _other_url(plan, "^redis", "rediss"))
     what = f"What listens at {where} hangs up: it is no Redis or Valkey server."
     return wrong(what, "export SAILQ_REDIS_URL=redis://HOST:6379/0")
+
+
+def _no_primary(plan: Plan, connection: redis.Redis) -> Verdict:
+    """Why no sentinel names a primary that is up: the first that answers says more than those that do not."""
+    name = connection.connection_pool.service_name
+    silent: list[str] = []
+    for sentinel in connection.connection_pool.sentinel_manager.sentinels:
+        where = address(sentinel)
+        try:
+            known = sentinel.sentinel_masters()
+        except redis.AuthenticationError as error:
+            what = f"The sentinel at {where} refuses the login ({str(error).rstrip('.')}): make_users.sh of deploy/redis "
+            return wrong(what + "writes its password into each .env, as sentinel_password.", _environment(plan))
+        except redis.RedisError:
+            silent.append(where)
+            continue
+        if name not in known:
+            what = f"The sentinel at {where} watches {', '.join(known) or 'no server'}, and not {name}."
+            return wrong(what, _other_url(plan, f"/{name}/", f"/{next(iter(known), 'NAME')}/"))
+        lost = f"{known[name]['ip']}:{known[name]['port']}"
+        what = f"The primary at {lost} is down, and the sentinels have not made another server the primary yet."
+        return wrong(what, "sleep 30; sailq doctor")
+    return wrong(f"No sentinel answers at {', '.join(silent)}.", f"ping -c 3 {quote(silent[0].rpartition(':')[0])}")
+
+
+def _environment(plan: Plan) -> str:
+    return f'export "$(cat {"worker" if plan.worker else "producer"}.env)"'
 
 
 def _start(connection: redis.Redis) -> str:
@@ -172,7 +201,7 @@ def _speaks_tls(connection: redis.Redis) -> bool:
 
 
 def _socket(connection: redis.Redis) -> socket.socket:
-    options = connection.connection_pool.connection_kwargs
+    options = place(connection)
     if "path" not in options:
         return socket.create_connection((_host(connection), _port(options)), timeout=_KNOCK_SECONDS)
     found = socket.socket(socket.AF_UNIX)
@@ -190,7 +219,7 @@ def _root_of(error: BaseException) -> BaseException | None:
 
 
 def _host(connection: redis.Redis) -> str:
-    options = connection.connection_pool.connection_kwargs
+    options = place(connection)
     return "localhost" if "path" in options else str(options.get("host", "localhost"))
 
 

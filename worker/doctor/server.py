@@ -11,7 +11,7 @@ from typing import Any
 from redis.exceptions import NoPermissionError
 
 from ...shared import keys
-from ...shared.connection import address, connect, server_errors
+from ...shared.connection import address, connect, place, server_errors
 from ...shared.errors import BadRequest, ServerUnavailable
 from .check import Plan, Verdict, ok, skipped, warning, wrong
 from .mistakes import command_on, diagnosed, embedded_command, there, without_tls
@@ -118,7 +118,7 @@ def round_trip(plan: Plan) -> Verdict:
         said = f"{1000 * middle:.1f} ms there and back"
         if middle <= FARTHEST:
             return ok(said)
-        host = connection.connection_pool.connection_kwargs.get("host", "localhost")
+        host = place(connection).get("host", "localhost")
         what = f"{said}, and a job takes about 20 of them: best keep both in one network."
         return warning(what, f"ping -c 20 {host}")
 
