@@ -60,6 +60,7 @@ done > "$secrets/users.acl.new"
 cat "$secrets/users.acl.new" > "$secrets/users.acl"  # a container has mounted this very file
 rm "$secrets/users.acl.new"
 if [ -n "$primary" ]; then
+    rm -f "$secrets/replication.conf" "$secrets/sentinel.conf"  # which the server's own user may own by now
     name=${url#*://*/} && name=${name%%/*}
     printf 'masteruser replica\nmasterauth %s\n' "$(tail -n 1 "$secrets/replica.password")" > "$secrets/replication.conf"
     {

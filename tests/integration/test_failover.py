@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 from answering import Answerer
+from examined import doctor
 from farm import NullWorker
 from null_jobs import submit
 from sailq.producer.aio import AsyncClient
@@ -27,7 +28,7 @@ from sentinels import NAME, Sentinels, wait_until
 
 Start = Callable[..., NullWorker]
 HELLO = Prepared((Message(role="user", content=(TextPart(text="Hi"),)),), {}, 0)
-KILLS, JOBS, TOKENS = 5, 400, 60
+KILLS, JOBS, TALKS, TOKENS = 5, 400, 100, 60
 RESUMED_SECONDS = 10.0
 
 
@@ -64,6 +65,20 @@ def test_what_keeps_a_primary_from_being_found_is_told_without_secrets(empty: Se
     assert all("127.0.0.1" in text for text in said.values())
     assert "'nobody'" in said["name"] and "login" in said["password"]
     assert not any(secret in text for text in said.values() for secret in (password, own, "wr0ng"))
+
+
+def test_doctor_says_why_no_primary_is_found(empty: Sentinels) -> None:
+    url, own = empty.url("admin"), empty.password("sentinels")
+    hosts = url.partition("@")[2].partition("/")[0]
+    for wrong, fact, mend in (
+        (url.replace(hosts, "127.0.0.1:1"), "No sentinel answers at 127.0.0.1:1", "ping"),
+        (url.replace(f"/{NAME}/", "/nobody/"), f"watches {NAME}, and not nobody", f"/{NAME}/"),
+        (url.replace(own, "wr0ng"), "refuses the login", ".env"),
+    ):
+        found = doctor("--metrics-port", 0, url=wrong)["server"]
+        assert found.state == "wrong" and fact in found.what and mend in (found.mend or ""), found
+        shown = found.what + (found.mend or "")
+        assert not any(secret in shown for secret in (own, empty.password("admin"), "wr0ng"))
 
 
 def switch(sentinels: Sentinels) -> None:
@@ -168,7 +183,7 @@ class Producer(threading.Thread):
                 while len(self.acknowledged) == number:
                     try:
                         client.submit_prepared(HELLO, options={"max_new_tokens": TOKENS}, job=job,
-                                               conversation=f"c-{number % 20}")
+                                               conversation=f"c-{number % TALKS}")
                         self.acknowledged.append(job)
                     except (ServerUnavailable, NotReplicated) as error:
                         self.refused[error.code] += 1
@@ -209,12 +224,12 @@ def test_5_kills_of_the_primary_lose_and_double_nothing(tmp_path: Path, start_nu
                     assert result.error is None and result.usage.completion_tokens == TOKENS, result
                 except SailqError:
                     lost.append(job)
-            turns = [turn.job for number in range(20) for turn in client.history(f"c-{number}")]
+            turns = [turn.job for number in range(TALKS) for turn in client.history(f"c-{number}")]
             ended = [fields[b"job"].decode() for _, fields in client.connection.xrange(keys.RESULTS)]
         doubled = len(turns) - len(set(turns)) + len(ended) - len(set(ended))
         print(f"\nfigure: the primary killed {KILLS} times in {len(producer.acknowledged)} acknowledged jobs: "
-              f"{len(lost)} lost, {doubled} doubled; failovers {', '.join(f'{s:.1f}' for s in failovers)} s, first result "
-              f"{', '.join(f'{s:.1f}' for s in resumed)} s later; submissions refused meanwhile: {producer.refused}")
+              f"{len(lost)} lost, {doubled} doubled; failovers {', '.join(f'{s:.1f}' for s in failovers)} s, first "
+              f"result {', '.join(f'{s:.1f}' for s in resumed)} s later; refused meanwhile: {producer.refused}")
         assert not lost and not doubled and set(turns) == set(ended) == set(producer.acknowledged)
         assert max(resumed) < RESUMED_SECONDS
         assert all(worker.alive for worker in workers)

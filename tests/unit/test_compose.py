@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import invoke
+from sailq.shared.sentinel import parse
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "deploy/images").glob("*Dockerfile"))
@@ -35,7 +36,7 @@ def compose() -> list[str]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tree as Compose sees it after make_users.sh."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("docker-compose.yml", ".env"):
+    for name in ("docker-compose.yml", "docker-compose.sentinel.yml", ".env"):
         shutil.copy(ROOT / name, folder)
     (folder / "deploy").mkdir()
     for name in ("redis", "images", "prometheus", "grafana"):
@@ -142,6 +143,47 @@ def test_every_file_that_is_mounted_is_there(every: dict[str, dict[str, Any]], p
         for volume in service.get("volumes", []):
             if volume["type"] == "bind":
                 assert Path(volume["source"]).exists() or Path(volume["source"]).name in given, volume
+
+
+@pytest.fixture(scope="module")
+def with_sentinels(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """All services of docker-compose.sentinel.yml, after the commands at its head."""
+    folder = tmp_path_factory.mktemp("sentinels") / "project"
+    shutil.copytree(project, folder)
+    lines = (folder / "docker-compose.sentinel.yml").read_text().splitlines()
+    for line in (line.removeprefix("#").strip() for line in lines if line.startswith("#   deploy/")):
+        subprocess.run(["sh", "-c", line], cwd=folder, check=True, capture_output=True)
+    text = (folder / "docker-compose.sentinel.yml").read_text()
+    for path in re.findall(r"file: (\S+)}", text):
+        assert (folder / path).is_file(), path
+    return services(folder, "-f", "docker-compose.yml", "-f", "docker-compose.sentinel.yml", "--profile", "*")
+
+
+def test_with_sentinels_nothing_runs_with_rights_and_every_file_is_there(
+    with_sentinels: dict[str, dict[str, Any]], every: dict[str, dict[str, Any]]
+) -> None:
+    test_nothing_runs_with_rights_or_unpinned(with_sentinels)
+    test_what_knows_no_passwords_is_this_machines_alone(with_sentinels)
+    test_every_file_that_is_mounted_is_there(with_sentinels, ROOT)
+    servers, sentinels = {"redis", "replica-1", "replica-2"}, {"sentinel-1", "sentinel-2", "sentinel-3"}
+    assert set(with_sentinels) == set(every) | servers | sentinels
+    assert {with_sentinels[name]["hostname"] for name in servers | sentinels} == servers | sentinels
+    for name in servers | sentinels:
+        targets = [one["target"] for kind in ("configs", "volumes") for one in with_sentinels[name][kind]]
+        assert len(set(targets)) == len(targets) == 10 and targets[-1] == "/data"
+
+
+def test_with_sentinels_clients_know_the_authority_and_wait_for_a_replica(
+    with_sentinels: dict[str, dict[str, Any]]
+) -> None:
+    clients = {name: service for name, service in with_sentinels.items() if service.get("environment", {}).get(
+        "SAILQ_REDIS_URL")}
+    assert set(clients) == {"worker", "worker-soc", "worker-pcie", "exporter", "producer", "status"}
+    for name, service in clients.items():
+        found = parse(service["environment"]["SAILQ_REDIS_URL"])
+        assert {host for host, _ in found.hosts} == {"sentinel-1", "sentinel-2", "sentinel-3"} and found.tls, name
+        assert found.server["ssl_ca_certs"] in {volume["target"] for volume in service["volumes"]}, name
+        assert service["environment"]["SAILQ_SYNC_REPLICAS"] == "1", name
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:

@@ -1,0 +1,23 @@
+#!/bin/sh
+# What a container of docker-compose.sentinel.yml runs, in the folder of its data:
+#
+#   start.sh server [PRIMARY PORT]      start.sh sentinel
+#
+# Sentinels keep what they learn in their own file and in the servers': each has one beside its data, made on its first start.
+set -eu
+new() {
+    [ -s "$1" ] || { cat > "$1.new" && mv "$1.new" "$1"; }
+}
+case ${1:-} in
+    server)
+        {
+            printf 'include /etc/sailq/%s.conf\n' sailq tls replication
+            echo "replica-announce-ip $(hostname)"
+            [ $# -eq 1 ] || echo "replicaof $2 $3"
+        } | new server.conf
+        exec valkey-server ./server.conf --maxmemory "$SERVER_MEMORY" ;;
+    sentinel)
+        { cat /etc/sailq/sentinel.conf && echo "sentinel announce-ip $(hostname)"; } | new sentinel.conf
+        exec valkey-sentinel ./sentinel.conf ;;
+    *) echo "usage: start.sh server [PRIMARY PORT] | start.sh sentinel" >&2; exit 2 ;;
+esac
