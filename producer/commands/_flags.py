@@ -17,7 +17,7 @@ StageUrl = Annotated[
         envvar="SAILQ_REDIS_URL",
         metavar="URL",
         show_default="an embedded server",
-        help="A server of your own: redis://, rediss:// or unix://. With a password, set the variable: all see command "
+        help="A server of your own: redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://. With a password, set the variable: all see command "
         "lines.",
     ),
 ]

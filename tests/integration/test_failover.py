@@ -140,20 +140,31 @@ def test_a_result_that_was_not_replicated_is_written_again(empty: Sentinels, sta
 
 
 def test_clients_and_a_worker_go_on_after_a_failover(empty: Sentinels, start_null: Start) -> None:
-    url = empty.url("admin")
+    go_on_after_a_failover(empty, start_null)
+
+
+@pytest.mark.proof
+def test_with_tls_and_debians_redis_they_go_on_too(tmp_path: Path, start_null: Start) -> None:
+    with Sentinels(tmp_path, tls=True) as sentinels:
+        assert sentinels.url("admin").startswith("rediss+sentinel://")
+        go_on_after_a_failover(sentinels, start_null)
+
+
+def go_on_after_a_failover(sentinels: Sentinels, start_null: Start) -> None:
+    url = sentinels.url("admin")
     worker = start_null("--decode-ms", "5", url=url)
 
     async def story() -> None:
         async with AsyncClient(url) as client:
             assert (await client.wait((await client.submit_prepared(HELLO)).job, 60)).error is None
-            before = empty.primary()
-            switch(empty)
+            before = sentinels.primary()
+            switch(sentinels)
             job = await asyncio.to_thread(until_accepted, client._client)
             while True:
                 with suppress(ServerUnavailable):
                     assert (await client.wait(job, 60)).error is None
                     break
-            assert empty.primary() != before
+            assert sentinels.primary() != before
 
     asyncio.run(story())
     with Client(url) as client:
@@ -163,6 +174,26 @@ def test_clients_and_a_worker_go_on_after_a_failover(empty: Sentinels, start_nul
         assert client.cancel(running) == "running"  # the worker hears commands from the new primary
         assert client.wait(running, 60).finish_reason == "cancelled"
     assert worker.alive
+
+
+@pytest.mark.proof
+def test_a_primary_that_hangs_is_left(tmp_path: Path, start_null: Start) -> None:
+    """Its connections stay open, and nothing comes from them: as if its network were cut."""
+    with Sentinels(tmp_path) as sentinels, Client(sentinels.url("admin")) as client:
+        worker = start_null("--decode-ms", "5", url=sentinels.url("admin"))
+        assert client.wait(submit(client, 5), 60).error is None
+        primary = sentinels.primary()
+        sentinels.signal(primary, signal.SIGSTOP)
+        failover = wait_until(lambda: sentinels.primary() not in {0, primary})
+        began = time.monotonic()
+        with Client(sentinels.url("admin")) as other:
+            job = until_accepted(other)
+            assert other.wait(job, 60).error is None
+        print(f"\nfigure: the primary hung: failover {failover:.1f} s, a new job's result "
+              f"{time.monotonic() - began:.1f} s later")
+        sentinels.signal(primary, signal.SIGCONT)
+        wait_until(lambda: sentinels.replicas() == 2)
+        assert client.wait(until_accepted(client), 60).error is None and worker.alive
 
 
 class Producer(threading.Thread):

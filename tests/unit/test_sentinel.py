@@ -28,9 +28,11 @@ def test_tls_is_for_the_sentinels_too() -> None:
 
 @pytest.mark.parametrize(("rest", "said"), [
     ("", FORM), ("h1:26379", FORM), ("h1/", FORM), ("/queue/0", FORM), ("h1/queue/zero", FORM), ("h1/queue/0/1", FORM),
-    ("h1,/queue/0", FORM), ("h1:s3cret/queue/0", FORM), ("u:s3cret@x@h1/queue/0", FORM), ("u:s3cret/x@h1/queue/0", FORM),
-    ("u:s3cret?x@h1/queue/0", FORM), ("u:s3cret@h1/queue/0?sentinel_password=s3cret@x", FORM),
-    ("h1/queue/0?nonsense=1", "option that redis-py does not know"), ("h1/queue/0?socket_timeout=long", "socket_timeout"),
+    ("h1,/queue/0", FORM), ("h1:s3cret/queue/0", FORM), ("u:s3cret@x@h1/queue/0", FORM),
+    ("u:s3cret/x@h1/queue/0", FORM), ("u:s3cret?x@h1/queue/0", FORM),
+    ("u:s3cret@h1/queue/0?sentinel_password=s3cret@x", FORM),
+    ("h1/queue/0?nonsense=1", "option that redis-py does not know"),
+    ("h1/queue/0?socket_timeout=long", "socket_timeout"),
     ("h1/queue/0?ssl_ca_certs=/ca", "rediss.sentinel"),
 ])
 def test_a_url_that_cannot_be_read_is_told_without_secrets(rest: str, said: str) -> None:
