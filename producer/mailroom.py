@@ -145,8 +145,12 @@ class Mailroom:
     async def _look(self) -> None:
         """For what no inbox tells: jobs that were deleted, or whose end was lost with the server that knew it."""
         jobs = set(self._followers)
-        if not jobs or await self._connection.exists(*map(keys.job, jobs)) == len(jobs):
+        if not jobs:
             return
+        async with self._connection.pipeline(transaction=False) as pipeline:
+            pipeline.exists(*map(keys.job, jobs)).exists(*map(keys.result, jobs))
+            if await pipeline.execute() == [len(jobs), 0]:
+                return
         async with self._connection.pipeline(transaction=False) as pipeline:
             for job in jobs:
                 pipeline.exists(keys.job(job))

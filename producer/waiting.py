@@ -107,8 +107,10 @@ class Waiter:
         self._looked = time.monotonic()
         self._inbox.keep(self._connection)
         jobs = list(self._readers)
-        if self._connection.exists(*map(keys.job, jobs)) == len(jobs):
-            return
+        with self._connection.pipeline(transaction=False) as pipeline:
+            pipeline.exists(*map(keys.job, jobs)).exists(*map(keys.result, jobs))
+            if pipeline.execute() == [len(jobs), 0]:
+                return
         results = self._connection.mget([keys.result(job) for job in jobs])
         with self._connection.pipeline(transaction=False) as pipeline:
             for job in jobs:

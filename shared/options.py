@@ -10,7 +10,8 @@ RedisUrl = Annotated[
     str | None,
     typer.Option(
         "--redis-url", envvar="SAILQ_REDIS_URL", metavar="URL", show_default="redis://127.0.0.1:6379/0",
-        help="The server: redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://. With a password, set the variable: all see command lines.",
+        help="The server: redis://, rediss://, unix:// or redis+sentinel://. With a password, set the variable: all "
+        "see command lines.",
     ),
 ]
 Model = Annotated[

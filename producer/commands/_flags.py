@@ -17,8 +17,8 @@ StageUrl = Annotated[
         envvar="SAILQ_REDIS_URL",
         metavar="URL",
         show_default="an embedded server",
-        help="A server of your own: redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://. With a password, set the variable: all see command "
-        "lines.",
+        help="A server of your own: redis://, rediss://, unix:// or redis+sentinel://. With a password, set the "
+        "variable: all see command lines.",
     ),
 ]
 """`RedisUrl` of the commands that start a server where none is named."""

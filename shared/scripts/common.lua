@@ -162,7 +162,7 @@ local function conclude(id, fields, options)
   if kept == 0 then
     redis.call('DEL', job)
   else
-    redis.call('HSET', job, 'status', status, 'ended_at', options.ended_at)
+    redis.call('HSET', job, 'status', status, 'ended_at', options.ended_at, 'execution', '')
     if options.failed then redis.call('HSET', job, 'result_record', options.result) end
     local results = 'rq:results:' .. id
     try('XADD', results, 'MAXLEN', 10, '*', unpack(options.rq))
