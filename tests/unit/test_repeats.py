@@ -1,4 +1,4 @@
-"""What is sent again, after a lost reply or for want of a replica, is there once; what an outage has eaten is noticed."""
+"""What is sent again, after a lost reply or for want of a replica, is there once; what an outage ate is noticed."""
 
 from __future__ import annotations
 

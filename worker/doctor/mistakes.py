@@ -116,8 +116,8 @@ def _no_primary(plan: Plan, connection: redis.Redis) -> Verdict:
         try:
             known = sentinel.sentinel_masters()
         except redis.AuthenticationError as error:
-            what = f"The sentinel at {where} refuses the login: {str(error).rstrip('.')}. make_users.sh of deploy/redis "
-            return wrong(what + "has written its password into each .env, as sentinel_password.", _environment(plan))
+            what = f"The sentinel at {where} refuses the login: {str(error).rstrip('.')}. make_users.sh of deploy/"
+            return wrong(what + "redis has written its password into each .env, as sentinel_password.", _environment(plan))
         except redis.RedisError:
             silent.append(where)
             continue
