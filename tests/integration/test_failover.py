@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import threading
 import time
@@ -146,7 +147,10 @@ def test_clients_and_a_worker_go_on_after_a_failover(empty: Sentinels, start_nul
 @pytest.mark.proof
 def test_with_tls_and_debians_redis_they_go_on_too(tmp_path: Path, start_null: Start) -> None:
     with Sentinels(tmp_path, tls=True) as sentinels:
-        assert sentinels.url("admin").startswith("rediss+sentinel://")
+        url = sentinels.url("admin")
+        assert url.startswith("rediss+sentinel://")
+        found = doctor("--metrics-port", 0, url=re.sub("ssl_ca_certs=[^&]*&", "", url))["server"]
+        assert "local issuer certificate" in found.what and "ssl_ca_certs=" in (found.mend or ""), found
         go_on_after_a_failover(sentinels, start_null)
 
 

@@ -47,8 +47,8 @@ def diagnosed(plan: Plan, connection: redis.Redis, error: ServerUnavailable) -> 
 def without_tls(plan: Plan, connection: redis.Redis) -> Verdict | None:
     """Of a rediss:// URL, that its server speaks no TLS. To be asked first: such a server waits for the end of what it
     takes for a command, and TLS for the server."""
-    if not _has_tls(connection) or not _said_plainly(connection):
-        return None
+    if not _has_tls(connection) or not {"host", "path"} & place(connection).keys() or not _said_plainly(connection):
+        return None  # the first of sentinels' connections finds out where the primary is
     what = f"The server at {address(connection)} speaks no TLS: the URL begins with redis, not with rediss."
     return wrong(what, _other_url(plan, "^rediss", "redis"))
 
@@ -116,9 +116,13 @@ def _no_primary(plan: Plan, connection: redis.Redis) -> Verdict:
         try:
             known = sentinel.sentinel_masters()
         except redis.AuthenticationError as error:
-            what = f"The sentinel at {where} refuses the login: {str(error).rstrip('.')}. make_users.sh of deploy/"
-            return wrong(what + "redis has written its password into each .env, as sentinel_password.", _environment(plan))
-        except redis.RedisError:
+            what = f"The sentinel at {where} refuses the login: {str(error).rstrip('.')}. make_users.sh of deploy/redis"
+            return wrong(f"{what} has written its password into each .env, as sentinel_password.", _environment(plan))
+        except redis.RedisError as error:
+            root = _root_of(error)
+            if isinstance(root, ssl.SSLCertVerificationError):
+                what = f"TLS with the sentinel at {where} failed: {root.verify_message.rstrip('.')}."
+                return wrong(what, _trusted(plan, _host(sentinel), root.verify_message))
             silent.append(where)
             continue
         if name not in known:
