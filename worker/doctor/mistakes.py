@@ -13,7 +13,7 @@ import redis
 from redis.exceptions import MasterDownError
 from redis.sentinel import MasterNotFoundError
 
-from ...shared.connection import address, place, without_password
+from ...shared.connection import address, by_sentinels, place, without_password
 from ...shared.errors import ServerUnavailable
 from .check import Plan, Verdict, wrong
 
@@ -47,8 +47,10 @@ def diagnosed(plan: Plan, connection: redis.Redis, error: ServerUnavailable) -> 
 def without_tls(plan: Plan, connection: redis.Redis) -> Verdict | None:
     """Of a rediss:// URL, that its server speaks no TLS. To be asked first: such a server waits for the end of what it
     takes for a command, and TLS for the server."""
-    if not _has_tls(connection) or not {"host", "path"} & place(connection).keys() or not _said_plainly(connection):
-        return None  # the first of sentinels' connections finds out where the primary is
+    if by_sentinels(plan.redis_url):
+        return None  # where the primary is, is not known yet
+    if not _has_tls(connection) or not _said_plainly(connection):
+        return None
     what = f"The server at {address(connection)} speaks no TLS: the URL begins with redis, not with rediss."
     return wrong(what, _other_url(plan, "^rediss", "redis"))
 
