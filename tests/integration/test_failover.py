@@ -100,14 +100,17 @@ def until_accepted(client: Client, job: str | None = None) -> str:
 
 def test_a_submission_that_was_not_replicated_is_repeated_with_its_id(empty: Sentinels) -> None:
     replicas = [port for port in empty.servers if port != empty.primary()]
-    with Client(settings=Settings(redis_url=empty.url("admin"), sync_replicas=1)) as client:
+    settings = Settings(redis_url=empty.url("admin"), sync_replicas=1)
+    with Client(settings=settings) as client, Client(settings=settings) as other:
+        other.inbox.keep(other.connection)  # its last write is older than the job, and replicated
+        assert other.connection.wait(2, 5000) == 2
         for port in replicas:
             empty.signal(port, signal.SIGSTOP)
         try:
             with pytest.raises(NotReplicated, match="0 of 1 replicas") as error:
                 submit(client, 5)
-            with Client(settings=client.settings) as other, pytest.raises(NotReplicated) as again:
-                other.submit_prepared(HELLO, job=error.value.job)  # on a connection that has written nothing else
+            with pytest.raises(NotReplicated) as again:
+                other.submit_prepared(HELLO, job=error.value.job)
         finally:
             for port in replicas:
                 empty.signal(port, signal.SIGCONT)
