@@ -14,7 +14,7 @@ from ..shared import keys
 from ..shared.codec import encode
 from ..shared.errors import BadMedia, NotFound, NotReplicated, QueueFull
 from ..shared.jobs import Job, Result, media_parts
-from ..shared.rqjob import at, record, rq_result
+from ..shared.rqjob import RESULT_TTL, at, record, rq_result
 from ..shared.scripts import REPLICATED_SECONDS, call_replicated, script
 from ..shared.settings import Settings
 
@@ -39,7 +39,8 @@ class Submitter:
         A job that is there already, by its id, is left as it is. A turn whose predecessor is unfinished waits for it.
 
         Args:
-            clips: encoded frames by their digests, which the server holds for as long as the job needs them.
+            clips: encoded frames by their digests, which the server holds for as long as the job needs them, as it does
+                those that were uploaded before.
             inbox: the name of the inbox that is told when the job has ended.
             keep: whether the conversation keeps the clips, for its later turns.
             now: the server's time, seconds since the epoch.
@@ -58,7 +59,8 @@ class Submitter:
         arguments = [
             job.id, queue, job.conversation, int(job.priority == "high"), now, settings.job_ttl, settings.blob_ttl,
             settings.conversation_ttl, settings.max_queued, settings.max_blob_bytes, len(fields),
-            *(part for field in fields.items() for part in field), *(part for clip in clips.items() for part in clip),
+            *(part for field in fields.items() for part in field),
+            *(part for digest in digests for part in (digest, clips.get(digest, b""))),
         ]
         until, pause = time.monotonic() + wait, 0.05
         while True:
@@ -95,14 +97,14 @@ class Submitter:
         state: bytes = self._scripts["cancel"](
             keys=[keys.job(result.job), keys.result(result.job)],
             args=[result.job, encode(result), self._settings.result_ttl, min(self._settings.result_ttl, STREAM_TTL),
-                  result.finished_at, at(result.finished_at), *rq_result(result)],
+                  result.finished_at, at(result.finished_at), RESULT_TTL, *rq_result(result)],
         )
         return state.decode()  # type: ignore[return-value]
 
     def retry(self, job: str, now: float) -> None:
         """Puts a failed job back on its queue. Raises NotFound, and BadMedia where its clips have expired."""
         state = self._scripts["retry"](
-            keys=[keys.job(job), keys.result(job)],
+            keys=[keys.job(job)],
             args=[job, now, at(now), self._settings.job_ttl, self._settings.blob_ttl],
         )
         if state == b"gone":

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
+from rq.defaults import DEFAULT_RESULT_TTL
 from rq.job import Job as RQJob
+from rq.job import JobStatus
 from rq.results import Result as RQResult
 from rq.utils import utcformat, utcparse
 
@@ -26,7 +28,9 @@ from .jobs import Job, Result, parse
 FUNCTION = "sailq.answer"
 """The one function that a worker runs."""
 FAILURE_TTL = 7 * 86_400
-"""Seconds that a failed job is kept for a retry; RQ's own default is a year."""
+"""Seconds that a failed job is kept for a retry where it does not say; RQ's own default is a year."""
+RESULT_TTL = DEFAULT_RESULT_TTL
+"""Seconds that RQ's record of any other job is kept after its end where it does not say."""
 MAX_ATTEMPTS = 3
 """A job that has begun so often without coming to a result gets an error instead of another worker."""
 _ARGUMENTS = frozenset({"messages", "options", "deadline", "priority", "stream", "metadata"})
@@ -77,8 +81,18 @@ def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, timezone.utc)
 
 
-def read_job(job_id: str, queue: str, fields: Mapping[bytes, bytes]) -> Job:
-    """The job in RQ's hash, whoever wrote it; raises BadRequest, CodecError or Unsupported."""
+def is_own(fields: Mapping[bytes, bytes]) -> bool:
+    """Whether sailq's client has written this hash of RQ's; else somebody has called `enqueue`."""
+    return b"conversation" in fields
+
+
+def read_job(
+    job_id: str, queue: str, fields: Mapping[bytes, bytes], read_messages: Callable[[Any], Any] | None = None
+) -> Job:
+    """The job in RQ's hash, whoever wrote it; raises BadRequest, CodecError or Unsupported.
+
+    `read_messages` makes records of the messages, where they were not written as such.
+    """
     for name, what in _REFUSED.items():
         if fields.get(name.encode(), b"") not in {b"", b"[]"}:
             raise Unsupported(f"sailq has no {what}.")
@@ -88,6 +102,8 @@ def read_job(job_id: str, queue: str, fields: Mapping[bytes, bytes]) -> Job:
         raise CodecError(f"This job has protocol version {quoted(repr(version))}; this side speaks {VERSION}.")
     if unknown := [name for name in call if name not in _ARGUMENTS]:
         raise BadRequest(f"{FUNCTION} takes {', '.join(sorted(_ARGUMENTS))}, not {quoted(str(unknown[0]))!r}.")
+    if read_messages is not None and "messages" in call:
+        call["messages"] = read_messages(call["messages"])
     conversation, turn, created_at = (
         fields.get(name, default).decode(errors="replace")
         for name, default in ((b"conversation", job_id.encode()), (b"turn", b""), (b"created_at", b""))
@@ -125,9 +141,16 @@ def _seconds(text: str) -> float:
         raise BadRequest("This job's record is not one that RQ wrote.") from None
 
 
+def rq_status(result: Result) -> str:
+    """What RQ's `get_status()` says of a job that has ended so: only an error that may pass is a failure."""
+    if result.error is not None and result.error.may_pass:
+        return JobStatus.FAILED.value
+    return JobStatus.CANCELED.value if result.finish_reason == "cancelled" else JobStatus.FINISHED.value
+
+
 def rq_result(result: Result) -> list[Any]:
     """What RQ's `return_value()`, `is_failed` and `exc_string` read of a result: fields and values."""
-    kind = RQResult.Type.FAILED if result.error is not None and result.error.may_pass else RQResult.Type.SUCCESSFUL
+    kind = RQResult.Type.FAILED if rq_status(result) == "failed" else RQResult.Type.SUCCESSFUL
     made = RQResult(
         result.job, kind, _NO_CONNECTION, return_value=result.model_dump(), serializer=Serializer,
         worker_name=result.worker, exc_string=None if result.error is None else result.error.message,

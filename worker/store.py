@@ -14,7 +14,7 @@ from ..shared import keys
 from ..shared.codec import MAX_RECORD_BYTES, encode
 from ..shared.errors import BadRequest, NotReplicated
 from ..shared.jobs import Attempt, Result, Turn, parse
-from ..shared.rqjob import FAILURE_TTL, MAX_ATTEMPTS, at, rq_result
+from ..shared.rqjob import FAILURE_TTL, MAX_ATTEMPTS, RESULT_TTL, at, is_own, rq_result, rq_status
 from ..shared.scripts import call_replicated, script
 from ..shared.settings import Settings
 
@@ -126,18 +126,18 @@ class JobStore:
         """Writes the result, tells those that wait for it, adds the turn to its conversation, lets the next one go on
         and frees the clips: all of it, or nothing.
 
-        A job whose error may pass stays among the failed ones for `FAILURE_TTL` seconds. False, with nothing written,
+        A job whose error may pass stays among the failed ones for its `failure_ttl`. False, with nothing written,
         if the attempt is not the job's any more. `execution` is "" for a job that nobody has claimed. `replicated`:
         raise NotReplicated where fewer than `sync_replicas` replicas have confirmed it; it may be sent again.
         """
-        settings = self._settings
-        failed = FAILURE_TTL if result.error is not None and result.error.may_pass else ""
+        settings, status = self._settings, rq_status(result)
         wanted = settings.sync_replicas if replicated else 0
         written, replicas = call_replicated(
             self._scripts["finish"], [keys.job(job), keys.result(job)],
             [job, execution, encode(result), settings.result_ttl, b"" if turn is None else encode(turn),
-             settings.conversation_ttl, min(settings.result_ttl, STREAM_TTL), failed, result.finished_at,
-             at(result.finished_at), settings.results_stream, *rq_result(result)],
+             settings.conversation_ttl, min(settings.result_ttl, STREAM_TTL), status,
+             FAILURE_TTL if status == "failed" else RESULT_TTL, result.finished_at, at(result.finished_at),
+             settings.results_stream, *rq_result(result)],
             wanted, self._connection,
         )
         if written and replicas < wanted:
@@ -163,10 +163,9 @@ class JobStore:
     def clips(self, digests: Sequence[str], claim: Claim, now: float) -> dict[str, bytes]:
         """Clips that did not come with the claim: those of earlier turns, and those of a job of RQ's own `enqueue`,
         which the job holds from now on."""
-        if b"conversation" not in claim.fields:
-            self._connection.hset(keys.job(claim.job), "clips", " ".join(digests))
+        if not is_own(claim.fields):
             held = [part for digest in digests for part in (digest, b"")]
-            self._scripts["hold"](args=[f"job:{claim.job}", now, _CLAIMED_TTL, 0, *held])
+            self._scripts["hold"](keys=[keys.job(claim.job)], args=[f"job:{claim.job}", now, _CLAIMED_TTL, 0, *held])
         with self._connection.pipeline(transaction=False) as pipeline:
             for digest in digests:
                 pipeline.hget(keys.clip(digest), "data")

@@ -2,15 +2,14 @@
 --
 -- KEYS  1 the job (rq:job:ID)  2 its result (sailq:result:ID)
 -- ARGV  1 id  2 result  3 seconds that it is kept  4 seconds that a stream is kept  5 now  6 now in RQ's form;
---       then RQ's own result as fields and values
+--       7 seconds that RQ's record is kept where the job does not say; then RQ's own result as fields and values
 -- Returns 'finished', 'gone', 'running' or 'cancelled'
 
 local job, written = unpack(KEYS)
-local id, result, ttl, stream_ttl, now, ended_at = unpack(ARGV)
+local id, result, ttl, stream_ttl, now, ended_at, kept = unpack(ARGV)
 
-if redis.call('EXISTS', written) == 1 then return 'finished' end
 local fields = read_hash(job)
-if not fields.status then return 'gone' end
+if is_over(fields) then return redis.call('EXISTS', written) == 1 and 'finished' or 'gone' end
 if fields.status == 'started' then
   redis.call('HSET', job, 'cancel', '1')
   redis.call('ZADD', 'rq:wip:' .. fields.origin, 'XX', 2 ^ 50, id .. ':' .. fields.execution)  -- for renew.lua
@@ -19,9 +18,8 @@ if fields.status == 'started' then
 end
 redis.call('LREM', 'rq:queue:' .. fields.origin, 0, id)
 redis.call('ZREM', 'rq:deferred:' .. fields.origin, id)
-local waited = redis.call('LREM', 'sailq:conversation:' .. (fields.conversation or id) .. ':waiting', 0, id) > 0
 conclude(id, fields, {
   result = result, ttl = ttl, turn = '', stream_ttl = stream_ttl, now = tonumber(now), ended_at = ended_at,
-  rq = { unpack(ARGV, 7) }, keeps_turn = waited,
+  status = 'canceled', kept = tonumber(kept), rq = { unpack(ARGV, 8) },
 })
 return 'cancelled'

@@ -48,8 +48,12 @@ for _, queue in ipairs(KEYS) do
     local fields, flat = {}, {}
     if kind == 'hash' then fields, flat = read_hash(job) end
     -- What has no record has expired or was deleted; what is not waiting stands on the queue twice. RQ gives no other ids.
-    if kind ~= 'none' and not ended[fields.status] and #id <= 128 and string.match(id, '^[%w._-]+$') then
+    if kind ~= 'none' and not ended[fields.status] and string.match(id, '^[%w._-]+$') then
       if kind ~= 'hash' then redis.call('DEL', job) end
+      if fields.result_record then  -- `rq requeue` has put a failed job back
+        forget_failure(id)
+        fields, flat = read_hash(job)
+      end
       local attempt, spent = (tonumber(fields.attempt) or 0) + 1, tonumber(fields.spent) or 0
       local last = spent + 1 >= tonumber(max_attempts)
       local now = seconds()

@@ -128,7 +128,7 @@ local function release_dependents(id, status)
     local met = { finished = true, failed = tolerant == '1' }
     local free = state == 'deferred' and met[status]
     if free then
-      for _, other in ipairs(redis.call('SMEMBERS', job .. ':dependencies')) do
+      for _, other in ipairs(redis.call('SMEMBERS', 'rq:job::' .. dependent .. ':dependencies')) do
         local of_other = other ~= id and redis.call('HGET', 'rq:job:' .. other, 'status')
         if of_other and not met[of_other] then free = false end
       end
@@ -142,11 +142,24 @@ local function release_dependents(id, status)
   end
 end
 
+-- Whether a job has its result, or is gone. One that `rq requeue` has put back has a result and is not over.
+local function is_over(fields)
+  return not fields.status or (fields.ended_at or '') ~= ''
+end
+
+-- Nothing of a failed job's failure is left: it begins anew.
+local function forget_failure(id)
+  redis.call('DEL', 'sailq:result:' .. id, 'sailq:stream:' .. id, 'rq:results:' .. id)
+  redis.call('HDEL', 'rq:job:' .. id, 'result_record', 'history', 'cancel', 'execution', 'ended_at')
+  redis.call('HSET', 'rq:job:' .. id, 'spent', 0)
+end
+
 -- A job that has ended: its result, who waits for it, who came after it, and its clips.
---   fields: its hash. result: encoded Result. ttl: seconds that the result is kept. failed: nil, or seconds that the job
---   stays among the failed ones. rq: RQ's Result as flat fields. turn: encoded Turn, or ''. ended_at: in RQ's form.
+--   fields: its hash. result: encoded Result. ttl: seconds that the result is kept. status: finished, failed or canceled.
+--   kept: seconds that RQ's record is kept where the job does not say. rq: RQ's Result as flat fields. turn: encoded Turn,
+--   or ''. ended_at: in RQ's form.
 local function conclude(id, fields, options)
-  local job, queue, now = 'rq:job:' .. id, fields.origin or '', options.now
+  local job, queue, now, status = 'rq:job:' .. id, fields.origin or '', options.now, options.status
   local conversation = fields.conversation or id
   redis.call('SET', 'sailq:result:' .. id, options.result, 'EX', options.ttl)
   if fields.stream == '1' then
@@ -157,13 +170,20 @@ local function conclude(id, fields, options)
   for inbox in words(fields.inbox) do
     try('XADD', 'sailq:inbox:' .. inbox, 'NOMKSTREAM', 'MAXLEN', '~', 1000, '*', 'job', id)
   end
-  local status = options.failed and 'failed' or 'finished'
-  local kept = options.failed or math.floor(math.min(tonumber(fields.result_ttl) or 500, 2 ^ 31))
+  local failed = status == 'failed'
+  local kept = math.floor(math.min(
+    tonumber(failed and fields.failure_ttl or not failed and fields.result_ttl) or options.kept, 2 ^ 31))
+  for _, registry in ipairs({ 'scheduled', 'canceled' }) do redis.call('ZREM', 'rq:' .. registry .. ':' .. queue, id) end
+  if fields.rate_limit_key then
+    local limit = 'rq:rl:' .. fields.rate_limit_key
+    for _, registry in ipairs({ ':rate_limited', ':allowed' }) do redis.call('ZREM', limit .. registry, id) end
+  end
+  redis.call('DEL', 'rq:job::' .. id .. ':dependencies')  -- RQ's own two colons
   if kept == 0 then
     redis.call('DEL', job)
   else
     redis.call('HSET', job, 'status', status, 'ended_at', options.ended_at, 'execution', '')
-    if options.failed then redis.call('HSET', job, 'result_record', options.result) end
+    if failed then redis.call('HSET', job, 'result_record', options.result) end
     local results = 'rq:results:' .. id
     try('XADD', results, 'MAXLEN', 10, '*', unpack(options.rq))
     for _, key in ipairs({ job, results }) do
@@ -182,8 +202,12 @@ local function conclude(id, fields, options)
     keep_clips(conversation, now, options.conversation_ttl)
   end
   for clip in words(fields.clips) do
-    if options.failed then hold(clip, 'job:' .. id, false, now, options.failed) else let_go(clip, 'job:' .. id) end
+    if failed and kept ~= 0 then
+      hold(clip, 'job:' .. id, false, now, kept > 0 and kept or options.kept)
+    else
+      let_go(clip, 'job:' .. id)
+    end
   end
-  if not options.keeps_turn then release_turn(conversation) end  -- it was not yet its turn
+  if redis.call('HGET', 'sailq:conversation:' .. conversation, 'head') == id then release_turn(conversation) end
   release_dependents(id, status)
 end

@@ -2,13 +2,13 @@
 --
 -- KEYS  1 the job (rq:job:ID)  2 its result (sailq:result:ID)
 -- ARGV  1 id  2 execution: '' where the job was never claimed  3 result  4 seconds that it is kept  5 turn: '' for none
---       6 seconds that a conversation is kept  7 seconds that a stream is kept  8 failed: seconds that the job stays
---       among the failed ones, or ''  9 now  10 now in RQ's form  11 most entries of the stream of all results, or 0;
---       then RQ's own result as fields and values
+--       6 seconds that a conversation is kept  7 seconds that a stream is kept  8 status: finished, failed or
+--       canceled  9 seconds that RQ's record is kept where the job does not say  10 now  11 now in RQ's form  12 most
+--       entries of the stream of all results, or 0; then RQ's own result as fields and values
 -- Returns 1 where this result is written, 0 where the attempt is not the job's any more
 
 local job, written = unpack(KEYS)
-local id, execution, result, ttl, turn, conversation_ttl, stream_ttl, failed, now, ended_at, all_results = unpack(ARGV)
+local id, execution, result, ttl, turn, conversation_ttl, stream_ttl, status, kept, now, ended_at, all_results = unpack(ARGV)
 
 local fields = read_hash(job)
 local before = redis.call('GET', written)
@@ -16,11 +16,11 @@ if before == result then  -- sent again after a lost reply, or for the WAIT that
   redis.call('APPEND', written, '')
   return 1
 end
-if execution ~= '' and fields.execution ~= execution or execution == '' and before then return 0 end
+if execution ~= '' and fields.execution ~= execution or execution == '' and is_over(fields) then return 0 end
 if execution ~= '' then end_execution(id, execution, fields.origin) end
 conclude(id, fields, {
   result = result, ttl = ttl, turn = turn, conversation_ttl = tonumber(conversation_ttl), stream_ttl = stream_ttl,
-  failed = tonumber(failed), now = tonumber(now), ended_at = ended_at, rq = { unpack(ARGV, 12) },
+  status = status, kept = tonumber(kept), now = tonumber(now), ended_at = ended_at, rq = { unpack(ARGV, 13) },
 })
 if all_results ~= '0' then
   redis.call('XADD', 'sailq:results', 'MAXLEN', '~', all_results, '*', 'job', id, 'result', result)

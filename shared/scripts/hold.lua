@@ -1,17 +1,20 @@
 -- hold: has clips kept for a named holder, for a time.
 --
--- KEYS  none
+-- KEYS  1 the job that notes its clips (rq:job:ID), or none: any other holder
 -- ARGV  1 holder  2 now  3 seconds  4 most bytes of clips; then clips, each digest and bytes ('' where it is there) in turn
 -- Returns {'held', n} with how many are there, or {'bytes', n} where there is no room
 
 local holder, now, ttl, max_bytes = unpack(ARGV)
+if KEYS[1] and redis.call('EXISTS', KEYS[1]) == 0 then return { 'held', 0 } end  -- somebody has deleted it
 local held, new = tonumber(redis.call('GET', 'sailq:clip-bytes') or 0), 0
 for i = 5, #ARGV, 2 do
   if redis.call('EXISTS', 'sailq:clip:' .. ARGV[i]) == 0 then new = new + #ARGV[i + 1] end
 end
 if new > 0 and held + new > tonumber(max_bytes) then return { 'bytes', held } end
-local there = 0
+local there, digests = 0, {}
 for i = 5, #ARGV, 2 do
   if hold(ARGV[i], holder, ARGV[i + 1] ~= '' and ARGV[i + 1], tonumber(now), tonumber(ttl)) then there = there + 1 end
+  digests[#digests + 1] = ARGV[i]
 end
+if KEYS[1] then redis.call('HSET', KEYS[1], 'clips', table.concat(digests, ' ')) end
 return { 'held', there }

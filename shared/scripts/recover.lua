@@ -50,13 +50,23 @@ local function look_at_deferred(queue, id)
       release_turn(conversation)
     end
   else
-    for _, parent in ipairs(redis.call('SMEMBERS', job .. ':dependencies')) do
+    for _, parent in ipairs(redis.call('SMEMBERS', 'rq:job::' .. id .. ':dependencies')) do
       local of_parent = redis.call('HGET', 'rq:job:' .. parent, 'status') or 'finished'
       if of_parent == 'finished' or of_parent == 'failed' then
         redis.call('SADD', 'rq:job:' .. parent .. ':dependents', id)
         release_dependents(parent, of_parent)
       end
     end
+  end
+end
+
+-- Its end takes it out of the registry; a worker that dies meanwhile leaves it for the next look.
+local function refuse(registry, id, what)
+  if redis.call('EXISTS', 'rq:job:' .. id) == 0 then
+    redis.call('ZREM', registry, id)
+  else
+    refused[#refused + 1] = id
+    refused[#refused + 1] = what
   end
 end
 
@@ -69,19 +79,26 @@ for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
       look_at_deferred(name, id)
     end
     for _, id in ipairs(redis.call('ZRANGE', 'rq:canceled:' .. name, 0, FEW - 1)) do
-      local kind = redis.call('EXISTS', 'rq:job:' .. id)
-      if redis.call('EXISTS', 'sailq:result:' .. id) == 0 and kind == 1 then
-        cancelled[#cancelled + 1] = id
-      elseif kind == 0 then
+      local fields = read_hash('rq:job:' .. id)
+      redis.call('ZADD', 'rq:canceled:' .. name, now, id)  -- the others' turn comes
+      if not fields.status then
         redis.call('ZREM', 'rq:canceled:' .. name, id)
-      else
-        redis.call('ZADD', 'rq:canceled:' .. name, now, id)
+      elseif not is_over(fields) and not redis.call('ZSCORE', 'sailq:leases', id .. ':' .. (fields.execution or '')) then
+        cancelled[#cancelled + 1] = id  -- of one that still runs, the worker tells what it has come to
       end
     end
     for _, id in ipairs(redis.call('ZRANGE', 'rq:scheduled:' .. name, 0, FEW - 1)) do
-      redis.call('ZREM', 'rq:scheduled:' .. name, id)
-      refused[#refused + 1] = id
-      refused[#refused + 1] = 'scheduled'
+      refuse('rq:scheduled:' .. name, id, 'scheduled')
+    end
+    -- Dependents that RQ's `cancel` has freed in a program that died before they were on their queue.
+    for _, id in ipairs(redis.call('ZRANGE', 'rq:ready:' .. name, 0, FEW - 1)) do
+      local job = 'rq:job:' .. id
+      local status, front = unpack(redis.call('HMGET', job, 'status', 'enqueue_at_front'))
+      redis.call('ZREM', 'rq:ready:' .. name, id)
+      if status == 'ready_to_enqueue' then
+        redis.call('HSET', job, 'status', 'queued')
+        push(name, id, front == '1')
+      end
     end
     for _, ended in ipairs({ 'finished', 'failed' }) do
       redis.call('ZREMRANGEBYSCORE', 'rq:' .. ended .. ':' .. name, 0, now)
@@ -96,9 +113,7 @@ end
 for _, limit in ipairs(redis.call('SMEMBERS', 'rq:rl-keys')) do
   for _, id in ipairs(redis.call('ZRANGE', 'rq:rl:' .. limit .. ':rate_limited', 0, FEW - 1)) do
     if string.match(redis.call('HGET', 'rq:job:' .. id, 'origin') or '', '^sailq%-') then
-      redis.call('ZREM', 'rq:rl:' .. limit .. ':rate_limited', id)
-      refused[#refused + 1] = id
-      refused[#refused + 1] = 'rate_limit'
+      refuse('rq:rl:' .. limit .. ':rate_limited', id, 'rate_limit')
     end
   end
 end

@@ -1,10 +1,10 @@
 -- retry: a failed job goes back to its queue as if it were new, with nothing left of its failure.
 --
--- KEYS  1 the job (rq:job:ID)  2 its result (sailq:result:ID)
+-- KEYS  1 the job (rq:job:ID)
 -- ARGV  1 id  2 now  3 now in RQ's form  4 seconds that the job waits  5 seconds that its clips are kept
 -- Returns 'retried', 'gone' where it is not a failed one, or 'clips' where its clips have expired
 
-local job, written = unpack(KEYS)
+local job = KEYS[1]
 local id, now, created_at, job_ttl, clip_ttl = unpack(ARGV)
 
 local fields = read_hash(job)
@@ -14,9 +14,8 @@ for clip in words(fields.clips) do
 end
 for clip in words(fields.clips) do hold(clip, 'job:' .. id, false, tonumber(now), tonumber(clip_ttl)) end
 redis.call('ZREM', 'rq:failed:' .. fields.origin, id)
-redis.call('DEL', written, 'sailq:stream:' .. id, 'rq:results:' .. id)
-redis.call('HDEL', job, 'result_record', 'history', 'cancel', 'execution', 'ended_at')
-redis.call('HSET', job, 'status', 'queued', 'spent', 0, 'created_at', created_at, 'enqueued_at', created_at)
+forget_failure(id)
+redis.call('HSET', job, 'status', 'queued', 'created_at', created_at, 'enqueued_at', created_at)
 redis.call('EXPIRE', job, job_ttl)
 push(fields.origin, id, fields.enqueue_at_front == '1')
 return 'retried'

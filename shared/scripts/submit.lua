@@ -4,7 +4,8 @@
 -- ARGV  1 id  2 the queue's name  3 conversation: the id itself begins a new one  4 at_front: 1 or 0
 --       5 now  6 seconds that the job waits  7 seconds that its clips are kept  8 seconds that a conversation is kept
 --       9 most jobs that may wait  10 most bytes of clips
---       11 how many fields follow; then the job's fields and values; then its clips, each digest and bytes in turn
+--       11 how many fields follow; then the job's fields and values; then its clips, each digest and bytes
+--       ('' where it was uploaded before) in turn
 -- Returns {'queued', turn}, {'known', turn} where it was there already, {'jobs', n} or {'bytes', n} where there is no room
 
 local job, result, queue = unpack(KEYS)
@@ -33,7 +34,7 @@ if #ARGV >= first_clip then
     if new > 0 and held + new > tonumber(max_bytes) then return { 'bytes', held } end
   end
 end
-for i = first_clip, #ARGV, 2 do hold(ARGV[i], 'job:' .. id, ARGV[i + 1], now, clip_ttl) end
+for i = first_clip, #ARGV, 2 do hold(ARGV[i], 'job:' .. id, ARGV[i + 1] ~= '' and ARGV[i + 1], now, clip_ttl) end
 
 local turn, busy = 0, false
 if conversation ~= id then
