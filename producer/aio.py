@@ -14,11 +14,11 @@ from ..shared import keys
 from ..shared.connection import server_errors
 from ..shared.errors import NotFound, SailqError
 from ..shared.jobs import GenerationOptions, ModelCard, Priority, Result, Turn
+from ..shared.media.messages import Prepared
 from ..shared.settings import Settings
 from .async_pool import connection_pool
 from .client import Client, Handle
 from .mailroom import Mail, Mailroom
-from .messages import Prepared
 from .replies import Chunk, Patience, read_result
 
 MAX_CONNECTIONS = 8
@@ -124,6 +124,13 @@ class AsyncClient:
             keep=keep,
             job=job,
         )
+
+    async def upload(
+        self, medium: Any, *, type: Literal["image", "video"] | None = None, model: str | None = None,
+        base: Path | None = None, **options: Any,
+    ) -> dict[str, Any]:
+        """As `Client.upload`."""
+        return await asyncio.to_thread(self._client.upload, medium, type=type, model=model, base=base, **options)
 
     async def result(self, job: str) -> Result | None:
         """The job's result, or None while it has none. Raises NotFound for a job that is not there."""

@@ -16,12 +16,12 @@ import numpy as np
 from ..shared.errors import NotFound, SailqError
 from ..shared.frames import Frames, encode_frames
 from ..shared.jobs import GenerationOptions, Result
+from ..shared.media.messages import prepare
 from .captioning.inputs import Clip
 from .captioning.rows import Row, as_row, why
 from .captioning.window import run_batch
 from .client import Client
 from .fleet import WorkerInfo
-from .messages import prepare
 from .samples import sample
 from .waiting import Waiter
 

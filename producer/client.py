@@ -14,9 +14,10 @@ from ..shared.codec import decode
 from ..shared.connection import ServerClock, connect, server_errors
 from ..shared.errors import NotFound, SailqError
 from ..shared.jobs import Failure, GenerationOptions, IdFactory, Job, ModelCard, Priority, Result, Turn, parse
+from ..shared.media.messages import Prepared, prepare
+from ..shared.media.sources import kind_of
 from ..shared.rqjob import read_job
 from ..shared.settings import Settings
-from .messages import Prepared, prepare
 from .replies import Chunk, Inbox, Patience, not_found, read_result
 from .submission import Submitter
 from .waiting import Waiter
@@ -156,6 +157,31 @@ class Client:
                 keep=conversation is not None if keep is None else keep,
             )
         return Handle(made.id, made.conversation, made.turn)
+
+    def upload(
+        self, medium: Any, *, type: Literal["image", "video"] | None = None, model: str | None = None,
+        base: Path | None = None, **options: Any,
+    ) -> dict[str, Any]:
+        """Reads an image or a video and has the server hold its frames for as long as a job may wait (`job_ttl`).
+
+        Args:
+            medium: what `messages.prepare` takes as an image or a video.
+            type: what it is; by default, what its name, its data URL or its shape says.
+            model: the name of the model that will answer; the settings' by default.
+            base: folder that a relative path starts from.
+            options: the fields of `Options`: fps, max_pixels, ....
+
+        Returns a part for the messages of a job, be it of `submit` or of RQ's `enqueue`.
+
+        Raises what `submit` raises for media, and QueueFull where the server has no room for the frames.
+        """
+        kind = type or kind_of(medium)
+        content = [{"type": kind, kind: medium, **options}]
+        with server_errors(self.connection):
+            card = self.card(model or self.settings.model)
+            prepared = prepare([{"role": "user", "content": content}], base=base, card=card)
+            self._submitter.upload(prepared.blobs, self._clock.now())
+        return prepared.messages[0].content[0].model_dump()
 
     def result(self, job: str) -> Result | None:
         """The job's result, or None while it has none. Raises NotFound for a job that is not there."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sailq.producer.messages import prepare
 from sailq.shared.frames import decode_frames
 from sailq.shared.jobs import GenerationOptions, media_parts
+from sailq.shared.media.messages import prepare
 from sailq.worker.engine import Engine, Prepared
 
 LONG_ANSWER = {"max_new_tokens": 4000, "temperature": 50.0, "seed": 7}

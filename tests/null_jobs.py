@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import redis
 from sailq.producer.client import Client
-from sailq.producer.messages import Prepared
 from sailq.shared import keys
 from sailq.shared.jobs import Message, Result, TextPart
+from sailq.shared.media.messages import Prepared
 
 
 def submit(client: Client, tokens: int, conversation: str | None = None, stream: bool = True) -> str:

@@ -6,7 +6,9 @@ import logging
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import redis
 
@@ -24,9 +26,10 @@ from ..shared.errors import (
 )
 from ..shared.frames import Frames, decode_frames
 from ..shared.jobs import HANDED_BACK, Attempt, Failure, Job, Message, Result, TextPart, Timings, Turn
-from ..shared.rqjob import read_job
+from ..shared.rqjob import is_own, read_job
 from .engine import Engine
 from .engine.preparation import Media
+from .front_door import read_messages
 from .publisher import Publisher, Stream
 from .refusals import Refusals
 from .scheduler import Outcome, Request, Scheduler
@@ -77,7 +80,7 @@ class Executor:
             try:
                 if not claim.fields:
                     raise BadRequest("This job's record is too large, or not one that RQ wrote.")
-                job = read_job(claim.job, claim.queue, claim.fields)
+                job, claim = self._read(claim)
             except SailqError as error:
                 self._refusals.refuse(claim.job, claim.execution, error, queue=claim.queue, fields=claim.fields)
                 return
@@ -90,6 +93,19 @@ class Executor:
                 with suppress(redis.RedisError):
                     self._store.release(claim, f"error: {type(error).__name__}")
                 raise
+
+    def _read(self, claim: Claim) -> tuple[Job, Claim]:
+        """The job, and its claim with the clips that came in the job itself."""
+        if is_own(claim.fields):
+            return read_job(claim.job, claim.queue, claim.fields), claim
+        clips: dict[str, bytes] = {}
+
+        def read(messages: Any) -> tuple[Message, ...]:
+            prepared = read_messages(messages, self._engine.card)
+            clips.update(prepared.blobs)
+            return prepared.messages
+
+        return read_job(claim.job, claim.queue, claim.fields, read), replace(claim, clips={**claim.clips, **clips})
 
     def cancel(self, job: str, execution: str | None = None) -> None:
         """Cancels a job, or one attempt at it, that runs here; nothing happens if it does not."""

@@ -14,8 +14,8 @@ from typing import Any
 
 from ...shared.errors import BadRequest, SailqError
 from ...shared.jobs import GenerationOptions
+from ...shared.media.messages import Prepared
 from ..client import Client
-from ..messages import Prepared
 from .inputs import Clip
 from .names import from_text
 from .readers import Readers

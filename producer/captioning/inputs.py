@@ -15,9 +15,9 @@ from typing import Any
 
 from ...shared.errors import BadRequest, Unsupported
 from ...shared.jobs import GenerationOptions
-from ..media.images import moves
-from ..media.sources import is_named, local_path, name
-from ..parts import Part, peek
+from ...shared.media.images import moves
+from ...shared.media.parts import Part, peek
+from ...shared.media.sources import is_named, local_path, name
 from . import folders
 from .folders import LeftOut
 from .names import as_text, for_terminal

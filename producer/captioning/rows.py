@@ -7,7 +7,7 @@ from typing import Any
 
 from ...shared.errors import SailqError
 from ...shared.jobs import Result, Timings, Usage, media_parts
-from ..messages import Prepared
+from ...shared.media.messages import Prepared
 
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ import numpy as np
 from ...shared.errors import SailqError
 from ...shared.frames import Frames, decode_frames
 from ...shared.jobs import media_parts
-from ..messages import Prepared
+from ...shared.media.messages import Prepared
 from .inputs import Clip
 from .readers import READERS, Readers
 

@@ -12,8 +12,8 @@ from ...shared.connection import server_errors
 from ...shared.errors import NotFound, NotReplicated, QueueFull, SailqError, ServerUnavailable
 from ...shared.frames import encode_frames
 from ...shared.jobs import GenerationOptions
+from ...shared.media.messages import Encode, Prepared, prepare
 from ..client import Client, Handle
-from ..messages import Encode, Prepared, prepare
 from ..waiting import Waiter
 from .inputs import Clip
 from .readers import READERS, Readers

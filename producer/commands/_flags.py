@@ -218,8 +218,8 @@ def default_prompt(parts: Iterable[Mapping[str, Any]]) -> str | None:
 def fill_in(messages: Any, options: Mapping[str, Any]) -> Any:
     """`messages`, with media `options` wherever their own leave them open; malformed ones stay as they are."""
 
-    from ..media.sources import jpeg_sequence
-    from ..parts import peek
+    from ...shared.media.parts import peek
+    from ...shared.media.sources import jpeg_sequence
 
     def part(value: Any) -> Any:
         read = peek(value)

@@ -109,11 +109,11 @@ def bench(
 
         from ...shared.errors import BadRequest
         from ...shared.jobs import GenerationOptions, parse
+        from ...shared.media.messages import prepare
         from ...shared.settings import load_settings, model_name
         from ..bench import QUESTION, measure, sample_clip
         from ..client import Client
         from ..fleet import Fleet
-        from ..messages import prepare
         from ..samples import SampleError
         from ..vision_inputs import to_parts
 

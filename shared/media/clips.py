@@ -12,8 +12,8 @@ from av import VideoFrame
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from ...shared.errors import BadMedia
-from ...shared.frames import Frames
+from ..errors import BadMedia
+from ..frames import Frames
 from . import orientation, sizing, timeline
 from .containers import codec_name, open_video
 from .decoding import Decoder

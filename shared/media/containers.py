@@ -20,7 +20,7 @@ from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
-from ...shared.errors import BadMedia
+from ..errors import BadMedia
 from .limits import MAX_PIXELS, MAX_SECONDS
 
 _FORMATS = (

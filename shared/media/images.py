@@ -23,7 +23,7 @@ from PIL import (  # the plugins register themselves
 )
 from PIL import Image as pillow
 
-from ...shared.errors import BadMedia, BadRequest
+from ..errors import BadMedia, BadRequest
 from . import limits
 
 Image = npt.NDArray[np.uint8]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ...shared.errors import BadMedia
+from ..errors import BadMedia
 
 MAX_PIXELS = 100_000_000
 """Largest image or video frame that is decoded, height × width."""

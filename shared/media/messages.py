@@ -1,6 +1,7 @@
 """Chat messages with media, as callers write them, to the records and blobs of a job.
 
-A caller's file paths end here: what travels holds the hashes of the encoded frames instead.
+A caller's file paths end here: what travels holds the hashes of the encoded frames instead. What reads media is
+imported with the first of them, for not every worker has it.
 """
 
 from __future__ import annotations
@@ -11,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..shared.errors import BadRequest, SailqError
-from ..shared.frames import Frames, encode_frames
-from ..shared.jobs import FramesPart, Message, ModelCard, TextPart, parse
-from .media import reading as media
-from .media.options import Options
-from .media.sizing import Budget
-from .media.sources import about, is_named
+from ..errors import BadRequest, SailqError
+from ..frames import Frames, encode_frames
+from ..jobs import FramesPart, Message, ModelCard, TextPart, parse
+from .options import Options
 from .parts import Part, read_part
+from .sizing import Budget
 
 Role = Literal["system", "user", "assistant"]
 ROLES = get_args(Role)
@@ -54,8 +53,8 @@ def prepare(
 
     Args:
         messages: Qwen2-VL's chat format, which is also OpenAI's: `role` is system, user or assistant, `content` a
-            text or a list of parts, spelled as `parts` says. An image is what `reading.read_image` takes, a video
-            what `reading.read_video` takes, with the fields of `Options` beside it.
+            text or a list of parts, spelled as `parts` says, or as `Client.upload` has returned them. An image is what
+            `reading.read_image` takes, a video what `reading.read_video` takes, with the fields of `Options` beside it.
         base: folder that relative paths start from; the working directory without it.
         card: the model that will answer. It gives the default sizes and the limits.
         encode: makes the blob of each medium's frames.
@@ -83,7 +82,7 @@ def prepare(
     return Prepared(prepared, blobs, budget.tokens, sum(damaged))
 
 
-def _message(message: Any, number: int) -> tuple[Role, list[Part]]:
+def _message(message: Any, number: int) -> tuple[Role, list[Part | FramesPart]]:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         raise BadRequest("A message is a map of role and content, and of nothing else.")
     role, content = message["role"], message["content"]
@@ -95,20 +94,23 @@ def _message(message: Any, number: int) -> tuple[Role, list[Part]]:
         content = [content]
     if not isinstance(content, (list, tuple)) or not content:
         raise BadRequest("A message's content is a text or a list of at least one part.")
-    parts = []
+    parts: list[Part | FramesPart] = []
     for place, part in enumerate(content, 1):
         with _at(f"Part {place} of message {number}"):
-            parts.append(read_part(part))
+            uploaded = isinstance(part, Mapping) and "blob" in part
+            parts.append(parse(FramesPart, dict(part)) if uploaded else read_part(part))
     return role, parts
 
 
-def _is_automatic(part: Part) -> bool:
+def _is_automatic(part: Part | FramesPart) -> bool:
+    if isinstance(part, FramesPart):
+        return False
     max_side = part.options.get("max_side")
     return part.kind == "image" and isinstance(max_side, int) and max_side in (0, -1)
 
 
 def _record(
-    part: Part,
+    part: Part | FramesPart,
     place: str,
     base: Path | None,
     budget: Budget,
@@ -116,16 +118,25 @@ def _record(
     damaged: list[int],
     encode: Encode,
 ) -> TextPart | FramesPart:
+    if isinstance(part, FramesPart):
+        with _at(place):
+            budget.spend(*part.size)
+        return part
     source = part.source
-    # A path says which medium it is; of two data URLs or arrays, their place does.
-    with nullcontext() if part.kind != "text" and is_named(source) else _at(place):
-        if part.kind == "text":
+    if part.kind == "text":
+        with _at(place):
             return parse(TextPart, {"text": source, **part.options})
-        options = _options(part.options, source)
+    from . import reading
+    from .sources import about, is_named
+
+    # A path says which medium it is; of two data URLs or arrays, their place does.
+    with nullcontext() if is_named(source) else _at(place):
+        with about(source):
+            options = _options(part.options)
         if part.kind == "video":
-            video = media.read_video(source, options, base=base, budget=budget)
+            video = reading.read_video(source, options, base=base, budget=budget)
         else:
-            video = media.Sampled(media.read_image(source, options, base=base, budget=budget))
+            video = reading.Sampled(reading.read_image(source, options, base=base, budget=budget))
         damaged.append(video.damaged_frames)
         with about(source):
             digest, blob = encode(video.frames)
@@ -145,9 +156,8 @@ def _at(place: str) -> Iterator[None]:
         raise type(error)(f"{place}: {error}") from None
 
 
-def _options(fields: dict[str, Any], source: Any) -> Options:
-    with about(source):
-        for name in fields:
-            if name not in Options.model_fields:
-                raise BadRequest(f"There is no option {name!r}; there are {', '.join(Options.model_fields)}.")
-        return parse(Options, fields)
+def _options(fields: dict[str, Any]) -> Options:
+    for name in fields:
+        if name not in Options.model_fields:
+            raise BadRequest(f"There is no option {name!r}; there are {', '.join(Options.model_fields)}.")
+    return parse(Options, fields)

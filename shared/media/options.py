@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ...shared.jobs import Record
+from ..jobs import Record
 
 _LARGEST = 2**31 - 1
 Count = Annotated[int, Field(ge=0, le=_LARGEST)]

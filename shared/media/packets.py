@@ -14,7 +14,7 @@ from av import Packet
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from ...shared.errors import BadMedia
+from ..errors import BadMedia
 from .containers import open_video
 from .limits import MAX_KEPT_BYTES, MAX_PACKETS, Stopwatch
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..shared.errors import BadRequest, Unsupported
+from ..errors import BadRequest, Unsupported
 
 Kind = Literal["text", "image", "video"]
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL.Image import Image as PillowImage
 
-from ...shared.errors import BadMedia, BadRequest
-from ...shared.frames import Frames
+from ..errors import BadMedia, BadRequest
+from ..frames import Frames
 from . import images, limits, sizing, sophon_demo
 from .clips import Sampled as Sampled
 from .clips import read_clip

@@ -15,8 +15,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from ...shared.errors import BadMedia, BadRequest, TooLong
-from ...shared.jobs import MAX_FRAMES, MAX_SIDE, ModelCard
+from ..errors import BadMedia, BadRequest, TooLong
+from ..jobs import MAX_FRAMES, MAX_SIDE, ModelCard
 from .options import NO_OPTIONS as NO_OPTIONS
 from .options import Options as Options
 

@@ -12,7 +12,7 @@ import math
 import cv2
 import numpy as np
 
-from ...shared.errors import BadMedia
+from ..errors import BadMedia
 from . import sizing
 from .images import Image
 from .sizing import FACTOR, TOKEN_PIXELS, Budget, Options

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import base64
+import mimetypes
 import os
 import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import numpy as np
 from PIL.Image import Image as PillowImage
 
-from ...shared.errors import BadMedia, BadRequest, SailqError, Unsupported
+from ..errors import BadMedia, BadRequest, SailqError, Unsupported
 
 MAX_BYTES = 256 * 1024 * 1024
 """Most bytes of an image, and of what a data URL holds."""
@@ -121,6 +122,20 @@ def name(source: Any) -> str:
         source = source[:60].partition(",")[0] + ",…"
     shown = source if source.isprintable() else repr(source)[1:-1]
     return shown if len(shown) <= 200 else f"{shown[:60]}…"
+
+
+def kind_of(source: Any) -> Literal["image", "video"]:
+    """What a medium is, by its name, its data URL's type or its shape. Raises BadRequest where none of them says it."""
+    if isinstance(source, PillowImage) or (isinstance(source, np.ndarray) and source.ndim == 3):
+        return "image"
+    if isinstance(source, (list, tuple, np.ndarray)):
+        return "video"
+    if isinstance(source, (str, os.PathLike)):
+        text = os.fsdecode(source)
+        said = text[5:].partition(",")[0] if _DATA.match(text) else mimetypes.guess_type(text, strict=False)[0] or ""
+        if (kind := said.partition("/")[0].lower()) in ("image", "video"):
+            return "image" if kind == "image" else "video"
+    raise BadRequest(f"Say whether this is an image or a video ({name(source)}): its name does not.")
 
 
 def local_path(source: str, base: Path) -> Path:

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from av.video.stream import VideoStream
 
-from ...shared.errors import BadMedia
+from ..errors import BadMedia
 from . import sizing
 from .packets import NONE, Packets
 from .sizing import Options

@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import cv2
 import numpy as np
 from camera import camera_clip, drawn_on
-from sailq.producer.messages import prepare
 from sailq.producer.samples import write_samples
 from sailq.shared import frames as coding
 from sailq.shared.frames import Frames, decode_frames, encode_frames
 from sailq.shared.jobs import GenerationOptions, Message, media_parts
+from sailq.shared.media.messages import prepare
 from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine
 

@@ -13,11 +13,11 @@ from playback import Trip
 from roles import Asked, WorkerRoles, producer_trips, scripts
 from rq.job import Job as RQJob
 from sailq.producer.client import Client
-from sailq.producer.messages import Prepared
 from sailq.shared import keys
 from sailq.shared.codec import decode
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, Job, Message, TextPart
+from sailq.shared.media.messages import Prepared
 from wiretap import load, wiretap
 
 QUESTION = "请描述视频中的内容"

@@ -21,9 +21,9 @@ from conftest import Table
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion
 from sailq.producer.fleet import Fleet
-from sailq.producer.messages import Prepared
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
+from sailq.shared.media.messages import Prepared
 from scraping import free_port, scrape
 from timings import Timings
 from turns import RUNS, spread

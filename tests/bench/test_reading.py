@@ -13,9 +13,9 @@ import av
 import cv2
 import numpy as np
 import pytest
-from sailq.producer.media.reading import read_video
-from sailq.producer.media.resizing import resize
-from sailq.producer.media.sizing import Options, frame_indices, video_size
+from sailq.shared.media.reading import read_video
+from sailq.shared.media.resizing import resize
+from sailq.shared.media.sizing import Options, frame_indices, video_size
 
 FPS, SECONDS, LOOP, HEIGHT, WIDTH = 25, 60, 4, 1080, 1920
 ROUNDS = 3

@@ -11,9 +11,9 @@ from captions import COUNT, THREADS, answer, captions
 from conftest import Bars, Table
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion
-from sailq.producer.messages import Prepared
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart
+from sailq.shared.media.messages import Prepared
 from sailq.worker.engine import Engine
 from turns import RUNS, TURN_SECONDS, Way, runs, spread
 

@@ -16,14 +16,14 @@ from unittest.mock import patch
 
 import msgpack
 from sailq.producer.captioning.inputs import from_messages
-from sailq.producer.media import reading
-from sailq.producer.messages import prepare
 from sailq.producer.vision_inputs import to_parts
 from sailq.shared.codec import decode, pack, unpack
 from sailq.shared.errors import BadMedia, SailqError
 from sailq.shared.frames import MAX_BLOB_BYTES, decode_frames
 from sailq.shared.jobs import GenerationOptions, Job, ModelCard, Result, Turn, parse
 from sailq.shared.keys import queue
+from sailq.shared.media import reading
+from sailq.shared.media.messages import prepare
 from sailq.shared.rqjob import read_job
 
 _SIZE = (2, 28, 28)

@@ -11,12 +11,12 @@ import redis
 from answering import Answerer
 from commands import invoke, rows
 from sailq.producer.client import Client
-from sailq.producer.messages import Prepared
 from sailq.producer.samples import write_samples
 from sailq.shared import keys
 from sailq.shared.errors import QueueFull
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, Message, TextPart
+from sailq.shared.media.messages import Prepared
 from sailq.shared.settings import Settings
 
 HI = Prepared((Message(role="user", content=(TextPart(text="Hi"),)),), {}, 0)

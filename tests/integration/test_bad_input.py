@@ -23,9 +23,9 @@ from commands import USAGE_ERRORS, invoke, refused, rows, sailq, told
 from rq.queue import Queue
 from sailq.producer.client import Client
 from sailq.producer.fleet import Fleet
-from sailq.producer.messages import prepare
 from sailq.producer.samples import write_samples
 from sailq.shared import keys
+from sailq.shared.media.messages import prepare
 from sailq.shared.rqjob import FUNCTION, Serializer
 
 Row = dict[str, Any]

@@ -10,11 +10,11 @@ import redis
 from answering import TTLS, Answerer, take
 from sailq.producer.client import Client
 from sailq.producer.failures import Failures
-from sailq.producer.messages import Prepared
 from sailq.shared import keys
 from sailq.shared.errors import BadMedia
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import Failure, FramesPart, Message, Result
+from sailq.shared.media.messages import Prepared
 from sailq.worker.store import JobStore
 
 QUEUE = keys.queue("sailq-tiny")

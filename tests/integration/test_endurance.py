@@ -12,10 +12,10 @@ import pytest
 import redis
 from farm import NullWorker
 from sailq.producer.client import Client
-from sailq.producer.messages import Prepared
 from sailq.shared import keys
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
+from sailq.shared.media.messages import Prepared
 from sailq.shared.settings import Settings
 
 WARM_UP, JOBS, CHUNK = 1000, 20_000, 100

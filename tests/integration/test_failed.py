@@ -18,10 +18,10 @@ from commands import invoke, refused
 from farm import Farm, NullWorker
 from rq.job import Job as RQJob
 from sailq.producer.client import Client
-from sailq.producer.messages import Prepared
 from sailq.shared import keys
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import DIED, HANDED_BACK, Failure, FramesPart, GenerationOptions, Message, Result, TextPart
+from sailq.shared.media.messages import Prepared
 from sailq.shared.rqjob import MAX_ATTEMPTS, Serializer, read_job
 from sailq.worker.store import Claim, JobStore, Recovered, new_execution
 

@@ -19,11 +19,11 @@ from farm import NullWorker
 from null_jobs import submit
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
-from sailq.producer.messages import Prepared
 from sailq.shared import keys
 from sailq.shared.connection import connect, server_errors
 from sailq.shared.errors import NotReplicated, SailqError, ServerUnavailable
 from sailq.shared.jobs import Message, TextPart
+from sailq.shared.media.messages import Prepared
 from sailq.shared.settings import Settings
 from sentinels import NAME, Sentinels, wait_until
 

@@ -19,10 +19,10 @@ from rq.job import Callback
 from rq.queue import Queue
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion
-from sailq.producer.messages import prepare
 from sailq.shared import keys
 from sailq.shared.errors import quoted
 from sailq.shared.frames import encode_frames
+from sailq.shared.media.messages import prepare
 from sailq.shared.rqjob import FUNCTION, Serializer
 
 QUEUE = keys.queue("sailq-tiny")

@@ -15,10 +15,10 @@ from farm import NullWorker
 from null_jobs import submit
 from own_server import OwnServer
 from sailq.producer.client import Client
-from sailq.producer.messages import Prepared
 from sailq.shared import keys
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, Message, TextPart
+from sailq.shared.media.messages import Prepared
 from wiretap import load
 
 WATCHED_SECONDS = 16.0

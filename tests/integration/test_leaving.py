@@ -15,9 +15,9 @@ import redis
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion
 from sailq.producer.fleet import Fleet
-from sailq.producer.messages import Prepared
 from sailq.shared import keys
 from sailq.shared.jobs import Message, TextPart
+from sailq.shared.media.messages import Prepared
 from sailq.worker.store import LEASE_SECONDS
 from sailq.worker.watchdog import EXIT_CODE
 

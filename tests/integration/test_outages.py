@@ -20,11 +20,11 @@ from sailq.producer.client import Client
 from sailq.producer.companion import Companion, sailq_command
 from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
-from sailq.producer.messages import Prepared
 from sailq.shared import keys
 from sailq.shared.connection import ServerClock, connect
 from sailq.shared.errors import ServerUnavailable
 from sailq.shared.jobs import Message, TextPart
+from sailq.shared.media.messages import Prepared
 from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine
 from sailq.worker.execution import Executor

@@ -21,8 +21,8 @@ from farm import NullWorker
 from sailq.producer.captioning.rowfile import RowFile
 from sailq.producer.commands._flags import fill_in
 from sailq.producer.companion import sailq_command
-from sailq.producer.media.sizing import Options, frame_count
 from sailq.shared.errors import BadRequest
+from sailq.shared.media.sizing import Options, frame_count
 
 ASCII = {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
 

@@ -15,11 +15,11 @@ from farm import NullWorker
 from rq.job import Job as RQJob
 from sailq.producer.client import Client, Handle
 from sailq.producer.companion import Companion
-from sailq.producer.messages import Prepared
 from sailq.shared import keys
 from sailq.shared.errors import NotFound
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
+from sailq.shared.media.messages import Prepared
 from sailq.shared.rqjob import MAX_ATTEMPTS
 from sailq.shared.settings import Settings
 

@@ -11,7 +11,7 @@ import av
 import cv2
 import numpy as np
 import numpy.typing as npt
-from sailq.producer.media.reading import read_video
+from sailq.shared.media.reading import read_video
 
 Pixels = npt.NDArray[np.uint8]
 

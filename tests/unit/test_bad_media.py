@@ -30,11 +30,11 @@ from media_files import (
     write_numbered,
 )
 from PIL import Image
-from sailq.producer.media import images, limits, sources
-from sailq.producer.media.reading import read_image, read_video
-from sailq.producer.media.sizing import Budget, Options
 from sailq.shared.errors import BadMedia, BadRequest, SailqError, TooLong, Unsupported
 from sailq.shared.jobs import ModelCard
+from sailq.shared.media import images, limits, sources
+from sailq.shared.media.reading import read_image, read_video
+from sailq.shared.media.sizing import Budget, Options
 
 
 def text_named_mp4(folder: Path) -> str:
@@ -345,7 +345,7 @@ def test_bad_files_write_nothing_to_stderr(tmp_path: Path) -> None:
         (tmp_path / f"a.{suffix}").write_bytes(data)
     script = """if True:
         import os, pathlib, sys
-        from sailq.producer.media.reading import read_image, read_video
+        from sailq.shared.media.reading import read_image, read_video
         from sailq.shared.errors import SailqError
         for path in sorted(pathlib.Path(sys.argv[1]).rglob("*.*")):
             try:

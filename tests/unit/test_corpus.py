@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numbered import HEIGHT, KINDS, TICK, TURNS, WIDTH, Variant, number_shown, variants, write
-from sailq.producer.media.reading import read_video
-from sailq.producer.media.sizing import Options
+from sailq.shared.media.reading import read_video
+from sailq.shared.media.sizing import Options
 
 COUNT = 30
 PLAIN = [Variant(kind) for kind in KINDS]

@@ -17,9 +17,9 @@ import pytest
 from media_files import odd_png
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from sailq.producer.media import images
-from sailq.producer.media.images import decode, moves
 from sailq.shared.errors import BadMedia
+from sailq.shared.media import images
+from sailq.shared.media.images import decode, moves
 
 pillow_heif.register_heif_opener()
 SUFFIXES = ("jpg", "png", "webp", "tif", "heic", "avif")

@@ -30,9 +30,9 @@ from media_files import (
     write_image,
 )
 from PIL import Image
-from sailq.producer.media.reading import read_image, read_video
-from sailq.producer.media.sizing import Options, frame_indices
 from sailq.shared.errors import BadMedia, SailqError
+from sailq.shared.media.reading import read_image, read_video
+from sailq.shared.media.sizing import Options, frame_indices
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)

@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from media_files import HEIGHT, SAME_SIZE, WIDTH, coded, number_of, write_clip, write_image
 from PIL import Image
-from sailq.producer.media import sources
-from sailq.producer.messages import Prepared, prepare
-from sailq.producer.parts import read_part
 from sailq.shared.codec import decode, encode
 from sailq.shared.errors import BadMedia, BadRequest, SailqError, TooLong, Unsupported
 from sailq.shared.frames import decode_frames
 from sailq.shared.jobs import FramesPart, Job, ModelCard, TextPart
+from sailq.shared.media import sources
+from sailq.shared.media.messages import Prepared, prepare
+from sailq.shared.media.parts import read_part
 
 CARD = ModelCard(name="tiny", context=64, max_patches=200, min_pixels=784, max_pixels=16 * 784)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import av
 import pytest
 from media_files import FPS, HEIGHT, SAME_SIZE, WIDTH, coded, number_of
-from sailq.producer.media.containers import open_video
-from sailq.producer.media.decoding import Decoder
-from sailq.producer.media.limits import Stopwatch
-from sailq.producer.media.order import Shown, leading
-from sailq.producer.media.packets import Packets, VideoPacket
-from sailq.producer.media.reading import read_video
-from sailq.producer.media.sizing import Options
+from sailq.shared.media.containers import open_video
+from sailq.shared.media.decoding import Decoder
+from sailq.shared.media.limits import Stopwatch
+from sailq.shared.media.order import Shown, leading
+from sailq.shared.media.packets import Packets, VideoPacket
+from sailq.shared.media.reading import read_video
+from sailq.shared.media.sizing import Options
 
 COUNT, GROUP = 240, 12
 CODECS = {

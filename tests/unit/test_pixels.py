@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pytest
 import release
 from camera import camera_clip, drawn_on
-from sailq.producer.media import sizing
-from sailq.producer.media.resizing import resize
-from sailq.producer.media.sizing import Options
 from sailq.shared.frames import Frames, decode_frames, encode_frames
+from sailq.shared.media import sizing
+from sailq.shared.media.resizing import resize
+from sailq.shared.media.sizing import Options
 from sailq.worker.engine.patches import patchify
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(3600)]

@@ -16,9 +16,9 @@ import pytest
 from media_files import odd_png, write_clip
 from sailq.producer.captioning import readers
 from sailq.producer.captioning.readers import Readers
-from sailq.producer.messages import prepare
 from sailq.shared.errors import BadMedia, SailqError, Unsupported
 from sailq.shared.frames import encode_frames
+from sailq.shared.media.messages import prepare
 
 
 def ask(path: object) -> list[dict[str, object]]:

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from numbered import GOP, KINDS, TICK, TURNS, Pixels, Variant, number_shown, shows, write, write_at
 from PIL import Image
-from sailq.producer.media import limits, packets
-from sailq.producer.media.clips import Sampled
-from sailq.producer.media.containers import open_video
-from sailq.producer.media.decoding import Decoder
-from sailq.producer.media.packets import Packets
-from sailq.producer.media.reading import read_video
-from sailq.producer.media.sizing import Options
 from sailq.shared.errors import BadMedia, BadRequest
+from sailq.shared.media import limits, packets
+from sailq.shared.media.clips import Sampled
+from sailq.shared.media.containers import open_video
+from sailq.shared.media.decoding import Decoder
+from sailq.shared.media.packets import Packets
+from sailq.shared.media.reading import read_video
+from sailq.shared.media.sizing import Options
 
 KIND = {kind.name: kind for kind in KINDS}
 SIZE = {"resized_height": 112, "resized_width": 168}

@@ -11,10 +11,10 @@ from answering import TTLS, Answerer, take
 from sailq.producer import mailroom, waiting
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
-from sailq.producer.messages import Prepared
 from sailq.shared import keys
 from sailq.shared.errors import NotReplicated
 from sailq.shared.jobs import Message, Result, TextPart, Turn
+from sailq.shared.media.messages import Prepared
 from sailq.shared.settings import Settings
 from sailq.worker.store import JobStore
 

@@ -10,9 +10,9 @@ import qwen_oracle as oracle
 import torch
 from camera import camera_clip, drawn_on
 from PIL import Image
-from sailq.producer.media.reading import read_image, read_video
-from sailq.producer.media.resizing import resize
-from sailq.producer.media.sizing import Options
+from sailq.shared.media.reading import read_image, read_video
+from sailq.shared.media.resizing import resize
+from sailq.shared.media.sizing import Options
 from torch.nn.functional import interpolate
 
 

@@ -10,10 +10,10 @@ import pytest
 import qwen_oracle as oracle
 import torch
 from PIL import Image
-from sailq.producer.media.reading import sizing
-from sailq.producer.media.sizing import Budget, Options
 from sailq.shared.errors import BadMedia, BadRequest, SailqError, TooLong
 from sailq.shared.jobs import ModelCard
+from sailq.shared.media.reading import sizing
+from sailq.shared.media.sizing import Budget, Options
 from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec
 

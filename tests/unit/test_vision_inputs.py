@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from media_files import coded, number_of, write_clip, write_image
-from sailq.producer.media import sophon_demo
-from sailq.producer.media.reading import read_image
-from sailq.producer.media.sizing import Budget, Options
-from sailq.producer.messages import prepare
 from sailq.producer.vision_inputs import to_parts
 from sailq.shared.errors import BadMedia, BadRequest
 from sailq.shared.frames import decode_frames
 from sailq.shared.jobs import FramesPart, ModelCard
+from sailq.shared.media import sophon_demo
+from sailq.shared.media.messages import prepare
+from sailq.shared.media.reading import read_image
+from sailq.shared.media.sizing import Budget, Options
 
 SIZE = {"resized_height": 140, "resized_width": 210}
 CLIP = {"type": "video", "video": "clip.mp4"}

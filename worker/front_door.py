@@ -1,0 +1,43 @@
+"""The messages of a job that a backend has put on the queue with RQ's own `enqueue`, as its author wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..shared.errors import BadRequest, Unsupported
+from ..shared.jobs import ModelCard
+from ..shared.media.messages import Prepared, prepare
+from ..shared.media.parts import peek
+
+
+def read_messages(messages: Any, card: ModelCard) -> Prepared:
+    """Reads messages as `prepare` takes them, with these media alone: data URLs, and parts of `Client.upload`'s.
+
+    Raises what `prepare` raises, BadRequest for media that the worker would have to open or to fetch, and Unsupported
+    where this worker cannot read media.
+    """
+    for message in messages if isinstance(messages, (list, tuple)) else ():
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for part in content if isinstance(content, (list, tuple)) else ():
+            _check(part)
+    try:
+        return prepare(messages, card=card)
+    except ImportError:  # the workers' images leave out what reads media
+        raise Unsupported(
+            "This worker reads no images or videos; have Client.upload read them, and give the part that it returns."
+        ) from None
+
+
+def _check(part: Any) -> None:
+    if isinstance(part, Mapping) and "blob" in part:
+        return
+    read = peek(part)
+    if read is None or read.kind == "text":
+        return
+    sources = read.source if isinstance(read.source, (list, tuple)) else [read.source]
+    if not all(isinstance(source, str) and source[:5].lower() == "data:" for source in sources):
+        raise BadRequest(
+            "A worker opens no files and no addresses: give images and videos as data URLs, or as parts that "
+            "Client.upload returns."
+        )
