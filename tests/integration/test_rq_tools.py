@@ -1,0 +1,259 @@
+"""RQ's own tools at sailq's jobs: the table in deploy/redis/README.md, cell by cell, and tools that only look."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+from farm import NullWorker
+from rq import Queue
+from rq.exceptions import InvalidJobOperation
+from rq.job import Job
+from rq.suspension import resume, suspend
+from sailq.producer.client import Client, Handle
+from sailq.producer.replies import LOOK_SECONDS
+from sailq.shared import keys
+from sailq.shared.errors import NotFound
+from sailq.shared.frames import encode_frames
+from sailq.shared.jobs import FramesPart, Message, TextPart
+from sailq.shared.media.messages import Prepared
+from sailq.shared.rqjob import Serializer
+from sailq.shared.settings import Settings
+from sailq.worker import store
+from sailq.worker.store import JobStore
+
+QUEUE = "sailq-sailq-tiny"
+SHORT = {"max_new_tokens": 2}
+LONG = {"max_new_tokens": 2000}
+"""100 s on a slow worker, which its tests never wait for."""
+SLOW_WORKER = ("--decode-ms", "50")
+FAILING_WORKER = ("--failing-prompt", "200")
+WAIT = 90.0
+TOOLS = Path(__file__).parents[1] / "looking_tools.py"
+Start = Callable[..., NullWorker]
+Eventually = Callable[..., None]
+
+
+def said(text: str = "Hello.") -> Prepared:
+    return Prepared((Message(role="user", content=(TextPart(text=text),)),), {}, 0)
+
+
+def shown(text: str = "Describe it.") -> Prepared:
+    digest, blob = encode_frames(np.random.default_rng(3).integers(0, 255, (4, 84, 84, 3), np.uint8))
+    part = FramesPart(type="video", blob=digest, frames=4, height=84, width=84)
+    return Prepared((Message(role="user", content=(part, TextPart(text=text))),), {digest: blob}, 0)
+
+
+@pytest.fixture
+def queue(connection: redis.Redis) -> Queue:
+    return Queue(QUEUE, connection=connection, serializer=Serializer)
+
+
+class Scene:
+    """A turn of a conversation with a clip, in one state, a turn after it, and a client that waits for the first."""
+
+    def __init__(self, state: str, client: Client, queue: Queue, start: Start, eventually: Eventually) -> None:
+        self.state, self.client, self.queue, self.start = state, client, queue, start
+        self.eventually, self.worker = eventually, None
+        if state == "deferred":
+            self.submit(said(), SHORT)
+        text = "Describe it. " * 200 if state == "failed" else "Describe it."
+        self.job = self.submit(shown(text), LONG if state == "running" else SHORT).job
+        if state == "running":
+            self.worker = start(*SLOW_WORKER)
+            eventually(lambda: self.status() == "started")
+        if state == "failed":
+            self.worker = start(*FAILING_WORKER)
+            assert client.wait(self.job, WAIT).error.code == "internal"
+            assert self.status() == "failed"
+        if state == "finished":
+            queue.connection.hset(keys.job(self.job), "result_ttl", 500)  # as RQ's own enqueue leaves it
+            self.worker = start()
+            assert client.wait(self.job, WAIT).error is None
+        self.next = self.submit(said("And then?"), SHORT).job
+        self._pool = ThreadPoolExecutor(1)
+        self.waiting = self._pool.submit(self._wait)
+
+    def submit(self, prepared: Prepared, options: dict[str, Any]) -> Handle:
+        return self.client.submit_prepared(prepared, conversation="talk", options=options, keep=False)
+
+    def status(self) -> str:
+        return (self.queue.connection.hget(keys.job(self.job), "status") or b"gone").decode()
+
+    def fetch(self) -> Job:
+        return Job.fetch(self.job, connection=self.queue.connection, serializer=Serializer)
+
+    def serve(self) -> None:
+        """A worker, where none is there yet."""
+        if self.worker is None:
+            self.worker = self.start()
+
+    def _wait(self) -> str:
+        with Client(self.client.settings.redis_url) as client:
+            try:
+                result = client.wait(self.job, WAIT)
+            except NotFound:
+                return "NotFound"
+        return result.finish_reason if result.error is None else result.error.code
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def requeue(scene: Scene) -> None:
+    if scene.state != "failed":
+        with pytest.raises(InvalidJobOperation):
+            scene.queue.failed_job_registry.requeue(scene.job)
+        return
+    assert scene.waiting.result(WAIT) == "internal"
+    scene.worker.kill()
+    scene.queue.failed_job_registry.requeue(scene.job)
+    assert scene.status() == "queued"
+    scene.start()
+    scene.eventually(lambda: (found := scene.client.result(scene.job)) and found.error is None)
+
+
+def empty(scene: Scene) -> None:
+    scene.queue.empty()
+
+
+def suspended(scene: Scene) -> None:
+    suspend(scene.queue.connection)
+    before = scene.status()
+    scene.serve()
+    if scene.state in {"waiting", "deferred"}:
+        time.sleep(2.5)  # more than the second within which a worker takes what waits
+        assert scene.status() == before and not scene.waiting.done()
+    else:
+        assert scene.status() == before
+    resume(scene.queue.connection)
+
+
+def resumed(scene: Scene) -> None:
+    resume(scene.queue.connection)
+
+
+def delete(scene: Scene) -> None:
+    scene.fetch().delete()
+
+
+def cancel(scene: Scene) -> None:
+    scene.fetch().cancel()
+
+
+ANSWER = "length"
+UNTOUCHED = {"waiting": ANSWER, "deferred": ANSWER, "failed": "internal", "finished": ANSWER}
+GETS: dict[Callable[[Scene], None], dict[str, str]] = {
+    requeue: {**UNTOUCHED},
+    empty: {**UNTOUCHED, "waiting": "NotFound"},
+    suspended: {**UNTOUCHED},
+    resumed: {**UNTOUCHED},
+    delete: {**UNTOUCHED, "waiting": "NotFound", "deferred": "NotFound", "running": "NotFound"},
+    cancel: {**UNTOUCHED, "waiting": "cancelled", "deferred": "cancelled", "running": "cancelled"},
+}
+"""What a waiting client gets. A running job that is not named here runs on."""
+ENDS = {requeue: "gone", delete: "gone", cancel: "canceled"}
+"""What RQ says of a failed job afterwards, where it does not stay failed."""
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("state", ["waiting", "deferred", "running", "failed", "finished"])
+@pytest.mark.parametrize("tool", list(GETS), ids=lambda tool: tool.__name__)
+def test_the_outcome_of_a_tool(
+    tool: Callable[[Scene], None], state: str, client: Client, queue: Queue, start_null: Start,
+    eventually: Eventually, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(state, client, queue, start_null, eventually)
+    if state in {"failed", "finished"}:
+        assert client.wait(scene.next, WAIT).error is None
+    tool(scene)
+    began = time.monotonic()
+    if state == "running" and "running" not in GETS[tool]:  # it runs on
+        assert scene.status() == "started" and client.cancel(scene.job) == "running"
+        assert scene.waiting.result(WAIT) == "cancelled"
+    else:
+        if GETS[tool].get(state) != "NotFound":
+            scene.serve()
+        assert scene.waiting.result(WAIT) == GETS[tool][state]
+        if GETS[tool][state] == "NotFound":  # a deleted job's waiters learn it at once, with or without a worker
+            assert time.monotonic() - began < 5 * LOOK_SECONDS
+    scene.serve()
+    assert client.wait(scene.next, WAIT).finish_reason == ANSWER, "the next turn goes on"
+    if state == "failed":
+        assert scene.status() == ENDS.get(tool, "failed")
+
+    monkeypatch.setattr(store, "_SWEEP_SECONDS", 1)
+    sweeper = JobStore(client.connection, client.connection, Settings(), "sweeper")
+
+    def held() -> int:
+        client.connection.delete("sailq:looked", "sailq:swept")
+        sweeper.recover()
+        return int(client.connection.get(keys.CLIP_BYTES) or 0)
+
+    if scene.status() in {"failed", "canceled"} and state == "failed":
+        assert held() > 0, "a failed job keeps its clips"
+    else:
+        eventually(lambda: held() == 0)
+    scene.close()
+
+
+@pytest.mark.proof
+@pytest.mark.alone
+def test_tools_that_look_neither_end_nor_double_a_job(
+    redis_url: str, client: Client, queue: Queue, start_null: Start, eventually: Eventually, tmp_path: Path
+) -> None:
+    jobs, kills = 400, 8
+    handles = [client.submit_prepared(said(f"Number {number}."), options={"max_new_tokens": 20})
+               for number in range(jobs)]
+    workers = [start_null("--slots", "4", "--decode-ms", "20") for _ in range(2)]
+    with ExitStack() as stack:
+        looking = []
+        for seconds in (-60, -10, 10, 60):
+            log = stack.enter_context((tmp_path / f"tools{seconds}.log").open("w+"))
+            process = subprocess.Popen([sys.executable, str(TOOLS), redis_url, QUEUE, str(seconds)], stdout=log,
+                                       stderr=subprocess.STDOUT, text=True)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            looking.append((process, tmp_path / f"tools{seconds}.log"))
+        for _, log in looking:
+            eventually(lambda log=log: "looked" in log.read_text())
+        spent = 0
+        for kill in range(kills):
+            eventually(lambda kill=kill: results_there(client) >= 40 * (kill + 1))
+            victim = workers.pop(0)
+            victim.signal(signal.SIGSTOP)
+            spent += attempts_of(victim, client)
+            victim.kill()
+            workers.append(start_null("--slots", "4", "--decode-ms", "20", ready=False))
+        results = dict(client.as_completed([handle.job for handle in handles], WAIT))
+        looks = []
+        for process, log in looking:
+            assert process.poll() is None, log.read_text()
+            looks.append(log.read_text().count("looked"))
+    attempts = sum(result.attempt for result in results.values())
+    print(f"\nfigure: tools looked {sum(looks)} times, clocks off by 10 and 60 s both ways, {kills} workers killed: "
+          f"{len(results)} of {jobs} results, {attempts} attempts, {jobs + spent} with those that the kills cost")
+    assert len(results) == jobs and all(result.error is None for result in results.values())
+    assert attempts <= jobs + spent and min(looks) >= 5
+    assert len(queue.started_job_registry.get_job_ids(cleanup=False)) == len(queue) == 0
+
+
+def results_there(client: Client) -> int:
+    return len(client.connection.keys(keys.result("*")))
+
+
+def attempts_of(worker: NullWorker, client: Client) -> int:
+    """How many jobs a stopped worker has in hand."""
+    leases = client.connection.zrange(keys.LEASES, 0, -1)
+    names = [client.connection.hget(f"rq:execution:{lease.decode()}", "worker_name") or b"" for lease in leases]
+    return sum(f"-{worker.pid}-".encode() in name for name in names)
