@@ -150,9 +150,10 @@ def rq_status(result: Result) -> str:
 
 def rq_result(result: Result) -> list[Any]:
     """What RQ's `return_value()`, `is_failed` and `exc_string` read of a result: fields and values."""
-    kind = RQResult.Type.FAILED if rq_status(result) == "failed" else RQResult.Type.SUCCESSFUL
+    failed = rq_status(result) == "failed"  # as RQ's own, it has no value: tools with another serializer read it, too
+    kind = RQResult.Type.FAILED if failed else RQResult.Type.SUCCESSFUL
     made = RQResult(
-        result.job, kind, _NO_CONNECTION, return_value=result.model_dump(), serializer=Serializer,
+        result.job, kind, _NO_CONNECTION, return_value=None if failed else result.model_dump(), serializer=Serializer,
         worker_name=result.worker, exc_string=None if result.error is None else result.error.message,
     )
     return [part for field in made.serialize().items() for part in field]

@@ -173,12 +173,14 @@ local function conclude(id, fields, options)
   local failed = status == 'failed'
   local kept = math.floor(math.min(
     tonumber(failed and fields.failure_ttl or not failed and fields.result_ttl) or options.kept, 2 ^ 31))
-  for _, registry in ipairs({ 'scheduled', 'canceled' }) do redis.call('ZREM', 'rq:' .. registry .. ':' .. queue, id) end
+  if fields.status ~= 'started' then
+    for _, other in ipairs({ 'scheduled', 'canceled' }) do redis.call('ZREM', 'rq:' .. other .. ':' .. queue, id) end
+  end
   if fields.rate_limit_key then
     local limit = 'rq:rl:' .. fields.rate_limit_key
     for _, registry in ipairs({ ':rate_limited', ':allowed' }) do redis.call('ZREM', limit .. registry, id) end
   end
-  redis.call('DEL', 'rq:job::' .. id .. ':dependencies')  -- RQ's own two colons
+  if fields.dependency_ids then redis.call('DEL', 'rq:job::' .. id .. ':dependencies') end  -- RQ's own two colons
   if kept == 0 then
     redis.call('DEL', job)
   else
