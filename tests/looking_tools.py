@@ -1,9 +1,10 @@
-"""What `rq info`, rq-dashboard and rq-exporter do when they look, over and over, by a clock that is off.
+"""What RQ's tools do when they look, over and over, by a clock that is off. Runs in an environment of the tools' own.
 
-    python tests/looking_tools.py redis://… sailq-sailq-tiny -60
+    python tests/looking_tools.py rq redis://… sailq-sailq-tiny -60
 
-RQ asks `now` and `current_timestamp` alone for the time. The calls are those of rq.cli's `info`, of rq-dashboard's
-`/api/queues`, `/api/jobs` and `/api/workers`, and of rq-exporter's collector.
+`rq` is `rq info`, the registries' clean-up that any program may ask for, and the JSON behind rq-dashboard's pages;
+`exporter` is rq-exporter's collector, with the RQ 2 that it needs. RQ learns the time by its own `now` and
+`current_timestamp` alone.
 """
 
 from __future__ import annotations
@@ -15,16 +16,15 @@ from datetime import timedelta
 from typing import Any
 
 import redis
-import rq.cli.helpers
+import rq.registry
 import rq.utils
-from click.testing import CliRunner
 from rq import Queue, Worker
-from rq.cli import main as rq_command
-from rq.job import Job
-from rq.registry import StartedJobRegistry, clean_registries
-from sailq.shared.rqjob import Serializer
 
 EVERY_SECONDS = 0.5
+REGISTRIES = ("queued", "started", "finished", "failed", "deferred", "scheduled", "canceled")
+
+PACKAGES = {"rq": ("rq>=3.0,<3.1", "rq-dashboard==0.9.0", "six"), "exporter": ("rq-exporter==3.1.0",)}
+"""What each needs. rq-dashboard imports six and does not say so."""
 
 
 def put_off(seconds: int) -> None:
@@ -41,30 +41,55 @@ def put_off(seconds: int) -> None:
                     setattr(module, function, later[function])
 
 
-def look(url: str, connection: redis.Redis, name: str) -> None:
-    shown = CliRunner().invoke(rq_command, ["info", "--url", url, "--raw", name])
-    assert shown.exit_code == 0, shown.output
-    for queue in Queue.all(connection=connection, serializer=Serializer):
-        clean_registries(queue)
-        registries = (
-            queue.started_job_registry, queue.finished_job_registry, queue.failed_job_registry,
-            queue.deferred_job_registry, queue.scheduled_job_registry, queue.canceled_job_registry,
-        )
-        for registry in registries:
-            assert registry.count >= 0
-            Job.fetch_many(registry.get_job_ids(0, 20), connection=connection, serializer=Serializer)
-        queue.get_jobs(0, 20)
-        StartedJobRegistry(queue=queue).cleanup(timestamp=rq.utils.current_timestamp())
-    for worker in Worker.all(connection=connection, serializer=Serializer):
-        worker.get_state(), worker.get_current_job_id(), worker.queue_names()
+def rq_and_dashboard(url: str, connection: redis.Redis, name: str) -> Callable[[], None]:
+    import rq_dashboard.web
+    from click.testing import CliRunner
+    from flask import Flask
+    from rq.cli import main as command
+
+    app = Flask(__name__)
+    app.config.from_object("rq_dashboard.default_settings")
+    app.config["RQ_DASHBOARD_REDIS_URL"] = [url]
+    rq_dashboard.web.from_url = lambda *rest, **more: (None, connection)  # its own knows no Unix sockets
+    app.register_blueprint(rq_dashboard.web.blueprint)
+    pages = ["queues.json", "workers.json", *(f"jobs/{name}/{registry}/20/asc/1.json" for registry in REGISTRIES)]
+
+    def look() -> None:
+        shown = CliRunner().invoke(command, ["info", "--url", url, "--raw"])
+        assert shown.exit_code == 0, shown.output
+        for queue in Queue.all(connection=connection):
+            rq.registry.clean_registries(queue)
+            for registry in REGISTRIES[1:]:
+                found = getattr(queue, f"{registry}_job_registry")
+                assert found.count >= len(found.get_job_ids(0, 0))
+            queue.started_job_registry.cleanup(timestamp=rq.utils.current_timestamp())
+        for page in pages:
+            assert app.test_client().get(f"/0/data/{page}").status_code == 200, page
+
+    return look
+
+
+def exporter(url: str, connection: redis.Redis, name: str) -> Callable[[], None]:
+    from rq_exporter.collector import RQCollector
+
+    collector = RQCollector(connection, Worker, Queue)
+
+    def look() -> None:
+        families = {family.name: family for family in collector.collect()}
+        assert name in {sample.labels["queue"] for sample in families["rq_jobs"].samples}
+        for queue in Queue.all(connection=connection):
+            assert queue.started_job_registry.count >= 0
+
+    return look
 
 
 def main() -> None:
-    url, name, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    put_off(seconds)
+    tool, url, name, seconds = sys.argv[1:]
+    put_off(int(seconds))
     connection = redis.Redis.from_url(url)
+    look = {"rq": rq_and_dashboard, "exporter": exporter}[tool](url, connection, name)
     while True:
-        look(url, connection, name)
+        look()
         print("looked", flush=True)
         time.sleep(EVERY_SECONDS)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import redis
 from farm import NullWorker
+from looking_tools import PACKAGES
 from rq import Queue
 from rq.exceptions import InvalidJobOperation
 from rq.job import Job
@@ -39,7 +41,8 @@ LONG = {"max_new_tokens": 2000}
 SLOW_WORKER = ("--decode-ms", "50")
 FAILING_WORKER = ("--failing-prompt", "200")
 WAIT = 90.0
-TOOLS = Path(__file__).parents[1] / "looking_tools.py"
+ROOT = Path(__file__).parents[2]
+LOOKING_TOOLS = ROOT / "tests" / "looking_tools.py"
 Start = Callable[..., NullWorker]
 Eventually = Callable[..., None]
 
@@ -212,29 +215,34 @@ def test_the_outcome_of_a_tool(
 def test_tools_that_look_neither_end_nor_double_a_job(
     redis_url: str, client: Client, queue: Queue, start_null: Start, eventually: Eventually, tmp_path: Path
 ) -> None:
-    jobs, kills = 400, 8
-    handles = [client.submit_prepared(said(f"Number {number}."), options={"max_new_tokens": 20})
+    jobs, kills = 400, 5
+    handles = [client.submit_prepared(said(f"Number {number}."), options={"max_new_tokens": 40})
                for number in range(jobs)]
     workers = [start_null("--slots", "4", "--decode-ms", "20") for _ in range(2)]
     with ExitStack() as stack:
         looking = []
-        for seconds in (-60, -10, 10, 60):
-            log = stack.enter_context((tmp_path / f"tools{seconds}.log").open("w+"))
-            process = subprocess.Popen([sys.executable, str(TOOLS), redis_url, QUEUE, str(seconds)], stdout=log,
-                                       stderr=subprocess.STDOUT, text=True)
+        for tool, seconds in product(PACKAGES, (-60, -10, 10, 60)):
+            log = tmp_path / f"{tool}{seconds}.log"
+            command = [environment(tool), LOOKING_TOOLS, tool, redis_url, QUEUE, str(seconds)]
+            with log.open("w") as output:
+                process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
             stack.callback(process.wait)
             stack.callback(process.kill)
-            looking.append((process, tmp_path / f"tools{seconds}.log"))
-        for _, log in looking:
-            eventually(lambda log=log: "looked" in log.read_text())
+            looking.append((process, log))
+        for process, log in looking:
+            eventually(lambda process=process, log=log: "looked" in log.read_text() or process.poll() is not None)
+            assert process.poll() is None, log.read_text()
         spent = 0
         for kill in range(kills):
-            eventually(lambda kill=kill: results_there(client) >= 40 * (kill + 1))
+            eventually(lambda kill=kill: results_there(client) >= 20 * (kill + 1) and jobs_of(workers[0], client))
             victim = workers.pop(0)
             victim.signal(signal.SIGSTOP)
-            spent += attempts_of(victim, client)
+            in_hand = jobs_of(victim, client)
+            spent += len(in_hand)
             victim.kill()
             workers.append(start_null("--slots", "4", "--decode-ms", "20", ready=False))
+            # So that no job meets three kills, and is given up.
+            eventually(lambda in_hand=in_hand: all(client.connection.exists(keys.result(job)) for job in in_hand))
         results = dict(client.as_completed([handle.job for handle in handles], WAIT))
         looks = []
         for process, log in looking:
@@ -248,12 +256,24 @@ def test_tools_that_look_neither_end_nor_double_a_job(
     assert len(queue.started_job_registry.get_job_ids(cleanup=False)) == len(queue) == 0
 
 
+def environment(tool: str) -> Path:
+    """The Python of the environment that holds this tool; made when first asked for, and kept."""
+    env = ROOT / f".venv-rq-{tool}"
+    if not (env / "made").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(env)], check=True)
+        pip = [sys.executable, "-m", "pip", "--python", str(env / "bin/python"), "install", "--quiet"]
+        subprocess.run([*pip, *PACKAGES[tool]], check=True)
+        (env / "made").touch()
+    return env / "bin/python"
+
+
 def results_there(client: Client) -> int:
     return len(client.connection.keys(keys.result("*")))
 
 
-def attempts_of(worker: NullWorker, client: Client) -> int:
-    """How many jobs a stopped worker has in hand."""
-    leases = client.connection.zrange(keys.LEASES, 0, -1)
-    names = [client.connection.hget(f"rq:execution:{lease.decode()}", "worker_name") or b"" for lease in leases]
-    return sum(f"-{worker.pid}-".encode() in name for name in names)
+def jobs_of(worker: NullWorker, client: Client) -> list[str]:
+    """The jobs that a stopped worker has in hand."""
+    leases = [lease.decode() for lease in client.connection.zrange(keys.LEASES, 0, -1)]
+    names = [client.connection.hget(f"rq:execution:{lease}", "worker_name") or b"" for lease in leases]
+    return [lease.rpartition(":")[0] for lease, name in zip(leases, names, strict=True)
+            if f"-{worker.pid}-".encode() in name]
