@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -35,7 +34,6 @@ from sailq.worker.engine.prompt import Prompter
 from sailq.worker.execution import Executor
 from sailq.worker.scheduler import Scheduler
 from sailq.worker.store import JobStore
-from wiretap import save, wiretap
 
 STEPS: dict[str, tuple[type[Any], str, bool]] = {
     "claimed": (JobStore, "claim", True),
@@ -102,7 +100,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--drain-seconds", type=float, default=60.0)
     parser.add_argument("--vision-cache", type=int, default=VISION_CACHE_BYTES, help="bytes")
     parser.add_argument("--record", type=Path, help="file for the steps")
-    parser.add_argument("--sent", type=Path, help="file for what goes to the server (see wiretap.py)")
     given = parser.parse_args(arguments)
     if given.die_at:
         die_at(given.die_at)
@@ -127,13 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.record:
         serving.Scheduler = schedule  # type: ignore[assignment, misc]
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    with wiretap() if given.sent else nullcontext([]) as sent:
-        serving.serve(
-            load_settings(redis_url=given.redis_url), load,
-            drain_seconds=given.drain_seconds, device_timeout=given.device_timeout,
-        )
-    if given.sent:
-        save(sent, given.sent)
+    serving.serve(
+        load_settings(redis_url=given.redis_url), load,
+        drain_seconds=given.drain_seconds, device_timeout=given.device_timeout,
+    )
     if given.record:
         np.save(given.record, np.array(schedulers[0].rows))
 

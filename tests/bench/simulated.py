@@ -1,4 +1,9 @@
-"""A box and its producers as their server sees them: what real ones send, when a device would have been ready."""
+"""Boxes and producers as their server sees them: they call the scripts, when a device would have been ready.
+
+The calls are made by the product's own `JobStore` and `Submitter`.
+
+A box is one task with its own connections. All that is left out is what a box does between these calls.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +11,60 @@ import asyncio
 import hashlib
 import os
 import random
-import struct
 import time
-import zlib
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from types import SimpleNamespace
+from typing import Any
 
-import msgpack
-from playback import Trip, Values, bulk
-from roles import Asked, WorkerRoles
+import redis
+from link import Argument, Link, replaced
+from rq.worker import SimpleWorker
+from sailq.producer.submission import Submitter
 from sailq.shared import keys
-from sailq.shared.jobs import IdFactory
-from sailq.shared.rqjob import FUNCTION, Serializer
-from sailq.worker import consumer, serve
-from wire import Pool, Wire
+from sailq.shared.jobs import GenerationOptions, IdFactory, Job, ModelCard, Result, Timings, Turn, Usage
+from sailq.shared.rqjob import Serializer, at
+from sailq.shared.scripts import text
+from sailq.shared.settings import Settings
+from sailq.worker.announcement import Announcement
+from sailq.worker.consumer import _BELL_SECONDS, _RECORD_BEATS, BEAT_SECONDS, RECORD_SECONDS
+from sailq.worker.serve import LOOK_AHEAD
+from sailq.worker.store import Claim, JobStore, new_execution
+from sailq.worker.supervisor import Supervisor
+
+MODEL = "sailq-tiny"
+SETTINGS = Settings(max_queued=10**6, max_blob_bytes=2**40)
+WORD = "word "
+"""The text of a token."""
+
+
+class TooBusy(Exception):
+    """What is simulated is not a box any more."""
+
+
+class Calls:
+    """Stands for a connection: what the product's own classes send through it is not sent, but kept in `call`."""
+
+    def __init__(self, replies: dict[str, Any]) -> None:
+        """`replies`: what a script that begins with such a word answers here."""
+        self.call: list[Argument] = []
+        self._replies = replies
+
+    def register_script(self, text: str) -> Any:
+        sha = hashlib.sha1(text.encode()).hexdigest()
+        reply = next((reply for name, reply in self._replies.items() if f"\n-- {name}: " in text), None)
+
+        def call(keys: Sequence[str] = (), args: Sequence[Argument] = (), client: Any = None) -> Any:
+            self.call = ["EVALSHA", sha, len(keys), *keys, *args]
+            return reply
+
+        return call
+
+
+REPLIES = {"submit": (b"queued", 0), "claim": [], "begin": 1, "renew": ((), ()), "finish": 1, "release": 1,
+           "recover": ((), (), (), ()), "hold": (b"held", 0)}
 
 
 class Device:
@@ -45,21 +88,25 @@ class Device:
 
     async def run(self) -> None:
         loop, running = asyncio.get_running_loop(), list[tuple[int, asyncio.Future[None]]]()
-        until = loop.time()
-        for step in count():
+        until, step = loop.time(), 0
+        while True:
             if not running and not self._waiting:
                 self._work.clear()
                 await self._work.wait()
                 until = loop.time()
             if self._waiting and len(running) < self.slots:
-                running.append((step + self.tokens - 2, self._waiting.popleft()))  # the prefill makes the first token
+                # The prefill makes the first token, and the step that follows the second.
+                running.append((step + self.tokens - 2, self._waiting.popleft()))
                 until += self.first
-            until += self.step
+            # While no slot is free, nothing happens before the first answer ends.
+            steps = 1 if len(running) < self.slots else min(last for last, _ in running) - step + 1
+            until += steps * self.step
+            step += steps
             await asyncio.sleep(until - loop.time())
             for last, done in running:
-                if last <= step and not done.done():
+                if last < step and not done.done():
                     done.set_result(None)
-            running = [one for one in running if one[0] > step]
+            running = [one for one in running if one[0] >= step]
 
 
 @dataclass
@@ -74,125 +121,171 @@ class Ledger:
 
     submitted: int = 0
     claimed: int = 0
+    submitted_at: dict[str, float] = field(default_factory=dict)
     waits: list[tuple[float, float]] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
-    results: Counter[bytes] = field(default_factory=Counter)
+    results: Counter[str] = field(default_factory=Counter)
 
     @property
     def waiting(self) -> int:
         return self.submitted - self.claimed
 
-    def claim(self, submitted_at: float) -> None:
+    def claim(self, job: str) -> None:
         self.claimed += 1
-        self.waits.append((time.monotonic(), time.time() - submitted_at))
+        now = time.monotonic()
+        if job in self.submitted_at:
+            self.waits.append((now, now - self.submitted_at.pop(job)))
 
-    def end(self, job: bytes) -> None:
+    def end(self, job: str) -> None:
         self.ended.append(time.monotonic())
         self.results[job] += 1
 
 
-class Box:
-    """One worker with a device. `number` tells its name from others'."""
+class Finish:
+    """The call that ends a job of this kind: made once by a `JobStore`, and sent for others with their ids."""
 
-    def __init__(self, roles: WorkerRoles, url: str, number: int, device: Device, ledger: Ledger) -> None:
-        self._roles, self._url, self._device, self._ledger = roles, url, device, ledger
-        self._name = roles.name[:-6] + b"%06x" % number
-        self._pool = Pool(url, serve.MAX_CONNECTIONS - 1)  # one hears commands
-        self._places = asyncio.Semaphore(device.slots + serve.LOOK_AHEAD)
-        self._closing = asyncio.Lock()
-        self._executions: dict[bytes, Values] = {}
-        self._own = Values({b"worker": self._name})
-        self._claim = next(place for place, trip in enumerate(roles.begin) if _runs_script(trip))
+    def __init__(self, job: Job, tokens: int) -> None:
+        calls, self._execution, self._job = Calls(REPLIES), new_execution(), job.id
+        timings = Timings(queue_wait=1 / 7, fetch=1 / 7, preprocess=1 / 7, vision_encode=1 / 7, prefill=1 / 7,
+                          time_to_first_token=1 / 7, inter_token_latency=1 / 7, decode=1 / 7, end_to_end=1 / 7)
+        result = Result(
+            job=job.id, conversation=job.id, turn=0, text=WORD * tokens, finish_reason="length",
+            usage=Usage(prompt_tokens=96, vision_tokens=40, completion_tokens=tokens), timings=timings,
+            tokens_per_second=1 / 7, worker="a-worker-of-some-name-1234-abcdef", device="null runner", model=MODEL,
+            finished_at=job.submitted_at,
+        )
+        turn = Turn(job=job.id, turn=0, messages=job.messages, text=result.text)
+        fake: Any = calls
+        JobStore(fake, fake, SETTINGS, "").finish(job.id, self._execution, result, turn)
+        self._call = calls.call
+
+    def __call__(self, job: bytes, execution: str) -> list[bytes]:
+        return replaced(self._call, {self._job.encode(): job, self._execution.encode(): execution.encode()})
+
+
+class Box:
+    """One worker with a device. `number` tells its name from others'. `server`: for what it says of itself once."""
+
+    def __init__(
+        self, server: redis.Redis, url: str, number: int, device: Device, ledger: Ledger, finish: Finish
+    ) -> None:
+        self._url, self._device, self._ledger, self._finish = url, device, ledger, finish
+        self._name = f"{os.uname().nodename}-{os.getpid()}-{number:06x}"
+        self._queue = keys.queue(MODEL)
+        self._calls = Calls(REPLIES)
+        fake: Any = self._calls
+        self._store = JobStore(fake, fake, SETTINGS, self._name)
+        self._places = asyncio.Semaphore(device.slots + LOOK_AHEAD)
+        self._claims: dict[str, Claim] = {}
+        self._record = self._what_it_says(server)
+
+    def _what_it_says(self, server: redis.Redis) -> list[Sequence[Argument]]:
+        """The commands of a beat that renews the worker's record."""
+        engine: Any = SimpleNamespace(
+            card=ModelCard(name=MODEL, context=2048, min_pixels=3136, max_pixels=602112), slots=self._device.slots,
+            device="null runner",
+        )
+        scheduler: Any = SimpleNamespace(running=0, counts=SimpleNamespace(generation_tokens=0))
+        worker = SimpleWorker([self._queue], name=self._name, connection=server, serializer=Serializer)
+        announcement = Announcement(server, engine, scheduler, Supervisor(), self._name, (MODEL,))
+        with server.pipeline(transaction=False) as pipeline:
+            worker.heartbeat(RECORD_SECONDS, pipeline)
+            worker.set_state("busy", pipeline)
+            announcement.beat(pipeline)
+            return [command for command, _ in pipeline.command_stack]
 
     async def run(self) -> None:
         """Serves until it is cancelled."""
-        roles, hears = self._roles, await Wire.connect(self._url)
+        links = [await Link.connect(self._url) for _ in range(3)]
+        self._waiting, self._link, hears = links
         try:
-            await hears.ask(b"SUBSCRIBE rq:pubsub:%b\r\n" % self._name, 1)
-            await self._play(roles.birth)
+            await hears.ask("SUBSCRIBE", f"rq:pubsub:{self._name}")
+            await self._say()
             async with asyncio.TaskGroup() as tasks:
-                for role in (self._device.run(), self._beat(), self._look(), self._take(tasks)):
+                for role in (self._device.run(), self._beat(), self._take(tasks)):
                     tasks.create_task(role)
         finally:
-            hears.close()
-            self._pool.close()
+            for link in links:
+                link.close()
 
     async def _take(self, tasks: asyncio.TaskGroup) -> None:
-        roles = self._roles
+        empty, asked_at = False, 0.0
         while True:
             await self._places.acquire()
-            job = None
-            while job is None:
-                (job,) = await self._play([roles.wait])
-            execution = os.urandom(16).hex().encode()
-            data = bulk(rq_data(job.decode()))
-            values = Values({b"worker": self._name, b"job": job, b"execution": execution, b"=data": data})
-            self._executions[execution] = values
-            await self._play(roles.take, values)
-            tasks.create_task(self._work(values))
-            await self._play(roles.taken, values)
+            while True:
+                if time.monotonic() - asked_at >= BEAT_SECONDS:
+                    await self._link.ask("EXISTS", "rq:suspended")
+                    asked_at = time.monotonic()
+                if empty:
+                    await self._waiting.ask("BLPOP", keys.bell(self._queue), _BELL_SECONDS)
+                execution = new_execution()
+                self._store.claim([self._queue], execution, time.time())
+                reply = await self._waiting.ask(*self._calls.call)
+                empty = not reply or not reply[3]
+                if reply:
+                    break
+            job, attempt = reply[0], reply[2]
+            claim = Claim(job.decode(), self._queue, execution, attempt, not empty, False, {}, {}, ())
+            self._claims[claim.lease] = claim
+            tasks.create_task(self._work(claim))
 
-    async def _work(self, values: Values) -> None:
-        roles = self._roles
-        claimed = await self._play(roles.begin[: self._claim + 1], values)
-        state, request = claimed[-1][:2]
-        assert state == b"run", state
-        job = msgpack.unpackb(request)["body"]
-        self._ledger.claim(job["submitted_at"])
-        digest = next(part["blob"] for part in job["messages"][0]["content"] if "blob" in part)
-        values[b"digest"], values[b"name"] = digest.encode(), keys.blob_name(digest).encode()
-        await self._play(roles.begin[self._claim + 1 :], values)
+    async def _work(self, claim: Claim) -> None:
+        self._ledger.claim(claim.job)
         await self._device.answer()
-        finish = next(place for place, trip in enumerate(roles.end) if _runs_script(trip)) + 1
-        finished = await self._play(roles.end[:finish], values)
-        if finished[-1] == 1:
-            self._ledger.end(values[b"job"])
-        async with self._closing:
-            await self._play(roles.end[finish:], values)
-        del self._executions[values[b"execution"]]
+        if await self._link.ask(*self._finish(claim.job.encode(), claim.execution)) == 1:
+            self._ledger.end(claim.job)
+        del self._claims[claim.lease]
         self._places.release()
 
     async def _beat(self) -> None:
-        for beat in count():
-            await asyncio.sleep(consumer.BEAT_SECONDS)
-            if beat % consumer._IDLE_BEATS and not self._executions:
-                continue
-            now, data, replies = time.time(), [], 0
-            for each, trip in self._roles.beat:
-                for values in list(self._executions.values()) if each else [self._own]:
-                    data.append(trip.render(now, values))
-                    replies += trip.replies
-            async with self._pool.wire() as wire:
-                await wire.ask(b"".join(data), replies)
+        for beat in count(1):
+            await asyncio.sleep(BEAT_SECONDS)
+            if self._claims:
+                self._store.renew(list(self._claims.values()))
+                lost, _ = await self._link.ask(*self._calls.call)
+                if any(lease.decode() in self._claims for lease in lost):
+                    raise TooBusy("A box came too late to renew its leases: this machine has too much else to do.")
+            if beat % _RECORD_BEATS == 0:
+                await self._say()
+            if self._claims or beat % 2:
+                self._store.recover()
+                await self._link.ask(*self._calls.call)
 
-    async def _look(self) -> None:
-        while True:
-            first = await self._play(self._roles.look[:1])
-            if _more_to_do(first[0]):
-                await self._play(self._roles.look[1:])
-            await asyncio.sleep(self._roles.look_seconds)
-
-    async def _play(self, trips: Sequence[Trip], values: Values | None = None) -> list[object]:
-        return await self._pool.play(trips, self._own if values is None else values)
+    async def _say(self) -> None:
+        await asyncio.gather(*(self._link.ask(*command) for command in self._record))
 
 
 class Producers:
-    """Submit jobs as recorded, each with a clip of its own."""
+    """Submit jobs as the one that a `Submitter` submits, each with a clip of its own."""
 
-    def __init__(self, trips: Sequence[Trip], asked: Asked, url: str, ledger: Ledger, connections: int = 8) -> None:
-        self._trips, self._ledger = trips, ledger
-        self._pool, self._ids = Pool(url, connections), IdFactory()
-        self._blob, self._stamp = asked.blob, asked.stamp
+    def __init__(
+        self, job: Job, clips: dict[str, bytes], stamp: bytes, url: str, ledger: Ledger, links: int = 8
+    ) -> None:
+        """`stamp`: 16 bytes in the clip that are to be other ones in each."""
+        self._ids, self._ledger, self._url = IdFactory(), ledger, url
+        self._job, ((digest, self._clip),) = job, clips.items()
+        self._digest, self._stamp = digest.encode(), stamp
+        calls = Calls(REPLIES)
+        fake: Any = calls
+        Submitter(fake, SETTINGS).submit(job, clips, inbox=self._ids.mark, keep=False, now=job.submitted_at)
+        self._call = calls.call
+        self._links, self._next = links, count()
+        self._open: list[asyncio.Task[Link]] = []
         self._begun: set[asyncio.Task[None]] = set()  # with those that failed
 
     async def submit(self) -> None:
         self._ledger.submitted += 1
         now = time.time()
-        job, blob = self._ids.new(now), self._blob.replace(self._stamp, os.urandom(8).hex().encode(), 1)
-        digest = hashlib.sha256(blob).hexdigest()
-        await self._pool.play(self._trips, Values({
-            b"job": job.encode(), b"digest": digest.encode(), b"name": keys.blob_name(digest).encode(),
-            b"=blob": bulk(blob), b"=data": bulk(rq_data(job)), b"submitted": struct.pack(">d", now),
+        job = self._ids.new(now)
+        if len(self._open) < self._links:
+            self._open.append(asyncio.create_task(Link.connect(self._url)))
+        link = await self._open[next(self._next) % len(self._open)]
+        clip = self._clip.replace(self._stamp, os.urandom(8).hex().encode(), 1)
+        said = self._job.submitted_at
+        self._ledger.submitted_at[job] = time.monotonic()
+        await link.ask(*replaced(self._call, {
+            self._job.id.encode(): job.encode(), self._digest: hashlib.sha256(clip).hexdigest().encode(),
+            self._clip: clip, at(said).encode(): at(now).encode(), str(said).encode(): str(now).encode(),
         }))
 
     async def keep_waiting(self, jobs: int) -> None:
@@ -214,7 +307,8 @@ class Producers:
     async def finish(self) -> None:
         """Until what was begun is submitted."""
         await asyncio.gather(*self._begun)
-        self._pool.close()
+        for link in self._open:
+            (await link).close()
 
     def _begin(self) -> None:
         task = asyncio.create_task(self.submit())
@@ -222,15 +316,15 @@ class Producers:
         task.add_done_callback(lambda done: done.exception() or self._begun.discard(done))
 
 
-def rq_data(job: str) -> bytes:
-    """What RQ writes of a job's function and arguments."""
-    return zlib.compress(Serializer.dumps([FUNCTION, None, [job], {}]))
+def job_of(messages: Sequence[Any], tokens: int) -> Job:
+    """A job as a client makes it."""
+    now = time.time()
+    job = IdFactory().new(now)
+    return Job(id=job, conversation=job, model=MODEL, messages=tuple(messages), submitted_at=now,
+               options=GenerationOptions(max_new_tokens=tokens))
 
 
-def _runs_script(trip: Trip) -> bool:
-    return trip.commands[0][0] == b"EVALSHA"
-
-
-def _more_to_do(reply: object) -> bool:
-    """A look's first reply: a lock that another has is none, a script's counts are zeros."""
-    return any(reply) if isinstance(reply, list) else bool(reply)
+def teach(server: redis.Redis) -> None:
+    """The server learns the scripts, as from the first that has none."""
+    for name in REPLIES:
+        server.script_load(text(name))
