@@ -15,6 +15,7 @@ import asyncio
 import os
 import resource
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -213,10 +214,13 @@ async def _say(boxes: int, what: str, seconds: float) -> None:
 
 @contextmanager
 def server() -> Iterator[str]:
-    """A server as deploy/redis has it: its data go to the disk once a second."""
+    """A server as deploy/redis has it: its data go to the disk once a second. No other's worker looks at its port."""
     folder = Path(tempfile.mkdtemp(prefix="sailq-fleet-"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     try:
-        with embedded_server(data=folder) as running:
+        with embedded_server(port=port, data=folder) as running:
             yield running.url
     finally:
         shutil.rmtree(folder)
