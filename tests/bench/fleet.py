@@ -36,10 +36,10 @@ from camera import camera_clip, stamped
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
-from sailq.producer.messages import Prepared
 from sailq.shared import keys
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, Message, TextPart
+from sailq.shared.media.messages import Prepared
 from simulated import MODEL, SETTINGS, Box, Device, Finish, Ledger, Producers, job_of, teach
 from timings import Timings, markdown
 

@@ -18,10 +18,10 @@ import redis
 from farm import NullWorker
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
-from sailq.producer.messages import Prepared
 from sailq.producer.waiting import Waiter
 from sailq.shared import keys
 from sailq.shared.connection import connect
+from sailq.shared.media.messages import Prepared
 from sailq.shared.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))

@@ -15,8 +15,8 @@ import redis
 from farm import NullWorker
 from own_server import OwnServer
 from sailq.producer.client import Client
-from sailq.producer.messages import Prepared
 from sailq.shared import keys
+from sailq.shared.media.messages import Prepared
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 fleet, simulated = map(importlib.import_module, ("fleet", "simulated"))
