@@ -20,7 +20,7 @@ from sailq.shared.settings import Settings
 
 WARM_UP, JOBS, CHUNK = 1000, 20_000, 100
 MOST_GROWTH = 1.05
-TTL = 5
+TTL = 20
 """Seconds: what has ended is soon forgotten, so that the server's memory can be flat."""
 
 
@@ -68,7 +68,7 @@ def test_20000_jobs_leave_nothing_behind(
     redis_url: str, connection: redis.Redis, start_null: Callable[..., NullWorker],
     eventually: Callable[..., None],
 ) -> None:
-    ttls = {"result_ttl": TTL, "job_ttl": 20, "conversation_ttl": TTL}
+    ttls = {"result_ttl": TTL, "job_ttl": 60, "conversation_ttl": TTL}
     # The worker's cache of clips fills up to its bound, by design: without it, what grows is a leak.
     worker = start_null("--vision-cache", "0", **{f"SAILQ_{name.upper()}": str(ttl) for name, ttl in ttls.items()})
     ended = (keys.job("*"), keys.result("*"), keys.stream("*"), keys.conversation("*"), keys.clip("*"), "rq:results:*",
