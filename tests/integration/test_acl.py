@@ -203,14 +203,14 @@ LISTS = (
 )
 CLIPS = ("HGET sailq:clip:x data", "HGETALL sailq:clip:x", "HVALS sailq:clip:x", "DUMP sailq:clip:x",
          "COPY sailq:clip:x sailq:result:x")
-CLAIMS = ("ZADD sailq:leases 1 x:y", "ZREM sailq:leases x:y", "ZADD rq:wip:sailq-sailq-tiny inf x:y",
+CLAIMS = ("ZADD sailq:leases 1 x:y", "ZREM sailq:leases x:y", "ZRANGE rq:wip:sailq-sailq-tiny 0 9",
           "BLPOP sailq:bell:sailq-sailq-tiny 1", "DEL rq:execution:x:y", "XADD sailq:results * a b",
           "ZADD rq:failed:sailq-sailq-tiny 1 x", "ZREM rq:failed:sailq-sailq-tiny x")
 """What only those do who run jobs, end them or put them back."""
 FORGERIES = (
     f"DEL {QUEUE}", f"EXPIRE {QUEUE} 0", "DEL sailq:result:x", "SET sailq:model:m x", "SADD sailq:models m",
     "HSET sailq:worker:w pid 1", "ZADD sailq:workers 1 w", "SADD rq:workers w", "HSET rq:worker:w state busy",
-    "SET rq:suspended 1", "ZADD rq:wip:sailq-sailq-tiny 1 x", "RPUSH rq:queue:others x",
+    "SET rq:suspended 1", "RPUSH rq:queue:others x",
     "RENAME rq:job:a rq:job:b", "HSET rq:worker:w x y", "DEL rq:queue:others",
 )
 

@@ -59,12 +59,14 @@ def _producer(model: str) -> list[Command]:
         ("XREAD", "STREAMS", keys.inbox(_ID), keys.stream(_ID), 0, 0), ("XADD", keys.stream(_ID), "*", "x", "x"),
         ("XADD", keys.inbox(_ID), "*", "x", "x"), ("XREVRANGE", keys.inbox(_ID), "+", "-"),
         ("EXPIRE", keys.inbox(_ID), 1),
-        ("HMGET", keys.conversation(_ID), "x"), ("HSET", keys.conversation(_ID), "x", "x"),
+        ("HGET", keys.conversation(_ID), "x"), ("HMGET", keys.conversation(_ID), "x"),
+        ("HSET", keys.conversation(_ID), "x", "x"),
         ("LRANGE", keys.turns(_ID), 0, -1), ("RPUSH", waiting, "x"), ("LPOP", waiting), ("LREM", waiting, 0, "x"),
         ("SMEMBERS", keys.conversation_clips(_ID)), ("ZADD", keys.CONVERSATIONS, 1, "x"),
         ("SADD", "rq:queues", queue), ("RPUSH", queue, "x"), ("LPUSH", queue, "x"), ("LLEN", queue),
         ("LREM", queue, 0, "x"), ("RPUSH", keys.bell(name), "x"),
         ("ZADD", deferred, 1, "x"), ("ZREM", deferred, "x"), ("ZCARD", deferred),
+        ("ZREM", f"rq:scheduled:{name}", "x"), ("ZADD", f"rq:wip:{name}", "XX", 1, "x"),
     ]
 
 
