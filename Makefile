@@ -44,7 +44,7 @@ bench: .venv/dev  ## The engine against transformers, the service against the en
 bench-tpu: .venv/dev  ## The compiler's estimate of Qwen2-VL-7B on a BM1684X, beside what was published; half an hour
 	$(BIN)/python tests/bench/bm1684x.py --out bench-out
 
-bench-fleet: .venv/dev  ## Up to 400 simulated boxes on one server; seven minutes, with nothing else to do
+bench-fleet: .venv/dev  ## Up to 1,000 simulated boxes on one server; eight minutes, with nothing else to do
 	$(BIN)/python tests/bench/fleet.py --out bench-out
 
 figures: .venv/dev  ## The figures of the README, printed by the tests that hold them to their bounds

@@ -19,7 +19,6 @@ from types import FrameType
 from typing import Any
 
 import redis
-from rq.suspension import WORKERS_SUSPENDED
 from rq.worker import SimpleWorker
 
 from ..shared import keys
@@ -35,7 +34,7 @@ _RECORD_BEATS = 8
 """The worker's record only has to be seen to live."""
 RECORD_SECONDS = int(BEAT_SECONDS * _RECORD_BEATS * 2.5)
 """A worker whose record is older than this is gone."""
-_BELL_SECONDS = 1
+_BELL_SECONDS = 2
 """How long an idle worker waits to be called before it looks by itself: RQ's own `enqueue` calls nobody."""
 _OUTAGE_SECONDS = 1.0
 _DRAIN_LOOK_SECONDS = 0.05
@@ -67,8 +66,6 @@ class Consumer:
         self._threads = ThreadPoolExecutor(places, thread_name_prefix="sailq-job")
         self._claims: dict[str, Claim] = {}
         self._empty = False  # the last claim left nothing behind
-        self._suspension_asked_at = float("-inf")
-        self._suspended = False
         self._stopping, self._hurry, self._ended = threading.Event(), threading.Event(), threading.Event()
 
     @property
@@ -108,9 +105,6 @@ class Consumer:
         execution = new_execution()
         for trial in count():
             try:
-                if self._is_suspended():
-                    self._stopping.wait(_BELL_SECONDS)
-                    return None
                 if self._empty and not trial:
                     self._waiting.blpop([keys.bell(queue) for queue in self._queues], timeout=_BELL_SECONDS)
                     if self._stopping.is_set():
@@ -123,13 +117,6 @@ class Consumer:
                 if self._stopping.wait(_OUTAGE_SECONDS):
                     return None
         raise AssertionError
-
-    def _is_suspended(self) -> bool:
-        """`rq suspend` takes effect within a beat."""
-        if time.monotonic() - self._suspension_asked_at >= BEAT_SECONDS:
-            self._suspended = bool(self._connection.exists(WORKERS_SUSPENDED))
-            self._suspension_asked_at = time.monotonic()
-        return self._suspended
 
     def _perform(self, claim: Claim) -> None:
         try:

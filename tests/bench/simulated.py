@@ -209,13 +209,10 @@ class Box:
                 link.close()
 
     async def _take(self, tasks: asyncio.TaskGroup) -> None:
-        empty, asked_at = False, 0.0
+        empty = False
         while True:
             await self._places.acquire()
             while True:
-                if time.monotonic() - asked_at >= BEAT_SECONDS:
-                    await self._link.ask("EXISTS", "rq:suspended")
-                    asked_at = time.monotonic()
                 if empty:
                     await self._waiting.ask("BLPOP", keys.bell(self._queue), _BELL_SECONDS)
                 execution = new_execution()
