@@ -136,8 +136,8 @@ class AsyncClient:
         """The job's result, or None while it has none. Raises NotFound for a job that is not there."""
         with server_errors(self.connection):
             async with self.connection.pipeline(transaction=False) as pipeline:
-                data, exists = await pipeline.get(keys.result(job)).exists(keys.job(job)).execute()
-        return read_result(job, data, exists)
+                data, state = await pipeline.get(keys.result(job)).hmget(keys.job(job), "status", "ended_at").execute()
+        return read_result(job, data, state)
 
     async def wait(self, job: str, timeout: float | None = None) -> Result:
         """The job's result, once it has one. Raises WaitTimeout after `timeout` seconds, and NotFound."""

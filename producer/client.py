@@ -185,9 +185,9 @@ class Client:
 
     def result(self, job: str) -> Result | None:
         """The job's result, or None while it has none. Raises NotFound for a job that is not there."""
-        with server_errors(self.connection):
-            data, exists = self.connection.pipeline().get(keys.result(job)).exists(keys.job(job)).execute()
-        return read_result(job, data, exists)
+        with server_errors(self.connection), self.connection.pipeline(transaction=False) as pipeline:
+            data, state = pipeline.get(keys.result(job)).hmget(keys.job(job), "status", "ended_at").execute()
+        return read_result(job, data, state)
 
     def wait(self, job: str, timeout: float | None = None) -> Result:
         """The job's result, once it has one. Raises WaitTimeout after `timeout` seconds, and NotFound."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ from ..shared import keys
 from ..shared.connection import server_errors
 from ..shared.errors import SailqError
 from ..shared.scripts import text
-from .replies import LOOK_SECONDS, Chunk, Entry, Inbox, StreamReader, not_found
+from .replies import LOOK_SECONDS, Chunk, Entry, Inbox, StreamReader, not_found, told_of
 
 _PAUSE = 0.02
 """Seconds between two reads: what comes meanwhile is read together, and a worker writes no more often."""
@@ -40,6 +41,7 @@ class Mailroom:
         self._outdated = False
         """Whether somebody follows a job that the XREAD now waiting does not read."""
         self._position: bytes | None = None
+        self._looked = time.monotonic()
 
     @contextmanager
     def follow(self, jobs: Iterable[str]) -> Iterator[Mail]:
@@ -89,10 +91,11 @@ class Mailroom:
 
     async def _read_once(self) -> None:
         inbox = keys.inbox(self._inbox.name)
-        if self._inbox.due():
+        if self._inbox.due:
             async with self._connection.pipeline(transaction=False) as pipeline:
                 self._inbox.renew(pipeline)
                 await pipeline.execute()
+            self._inbox.kept()
         if self._position is None:
             newest = await self._connection.xrevrange(inbox, count=1)
             self._position = newest[0][0] if newest else b"0"
@@ -110,10 +113,10 @@ class Mailroom:
                 self._deliver(*followers[key], entries)
             else:
                 self._position = entries[-1][0]
-                ended |= {fields[b"job"].decode() for _, fields in entries} & self._followers.keys()
+                ended |= set(told_of(entries)) & self._followers.keys()
         for job in ended:
             self._tell(job, None)
-        if not replies and not ended:
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
             await self._look()
 
     def _deliver(self, job: str, followers: list[_Follower], entries: list[Entry]) -> None:
@@ -134,16 +137,16 @@ class Mailroom:
         results = await self._results(jobs)
         ended = {job for job, there in results.items() if there}
         for job in jobs - ended:
-            if job not in self._inbox:
-                state = await self._follow(keys=[keys.job(job), keys.result(job)], args=[self._inbox.name])
-                if state == b"finished":
-                    ended.add(job)
-                elif state == b"gone":
-                    self._tell(job, not_found(job))
+            state = await self._follow(keys=[keys.job(job), keys.result(job)], args=[self._inbox.name])
+            if state == b"finished":
+                ended.add(job)
+            elif state == b"gone":
+                self._tell(job, not_found(job))
         return ended
 
     async def _look(self) -> None:
         """For what no inbox tells: jobs that were deleted, or whose end was lost with the server that knew it."""
+        self._looked = time.monotonic()
         jobs = set(self._followers)
         if not jobs:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,26 +54,33 @@ class Inbox:
         """Whether `keep` has been called."""
         return self._kept > float("-inf")
 
+    @property
     def due(self) -> bool:
         """Whether the stream's life is to be renewed; once a minute."""
-        now = time.monotonic()
-        if now - self._kept < _KEEP_SECONDS:
-            return False
-        self._kept = now
-        return True
+        return time.monotonic() - self._kept >= _KEEP_SECONDS
+
+    def kept(self) -> None:
+        """To be called when `renew` is done."""
+        self._kept = time.monotonic()
 
     def keep(self, connection: redis.Redis) -> None:
         """Makes the stream, or renews its life; what was told long ago goes."""
-        if self.due():
+        if self.due:
             with connection.pipeline(transaction=False) as pipeline:
                 self.renew(pipeline)
                 pipeline.execute()
+            self.kept()
 
     def renew(self, pipeline: Any) -> None:
         """The commands of `keep`, for a pipeline of redis-py or of its asyncio."""
         key = keys.inbox(self.name)
         pipeline.xadd(key, {"job": ""}, maxlen=_MOST_TOLD)
         pipeline.expire(key, _INBOX_TTL)
+
+
+def told_of(entries: Iterable[Entry]) -> list[str]:
+    """The jobs that an inbox's entries name, whoever wrote them."""
+    return [fields.get(b"job", b"").decode(errors="replace") for _, fields in entries]
 
 
 class StreamReader:
@@ -93,7 +100,10 @@ class StreamReader:
             if b"end" in fields:
                 self.ended = True
                 break
-            attempt, at, text = int(fields[b"attempt"]), int(fields[b"at"]), fields[b"text"].decode()
+            try:
+                attempt, at, text = int(fields[b"attempt"]), int(fields[b"at"]), fields[b"text"].decode()
+            except (KeyError, ValueError):
+                continue  # somebody else's
             restarted = False
             if attempt > self._attempt:
                 restarted = self._attempt > 0
@@ -130,10 +140,14 @@ def not_found(job: str) -> NotFound:
     return NotFound(f"There is no job {job!r}: it was never submitted, or it expired.")
 
 
-def read_result(job: str, data: bytes | None, exists: int) -> Result | None:
-    """The result in `data`; None for a job that `exists` without one. Raises NotFound if there is neither."""
+def read_result(job: str, data: bytes | None, state: Sequence[bytes | None]) -> Result | None:
+    """The result in `data`; None for a job that has not ended. Raises NotFound.
+
+    `state`: the job's `status` and `ended_at`.
+    """
     if data is not None:
         return decode(Result, data)
-    if not exists:
+    status, ended_at = state
+    if not status or ended_at:
         raise not_found(job)
     return None

@@ -14,7 +14,7 @@ from ..shared.connection import server_errors
 from ..shared.errors import NotFound
 from ..shared.jobs import Result
 from ..shared.scripts import script
-from .replies import LOOK_SECONDS, Chunk, Inbox, StreamReader, not_found
+from .replies import LOOK_SECONDS, Chunk, Inbox, StreamReader, not_found, told_of
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Waiter:
         self._connection, self._inbox, self._text = connection, inbox, text
         self._readers: dict[str, StreamReader] = {}
         self._unseen: list[str] = []
+        self._unsure: set[str] = set()  # own jobs without a result, which may have ended so long ago that it expired
         self._position: bytes | None = None
         self._looked = time.monotonic()
         self._follow = script(connection, "follow")
@@ -69,7 +70,7 @@ class Waiter:
                     news.chunks[jobs[key]] = self._readers[jobs[key]].feed(entries)
                 else:
                     self._position = entries[-1][0]
-                    ended += [job for _, fields in entries if (job := fields[b"job"].decode()) in self._readers]
+                    ended += [job for job in told_of(entries) if job in self._readers]
             self._end([*ended, *(job for job in news.chunks if self._readers[job].ended)], news)
             if self._readers and time.monotonic() - self._looked >= LOOK_SECONDS:
                 self._look(news)
@@ -84,17 +85,24 @@ class Waiter:
         """Has the inbox told of the jobs that are new to this waiter; returns those that have ended before."""
         ended = self._have_ended()
         unseen, self._unseen = self._unseen, []
-        foreign = [job for job in unseen if job not in ended and job not in self._inbox]
-        if foreign:
-            with self._connection.pipeline(transaction=False) as pipeline:
-                for job in foreign:
-                    self._follow(keys=[keys.job(job), keys.result(job)], args=[self._inbox.name], client=pipeline)
-                for job, state in zip(foreign, pipeline.execute(), strict=True):
-                    if state == b"finished":
-                        ended.append(job)
-                    elif state == b"gone":
-                        del self._readers[job]
-                        news.ended.append((job, not_found(job)))
+        waiting = [job for job in unseen if job not in ended]
+        self._unsure.update(job for job in waiting if job in self._inbox)
+        return ended + self._follow_all([job for job in waiting if job not in self._inbox], news)
+
+    def _follow_all(self, jobs: list[str], news: News) -> list[str]:
+        """Those that have ended; the inbox is told of the others."""
+        if not jobs:
+            return []
+        ended = []
+        with self._connection.pipeline(transaction=False) as pipeline:
+            for job in jobs:
+                self._follow(keys=[keys.job(job), keys.result(job)], args=[self._inbox.name], client=pipeline)
+            for job, state in zip(jobs, pipeline.execute(), strict=True):
+                if state == b"finished":
+                    ended.append(job)
+                elif state == b"gone":
+                    del self._readers[job]
+                    news.ended.append((job, not_found(job)))
         return ended
 
     def _have_ended(self) -> list[str]:
@@ -106,7 +114,11 @@ class Waiter:
         """For what no inbox tells: jobs that were deleted, or whose end was lost with the server that knew it."""
         self._looked = time.monotonic()
         self._inbox.keep(self._connection)
+        unsure, self._unsure = [job for job in self._unsure if job in self._readers], set()
+        self._end(self._follow_all(unsure, news), news)
         jobs = list(self._readers)
+        if not jobs:
+            return
         with self._connection.pipeline(transaction=False) as pipeline:
             pipeline.exists(*map(keys.job, jobs)).exists(*map(keys.result, jobs))
             if pipeline.execute() == [len(jobs), 0]:

@@ -176,8 +176,8 @@ def _sentinels(connection: redis.Redis) -> str:
 class ServerClock:
     """The server's time, so that boxes whose own clocks differ agree on deadlines and waits.
 
-    The offset is read by one TIME command, right to half its round trip, and again after `_CLOCK_SECONDS`: a
-    box without a battery for its clock starts at some date, which is set right while the worker runs.
+    The offset is read by one TIME command, right to half its round trip, and again after `_CLOCK_SECONDS`. It is the
+    monotonic clock's: a box without a battery starts at some date, which is set right while the worker runs.
     """
 
     def __init__(self, connection: redis.Redis) -> None:
@@ -188,13 +188,13 @@ class ServerClock:
     def now(self) -> float:
         """Seconds since the epoch."""
         if self._offset is None or time.monotonic() - self._read_at >= _CLOCK_SECONDS:
-            before = time.time()
+            before = time.monotonic()
             try:
                 seconds, microseconds = self._connection.time()
             except redis.RedisError:
                 if self._offset is None:
                     raise
-                return time.time() + self._offset
-            self._offset = seconds + microseconds / 1e6 - (before + time.time()) / 2
+                return time.monotonic() + self._offset
             self._read_at = time.monotonic()
-        return time.time() + self._offset
+            self._offset = seconds + microseconds / 1e6 - (before + self._read_at) / 2
+        return time.monotonic() + self._offset

@@ -29,7 +29,7 @@ from .refusals import Refusals
 from .store import Claim, JobStore, new_execution
 
 BEAT_SECONDS = 1.0
-"""Leases are renewed at each beat, and dead workers' jobs are looked for; every second one while nothing runs here."""
+"""Leases are renewed at each beat, and dead workers' jobs are looked for at every second one."""
 _RECORD_BEATS = 8
 """The worker's record only has to be seen to live."""
 RECORD_SECONDS = int(BEAT_SECONDS * _RECORD_BEATS * 2.5)
@@ -153,7 +153,7 @@ class Consumer:
                 return
             try:
                 self._beat(record=beat % _RECORD_BEATS == 0)
-                if self._claims or beat % 2:
+                if beat % 2:
                     self._refusals.recover()
             except redis.RedisError as error:
                 _log.warning("beat failed: %s", error)

@@ -1,7 +1,8 @@
-"""The transitions of a job, one Lua script each: whatever dies between two commands leaves no half state.
+"""The transitions of a job, one Lua script each: whoever dies between two commands leaves no half state.
 
 Each file says at its head what its KEYS and ARGV are and what it returns. common.lua stands before every one of them.
-All times are the server's, in seconds since the epoch. Redis Cluster cannot run them: they name keys that they find.
+Times are the server's, or the caller's estimate of them, in seconds since the epoch. Redis Cluster cannot run them:
+they name keys that they find.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ def script(connection: Redis, name: str) -> Script:
 @cache
 def text(name: str) -> str:
     """What is sent to the server."""
-    return "\n".join(files(__package__).joinpath(f"{part}.lua").read_text() for part in ("common", name))
+    parts = (files(__package__).joinpath(f"{part}.lua").read_text() for part in ("common", name))
+    # On a full server no script takes anything new; the others let what is there come to its end.
+    flags = "" if name in {"submit", "hold", "follow"} else " flags=allow-oom"
+    return "\n".join([f"#!lua{flags}", *parts])
 
 
 def call_replicated(

@@ -15,7 +15,12 @@ local function reply(id, name, fields, flat, last)
   local bytes, clips, turns = 0, {}, {}
   for _, text in ipairs(flat) do bytes = bytes + #text end
   if bytes > tonumber(max_bytes) then flat = {} else
-    for clip in words(fields.clips) do clips[#clips + 1] = try('HGET', 'sailq:clip:' .. clip, 'data') or false end
+    local seen = {}
+    for clip in words(fields.clips) do  -- the worker asks for what is too much to come with the claim
+      local data = not seen[clip] and bytes < 16 * max_bytes and try('HGET', 'sailq:clip:' .. clip, 'data')
+      seen[clip], bytes = true, bytes + #(data or '')
+      clips[#clips + 1] = data or false
+    end
     if (tonumber(fields.turn) or 0) > 0 then
       local key = 'sailq:conversation:' .. (fields.conversation or id) .. ':turns'
       local size = redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 0)
@@ -32,7 +37,9 @@ if again == '1' then
     local id, of = string.match(entry, '^(.*):(%w+)$')
     if of == execution then
       local fields, flat = read_hash('rq:job:' .. id)
-      return reply(id, fields.origin, fields, flat, tonumber(fields.spent or 0) + 1 >= tonumber(max_attempts))
+      if fields.origin then
+        return reply(id, fields.origin, fields, flat, whole(fields.spent) + 1 >= tonumber(max_attempts))
+      end
     end
   end
 end
@@ -46,25 +53,24 @@ for _, queue in ipairs(KEYS) do
     local id = redis.call('LPOP', queue)
     if not id then break end
     local job = 'rq:job:' .. id
-    local kind = redis.call('TYPE', job).ok
-    local fields, flat = {}, {}
-    if kind == 'hash' then fields, flat = read_hash(job) end
+    local fields, flat = read_hash(job)
+    local foreign = #flat == 0 and redis.call('DEL', job) == 1
     -- What has no record has expired or was deleted; what is not waiting stands on the queue twice. RQ gives no other ids.
-    if kind ~= 'none' and not ended[fields.status] and string.match(id, '^[%w._-]+$') then
-      if kind ~= 'hash' then redis.call('DEL', job) end
+    if (#flat > 0 or foreign) and not ended[fields.status] and string.match(id, '^[%w._-]+$') then
       if fields.result_record then  -- `rq requeue` has put a failed job back
         forget_failure(id)
         fields, flat = read_hash(job)
       end
-      local attempt, spent = (tonumber(fields.attempt) or 0) + 1, tonumber(fields.spent) or 0
+      local attempt, spent = whole(fields.attempt) + 1, whole(fields.spent)
       local last = spent + 1 >= tonumber(max_attempts)
       local now = seconds()
       local read, history = pcall(cjson.decode, fields.history or '[]')
       if not read or type(history) ~= 'table' then history = {} end
       table.insert(history, { attempt = attempt, worker = worker, started_at = now })
       if #history > tonumber(max_history) then table.remove(history, 1) end
+      local written, noted = pcall(cjson.encode, history)
       redis.call('HSET', job, 'status', 'started', 'origin', name, 'worker_name', worker, 'started_at', time,
-        'last_heartbeat', time, 'attempt', attempt, 'execution', execution, 'history', cjson.encode(history),
+        'last_heartbeat', time, 'attempt', attempt, 'execution', execution, 'history', written and noted or '[]',
         'spent', last and spent or spent + 1)
       redis.call('EXPIRE', job, ttl)
       local entry = id .. ':' .. execution

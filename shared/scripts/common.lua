@@ -16,17 +16,27 @@ local function try(...)
   if type(reply) ~= 'table' or not reply.err then return reply end
 end
 
--- A hash as a table.
+-- A hash as a table; an empty one where the key holds something else.
 local function read_hash(key)
-  local fields, flat = {}, redis.call('HGETALL', key)
+  local fields, flat = {}, try('HGETALL', key) or {}
   for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
   return fields, flat
+end
+
+-- Some fields of a hash; none where the key holds something else.
+local function read_fields(key, ...)
+  return unpack(try('HMGET', key, ...) or {})
+end
+
+-- A small number that somebody else may have written.
+local function whole(text)
+  return tonumber(string.match(text or '', '^%d%d?%d?%d?$')) or 0
 end
 
 -- Wakes one worker that waits for this queue. One token is enough: who takes a job and leaves others rings again.
 local function ring(queue)
   local bell = 'sailq:bell:' .. queue
-  if redis.call('EXISTS', bell) == 0 then redis.call('RPUSH', bell, '1') end
+  if string.match(queue, '^sailq') and redis.call('EXISTS', bell) == 0 then redis.call('RPUSH', bell, '1') end
 end
 
 -- Puts a job on its queue, at its front or its end.
@@ -41,8 +51,7 @@ end
 -- Ends one holder's hold on a clip; the last one frees it.
 local function let_go(clip, holder)
   local key = 'sailq:clip:' .. clip
-  redis.call('HDEL', key, holder)
-  if redis.call('HLEN', key) == 1 then
+  if try('HDEL', key, holder) and redis.call('HLEN', key) == 1 then
     local size = redis.call('HSTRLEN', key, 'data')
     redis.call('UNLINK', key)
     if redis.call('ZREM', 'sailq:clips', clip .. ':' .. size) == 1 then redis.call('DECRBY', 'sailq:clip-bytes', size) end
@@ -54,12 +63,14 @@ local function hold(clip, holder, data, now, ttl)
   local key = 'sailq:clip:' .. clip
   if data then
     if redis.call('HSET', key, 'data', data, holder, now + ttl) == 2 then
-      redis.call('ZADD', 'sailq:clips', now, clip .. ':' .. #data)
-      redis.call('INCRBY', 'sailq:clip-bytes', #data)
+      -- Its name is still there where another one of these bytes has expired and nobody has looked since.
+      if redis.call('ZADD', 'sailq:clips', now, clip .. ':' .. #data) == 1 then
+        redis.call('INCRBY', 'sailq:clip-bytes', #data)
+      end
       redis.call('EXPIRE', key, math.ceil(ttl))
       return true
     end
-  elseif redis.call('HEXISTS', key, 'data') == 0 then
+  elseif try('HEXISTS', key, 'data') ~= 1 then
     return false
   else
     redis.call('HSET', key, holder, now + ttl)
@@ -71,22 +82,23 @@ end
 -- Has a conversation hold its clips from now on for `ttl` seconds.
 local function keep_clips(conversation, now, ttl)
   local clips = 'sailq:conversation:' .. conversation .. ':clips'
-  for _, clip in ipairs(redis.call('SMEMBERS', clips)) do hold(clip, 'conversation:' .. conversation, false, now, ttl) end
+  for _, clip in ipairs(try('SMEMBERS', clips) or {}) do hold(clip, 'conversation:' .. conversation, false, now, ttl) end
   redis.call('EXPIRE', clips, ttl)
 end
 
--- Removes what RQ has of a running attempt.
+-- Ends an attempt's lease, and returns the keys that RQ has of it.
 local function end_execution(id, execution, queue)
   local entry = id .. ':' .. execution
   redis.call('ZREM', 'sailq:leases', entry)
   redis.call('ZREM', 'rq:wip:' .. queue, entry)
-  redis.call('DEL', 'rq:execution:' .. entry, 'rq:executions:' .. id)
+  return { 'rq:execution:' .. entry, 'rq:executions:' .. id }
 end
 
 -- A job without a result goes to the front of its queue: it has waited for its turn. `cause` of its attempt: nil where its
 -- worker died.
 local function put_back(id, fields, cause, counts)
   local job = 'rq:job:' .. id
+  redis.call('DEL', unpack(end_execution(id, fields.execution, fields.origin)))
   if cause then
     local read, history = pcall(cjson.decode, fields.history or '')
     if read and type(history) == 'table' and type(history[#history]) == 'table' then
@@ -95,7 +107,7 @@ local function put_back(id, fields, cause, counts)
     end
   end
   redis.call('HSET', job, 'status', 'queued', 'worker_name', '', 'execution', '',
-    'spent', counts and fields.spent or math.max(0, fields.spent - 1))
+    'spent', counts and whole(fields.spent) or math.max(0, whole(fields.spent) - 1))
   push(fields.origin, id, true)
   ring(fields.origin)
 end
@@ -107,7 +119,7 @@ local function release_turn(conversation)
     local id = try('LPOP', waiting)
     if not id then return end
     local job = 'rq:job:' .. id
-    local status, queue, front = unpack(redis.call('HMGET', job, 'status', 'origin', 'enqueue_at_front'))
+    local status, queue, front = read_fields(job, 'status', 'origin', 'enqueue_at_front')
     if status == 'deferred' then  -- else somebody has deleted or cancelled it
       redis.call('HSET', job, 'status', 'queued')
       redis.call('ZREM', 'rq:deferred:' .. queue, id)
@@ -121,15 +133,15 @@ end
 -- RQ's dependents of a job that has ended go to their queues, where nothing else keeps them waiting.
 local function release_dependents(id, status)
   local dependents = 'rq:job:' .. id .. ':dependents'
-  for _, dependent in ipairs(redis.call('SMEMBERS', dependents)) do
+  for _, dependent in ipairs(try('SMEMBERS', dependents) or {}) do
     local job = 'rq:job:' .. dependent
-    local state, queue, front, tolerant = unpack(
-      redis.call('HMGET', job, 'status', 'origin', 'enqueue_at_front', 'allow_dependency_failures'))
+    local state, queue, front, tolerant =
+      read_fields(job, 'status', 'origin', 'enqueue_at_front', 'allow_dependency_failures')
     local met = { finished = true, failed = tolerant == '1' }
     local free = state == 'deferred' and met[status]
     if free then
-      for _, other in ipairs(redis.call('SMEMBERS', 'rq:job::' .. dependent .. ':dependencies')) do
-        local of_other = other ~= id and redis.call('HGET', 'rq:job:' .. other, 'status')
+      for _, other in ipairs(try('SMEMBERS', 'rq:job::' .. dependent .. ':dependencies') or {}) do
+        local of_other = other ~= id and read_fields('rq:job:' .. other, 'status')
         if of_other and not met[of_other] then free = false end
       end
     end
@@ -157,7 +169,7 @@ end
 -- A job that has ended: its result, who waits for it, who came after it, and its clips.
 --   fields: its hash. result: encoded Result. ttl: seconds that the result is kept. status: finished, failed or canceled.
 --   kept: seconds that RQ's record is kept where the job does not say. rq: RQ's Result as flat fields. turn: encoded Turn,
---   or ''. ended_at: in RQ's form.
+--   or ''. ended_at: in RQ's form. gone: what `end_execution` has returned.
 local function conclude(id, fields, options)
   local job, queue, now, status = 'rq:job:' .. id, fields.origin or '', options.now, options.status
   local conversation = fields.conversation or id
@@ -167,12 +179,15 @@ local function conclude(id, fields, options)
     try('XADD', stream, '*', 'attempt', fields.attempt or '0', 'end', '1')
     redis.call('EXPIRE', stream, options.stream_ttl)
   end
+  local told = 0
   for inbox in words(fields.inbox) do
+    told = told + 1
+    if told > 64 then break end
     try('XADD', 'sailq:inbox:' .. inbox, 'NOMKSTREAM', 'MAXLEN', '~', 1000, '*', 'job', id)
   end
   local failed = status == 'failed'
-  local kept = math.floor(math.min(
-    tonumber(failed and fields.failure_ttl or not failed and fields.result_ttl) or options.kept, 2 ^ 31))
+  local kept = tonumber(failed and fields.failure_ttl or not failed and fields.result_ttl) or options.kept
+  kept = kept == kept and math.floor(math.min(kept, 2 ^ 31)) or options.kept
   if fields.status ~= 'started' then
     for _, other in ipairs({ 'scheduled', 'canceled' }) do redis.call('ZREM', 'rq:' .. other .. ':' .. queue, id) end
   end
@@ -181,9 +196,10 @@ local function conclude(id, fields, options)
     for _, registry in ipairs({ ':rate_limited', ':allowed' }) do redis.call('ZREM', limit .. registry, id) end
   end
   if fields.dependency_ids then redis.call('DEL', 'rq:job::' .. id .. ':dependencies') end  -- RQ's own two colons
-  if kept == 0 then
-    redis.call('DEL', job)
-  else
+  local gone = options.gone or {}
+  if kept == 0 then gone[#gone + 1] = job end
+  if #gone > 0 then redis.call('DEL', unpack(gone)) end
+  if kept ~= 0 then
     redis.call('HSET', job, 'status', status, 'ended_at', options.ended_at, 'execution', '')
     if failed then redis.call('HSET', job, 'result_record', options.result) end
     local results = 'rq:results:' .. id
@@ -197,6 +213,7 @@ local function conclude(id, fields, options)
     local turns = 'sailq:conversation:' .. conversation .. ':turns'
     try('RPUSH', turns, options.turn)
     redis.call('EXPIRE', turns, options.conversation_ttl)
+    if conversation ~= id then redis.call('EXPIRE', 'sailq:conversation:' .. conversation, options.conversation_ttl, 'GT') end
     redis.call('ZADD', 'sailq:conversations', now, conversation)
   end
   if options.turn ~= '' and fields.keep == '1' then
@@ -210,6 +227,6 @@ local function conclude(id, fields, options)
       let_go(clip, 'job:' .. id)
     end
   end
-  if redis.call('HGET', 'sailq:conversation:' .. conversation, 'head') == id then release_turn(conversation) end
+  if read_fields('sailq:conversation:' .. conversation, 'head') == id then release_turn(conversation) end
   release_dependents(id, status)
 end

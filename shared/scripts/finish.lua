@@ -11,16 +11,15 @@ local job, written = unpack(KEYS)
 local id, execution, result, ttl, turn, conversation_ttl, stream_ttl, status, kept, now, ended_at, all_results = unpack(ARGV)
 
 local fields = read_hash(job)
-local before = redis.call('GET', written)
-if before == result then  -- sent again after a lost reply, or for the WAIT that follows: it needs a write to wait for
-  redis.call('APPEND', written, '')
+if execution ~= '' and fields.execution ~= execution or execution == '' and is_over(fields) then
+  if redis.call('GET', written) ~= result then return 0 end
+  redis.call('APPEND', written, '')  -- sent again after a lost reply, or for the WAIT that follows: it waits for a write
   return 1
 end
-if execution ~= '' and fields.execution ~= execution or execution == '' and is_over(fields) then return 0 end
-if execution ~= '' then end_execution(id, execution, fields.origin) end
 conclude(id, fields, {
   result = result, ttl = ttl, turn = turn, conversation_ttl = tonumber(conversation_ttl), stream_ttl = stream_ttl,
   status = status, kept = tonumber(kept), now = tonumber(now), ended_at = ended_at, rq = { unpack(ARGV, 13) },
+  gone = execution ~= '' and end_execution(id, execution, fields.origin),
 })
 if all_results ~= '0' then
   redis.call('XADD', 'sailq:results', 'MAXLEN', '~', all_results, '*', 'job', id, 'result', result)

@@ -5,8 +5,8 @@
 -- Returns 'finished', 'gone' or 'followed'
 
 if redis.call('EXISTS', KEYS[2]) == 1 then return 'finished' end
-local status, inboxes = unpack(redis.call('HMGET', KEYS[1], 'status', 'inbox'))
-if not status then return 'gone' end
+local status, ended_at, inboxes = read_fields(KEYS[1], 'status', 'ended_at', 'inbox')
+if is_over({ status = status, ended_at = ended_at }) then return 'gone' end
 for inbox in words(inboxes) do
   if inbox == ARGV[1] then return 'followed' end
 end

@@ -13,47 +13,58 @@ local worker, pause, lease, max_attempts, sweep_seconds, conversation_ttl = unpa
 local back, given_up, cancelled, refused = {}, {}, {}, {}
 if not redis.call('SET', 'sailq:looked', worker, 'NX', 'PX', pause) then return { back, given_up, cancelled, refused } end
 local now = seconds()
-local FEW = 100  -- so that one look never takes long
+local FEW = 20  -- of each kind: one look never takes long, and neither do the results that follow it
 
-for _, entry in ipairs(redis.call('ZRANGEBYSCORE', 'sailq:leases', 0, now, 'LIMIT', 0, FEW)) do
+-- After a time in which nobody could look, nobody could renew a lease either: the living do so now.
+local last = tonumber(redis.call('SET', 'sailq:last-look', now, 'GET') or now)
+if now - last > 0.75 * lease then
+  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', 'sailq:leases', 0, now)) do
+    redis.call('ZADD', 'sailq:leases', now + lease / 2, entry)
+  end
+end
+
+for _, entry in ipairs(redis.call('ZRANGEBYSCORE', 'sailq:leases', 0, now, 'LIMIT', 0, 5 * FEW)) do
   local id, execution = string.match(entry, '^(.*):(%w+)$')
   local fields = id and read_hash('rq:job:' .. id) or {}
   if fields.execution ~= execution or fields.status ~= 'started' then
     redis.call('ZREM', 'sailq:leases', entry)
-  elseif (tonumber(fields.spent) or 0) >= tonumber(max_attempts) then
-    redis.call('ZADD', 'sailq:leases', now + lease, entry)
-    given_up[#given_up + 1] = id
-    given_up[#given_up + 1] = execution
+    redis.call('DEL', 'rq:execution:' .. entry)
+    if id then try('ZREM', 'rq:executions:' .. id, execution) end
+  elseif whole(fields.spent) >= tonumber(max_attempts) then
+    if #given_up < FEW then
+      redis.call('ZADD', 'sailq:leases', now + lease, entry)
+      given_up[#given_up + 1] = id
+      given_up[#given_up + 1] = execution
+    end
   else
-    end_execution(id, execution, fields.origin)
     put_back(id, fields, nil, true)
     back[#back + 1] = id
   end
 end
 
 local function alive(id)
-  local status = redis.call('HGET', 'rq:job:' .. id, 'status')
+  local status = read_fields('rq:job:' .. id, 'status')
   return status == 'queued' or status == 'started' or status == 'deferred'
 end
 
 -- A turn, or a dependent, whose predecessor is gone without having released it.
 local function look_at_deferred(queue, id)
   local job = 'rq:job:' .. id
-  local status, conversation = unpack(redis.call('HMGET', job, 'status', 'conversation'))
+  local status, conversation = read_fields(job, 'status', 'conversation')
   if status ~= 'deferred' then
     redis.call('ZREM', 'rq:deferred:' .. queue, id)
   elseif conversation then
     local key = 'sailq:conversation:' .. conversation
-    local head = redis.call('HGET', key, 'head')
+    local head = read_fields(key, 'head')
     if not head or not alive(head) then
-      if not redis.call('LPOS', key .. ':waiting', id) then redis.call('RPUSH', key .. ':waiting', id) end
+      if not try('LPOS', key .. ':waiting', id) then try('RPUSH', key .. ':waiting', id) end
       release_turn(conversation)
     end
   else
-    for _, parent in ipairs(redis.call('SMEMBERS', 'rq:job::' .. id .. ':dependencies')) do
-      local of_parent = redis.call('HGET', 'rq:job:' .. parent, 'status') or 'finished'
+    for _, parent in ipairs(try('SMEMBERS', 'rq:job::' .. id .. ':dependencies') or {}) do
+      local of_parent = read_fields('rq:job:' .. parent, 'status') or 'finished'
       if of_parent == 'finished' or of_parent == 'failed' then
-        redis.call('SADD', 'rq:job:' .. parent .. ':dependents', id)
+        try('SADD', 'rq:job:' .. parent .. ':dependents', id)
         release_dependents(parent, of_parent)
       end
     end
@@ -93,7 +104,7 @@ for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
     -- Dependents that RQ's `cancel` has freed in a program that died before they were on their queue.
     for _, id in ipairs(redis.call('ZRANGE', 'rq:ready:' .. name, 0, FEW - 1)) do
       local job = 'rq:job:' .. id
-      local status, front = unpack(redis.call('HMGET', job, 'status', 'enqueue_at_front'))
+      local status, front = read_fields(job, 'status', 'enqueue_at_front')
       redis.call('ZREM', 'rq:ready:' .. name, id)
       if status == 'ready_to_enqueue' then
         redis.call('HSET', job, 'status', 'queued')
@@ -112,7 +123,7 @@ for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
 end
 for _, limit in ipairs(redis.call('SMEMBERS', 'rq:rl-keys')) do
   for _, id in ipairs(redis.call('ZRANGE', 'rq:rl:' .. limit .. ':rate_limited', 0, FEW - 1)) do
-    if string.match(redis.call('HGET', 'rq:job:' .. id, 'origin') or '', '^sailq%-') then
+    if string.match(read_fields('rq:job:' .. id, 'origin') or '', '^sailq%-') then
       refuse('rq:rl:' .. limit .. ':rate_limited', id, 'rate_limit')
     end
   end
@@ -129,7 +140,7 @@ if sweep then
     local clip, size = string.match(member, '^(%w+):(%d+)$')
     redis.call('ZADD', 'sailq:clips', now, member)
     local there = false
-    for _, holder in ipairs(redis.call('HKEYS', 'sailq:clip:' .. clip)) do
+    for _, holder in ipairs(try('HKEYS', 'sailq:clip:' .. clip) or {}) do
       there = true
       if holder ~= 'data' and not held(holder, redis.call('HGET', 'sailq:clip:' .. clip, holder)) then
         let_go(clip, holder)

@@ -7,6 +7,5 @@
 local id, execution, cause, counts = unpack(ARGV)
 local fields = read_hash(KEYS[1])
 if fields.execution ~= execution or fields.status ~= 'started' then return 0 end
-end_execution(id, execution, fields.origin)
 put_back(id, fields, cause, counts == '1')
 return 1

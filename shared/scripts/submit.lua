@@ -45,16 +45,17 @@ if conversation ~= id then
     turns, head = begun > 0 and 1 or 0, conversation
   end
   head = head or id
-  local status = redis.call('HGET', 'rq:job:' .. head, 'status')
-  busy = status == 'queued' or status == 'started' or status == 'deferred'
+  local status = read_fields('rq:job:' .. head, 'status')
+  busy = status == 'queued' or status == 'started' or status == 'deferred' or redis.call('EXISTS', key .. ':waiting') == 1
   turn = tonumber(turns)
   redis.call('HSET', key, 'turns', turn + 1, 'head', busy and head or id)
-  for _, kept in ipairs({ key, key .. ':turns' }) do redis.call('EXPIRE', kept, conversation_ttl) end
+  -- It outlives each job of its own.
+  for _, kept in ipairs({ key, key .. ':turns' }) do redis.call('EXPIRE', kept, conversation_ttl + job_ttl) end
   keep_clips(conversation, now, clip_ttl)
   redis.call('ZADD', 'sailq:conversations', now, conversation)
   if busy then
     redis.call('RPUSH', key .. ':waiting', id)
-    redis.call('EXPIRE', key .. ':waiting', conversation_ttl)
+    redis.call('EXPIRE', key .. ':waiting', conversation_ttl + job_ttl)
   end
 end
 
