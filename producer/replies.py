@@ -16,7 +16,7 @@ from ..shared.jobs import Result
 
 LOOK_SECONDS = 2.0
 """How long one XREAD waits; between two, a deleted job is noticed."""
-_KEEP_SECONDS = 60.0
+KEEP_SECONDS = 60.0
 _INBOX_TTL = 3600
 _MOST_TOLD = 1000
 """Ends that an inbox remembers from one minute to the next; a waiter that is slower looks for itself."""
@@ -57,7 +57,7 @@ class Inbox:
     @property
     def due(self) -> bool:
         """Whether the stream's life is to be renewed; once a minute."""
-        return time.monotonic() - self._kept >= _KEEP_SECONDS
+        return time.monotonic() - self._kept >= KEEP_SECONDS
 
     def kept(self) -> None:
         """To be called when `renew` is done."""

@@ -27,9 +27,10 @@ class Submitter:
     """Puts jobs on queues, and takes them back. Raises redis-py's errors."""
 
     def __init__(self, connection: redis.Redis, settings: Settings) -> None:
-        self._connection, self._settings = connection, settings
+        self._settings = settings
         names = ("submit", "cancel", "retry", "drop", "hold", "clear")
         self._scripts = {name: script(connection, name) for name in names}
+        self._connection, self._known_queues = connection, set[str]()
 
     def submit(
         self, job: Job, clips: Mapping[str, bytes], *, inbox: str, keep: bool, now: float, wait: float = 0.0
@@ -62,6 +63,9 @@ class Submitter:
             *(part for field in fields.items() for part in field),
             *(part for digest in digests for part in (digest, clips.get(digest, b""))),
         ]
+        if queue not in self._known_queues:  # RQ's own list of queues
+            self._connection.sadd("rq:queues", keys.waiting(queue))
+            self._known_queues.add(queue)
         until, pause = time.monotonic() + wait, 0.05
         while True:
             (state, count), replicas = call_replicated(

@@ -14,7 +14,7 @@ from ..shared.connection import server_errors
 from ..shared.errors import NotFound
 from ..shared.jobs import Result
 from ..shared.scripts import script
-from .replies import LOOK_SECONDS, Chunk, Inbox, StreamReader, not_found, told_of
+from .replies import KEEP_SECONDS, LOOK_SECONDS, Chunk, Inbox, StreamReader, not_found, told_of
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Waiter:
         self._connection, self._inbox, self._text = connection, inbox, text
         self._readers: dict[str, StreamReader] = {}
         self._unseen: list[str] = []
-        self._unsure: set[str] = set()  # own jobs without a result, which may have ended so long ago that it expired
+        self._unsure: set[str] = set()  # old jobs of its own without a result: it may have expired
         self._position: bytes | None = None
         self._looked = time.monotonic()
         self._follow = script(connection, "follow")
@@ -86,8 +86,13 @@ class Waiter:
         ended = self._have_ended()
         unseen, self._unseen = self._unseen, []
         waiting = [job for job in unseen if job not in ended]
-        self._unsure.update(job for job in waiting if job in self._inbox)
+        self._unsure.update(job for job in waiting if job in self._inbox and self._is_old(job))
         return ended + self._follow_all([job for job in waiting if job not in self._inbox], news)
+
+    def _is_old(self, job: str) -> bool:
+        """Whether the job is so old that its result may have expired: older than the inbox's life is renewed."""
+        newest = int((self._position or b"0").partition(b"-")[0])
+        return newest - int(job[:12], 16) > 1000 * KEEP_SECONDS
 
     def _follow_all(self, jobs: list[str], news: News) -> list[str]:
         """Those that have ended; the inbox is told of the others."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ..shared import keys
 from ..shared.connection import ServerClock
 from ..shared.errors import Cancelled, SailqError, Unsupported, quoted
 from ..shared.jobs import DIED, HANDED_BACK, Attempt, Failure, Result
@@ -38,7 +39,7 @@ class Refusals:
 
     def recover(self) -> None:
         """Puts the jobs of workers that died on their queues again, and ends those that can go on no more."""
-        found = self._store.recover()
+        found = self._store.recover([keys.queue(model) for model in self.identity.models])
         for job in found.back:
             _log.warning("job %s goes back to its queue: its worker's lease has ended", job)
         for job, execution in found.given_up:

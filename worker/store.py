@@ -150,13 +150,12 @@ class JobStore:
             keys=[keys.job(claim.job)], args=[claim.job, claim.execution, cause, int(counts)]
         ))
 
-    def recover(self) -> Recovered:
+    def recover(self, queues: Sequence[str]) -> Recovered:
         """Looks after the jobs of workers that died, unless another worker has just done so."""
-        back, given_up, cancelled, refused = (
-            [text.decode(errors="replace") for text in some] for some in self._scripts["recover"](args=[
-                self._worker, _LOOKED_MS, LEASE_SECONDS, MAX_ATTEMPTS, _SWEEP_SECONDS, self._settings.conversation_ttl,
-            ])
-        )
+        found = self._scripts["recover"](keys=[keys.waiting(queue) for queue in queues], args=[
+            self._worker, _LOOKED_MS, LEASE_SECONDS, MAX_ATTEMPTS, _SWEEP_SECONDS, self._settings.conversation_ttl,
+        ])
+        back, given_up, cancelled, refused = ([text.decode(errors="replace") for text in some] for some in found)
         return Recovered(back, list(zip(given_up[::2], given_up[1::2], strict=True)), cancelled,
                          list(zip(refused[::2], refused[1::2], strict=True)))
 

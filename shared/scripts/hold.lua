@@ -6,11 +6,8 @@
 
 local holder, now, ttl, max_bytes = unpack(ARGV)
 if KEYS[1] and redis.call('EXISTS', KEYS[1]) == 0 then return { 'held', 0 } end  -- somebody has deleted it
-local held, new = tonumber(redis.call('GET', 'sailq:clip-bytes') or 0), 0
-for i = 5, #ARGV, 2 do
-  if redis.call('EXISTS', 'sailq:clip:' .. ARGV[i]) == 0 then new = new + #ARGV[i + 1] end
-end
-if new > 0 and held + new > tonumber(max_bytes) then return { 'bytes', held } end
+local taken = find_room(5, max_bytes)
+if taken then return { 'bytes', taken } end
 local there, digests = 0, {}
 for i = 5, #ARGV, 2 do
   if hold(ARGV[i], holder, ARGV[i + 1] ~= '' and ARGV[i + 1], tonumber(now), tonumber(ttl)) then there = there + 1 end

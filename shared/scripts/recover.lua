@@ -1,7 +1,7 @@
 -- recover: what one worker of the fleet at a time does for all: jobs whose workers died go on, what tools of RQ's have left
 -- behind is put right, and the registries stay small.
 --
--- KEYS  none
+-- KEYS  the worker's queues (rq:queue:NAME)
 -- ARGV  1 worker  2 milliseconds until the next look  3 seconds of a lease  4 most attempts  5 seconds between two sweeps
 --       6 seconds that a conversation is kept
 -- Returns {back, given_up, cancelled, refused}, each flat:
@@ -16,8 +16,8 @@ local now = seconds()
 local FEW = 20  -- of each kind: one look never takes long, and neither do the results that follow it
 
 -- After a time in which nobody could look, nobody could renew a lease either: the living do so now.
-local last = tonumber(redis.call('SET', 'sailq:last-look', now, 'GET') or now)
-if now - last > 0.75 * lease then
+local last = tonumber(redis.call('SET', 'sailq:last-look', now, 'GET') or 0)
+if last > 0 and now - last > 0.75 * lease then
   for _, entry in ipairs(redis.call('ZRANGEBYSCORE', 'sailq:leases', 0, now)) do
     redis.call('ZADD', 'sailq:leases', now + lease / 2, entry)
   end
@@ -81,10 +81,20 @@ local function refuse(registry, id, what)
   end
 end
 
-local sweep = redis.call('SET', 'sailq:swept', worker, 'NX', 'EX', sweep_seconds)
-for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
-  local name = string.match(key, '^rq:queue:(sailq%-.*)$')
-  if name then
+local sweep = math.floor(now / sweep_seconds) ~= math.floor(last / sweep_seconds)
+for _, key in ipairs(KEYS) do
+  local name = string.sub(key, 10)
+  if sweep then
+    redis.call('SADD', 'rq:queues', key)
+    for _, ended in ipairs({ 'finished', 'failed' }) do
+      redis.call('ZREMRANGEBYSCORE', 'rq:' .. ended .. ':' .. name, 0, now)
+    end
+    for _, entry in ipairs(redis.call('ZRANGE', 'rq:wip:' .. name, 0, 50 * FEW)) do
+      if not redis.call('ZSCORE', 'sailq:leases', entry) then redis.call('ZREM', 'rq:wip:' .. name, entry) end
+    end
+  end
+  if redis.call('EXISTS', 'rq:deferred:' .. name, 'rq:canceled:' .. name, 'rq:scheduled:' .. name, 'rq:ready:' .. name,
+      'rq:rl-keys') > 0 then
     for _, id in ipairs(redis.call('ZRANGE', 'rq:deferred:' .. name, 0, FEW - 1)) do
       redis.call('ZADD', 'rq:deferred:' .. name, 'XX', now, id)  -- the others' turn comes
       look_at_deferred(name, id)
@@ -111,20 +121,12 @@ for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
         push(name, id, front == '1')
       end
     end
-    for _, ended in ipairs({ 'finished', 'failed' }) do
-      redis.call('ZREMRANGEBYSCORE', 'rq:' .. ended .. ':' .. name, 0, now)
-    end
-    if sweep then
-      for _, entry in ipairs(redis.call('ZRANGE', 'rq:wip:' .. name, 0, 10 * FEW)) do
-        if not redis.call('ZSCORE', 'sailq:leases', entry) then redis.call('ZREM', 'rq:wip:' .. name, entry) end
+    for _, limit in ipairs(redis.call('SMEMBERS', 'rq:rl-keys')) do
+      for _, id in ipairs(redis.call('ZRANGE', 'rq:rl:' .. limit .. ':rate_limited', 0, FEW - 1)) do
+        if read_fields('rq:job:' .. id, 'origin') == name then
+          refuse('rq:rl:' .. limit .. ':rate_limited', id, 'rate_limit')
+        end
       end
-    end
-  end
-end
-for _, limit in ipairs(redis.call('SMEMBERS', 'rq:rl-keys')) do
-  for _, id in ipairs(redis.call('ZRANGE', 'rq:rl:' .. limit .. ':rate_limited', 0, FEW - 1)) do
-    if string.match(read_fields('rq:job:' .. id, 'origin') or '', '^sailq%-') then
-      refuse('rq:rl:' .. limit .. ':rate_limited', id, 'rate_limit')
     end
   end
 end
@@ -146,7 +148,7 @@ if sweep then
         let_go(clip, holder)
       end
     end
-    if not there and redis.call('ZREM', 'sailq:clips', member) == 1 then redis.call('DECRBY', 'sailq:clip-bytes', size) end
+    if not there then strike(clip, size) end
   end
   redis.call('ZREMRANGEBYSCORE', 'sailq:conversations', 0, now - conversation_ttl)
   for _, worker_key in ipairs(redis.call('SMEMBERS', 'rq:workers')) do

@@ -14,8 +14,8 @@ now, clip_ttl = tonumber(now), tonumber(clip_ttl)
 local first_clip = 12 + 2 * count
 
 -- What is there already is written once more, so that the WAIT that may follow counts the replicas that have it.
-if redis.call('EXISTS', job) == 1 then return { 'known', redis.call('HINCRBY', job, 'turn', 0) } end
-if redis.call('EXISTS', result) == 1 then
+if redis.call('EXISTS', job, result) > 0 then
+  if redis.call('EXISTS', job) == 1 then return { 'known', redis.call('HINCRBY', job, 'turn', 0) } end
   redis.call('APPEND', result, '')
   return { 'known', 0 }
 end
@@ -23,17 +23,8 @@ end
 local deferred = 'rq:deferred:' .. name
 local waiting = redis.call('LLEN', queue) + redis.call('ZCARD', deferred)
 if waiting >= tonumber(max_jobs) then return { 'jobs', waiting } end
-if #ARGV >= first_clip then
-  local held, new = tonumber(redis.call('GET', 'sailq:clip-bytes') or 0), 0
-  for i = first_clip, #ARGV, 2 do new = new + #ARGV[i + 1] end
-  -- What is there already takes no more room; it is looked for only where that decides.
-  if held + new > tonumber(max_bytes) then
-    for i = first_clip, #ARGV, 2 do
-      if redis.call('EXISTS', 'sailq:clip:' .. ARGV[i]) == 1 then new = new - #ARGV[i + 1] end
-    end
-    if new > 0 and held + new > tonumber(max_bytes) then return { 'bytes', held } end
-  end
-end
+local taken = find_room(first_clip, max_bytes)
+if taken then return { 'bytes', taken } end
 for i = first_clip, #ARGV, 2 do hold(ARGV[i], 'job:' .. id, ARGV[i + 1] ~= '' and ARGV[i + 1], now, clip_ttl) end
 
 local turn, busy = 0, false

@@ -245,7 +245,7 @@ class Box:
             if beat % _RECORD_BEATS == 0:
                 await self._say()
             if self._claims or beat % 2:
-                self._store.recover()
+                self._store.recover([self._queue])
                 await self._link.ask(*self._calls.call)
 
     async def _say(self) -> None:

@@ -152,7 +152,7 @@ def test_a_producer_can_neither_claim_nor_finish_a_job(server: Server) -> None:
         assert claim and claim.job == job
         result = Result(job=job, conversation=job, turn=0, finish_reason="stop", finished_at=1.0)
         for call in (lambda: store.finish(job, claim.execution, result), lambda: store.release(claim, "x"),
-                     lambda: store.renew([claim]), store.recover):
+                     lambda: store.renew([claim]), lambda: store.recover([queue])):
             with pytest.raises(redis.ResponseError, match="(?i)permission|user executing the script"):
                 call()
         assert client.result(job) is None and real.finish(job, claim.execution, result)

@@ -149,7 +149,7 @@ def test_the_sweep_frees_what_others_have_left_behind(
         connection.delete(keys.turns("c"))
     for member in connection.zrange(keys.CLIPS, 0, -1):  # nobody has looked at them for a while
         connection.zadd(keys.CLIPS, {member: 1})
-    store.recover()
+    store.recover([QUEUE])
     assert held() == len(other.blobs[digest(other)])
     answerer.answer(stays, "yes")
     assert held() == 0

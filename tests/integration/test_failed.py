@@ -227,7 +227,7 @@ def test_the_last_attempt_counts_once_it_has_begun_and_one_that_was_handed_back_
         """What another worker finds once this attempt's worker is dead."""
         connection.zadd(keys.LEASES, {claim.lease: 1})
         connection.delete("sailq:looked")
-        return store.recover()
+        return store.recover([QUEUE])
 
     for attempt in range(1, MAX_HISTORY + 3):
         claim = claimed()

@@ -200,7 +200,7 @@ def test_the_outcome_of_a_tool(
 
     def held() -> int:
         client.connection.delete("sailq:looked", "sailq:swept")
-        sweeper.recover()
+        sweeper.recover([QUEUE])
         return int(client.connection.get(keys.CLIP_BYTES) or 0)
 
     if scene.status() in {"failed", "canceled"} and state == "failed":
