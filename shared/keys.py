@@ -46,8 +46,8 @@ def bell(queue_name: str) -> str:
 def job(job_id: str) -> str:
     """Hash: RQ's record of a job, and sailq's fields: `conversation`, `turn`, `clips` (digests), `keep`, `stream`,
     `inbox` (names); once it is claimed `execution` (the running attempt, a random id: the fence), `attempt` (its
-    number), `spent` (attempts that count), `history` (JSON list of Attempts); `cancel`; of a failed one
-    `result_record`."""
+    number), `spent` (attempts that count), `history` (JSON list of Attempts); `cancel`; `followed` (a second turn came
+    to a conversation that the job is named as); of a failed one `result_record`."""
     return f"rq:job:{job_id}"
 
 

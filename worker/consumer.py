@@ -66,6 +66,7 @@ class Consumer:
         self._threads = ThreadPoolExecutor(places, thread_name_prefix="sailq-job")
         self._claims: dict[str, Claim] = {}
         self._empty = False  # the last claim left nothing behind
+        self._suspended = False
         self._stopping, self._hurry, self._ended = threading.Event(), threading.Event(), threading.Event()
 
     @property
@@ -105,6 +106,9 @@ class Consumer:
         execution = new_execution()
         for trial in count():
             try:
+                if self._suspended:
+                    self._stopping.wait(_BELL_SECONDS)
+                    return None
                 if self._empty and not trial:
                     self._waiting.blpop([keys.bell(queue) for queue in self._queues], timeout=_BELL_SECONDS)
                     if self._stopping.is_set():
@@ -154,7 +158,7 @@ class Consumer:
             try:
                 self._beat(record=beat % _RECORD_BEATS == 0)
                 if beat % 2:
-                    self._refusals.recover()
+                    self._suspended = self._refusals.recover()
             except redis.RedisError as error:
                 _log.warning("beat failed: %s", error)
             except Exception:  # without beats every lease ends, and jobs are run over and over

@@ -37,8 +37,11 @@ class Refusals:
         self.identity, self.on_result = identity, on_result
         self._store, self._clock = store, clock
 
-    def recover(self) -> None:
-        """Puts the jobs of workers that died on their queues again, and ends those that can go on no more."""
+    def recover(self) -> bool:
+        """Puts the jobs of workers that died on their queues again, and ends those that can go on no more.
+
+        True where `rq suspend` keeps workers from taking jobs.
+        """
         found = self._store.recover([keys.queue(model) for model in self.identity.models])
         for job in found.back:
             _log.warning("job %s goes back to its queue: its worker's lease has ended", job)
@@ -53,6 +56,7 @@ class Refusals:
             self.refuse(job, "", Unsupported(f"sailq has no {what} jobs."))
         for job in found.cancelled:
             self.refuse(job, "", Cancelled("The job was cancelled."))
+        return found.suspended
 
     def refuse(
         self, job_id: str, execution: str, error: SailqError, history: tuple[Attempt, ...] = (), *,

@@ -64,12 +64,14 @@ class Recovered:
     """What a look after other workers' jobs has brought.
 
     Attributes:
+        suspended: whether `rq suspend` keeps workers from taking jobs.
         back: jobs that are on their queues again.
         given_up: (job, execution) of those that have had their attempts.
         cancelled: jobs that a tool of RQ's has cancelled.
         refused: (job, what of RQ's it asks for that sailq does not do).
     """
 
+    suspended: bool
     back: list[str]
     given_up: list[tuple[str, str]]
     cancelled: list[str]
@@ -155,8 +157,8 @@ class JobStore:
         found = self._scripts["recover"](keys=[keys.waiting(queue) for queue in queues], args=[
             self._worker, _LOOKED_MS, LEASE_SECONDS, MAX_ATTEMPTS, _SWEEP_SECONDS, self._settings.conversation_ttl,
         ])
-        back, given_up, cancelled, refused = ([text.decode(errors="replace") for text in some] for some in found)
-        return Recovered(back, list(zip(given_up[::2], given_up[1::2], strict=True)), cancelled,
+        back, given_up, cancelled, refused = ([text.decode(errors="replace") for text in some] for some in found[1:])
+        return Recovered(bool(found[0]), back, list(zip(given_up[::2], given_up[1::2], strict=True)), cancelled,
                          list(zip(refused[::2], refused[1::2], strict=True)))
 
     def clips(self, digests: Sequence[str], claim: Claim, now: float) -> dict[str, bytes]:

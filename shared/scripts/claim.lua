@@ -4,7 +4,7 @@
 -- ARGV  1 worker  2 execution: a random id of this attempt  3 seconds of its lease  4 the time in RQ's form
 --       5 seconds that a claimed job is kept  6 most attempts  7 attempts that a job remembers  8 most bytes of a job
 --       9 again: 1 where the reply to this very claim was lost
--- Returns {} where nothing waits, or RQ's workers are suspended, or {id, queue, attempt, more, last, fields, clips, turns}
+-- Returns {} where nothing waits, or {id, queue, attempt, more, last, fields, clips, turns}
 --       more: 1 where others wait. last: 1 where no attempt is left after this, which does not count before `begin`.
 --       fields: the job's hash, flat; none where it is too large, or no hash. clips: bytes, in the order of its field
 --       `clips`. turns: what its conversation has said.
@@ -43,8 +43,6 @@ if again == '1' then
     end
   end
 end
-
-if redis.call('EXISTS', 'rq:suspended') == 1 then return {} end  -- `rq suspend`
 
 local ended = { started = true, deferred = true, finished = true, failed = true, canceled = true, stopped = true }
 for _, queue in ipairs(KEYS) do

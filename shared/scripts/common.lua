@@ -247,6 +247,9 @@ local function conclude(id, fields, options)
       let_go(clip, 'job:' .. id)
     end
   end
-  if read_fields('sailq:conversation:' .. conversation, 'head') == id then release_turn(conversation) end
+  -- A job that is a conversation of its own has no other turns, unless one has followed it.
+  if (conversation ~= id or fields.followed) and read_fields('sailq:conversation:' .. conversation, 'head') == id then
+    release_turn(conversation)
+  end
   release_dependents(id, status)
 end

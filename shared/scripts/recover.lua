@@ -4,14 +4,18 @@
 -- KEYS  the worker's queues (rq:queue:NAME)
 -- ARGV  1 worker  2 milliseconds until the next look  3 seconds of a lease  4 most attempts  5 seconds between two sweeps
 --       6 seconds that a conversation is kept
--- Returns {back, given_up, cancelled, refused}, each flat:
+-- Returns {suspended, back, given_up, cancelled, refused}, the last four flat:
+--       suspended: 1 after `rq suspend`.
 --       back: ids of jobs that are on their queues again. given_up: id and execution of those that have had their
 --       attempts, leased to this worker to end them. cancelled: ids of jobs that a tool of RQ's has cancelled. refused: id
 --       and cause of jobs that RQ would run later, or never, by means that sailq does not have
 
 local worker, pause, lease, max_attempts, sweep_seconds, conversation_ttl = unpack(ARGV)
 local back, given_up, cancelled, refused = {}, {}, {}, {}
-if not redis.call('SET', 'sailq:looked', worker, 'NX', 'PX', pause) then return { back, given_up, cancelled, refused } end
+local suspended = redis.call('EXISTS', 'rq:suspended')
+if not redis.call('SET', 'sailq:looked', worker, 'NX', 'PX', pause) then
+  return { suspended, back, given_up, cancelled, refused }
+end
 local now = seconds()
 local FEW = 20  -- of each kind: one look never takes long, and neither do the results that follow it
 
@@ -160,4 +164,4 @@ if sweep then
     end
   end
 end
-return { back, given_up, cancelled, refused }
+return { suspended, back, given_up, cancelled, refused }

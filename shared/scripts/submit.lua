@@ -34,6 +34,7 @@ if conversation ~= id then
   if not turns then  -- it is new, or was begun by the one job that it is named after
     local begun = redis.call('EXISTS', 'rq:job:' .. conversation, 'sailq:result:' .. conversation, key .. ':turns')
     turns, head = begun > 0 and 1 or 0, conversation
+    if begun > 0 and redis.call('EXISTS', 'rq:job:' .. head) == 1 then redis.call('HSET', 'rq:job:' .. head, 'followed', 1) end
   end
   head = head or id
   local status = read_fields('rq:job:' .. head, 'status')
