@@ -131,7 +131,7 @@ class _Chat:
         if self._system and not self._begun:
             messages.insert(0, {"role": "system", "content": self._system})
         handle = self._client.submit(
-            messages, conversation=self._conversation, model=self._model, options=self._options, stream=True
+            messages, conversation=self._conversation, model=self._model, options=self._options, stream=True, keep=True
         )
         self._conversation = handle.conversation
         try:

@@ -381,6 +381,8 @@ def test_chat_remembers_and_clears(served_url: str, samples: Path) -> None:
         assert [len(turn.messages[-1].content) for turn in turns] == [2, 1]
         assert done.stdout == "".join(f"{turn.text}\n" for turn in turns)
         assert done.returncode == 1 and "'/no/such.png'" in done.stderr
+        (shown,) = client.connection.smembers(keys.conversation_clips(talk))
+        assert client.connection.exists(keys.clip(shown.decode())), "a later question may need it"
 
         known |= {talk}
         done = invoke("chat", "--max-new-tokens", 8, stdin="Hello\n/clear\nHello\n", url=served_url)
