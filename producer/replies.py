@@ -137,7 +137,7 @@ class Patience:
 
 
 def not_found(job: str) -> NotFound:
-    return NotFound(f"There is no job {job!r}: it was never submitted, or it expired.")
+    return NotFound(f"There is no job {job!r}: it was never submitted, was deleted, or expired.")
 
 
 def read_result(job: str, data: bytes | None, state: Sequence[bytes | None]) -> Result | None:

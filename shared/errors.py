@@ -82,7 +82,7 @@ class NotReplicated(SailqError):
 
 
 class NotFound(SailqError):
-    """No such job or conversation: never submitted, or expired."""
+    """No such job or conversation: never submitted, deleted, or expired."""
 
     code = "not_found"
 

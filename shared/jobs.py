@@ -56,11 +56,11 @@ class TextPart(Record):
 
 
 class FramesPart(Record):
-    """An image (one frame) or a video, as a reference to the blob that holds its frames.
+    """An image (one frame) or a video, as a reference to the clip on the server that holds its frames.
 
     Attributes:
-        blob: sha256 of the blob's bytes, hex; the blob's key in Redis.
-        frames: number of frames in the blob.
+        blob: sha256 of the clip's bytes, hex; the end of its key in Redis (`keys.clip`).
+        frames: number of frames in the clip.
         height, width: pixels, already a multiple of the model's patch grid (28).
         times: when each frame is shown, in seconds from the clip's first frame, ascending; empty where nothing is
             known of it (images, lists of images, and jobs of protocol version 1).
@@ -164,7 +164,7 @@ class Timings(Record):
 
     Attributes:
         queue_wait: submitted until a worker claimed it.
-        fetch: blobs from Redis, and the frames' JPEG decoding.
+        fetch: clips that did not come with the claim, and the frames' JPEG decoding.
         preprocess: patches and tokens.
         vision_encode: the vision tower.
         prefill: the prompt through the language model, first token chosen.

@@ -45,9 +45,10 @@ def bell(queue_name: str) -> str:
 
 def job(job_id: str) -> str:
     """Hash: RQ's record of a job, and sailq's fields: `conversation`, `turn`, `clips` (digests), `keep`, `stream`,
-    `inbox` (names); once it is claimed `execution` (the running attempt, a random id: the fence), `attempt` (its
-    number), `spent` (attempts that count), `history` (JSON list of Attempts); `cancel`; `followed` (a second turn came
-    to a conversation that the job is named as); of a failed one `result_record`."""
+    `inbox` (names); once it is claimed, `execution` (the random id of the running attempt: only that attempt may
+    finish the job), `attempt` (its number), `spent` (attempts that count) and `history` (JSON list of Attempts);
+    `cancel` where it is to end; `followed` where the conversation that is named as the job has a second turn;
+    `result_record` where it has failed."""
     return f"rq:job:{job_id}"
 
 

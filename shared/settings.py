@@ -21,10 +21,10 @@ class Settings(BaseSettings):
         model: a model's name or directory.
         alias: a second name under which a worker serves its model, for which other versions of it answer, too.
         result_ttl: how long a result is kept.
-        job_ttl: how long a job and its blobs wait for a worker.
-        conversation_ttl: how long a conversation is kept after its last turn.
+        job_ttl: how long a job and its clips wait for a worker.
+        conversation_ttl: how long a conversation, and the clips that it keeps, are kept after its last turn.
         max_queued: most jobs that may wait for a model; a producer's next one is refused, or waits.
-        max_blob_bytes: the same for the bytes of all clips on the server.
+        max_blob_bytes: most bytes of clips on the server; a producer's next clip is refused, or waits.
         results_stream: most results in `sailq:results`, a stream of all finished jobs for consumer groups; 0: none.
         sync_replicas: replicas that must have a submission, or a result, before it counts as written; 0: none.
         metrics_port: where a worker shows its metrics to Prometheus; 0: nowhere.
@@ -48,7 +48,8 @@ class Settings(BaseSettings):
 
     @property
     def blob_ttl(self) -> int:
-        """A blob lives as long as a job that waits for a worker, and as a conversation that shows it."""
+        """Seconds after which a clip expires at the latest, unless something holds it anew. It is freed before that,
+        with the last job or conversation that needs it."""
         return max(self.job_ttl, self.conversation_ttl)
 
 

@@ -1,7 +1,7 @@
 """The loop of a worker process: wait for a place, then for a job, then give the job a thread.
 
-A claim takes a job and its lease in one step, and one thread renews all leases. A worker that dies leaves leases that
-end in `LEASE_SECONDS`; whoever looks next puts its jobs back. RQ's tools see the worker and its jobs as RQ's own.
+A claim takes a job and its lease in one step, and one thread renews all leases. The leases of a worker that dies end
+after `LEASE_SECONDS`; the next worker that looks puts its jobs back. RQ's tools see workers and jobs as RQ's own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RECORD_BEATS = 8
 RECORD_SECONDS = int(BEAT_SECONDS * _RECORD_BEATS * 2.5)
 """A worker whose record is older than this is gone."""
 _BELL_SECONDS = 2
-"""How long an idle worker waits to be called before it looks by itself: RQ's own `enqueue` calls nobody."""
+"""How long an idle worker waits for its queues' bells before it looks by itself: RQ's own `enqueue` rings none."""
 _OUTAGE_SECONDS = 1.0
 _DRAIN_LOOK_SECONDS = 0.05
 

@@ -1,4 +1,5 @@
-"""A worker's part of a job's life: claimed, renewed, finished, handed back, or taken over from a worker that died."""
+"""A worker's part of a job's life: it claims jobs, renews their leases, finishes them or hands them back, and puts the
+jobs of workers that died back on their queues."""
 
 from __future__ import annotations
 
@@ -19,13 +20,15 @@ from ..shared.scripts import call_replicated, script
 from ..shared.settings import Settings
 
 LEASE_SECONDS = 4
+"""A lease that was not renewed for so long has ended: another worker gets the job."""
 _LOOKED_MS = 500
-"""How often the fleet looks after jobs whose workers died, at most."""
+"""Milliseconds, at least, between two looks for jobs of dead workers, by all workers together."""
 _SWEEP_SECONDS = 60
+"""Seconds, at least, between two sweeps for clips and records that nobody needs."""
 _CLAIMED_TTL = 86_400
-"""Seconds that a claimed job's record stays: without it, its result could not be written."""
+"""Seconds that a claimed job's record stays. Without the record, its result could not be written."""
 _MAX_HISTORY = 8
-"""Attempts that a job remembers. Those that were handed back do not count, so that there may be any number."""
+"""The newest attempts that a job remembers. There may be more: those that were handed back do not count."""
 STREAM_TTL = 600
 
 
@@ -38,10 +41,10 @@ class Claim:
         execution: the attempt's random id, which fences what it writes.
         attempt: counts from 1.
         more: whether other jobs wait on its queue.
-        last: whether the job has no attempt left after this one, which counts once it has begun (`JobStore.begin`).
-        fields: RQ's hash of the job; empty where that is too large, or no hash.
-        clips: bytes of its clips that are there, by digest.
-        turns: encoded Turns of its conversation, or the bytes that they take, where those are too many.
+        last: whether the job has no attempt left after this one. This one counts from `JobStore.begin` on.
+        fields: RQ's hash of the job; empty where it is too large, or the key is no hash.
+        clips: bytes of its clips, by digest; without those that are gone, or too much for one reply.
+        turns: encoded Turns of its conversation; their size in bytes, where that is too much for one reply.
     """
 
     job: str
@@ -61,14 +64,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Recovered:
-    """What a look after other workers' jobs has brought.
+    """What a look for jobs of dead workers has found.
 
     Attributes:
         suspended: whether `rq suspend` keeps workers from taking jobs.
         back: jobs that are on their queues again.
-        given_up: (job, execution) of those that have had their attempts.
+        given_up: (job, execution) of jobs that have no attempt left. Their leases are this worker's, which ends them.
         cancelled: jobs that a tool of RQ's has cancelled.
-        refused: (job, what of RQ's it asks for that sailq does not do).
+        refused: (job, the feature of RQ's that it asks for and sailq does not have).
     """
 
     suspended: bool
@@ -79,10 +82,10 @@ class Recovered:
 
 
 class JobStore:
-    """The transitions, for one worker. Raises redis-py's errors."""
+    """The transitions of jobs, as one worker makes them. Raises redis-py's errors."""
 
     def __init__(self, connection: Redis, waiting: Redis, settings: Settings, worker: str) -> None:
-        """`waiting`: a connection that claims, and sends nothing again by itself (see `claim`)."""
+        """`waiting`: the connection for `claim`. It must not send a command again by itself."""
         self._connection, self._waiting, self._settings, self._worker = connection, waiting, settings, worker
         names = ("claim", "begin", "renew", "finish", "release", "recover", "hold")
         self._scripts = {name: script(connection, name) for name in names}
@@ -90,7 +93,8 @@ class JobStore:
     def claim(self, queues: Sequence[str], execution: str, now: float, *, again: bool = False) -> Claim | None:
         """The next job of the first queue that has one, leased to this worker; None where none waits.
 
-        `execution`: see `new_execution`. After an error the same one is asked for `again`: it may have been given.
+        `execution`: a new id (`new_execution`). After an error, call it with the same id and `again`: the server may
+        have given a job to the call that failed.
         """
         reply = self._scripts["claim"](keys=[keys.waiting(queue) for queue in queues], args=[
             self._worker, execution, LEASE_SECONDS, at(now), _CLAIMED_TTL, MAX_ATTEMPTS, _MAX_HISTORY,
@@ -107,11 +111,11 @@ class JobStore:
         )
 
     def begin(self, claim: Claim) -> bool:
-        """Counts a job's last attempt. False where it is not the job's any more."""
+        """Counts a job's last attempt. False where the job has another attempt by now, or none."""
         return bool(self._scripts["begin"](keys=[keys.job(claim.job)], args=[claim.execution]))
 
     def renew(self, claims: Sequence[Claim]) -> tuple[set[str], set[str]]:
-        """Renews the leases of claims; returns the leases that are gone, and those of jobs that are cancelled, or
+        """Renews the leases of claims. Returns the leases that are gone, and the leases of jobs that were cancelled, or
         deleted by a tool of RQ's."""
         gone: set[str] = set()
         ended: set[str] = set()
@@ -125,12 +129,13 @@ class JobStore:
     def finish(
         self, job: str, execution: str, result: Result, turn: Turn | None = None, *, replicated: bool = False
     ) -> bool:
-        """Writes the result, tells those that wait for it, adds the turn to its conversation, lets the next one go on
+        """Writes the result, tells those that wait for it, adds the turn to its conversation, releases the next turn
         and frees the clips: all of it, or nothing.
 
-        A job whose error may pass stays among the failed ones for its `failure_ttl`. False, with nothing written,
-        if the attempt is not the job's any more. `execution` is "" for a job that nobody has claimed. `replicated`:
-        raise NotReplicated where fewer than `sync_replicas` replicas have confirmed it; it may be sent again.
+        A job whose error may pass is kept as a failed one for its `failure_ttl`. `execution` is "" for a job that
+        nobody has claimed. False, with nothing written, where the job has another attempt by now, or none. With
+        `replicated` it raises NotReplicated where fewer than `sync_replicas` replicas have confirmed the result; call
+        it again then.
         """
         settings, status = self._settings, rq_status(result)
         wanted = settings.sync_replicas if replicated else 0
@@ -147,7 +152,8 @@ class JobStore:
         return bool(written)
 
     def release(self, claim: Claim, cause: str, *, counts: bool = True) -> bool:
-        """Gives a job back to its queue. Where the attempt does not count, the job may have one more."""
+        """Puts a job back on its queue. `counts`: whether the attempt uses up one of the job's `MAX_ATTEMPTS`. False
+        where the job has another attempt by now, or none."""
         return bool(self._scripts["release"](
             keys=[keys.job(claim.job)], args=[claim.job, claim.execution, cause, int(counts)]
         ))
@@ -162,8 +168,8 @@ class JobStore:
                          list(zip(refused[::2], refused[1::2], strict=True)))
 
     def clips(self, digests: Sequence[str], claim: Claim, now: float) -> dict[str, bytes]:
-        """Clips that did not come with the claim: those of earlier turns, and those of a job of RQ's own `enqueue`,
-        which the job holds from now on."""
+        """Clips that did not come with the claim, by digest: those of earlier turns, and those of a job of RQ's own
+        `enqueue`. Such a job holds them from now on."""
         if not is_own(claim.fields):
             held = [part for digest in digests for part in (digest, b"")]
             self._scripts["hold"](keys=[keys.job(claim.job)], args=[f"job:{claim.job}", now, _CLAIMED_TTL, 0, *held])

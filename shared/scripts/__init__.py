@@ -1,8 +1,8 @@
-"""The transitions of a job, one Lua script each: whoever dies between two commands leaves no half state.
+"""The transitions of a job, one Lua script each. The server runs a script as one step, so no crash leaves half of it.
 
 Each file says at its head what its KEYS and ARGV are and what it returns. common.lua stands before every one of them.
-Times are the server's, or the caller's estimate of them, in seconds since the epoch. Redis Cluster cannot run them:
-they name keys that they find.
+Times are the server's, or the caller's estimate of them, in seconds since the epoch. Redis Cluster cannot run these
+scripts: they use keys whose names they read from others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def script(connection: Redis, name: str) -> Script:
 def text(name: str) -> str:
     """What is sent to the server."""
     parts = (files(__package__).joinpath(f"{part}.lua").read_text() for part in ("common", name))
-    # On a full server no script takes anything new; the others let what is there come to its end.
+    # A full server refuses the scripts that add something. The others run, so that jobs come to their ends.
     flags = "" if name in {"submit", "hold", "follow"} else " flags=allow-oom"
     return "\n".join([f"#!lua{flags}", *parts])
 
@@ -37,10 +37,11 @@ def text(name: str) -> str:
 def call_replicated(
     script: Script, keys: Sequence[str], arguments: Sequence[Any], replicas: int, connection: Redis
 ) -> tuple[Any, int]:
-    """A script's reply, and how many replicas have what it wrote, in one round trip: at least `replicas`, or as many as
-    confirmed it within `REPLICATED_SECONDS`. With 0 of them nobody waits.
+    """A script's reply, and how many replicas have what it wrote, in one round trip.
 
-    WAIT counts from the last write of its own connection, so a script that may be sent again has to write again.
+    Waits until `replicas` of them have confirmed it, for `REPLICATED_SECONDS` at most; with 0 it does not wait.
+
+    WAIT counts from the last write of its own connection, so a script that is sent again has to write again.
     """
     if not replicas:
         return script(keys=keys, args=arguments, client=connection), 0

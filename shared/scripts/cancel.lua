@@ -1,9 +1,9 @@
--- cancel: ends a job that waits; tells the worker of one that runs.
+-- cancel: ends a job that waits. Where the job runs, it marks the job and tells its worker.
 --
 -- KEYS  1 the job (rq:job:ID)  2 its result (sailq:result:ID)
 -- ARGV  1 id  2 result  3 seconds that it is kept  4 seconds that a stream is kept  5 now  6 now in RQ's form;
---       7 seconds that RQ's record is kept where the job does not say; then RQ's own result as fields and values
--- Returns 'finished', 'gone', 'running' or 'cancelled'
+--       7 seconds that RQ's record is kept where the job names none; then RQ's own result as fields and values
+-- Returns 'cancelled', 'running', 'finished' where it has ended before, or 'gone'
 
 local job, written = unpack(KEYS)
 local id, result, ttl, stream_ttl, now, ended_at, kept = unpack(ARGV)

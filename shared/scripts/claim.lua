@@ -1,13 +1,16 @@
--- claim: the next waiting job and its lease, in one step.
+-- claim: takes the next waiting job and its lease, in one step.
 --
 -- KEYS  the queues (rq:queue:NAME), in the order in which they are served
 -- ARGV  1 worker  2 execution: a random id of this attempt  3 seconds of its lease  4 the time in RQ's form
 --       5 seconds that a claimed job is kept  6 most attempts  7 attempts that a job remembers  8 most bytes of a job
 --       9 again: 1 where the reply to this very claim was lost
--- Returns {} where nothing waits, or {id, queue, attempt, more, last, fields, clips, turns}
---       more: 1 where others wait. last: 1 where no attempt is left after this, which does not count before `begin`.
---       fields: the job's hash, flat; none where it is too large, or no hash. clips: bytes, in the order of its field
---       `clips`. turns: what its conversation has said.
+-- Returns {} where nothing waits; else
+--       {id, queue, attempt, more, last, fields, clips, turns}
+--       more: 1 where others wait. last: 1 where the job has no attempt after this one, which counts from `begin` on.
+--       fields: the job's hash, flat; empty where it is too large, or no hash.
+--       clips: bytes, in the order of the field `clips`; nil for one that is gone, comes twice, or is too much for one
+--       reply.
+--       turns: the conversation's answered turns, or their size in bytes where that is too much
 
 local worker, execution, lease, time, ttl, max_attempts, max_history, max_bytes, again = unpack(ARGV)
 
@@ -16,7 +19,7 @@ local function reply(id, name, fields, flat, last)
   for _, text in ipairs(flat) do bytes = bytes + #text end
   if bytes > tonumber(max_bytes) then flat = {} else
     local seen = {}
-    for clip in words(fields.clips) do  -- the worker asks for what is too much to come with the claim
+    for clip in words(fields.clips) do  -- what is too much for one reply, the worker asks for later
       local data = not seen[clip] and bytes < 16 * max_bytes and try('HGET', 'sailq:clip:' .. clip, 'data')
       seen[clip], bytes = true, bytes + #(data or '')
       clips[#clips + 1] = data or false
@@ -53,7 +56,8 @@ for _, queue in ipairs(KEYS) do
     local job = 'rq:job:' .. id
     local fields, flat = read_hash(job)
     local foreign = #flat == 0 and redis.call('DEL', job) == 1
-    -- What has no record has expired or was deleted; what is not waiting stands on the queue twice. RQ gives no other ids.
+    -- An id without a record: the job has expired or was deleted. One that does not wait: its id is on the queue twice.
+    -- RQ itself gives ids of these characters only.
     if (#flat > 0 or foreign) and not ended[fields.status] and string.match(id, '^[%w._-]+$') then
       if fields.result_record then  -- `rq requeue` has put a failed job back
         forget_failure(id)

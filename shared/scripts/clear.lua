@@ -1,4 +1,4 @@
--- clear: forgets what a conversation has said, and its clips; its turns' numbers go on.
+-- clear: deletes what a conversation has said and lets go of its clips. The numbers of its turns go on.
 --
 -- KEYS  1 its turns (sailq:conversation:ID:turns)  2 its clips (sailq:conversation:ID:clips)
 -- ARGV  1 conversation

@@ -1,4 +1,4 @@
--- What several scripts do. It stands before each of them.
+-- Functions that the scripts share. Python puts this file before each of them.
 
 local function seconds()
   local time = redis.call('TIME')
@@ -9,37 +9,37 @@ local function words(text)
   return string.gmatch(text or '', '%S+')
 end
 
--- A command on a key whose name comes from a job: nil where somebody has put something else there. An error of
--- redis.call would end a script half done.
+-- Runs a command on a key whose name comes from a job. Returns nil where the key holds a value of another type.
+-- With redis.call that error would end a script half done.
 local function try(...)
   local reply = redis.pcall(...)
   if type(reply) ~= 'table' or not reply.err then return reply end
 end
 
--- A hash as a table; an empty one where the key holds something else.
+-- Reads a hash: as a table, and as the flat reply. Both are empty where the key holds a value of another type.
 local function read_hash(key)
   local fields, flat = {}, try('HGETALL', key) or {}
   for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
   return fields, flat
 end
 
--- Some fields of a hash; none where the key holds something else.
+-- Reads some fields of a hash. Returns nothing where the key holds a value of another type.
 local function read_fields(key, ...)
   return unpack(try('HMGET', key, ...) or {})
 end
 
--- A small number that somebody else may have written.
+-- Reads a whole number of at most four digits; 0 for any other text, as anybody may have written it.
 local function whole(text)
   return tonumber(string.match(text or '', '^%d%d?%d?%d?$')) or 0
 end
 
--- Wakes one worker that waits for this queue. One token is enough: who takes a job and leaves others rings again.
+-- Wakes one idle worker of this queue. One token is enough: a worker that takes a job and leaves others rings again.
 local function ring(queue)
   local bell = 'sailq:bell:' .. queue
   if string.match(queue, '^sailq') and redis.call('EXISTS', bell) == 0 then redis.call('RPUSH', bell, '1') end
 end
 
--- Puts a job on its queue, at its front or its end.
+-- Puts a job on its queue, at the front or at the end.
 local function push(queue, id, at_front)
   if redis.call(at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id) == 1 then ring(queue) end
 end
@@ -49,7 +49,7 @@ local function strike(clip, size)
   if redis.call('ZREM', 'sailq:clips', clip .. ':' .. size) == 1 then redis.call('DECRBY', 'sailq:clip-bytes', size) end
 end
 
--- Ends one holder's hold on a clip; the last one frees it.
+-- Ends one holder's hold on a clip. The clip is freed with its last holder.
 local function let_go(clip, holder)
   local key = 'sailq:clip:' .. clip
   if try('HDEL', key, holder) and redis.call('HLEN', key) == 1 then
@@ -99,14 +99,14 @@ local function hold(clip, holder, data, now, ttl)
   return true
 end
 
--- Has a conversation hold its clips from now on for `ttl` seconds.
+-- Renews a conversation's hold on its clips, for `ttl` seconds from now.
 local function keep_clips(conversation, now, ttl)
   local clips = 'sailq:conversation:' .. conversation .. ':clips'
   for _, clip in ipairs(try('SMEMBERS', clips) or {}) do hold(clip, 'conversation:' .. conversation, false, now, ttl) end
   redis.call('EXPIRE', clips, ttl)
 end
 
--- Ends an attempt's lease, and returns the keys that RQ has of it.
+-- Ends an attempt's lease. Returns RQ's keys of the attempt, which the caller deletes.
 local function end_execution(id, execution, queue)
   local entry = id .. ':' .. execution
   redis.call('ZREM', 'sailq:leases', entry)
@@ -114,8 +114,8 @@ local function end_execution(id, execution, queue)
   return { 'rq:execution:' .. entry, 'rq:executions:' .. id }
 end
 
--- A job without a result goes to the front of its queue: it has waited for its turn. `cause` of its attempt: nil where its
--- worker died.
+-- Puts a job without a result back on its queue, at the front: it has waited before.
+-- `cause`: why its attempt ended; nil where its worker died. `counts`: whether the attempt is one of the few it has.
 local function put_back(id, fields, cause, counts)
   local job = 'rq:job:' .. id
   redis.call('DEL', unpack(end_execution(id, fields.execution, fields.origin)))
@@ -132,7 +132,7 @@ local function put_back(id, fields, cause, counts)
   ring(fields.origin)
 end
 
--- The next turn of a conversation, if one waits, goes to its queue.
+-- Puts the next turn of a conversation on its queue, if one waits.
 local function release_turn(conversation)
   local waiting = 'sailq:conversation:' .. conversation .. ':waiting'
   while true do
@@ -150,7 +150,7 @@ local function release_turn(conversation)
   end
 end
 
--- RQ's dependents of a job that has ended go to their queues, where nothing else keeps them waiting.
+-- Puts RQ's dependents of a job that has ended on their queues, unless they wait for another job, too.
 local function release_dependents(id, status)
   local dependents = 'rq:job:' .. id .. ':dependents'
   for _, dependent in ipairs(try('SMEMBERS', dependents) or {}) do
@@ -174,22 +174,24 @@ local function release_dependents(id, status)
   end
 end
 
--- Whether a job has its result, or is gone. One that `rq requeue` has put back has a result and is not over.
+-- Returns whether a job has ended, or is gone. A failed job that `rq requeue` has put back still has a result, and has
+-- not ended: RQ clears `ended_at`.
 local function is_over(fields)
   return not fields.status or (fields.ended_at or '') ~= ''
 end
 
--- Nothing of a failed job's failure is left: it begins anew.
+-- Removes all that a job's failure has left: the job begins anew.
 local function forget_failure(id)
   redis.call('DEL', 'sailq:result:' .. id, 'sailq:stream:' .. id, 'rq:results:' .. id)
   redis.call('HDEL', 'rq:job:' .. id, 'result_record', 'history', 'cancel', 'execution', 'ended_at')
   redis.call('HSET', 'rq:job:' .. id, 'spent', 0)
 end
 
--- A job that has ended: its result, who waits for it, who came after it, and its clips.
+-- Ends a job: writes its result, tells those that wait for it, adds its turn to its conversation, frees its clips, and
+-- releases the next turn and RQ's dependents.
 --   fields: its hash. result: encoded Result. ttl: seconds that the result is kept. status: finished, failed or canceled.
---   kept: seconds that RQ's record is kept where the job does not say. rq: RQ's Result as flat fields. turn: encoded Turn,
---   or ''. ended_at: in RQ's form. gone: what `end_execution` has returned.
+--   kept: seconds that RQ's record is kept where the job names none. rq: RQ's Result as flat fields. turn: encoded Turn,
+--   or ''. ended_at: now, in RQ's form. gone: what `end_execution` has returned.
 local function conclude(id, fields, options)
   local job, queue, now, status = 'rq:job:' .. id, fields.origin or '', options.now, options.status
   local conversation = fields.conversation or id

@@ -1,4 +1,4 @@
--- drop: forgets a failed job and its clips; its result expires by itself.
+-- drop: deletes a failed job and lets go of its clips. Its result expires by itself.
 --
 -- KEYS  1 the job (rq:job:ID)
 -- ARGV  1 id

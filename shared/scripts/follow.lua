@@ -1,8 +1,8 @@
--- follow: has a job's end told to one inbox more.
+-- follow: adds an inbox to those that are told when a job ends.
 --
 -- KEYS  1 the job (rq:job:ID)  2 its result (sailq:result:ID)
 -- ARGV  1 the inbox's name
--- Returns 'finished', 'gone' or 'followed'
+-- Returns 'followed', 'finished' where it has its result, or 'gone'
 
 if redis.call('EXISTS', KEYS[2]) == 1 then return 'finished' end
 local status, ended_at, inboxes = read_fields(KEYS[1], 'status', 'ended_at', 'inbox')

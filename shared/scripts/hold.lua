@@ -1,6 +1,6 @@
--- hold: has clips kept for a named holder, for a time.
+-- hold: holds clips for a named holder, for a time.
 --
--- KEYS  1 the job that notes its clips (rq:job:ID), or none: any other holder
+-- KEYS  1 the job (rq:job:ID) whose field `clips` is to name them; none for any other holder
 -- ARGV  1 holder  2 now  3 seconds  4 most bytes of clips; then clips, each digest and bytes ('' where it is there) in turn
 -- Returns {'held', n} with how many are there, or {'bytes', n} where there is no room
 

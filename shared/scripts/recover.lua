@@ -1,14 +1,14 @@
--- recover: what one worker of the fleet at a time does for all: jobs whose workers died go on, what tools of RQ's have left
--- behind is put right, and the registries stay small.
+-- recover: puts the jobs of dead workers back on their queues, ends jobs that cannot go on, completes what RQ's tools have
+-- left half done, and frees what nobody needs. One worker of the fleet at a time does it for all.
 --
 -- KEYS  the worker's queues (rq:queue:NAME)
 -- ARGV  1 worker  2 milliseconds until the next look  3 seconds of a lease  4 most attempts  5 seconds between two sweeps
 --       6 seconds that a conversation is kept
--- Returns {suspended, back, given_up, cancelled, refused}, the last four flat:
---       suspended: 1 after `rq suspend`.
---       back: ids of jobs that are on their queues again. given_up: id and execution of those that have had their
---       attempts, leased to this worker to end them. cancelled: ids of jobs that a tool of RQ's has cancelled. refused: id
---       and cause of jobs that RQ would run later, or never, by means that sailq does not have
+-- Returns {back, given_up, cancelled, refused}, each flat:
+--       back: ids of jobs that are on their queues again.
+--       given_up: id and execution of jobs that have no attempt left; their leases are this worker's, which ends them.
+--       cancelled: ids of jobs that a tool of RQ's has cancelled.
+--       refused: id and cause of jobs that ask RQ for what sailq does not do (to run later, or at a limited rate)
 
 local worker, pause, lease, max_attempts, sweep_seconds, conversation_ttl = unpack(ARGV)
 local back, given_up, cancelled, refused = {}, {}, {}, {}
@@ -17,7 +17,7 @@ if not redis.call('SET', 'sailq:looked', worker, 'NX', 'PX', pause) then
   return { suspended, back, given_up, cancelled, refused }
 end
 local now = seconds()
-local FEW = 20  -- of each kind: one look never takes long, and neither do the results that follow it
+local FEW = 20  -- of each kind, so that one look, and the results that follow it, take little time
 
 -- After a time in which nobody could look, nobody could renew a lease either: the living do so now.
 local last = tonumber(redis.call('SET', 'sailq:last-look', now, 'GET') or 0)
@@ -51,7 +51,7 @@ local function alive(id)
   return status == 'queued' or status == 'started' or status == 'deferred'
 end
 
--- A turn, or a dependent, whose predecessor is gone without having released it.
+-- Releases a turn, or a dependent of RQ's, whose predecessor has gone without releasing it.
 local function look_at_deferred(queue, id)
   local job = 'rq:job:' .. id
   local status, conversation = read_fields(job, 'status', 'conversation')
@@ -75,7 +75,8 @@ local function look_at_deferred(queue, id)
   end
 end
 
--- Its end takes it out of the registry; a worker that dies meanwhile leaves it for the next look.
+-- Lists a job to be refused. Its end takes it out of the registry; where the worker dies before that, the next look lists
+-- it again.
 local function refuse(registry, id, what)
   if redis.call('EXISTS', 'rq:job:' .. id) == 0 then
     redis.call('ZREM', registry, id)
@@ -115,7 +116,7 @@ for _, key in ipairs(KEYS) do
     for _, id in ipairs(redis.call('ZRANGE', 'rq:scheduled:' .. name, 0, FEW - 1)) do
       refuse('rq:scheduled:' .. name, id, 'scheduled')
     end
-    -- Dependents that RQ's `cancel` has freed in a program that died before they were on their queue.
+    -- Dependents that RQ's `cancel` has freed, where its program died before it put them on their queue.
     for _, id in ipairs(redis.call('ZRANGE', 'rq:ready:' .. name, 0, FEW - 1)) do
       local job = 'rq:job:' .. id
       local status, front = read_fields(job, 'status', 'enqueue_at_front')

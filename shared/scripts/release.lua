@@ -1,8 +1,8 @@
--- release: a job goes back to the front of its queue without a result.
+-- release: puts a job back at the front of its queue, without a result.
 --
 -- KEYS  1 the job (rq:job:ID)
 -- ARGV  1 id  2 execution  3 why  4 counts: 1 where the attempt is one of the few that the job has
--- Returns 1, or 0 where the attempt is not the job's any more
+-- Returns 1, or 0 where the job has another attempt by now, or none
 
 local id, execution, cause, counts = unpack(ARGV)
 local fields = read_hash(KEYS[1])

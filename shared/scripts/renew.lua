@@ -1,8 +1,8 @@
--- renew: a worker's leases on jobs of one queue.
+-- renew: renews a worker's leases on jobs of one queue.
 --
 -- KEYS  1 the queue's started jobs (rq:wip:NAME)
 -- ARGV  1 seconds of a lease; then the leases, each JOB:EXECUTION
--- Returns {lost, ended}: leases that are gone, and those of jobs that are cancelled, or deleted by a tool of RQ's
+-- Returns {lost, ended}: leases that are gone, and leases of jobs that were cancelled, or deleted by a tool of RQ's
 
 local leases = { unpack(ARGV, 2) }
 local lost, ended, kept = {}, {}, {}

@@ -1,4 +1,4 @@
--- retry: a failed job goes back to its queue as if it were new, with nothing left of its failure.
+-- retry: puts a failed job back on its queue as if it were new, with nothing left of its failure.
 --
 -- KEYS  1 the job (rq:job:ID)
 -- ARGV  1 id  2 now  3 now in RQ's form  4 seconds that the job waits  5 seconds that its clips are kept

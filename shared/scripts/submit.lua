@@ -1,12 +1,14 @@
--- submit: clips, a job, its place in its conversation and on its queue. Sent again with the same id, it changes nothing.
+-- submit: writes clips and a job, and puts the job on its queue, or behind the earlier turns of its conversation.
+-- Sent again with the same id, it changes nothing.
 --
 -- KEYS  1 the job (rq:job:ID)  2 its result (sailq:result:ID)  3 its queue (rq:queue:NAME)
--- ARGV  1 id  2 the queue's name  3 conversation: the id itself begins a new one  4 at_front: 1 or 0
+-- ARGV  1 id  2 the queue's name  3 conversation: the job's id begins a new one  4 at_front: 1 or 0
 --       5 now  6 seconds that the job waits  7 seconds that its clips are kept  8 seconds that a conversation is kept
 --       9 most jobs that may wait  10 most bytes of clips
 --       11 how many fields follow; then the job's fields and values; then its clips, each digest and bytes
 --       ('' where it was uploaded before) in turn
--- Returns {'queued', turn}, {'known', turn} where it was there already, {'jobs', n} or {'bytes', n} where there is no room
+-- Returns {'queued', turn}, {'known', turn} where the job was there already, or, where there is no room, {'jobs', how many
+-- wait} or {'bytes', how many the clips take}
 
 local job, result, queue = unpack(KEYS)
 local id, name, conversation, at_front, now, job_ttl, clip_ttl, conversation_ttl, max_jobs, max_bytes, count = unpack(ARGV)
@@ -41,7 +43,7 @@ if conversation ~= id then
   busy = status == 'queued' or status == 'started' or status == 'deferred' or redis.call('EXISTS', key .. ':waiting') == 1
   turn = tonumber(turns)
   redis.call('HSET', key, 'turns', turn + 1, 'head', busy and head or id)
-  -- It outlives each job of its own.
+  -- The conversation outlives each of its jobs.
   for _, kept in ipairs({ key, key .. ':turns' }) do redis.call('EXPIRE', kept, conversation_ttl + job_ttl) end
   keep_clips(conversation, now, clip_ttl)
   redis.call('ZADD', 'sailq:conversations', now, conversation)
