@@ -17,10 +17,10 @@ from .check import Plan, Verdict, ok, skipped, warning, wrong
 from .mistakes import command_on, diagnosed, embedded_command, there, without_tls
 from .trial import refusals
 
-OLDEST = (6, 2)
-"""RQ takes jobs with LMOVE, which came with it."""
+OLDEST = (7, 0)
+"""The queue's scripts need it: `EXPIRE … GT`, and scripts with flags."""
 FARTHEST = 0.05
-"""Seconds. RQ's side of a job takes about 20 round trips: a second of a job's time, at this distance."""
+"""Seconds. A worker has up to 4 round trips for a job: a fifth of a second of the job's time, at this distance."""
 FULLEST = 0.9
 _PINGS = 5
 _SILENT = "this user may not ask for it (INFO); one of deploy/redis' users worker and reader may"
@@ -119,7 +119,7 @@ def round_trip(plan: Plan) -> Verdict:
         if middle <= FARTHEST:
             return ok(said)
         host = place(connection).get("host", "localhost")
-        what = f"{said}, and a job takes about 20 of them: best keep both in one network."
+        what = f"{said}, and a worker waits for up to 4 of them for each job: best keep both in one network."
         return warning(what, f"ping -c 20 {host}")
 
 
