@@ -31,7 +31,10 @@ def ask(
     system: flags.System = None,
     conversation: Annotated[
         str | None,
-        typer.Option("--conversation", metavar="ID", help="Go on with a conversation, or begin one of this name."),
+        typer.Option(
+            "--conversation", metavar="ID",
+            help="Go on with a conversation, or begin one of this name. Its clips are kept for later questions.",
+        ),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text as it comes.")] = False,
     wait: Annotated[float, flags.WAIT] = 0.0,

@@ -22,8 +22,8 @@ failed = typer.Typer(
     no_args_is_help=True,
     help="List, retry or drop the jobs that failed though the fault need not be theirs.\n\n"
     "These are the jobs whose workers died at each of their attempts, and those that ended with the error 'internal'; "
-    "they are kept for a week. Every other error, such as bad_media or too_long, would come again and is not here, "
-    "but only in the job's result; `sailq status` counts some of these too.",
+    "they and their clips are kept for a week. Every other error, such as bad_media or too_long, would come again and "
+    "is not here, but only in the job's result; `sailq status` counts some of these too.",
 )
 
 Jobs = Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", show_default=False, help="Ids of failed jobs.")]
@@ -79,7 +79,7 @@ def retry(
 def drop(
     jobs: Jobs = None, every: All = False, json: Json = False, redis_url: RedisUrl = None, model: ModelName = None
 ) -> None:
-    """Forget failed jobs: none of them can be retried any more.
+    """Forget failed jobs, and free their clips. They cannot be retried any more.
 
     \b
     Examples:

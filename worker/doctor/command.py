@@ -45,11 +45,11 @@ def doctor(
     json: Json = False,
     root: Annotated[Path, typer.Option("--root", hidden=True, help="Where /dev, /proc and the like lie.")] = Path("/"),
 ) -> None:
-    """Say what is wrong with this machine, its server or its model, and which command mends it.
+    """Say what is wrong with this machine, its server or its model, and which command fixes it.
 
     Changes nothing, here or on the server, and opens no TPU: it may be asked
-    while a worker runs. Exit code: 0, nothing is wrong; 1, something is; 2, the
-    command line wants mending. Warnings do not count.
+    while a worker runs. Exit code: 0, nothing is wrong; 1, something is; 2, a
+    usage error. Warnings do not count.
 
     \b
     Examples:
