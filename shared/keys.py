@@ -6,6 +6,10 @@ A job's hash, queue and registries are RQ's; of their names, sailq chooses the q
 from __future__ import annotations
 
 PREFIX = "sailq:"
+PROTOCOL = 3
+"""How jobs stand on the server. Each has queues of its own, so that no worker takes a job that it would misread."""
+NEWEST = PREFIX + "protocol"
+"""Integer: the highest `PROTOCOL` of the workers that this server has seen."""
 
 MODELS = PREFIX + "models"
 """Set of the names of the models that any worker has announced."""
@@ -25,7 +29,7 @@ RESULTS = PREFIX + "results"
 
 def queue(model: str) -> str:
     """RQ's name for the queue of one model's jobs."""
-    return f"sailq-{model}"
+    return f"sailq{PROTOCOL}-{model}"
 
 
 def waiting(queue_name: str) -> str:

@@ -1,6 +1,6 @@
 """A job as RQ has it: its record, its call, and what of RQ's sailq honours.
 
-`rq.Queue("sailq-MODEL", serializer=Serializer).enqueue("sailq.answer", messages=[...], options={...})` is all that a
+`rq.Queue("sailq3-MODEL", serializer=Serializer).enqueue("sailq.answer", messages=[...], options={...})` is all that a
 backend needs. sailq's own client makes the same call. Nothing is unpickled, imported or called by a name in a job.
 """
 

@@ -1,6 +1,6 @@
 """What RQ's tools do when they look, over and over, by a clock that is off. Runs in an environment of the tools' own.
 
-    python tests/looking_tools.py rq redis://… sailq-sailq-tiny -60
+    python tests/looking_tools.py rq redis://… sailq3-sailq-tiny -60
 
 `rq` is `rq info`, the registries' clean-up that any program may ask for, and the JSON behind rq-dashboard's pages;
 `exporter` is rq-exporter's collector, with the RQ 2 that it needs. RQ learns the time by its own `now` and

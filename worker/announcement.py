@@ -14,6 +14,7 @@ from redis.client import Pipeline
 from ..shared import keys
 from ..shared.codec import encode
 from ..shared.connection import ServerClock, server_errors
+from ..shared.errors import Unsupported
 from .consumer import RECORD_SECONDS
 from .engine import Engine
 from .scheduler import Scheduler
@@ -41,8 +42,19 @@ class Announcement:
         }
 
     def show_cards(self) -> None:
-        """Of an alias, the worker that started last has the card. Raises ServerUnavailable."""
+        """Of an alias, the worker that started last has the card.
+
+        Raises ServerUnavailable, and Unsupported where newer workers serve this server: this one does not know the
+        queues on which their producers' jobs wait.
+        """
         with server_errors(self._connection), self._connection.pipeline() as pipeline:
+            newest = int(self._connection.get(keys.NEWEST) or 0)
+            if newest > keys.PROTOCOL:
+                raise Unsupported(
+                    f"This server's jobs are of protocol {newest}, and this worker takes those of {keys.PROTOCOL}: "
+                    "install the version of sailq that its producers have."
+                )
+            pipeline.set(keys.NEWEST, keys.PROTOCOL)
             for model in self._models:
                 card = self._card.model_copy(update={"name": model})
                 pipeline.set(keys.model(model), encode(card), ex=_CARD_TTL)

@@ -76,7 +76,7 @@ def rq_jobs() -> dict[str, bytes]:
             for name, value in record(JOB, ttl=60).items()}
     called = Serializer.dumps([FUNCTION, None, [], {"messages": JOB.model_dump()["messages"], "options": {"seed": 7}}])
     rqs = {
-        "data": called, "created_at": DATE, "enqueued_at": DATE, "started_at": b"", "origin": b"sailq-sailq-tiny",
+        "data": called, "created_at": DATE, "enqueued_at": DATE, "started_at": b"", "origin": b"sailq3-sailq-tiny",
         "description": b"sailq c", "status": b"queued", "timeout": b"180", "result_ttl": b"60", "ttl": b"691200",
         "failure_ttl": b"604800", "dependency_ids": b'["b"]', "allow_dependency_failures": b"1",
         "enqueue_at_front": b"0",

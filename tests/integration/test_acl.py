@@ -35,7 +35,7 @@ from scraping import exporter
 
 ROOT = Path(__file__).parents[2]
 USERS = ("admin", "producer", "worker", "reader")
-QUEUE = "rq:queue:sailq-sailq-tiny"
+QUEUE = "rq:queue:sailq3-sailq-tiny"
 
 
 @pytest.fixture(scope="module")
@@ -196,16 +196,16 @@ LISTS = (
     f"LRANGE {QUEUE} 0 -1", f"LINDEX {QUEUE} 0", f"LPOP {QUEUE}", f"LMOVE {QUEUE} {QUEUE} LEFT LEFT", f"SORT {QUEUE}",
     f"BLPOP {QUEUE} 1", "ZRANGE sailq:conversations 0 -1", "ZREVRANGE sailq:conversations 0 -1",
     "ZRANGE sailq:leases 0 -1", "ZRANGE sailq:clips 0 -1", "XREAD STREAMS sailq:results 0",
-    "ZRANGE rq:wip:sailq-sailq-tiny 0 -1", "ZRANGE rq:canceled:sailq-sailq-tiny 0 -1",
-    "ZRANGE rq:deferred:sailq-sailq-tiny 0 -1", "ZRANGE rq:failed:sailq-sailq-tiny 0 -1",
-    "ZRANGE rq:finished:sailq-sailq-tiny 0 -1", "SMEMBERS rq:queues", "HGETALL rq:worker:w",
-    "LRANGE sailq:bell:sailq-sailq-tiny 0 -1",
+    "ZRANGE rq:wip:sailq3-sailq-tiny 0 -1", "ZRANGE rq:canceled:sailq3-sailq-tiny 0 -1",
+    "ZRANGE rq:deferred:sailq3-sailq-tiny 0 -1", "ZRANGE rq:failed:sailq3-sailq-tiny 0 -1",
+    "ZRANGE rq:finished:sailq3-sailq-tiny 0 -1", "SMEMBERS rq:queues", "HGETALL rq:worker:w",
+    "LRANGE sailq:bell:sailq3-sailq-tiny 0 -1",
 )
 CLIPS = ("HGET sailq:clip:x data", "HGETALL sailq:clip:x", "HVALS sailq:clip:x", "DUMP sailq:clip:x",
          "COPY sailq:clip:x sailq:result:x")
-CLAIMS = ("ZADD sailq:leases 1 x:y", "ZREM sailq:leases x:y", "ZRANGE rq:wip:sailq-sailq-tiny 0 9",
-          "BLPOP sailq:bell:sailq-sailq-tiny 1", "DEL rq:execution:x:y", "XADD sailq:results * a b",
-          "ZADD rq:failed:sailq-sailq-tiny 1 x", "ZREM rq:failed:sailq-sailq-tiny x")
+CLAIMS = ("ZADD sailq:leases 1 x:y", "ZREM sailq:leases x:y", "ZRANGE rq:wip:sailq3-sailq-tiny 0 9",
+          "BLPOP sailq:bell:sailq3-sailq-tiny 1", "DEL rq:execution:x:y", "XADD sailq:results * a b",
+          "ZADD rq:failed:sailq3-sailq-tiny 1 x", "ZREM rq:failed:sailq3-sailq-tiny x")
 """What only those do who run jobs, end them or put them back."""
 FORGERIES = (
     f"DEL {QUEUE}", f"EXPIRE {QUEUE} 0", "DEL sailq:result:x", "SET sailq:model:m x", "SADD sailq:models m",

@@ -56,7 +56,7 @@ LONG = 900
 
 def waiting(connection: redis.Redis) -> set[str]:
     """The jobs on the queue."""
-    return {job.decode() for job in connection.lrange("rq:queue:sailq-sailq-tiny", 0, -1)}
+    return {job.decode() for job in connection.lrange("rq:queue:sailq3-sailq-tiny", 0, -1)}
 
 
 def submit(client: Client, tokens: int, count: int = 4) -> list[str]:
@@ -167,8 +167,8 @@ def test_a_box_whose_clock_is_late_keeps_its_leases(
     ((lease, end),) = connection.zrange(keys.LEASES, 0, -1, withscores=True)
     now = connection.time()[0]
     assert now < end <= now + 1 + LEASE_SECONDS
-    assert connection.zrange("rq:wip:sailq-sailq-tiny", 0, -1, withscores=True) == [(lease, math.inf)]
-    for key in (keys.LEASES, "rq:wip:sailq-sailq-tiny"):
+    assert connection.zrange("rq:wip:sailq3-sailq-tiny", 0, -1, withscores=True) == [(lease, math.inf)]
+    for key in (keys.LEASES, "rq:wip:sailq3-sailq-tiny"):
         connection.zadd(key, {b"\xff\xfe": 1, "no-lease": 1, "a:b:c": 1})
     assert client.wait(job, 60).attempt == 1
     start_null_worker()

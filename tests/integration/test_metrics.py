@@ -174,7 +174,7 @@ def test_workers_and_failures_are_counted_by_their_model(
 ) -> None:
     start_null()
     start_null()
-    client.connection.zadd("rq:failed:sailq-sailq-tiny", {"a": 4e9, "b": 4e9})
+    client.connection.zadd("rq:failed:sailq3-sailq-tiny", {"a": 4e9, "b": 4e9})
     with exporter(redis_url, tmp_path / "exporter.log") as look:
         server = look()
     assert server.value("sailq:workers", model="sailq-tiny") == 2
@@ -184,8 +184,8 @@ def test_workers_and_failures_are_counted_by_their_model(
 def test_a_producer_that_names_many_models_cannot_flood_prometheus(
     client: Client, redis_url: str, tmp_path: Path
 ) -> None:
-    client.connection.sadd("rq:queues", *(f"rq:queue:sailq-model-{index}" for index in range(1000)))
-    client.connection.rpush("rq:queue:sailq-model-999", "a")
+    client.connection.sadd("rq:queues", *(f"rq:queue:sailq3-model-{index}" for index in range(1000)))
+    client.connection.rpush("rq:queue:sailq3-model-999", "a")
     with exporter(redis_url, tmp_path / "exporter.log") as look:
         server = look()
     assert server.value("sailq:queue_depth", model="model-999") == 1

@@ -31,7 +31,7 @@ Eventually = Callable[..., None]
 
 @pytest.fixture
 def queue(connection: redis.Redis) -> Queue:
-    return Queue("sailq-sailq-tiny", connection=connection, serializer=Serializer)
+    return Queue("sailq3-sailq-tiny", connection=connection, serializer=Serializer)
 
 
 def ask(queue: Queue, messages: Any = MESSAGES, options: Any = SHORT, **rest: Any) -> Job:

@@ -31,7 +31,7 @@ Eventually = Callable[..., None]
 
 @pytest.fixture
 def queue(connection: redis.Redis) -> Queue:
-    return Queue("sailq-sailq-tiny", connection=connection, serializer=Serializer)
+    return Queue("sailq3-sailq-tiny", connection=connection, serializer=Serializer)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from sailq.shared.settings import Settings
 from sailq.worker import store
 from sailq.worker.store import JobStore
 
-QUEUE = "sailq-sailq-tiny"
+QUEUE = "sailq3-sailq-tiny"
 SHORT = {"max_new_tokens": 2}
 LONG = {"max_new_tokens": 2000}
 """100 s on a slow worker, which its tests never wait for."""

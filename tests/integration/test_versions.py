@@ -122,6 +122,20 @@ def test_a_version_that_nobody_serves_is_refused(serve: Start, client: Client, r
     assert "tiny, tiny-2026-11" in told(refused, 2)
 
 
+def test_a_worker_of_an_older_protocol_takes_no_job_of_a_newer_one_and_says_why(
+    start_null: Start, client: Client, connection: redis.Redis, redis_url: str, tmp_path: Path
+) -> None:
+    connection.rpush("rq:queue:sailq-sailq-tiny", "a-job-of-an-older-producer")
+    start_null()
+    assert client.wait(submit(client, "sailq-tiny"), 60).error is None
+    assert connection.lrange("rq:queue:sailq-sailq-tiny", 0, -1) == [b"a-job-of-an-older-producer"]
+    assert int(connection.get(keys.NEWEST)) == keys.PROTOCOL
+    connection.set(keys.NEWEST, keys.PROTOCOL + 1)
+    old = start_null(ready=False)
+    old.wait_for_end(60)
+    assert str(keys.PROTOCOL + 1) in old.log.read_text()
+
+
 def test_a_fingerprint_follows_the_files(models: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(models / NEW, copy)
