@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from redis import Redis
+from redis import OutOfMemoryError, Redis
 
 from ..shared import keys
 from ..shared.codec import MAX_RECORD_BYTES, encode
@@ -172,7 +172,10 @@ class JobStore:
         `enqueue`. Such a job holds them from now on."""
         if not is_own(claim.fields):
             held = [part for digest in digests for part in (digest, b"")]
-            self._scripts["hold"](keys=[keys.job(claim.job)], args=[f"job:{claim.job}", now, _CLAIMED_TTL, 0, *held])
+            with suppress(OutOfMemoryError):  # who uploaded them holds them still
+                self._scripts["hold"](
+                    keys=[keys.job(claim.job)], args=[f"job:{claim.job}", now, _CLAIMED_TTL, 0, *held]
+                )
         with self._connection.pipeline(transaction=False) as pipeline:
             for digest in digests:
                 pipeline.hget(keys.clip(digest), "data")
