@@ -9,7 +9,10 @@ local job, written = unpack(KEYS)
 local id, result, ttl, stream_ttl, now, ended_at, kept = unpack(ARGV)
 
 local fields = read_hash(job)
-if is_over(fields) then return redis.call('EXISTS', written) == 1 and 'finished' or 'gone' end
+if is_over(fields) then
+  local before = redis.call('GET', written)
+  return before == result and 'cancelled' or before and 'finished' or 'gone'  -- its own: sent again after a lost reply
+end
 if fields.status == 'started' then
   redis.call('HSET', job, 'cancel', '1')
   redis.call('ZADD', 'rq:wip:' .. fields.origin, 'XX', 2 ^ 50, id .. ':' .. fields.execution)  -- for renew.lua

@@ -8,6 +8,7 @@ local job = KEYS[1]
 local id, now, created_at, job_ttl, clip_ttl = unpack(ARGV)
 
 local fields = read_hash(job)
+if fields.created_at == created_at then return 'retried' end  -- sent again after a lost reply
 if fields.status ~= 'failed' then return 'gone' end
 for clip in words(fields.clips) do
   if redis.call('EXISTS', 'sailq:clip:' .. clip) == 0 then return 'clips' end
