@@ -22,7 +22,7 @@ local FEW = 20  -- of each kind, so that one look, and the results that follow i
 -- After a time in which nobody could look, nobody could renew a lease either: the living do so now.
 local last = tonumber(redis.call('SET', 'sailq:last-look', now, 'GET') or 0)
 if last > 0 and now - last > 0.75 * lease then
-  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', 'sailq:leases', 0, now)) do
+  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', 'sailq:leases', 0, now + lease / 2)) do
     redis.call('ZADD', 'sailq:leases', now + lease / 2, entry)
   end
 end
