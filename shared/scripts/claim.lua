@@ -78,7 +78,7 @@ for _, queue in ipairs(KEYS) do
       local entry = id .. ':' .. execution
       redis.call('ZADD', 'sailq:leases', now + lease, entry)
       redis.call('ZADD', 'rq:wip:' .. name, '+inf', entry)
-      redis.call('ZADD', 'rq:executions:' .. id, '+inf', execution)
+      try('ZADD', 'rq:executions:' .. id, '+inf', execution)
       redis.call('HSET', 'rq:execution:' .. entry, 'id', execution, 'job_id', id, 'worker_name', worker,
         'created_at', now, 'last_heartbeat', now)
       fields.attempt = attempt

@@ -41,7 +41,7 @@ end
 
 -- Puts a job on its queue, at the front or at the end.
 local function push(queue, id, at_front)
-  if redis.call(at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id) == 1 then ring(queue) end
+  if try(at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id) == 1 then ring(queue) end
 end
 
 -- Takes a clip that is there no more off the account.
@@ -81,11 +81,13 @@ end
 local function hold(clip, holder, data, now, ttl)
   local key = 'sailq:clip:' .. clip
   if data then
-    local new = redis.call('HSET', key, 'data', data, holder, now + ttl) == 2
+    local added = try('HSET', key, 'data', data, holder, now + ttl)
+    local new = added == 2
     -- Its name is still there where another one of these bytes has expired and nobody has looked since.
     if not new or redis.call('ZADD', 'sailq:clips', now, clip .. ':' .. #data) == 0 then
       redis.call('DECRBY', 'sailq:clip-bytes', #data)
     end
+    if not added then return false end
     if new then
       redis.call('EXPIRE', key, math.ceil(ttl))
       return true
@@ -123,7 +125,8 @@ local function put_back(id, fields, cause, counts)
     local read, history = pcall(cjson.decode, fields.history or '')
     if read and type(history) == 'table' and type(history[#history]) == 'table' then
       history[#history].cause = cause
-      redis.call('HSET', job, 'history', cjson.encode(history))
+      local written, noted = pcall(cjson.encode, history)
+      if written then redis.call('HSET', job, 'history', noted) end
     end
   end
   redis.call('HSET', job, 'status', 'queued', 'worker_name', '', 'execution', '',
@@ -140,10 +143,10 @@ local function release_turn(conversation)
     if not id then return end
     local job = 'rq:job:' .. id
     local status, queue, front = read_fields(job, 'status', 'origin', 'enqueue_at_front')
-    if status == 'deferred' then  -- else somebody has deleted or cancelled it
+    if status == 'deferred' and queue then  -- else somebody has deleted or cancelled it
       redis.call('HSET', job, 'status', 'queued')
       redis.call('ZREM', 'rq:deferred:' .. queue, id)
-      redis.call('HSET', 'sailq:conversation:' .. conversation, 'head', id)
+      try('HSET', 'sailq:conversation:' .. conversation, 'head', id)
       push(queue, id, front == '1')
       return
     end
@@ -158,7 +161,7 @@ local function release_dependents(id, status)
     local state, queue, front, tolerant =
       read_fields(job, 'status', 'origin', 'enqueue_at_front', 'allow_dependency_failures')
     local met = { finished = true, failed = tolerant == '1' }
-    local free = state == 'deferred' and met[status]
+    local free = state == 'deferred' and queue and met[status]
     if free then
       for _, other in ipairs(try('SMEMBERS', 'rq:job::' .. dependent .. ':dependencies') or {}) do
         local of_other = other ~= id and read_fields('rq:job:' .. other, 'status')
@@ -229,7 +232,7 @@ local function conclude(id, fields, options)
     for _, key in ipairs({ job, results }) do
       if kept > 0 then redis.call('EXPIRE', key, kept) else redis.call('PERSIST', key) end
     end
-    redis.call('ZADD', 'rq:' .. status .. ':' .. queue, kept > 0 and now + kept or '+inf', id)
+    try('ZADD', 'rq:' .. status .. ':' .. queue, kept > 0 and now + kept or '+inf', id)
   end
   if options.turn ~= '' then
     local turns = 'sailq:conversation:' .. conversation .. ':turns'
@@ -239,7 +242,7 @@ local function conclude(id, fields, options)
     redis.call('ZADD', 'sailq:conversations', now, conversation)
   end
   if options.turn ~= '' and fields.keep == '1' then
-    for clip in words(fields.clips) do redis.call('SADD', 'sailq:conversation:' .. conversation .. ':clips', clip) end
+    for clip in words(fields.clips) do try('SADD', 'sailq:conversation:' .. conversation .. ':clips', clip) end
     keep_clips(conversation, now, options.conversation_ttl)
   end
   for clip in words(fields.clips) do

@@ -30,7 +30,7 @@ end
 for _, entry in ipairs(redis.call('ZRANGEBYSCORE', 'sailq:leases', 0, now, 'LIMIT', 0, 5 * FEW)) do
   local id, execution = string.match(entry, '^(.*):(%w+)$')
   local fields = id and read_hash('rq:job:' .. id) or {}
-  if fields.execution ~= execution or fields.status ~= 'started' then
+  if fields.execution ~= execution or fields.status ~= 'started' or not fields.origin then
     redis.call('ZREM', 'sailq:leases', entry)
     redis.call('DEL', 'rq:execution:' .. entry)
     if id then try('ZREM', 'rq:executions:' .. id, execution) end
@@ -61,7 +61,10 @@ local function look_at_deferred(queue, id)
     local key = 'sailq:conversation:' .. conversation
     local head = read_fields(key, 'head')
     if not head or not alive(head) then
-      if not try('LPOS', key .. ':waiting', id) then try('RPUSH', key .. ':waiting', id) end
+      if not try('LPOS', key .. ':waiting', id) and not try('RPUSH', key .. ':waiting', id) then
+        redis.call('DEL', key .. ':waiting')  -- it holds something else
+        redis.call('RPUSH', key .. ':waiting', id)
+      end
       release_turn(conversation)
     end
   else
@@ -78,7 +81,7 @@ end
 -- Lists a job to be refused. Its end takes it out of the registry; where the worker dies before that, the next look lists
 -- it again.
 local function refuse(registry, id, what)
-  if redis.call('EXISTS', 'rq:job:' .. id) == 0 then
+  if not read_fields('rq:job:' .. id, 'status') then
     redis.call('ZREM', registry, id)
   else
     refused[#refused + 1] = id
@@ -92,19 +95,19 @@ for _, key in ipairs(KEYS) do
   if sweep then
     redis.call('SADD', 'rq:queues', key)
     for _, ended in ipairs({ 'finished', 'failed' }) do
-      redis.call('ZREMRANGEBYSCORE', 'rq:' .. ended .. ':' .. name, 0, now)
+      try('ZREMRANGEBYSCORE', 'rq:' .. ended .. ':' .. name, 0, now)
     end
-    for _, entry in ipairs(redis.call('ZRANGE', 'rq:wip:' .. name, 0, 50 * FEW)) do
+    for _, entry in ipairs(try('ZRANGE', 'rq:wip:' .. name, 0, 50 * FEW) or {}) do
       if not redis.call('ZSCORE', 'sailq:leases', entry) then redis.call('ZREM', 'rq:wip:' .. name, entry) end
     end
   end
   if redis.call('EXISTS', 'rq:deferred:' .. name, 'rq:canceled:' .. name, 'rq:scheduled:' .. name, 'rq:ready:' .. name,
       'rq:rl-keys') > 0 then
-    for _, id in ipairs(redis.call('ZRANGE', 'rq:deferred:' .. name, 0, FEW - 1)) do
+    for _, id in ipairs(try('ZRANGE', 'rq:deferred:' .. name, 0, FEW - 1) or {}) do
       redis.call('ZADD', 'rq:deferred:' .. name, 'XX', now, id)  -- the others' turn comes
       look_at_deferred(name, id)
     end
-    for _, id in ipairs(redis.call('ZRANGE', 'rq:canceled:' .. name, 0, FEW - 1)) do
+    for _, id in ipairs(try('ZRANGE', 'rq:canceled:' .. name, 0, FEW - 1) or {}) do
       local fields = read_hash('rq:job:' .. id)
       redis.call('ZADD', 'rq:canceled:' .. name, now, id)  -- the others' turn comes
       if not fields.status then
@@ -113,11 +116,11 @@ for _, key in ipairs(KEYS) do
         cancelled[#cancelled + 1] = id  -- of one that still runs, the worker tells what it has come to
       end
     end
-    for _, id in ipairs(redis.call('ZRANGE', 'rq:scheduled:' .. name, 0, FEW - 1)) do
+    for _, id in ipairs(try('ZRANGE', 'rq:scheduled:' .. name, 0, FEW - 1) or {}) do
       refuse('rq:scheduled:' .. name, id, 'scheduled')
     end
     -- Dependents that RQ's `cancel` has freed, where its program died before it put them on their queue.
-    for _, id in ipairs(redis.call('ZRANGE', 'rq:ready:' .. name, 0, FEW - 1)) do
+    for _, id in ipairs(try('ZRANGE', 'rq:ready:' .. name, 0, FEW - 1) or {}) do
       local job = 'rq:job:' .. id
       local status, front = read_fields(job, 'status', 'enqueue_at_front')
       redis.call('ZREM', 'rq:ready:' .. name, id)
@@ -126,8 +129,8 @@ for _, key in ipairs(KEYS) do
         push(name, id, front == '1')
       end
     end
-    for _, limit in ipairs(redis.call('SMEMBERS', 'rq:rl-keys')) do
-      for _, id in ipairs(redis.call('ZRANGE', 'rq:rl:' .. limit .. ':rate_limited', 0, FEW - 1)) do
+    for _, limit in ipairs(try('SMEMBERS', 'rq:rl-keys') or {}) do
+      for _, id in ipairs(try('ZRANGE', 'rq:rl:' .. limit .. ':rate_limited', 0, FEW - 1) or {}) do
         if read_fields('rq:job:' .. id, 'origin') == name then
           refuse('rq:rl:' .. limit .. ':rate_limited', id, 'rate_limit')
         end
@@ -160,7 +163,7 @@ if sweep then
     if redis.call('EXISTS', worker_key) == 0 then
       redis.call('SREM', 'rq:workers', worker_key)
       for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
-        redis.call('SREM', 'rq:workers:' .. string.sub(key, 10), worker_key)
+        try('SREM', 'rq:workers:' .. string.sub(key, 10), worker_key)
       end
     end
   end
