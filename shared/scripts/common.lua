@@ -147,6 +147,8 @@ local function release_turn(conversation)
       redis.call('HSET', job, 'status', 'queued')
       redis.call('ZREM', 'rq:deferred:' .. queue, id)
       try('HSET', 'sailq:conversation:' .. conversation, 'head', id)
+      -- What was said lives as long as the turn that waits for a worker with it.
+      redis.call('EXPIRE', 'sailq:conversation:' .. conversation .. ':turns', redis.call('TTL', job), 'GT')
       push(queue, id, front == '1')
       return
     end
