@@ -1,0 +1,626 @@
+"""What others write, a full server, an outage or a lost reply ends no script half done and costs no job an attempt."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+import redis
+from answering import TTLS, Answerer, take
+from rq import Queue
+from sailq.producer.aio import AsyncClient
+from sailq.producer.client import Client
+from sailq.producer.submission import Submitter
+from sailq.shared import keys
+from sailq.shared.connection import ServerClock
+from sailq.shared.errors import NotFound, ServerUnavailable
+from sailq.shared.jobs import Failure, FramesPart, Job, Message, Result, TextPart, Turn
+from sailq.shared.rqjob import MAX_ATTEMPTS, Serializer, at
+from sailq.shared.scripts import script
+from sailq.shared.settings import Settings
+from sailq.worker.refusals import Identity, Refusals
+from sailq.worker.store import LEASE_SECONDS, Claim, JobStore, new_execution
+
+QUEUE = keys.queue("sailq-tiny")
+HELLO = [{"role": "user", "content": "Hello"}]
+PIXELS = bytes(28 * 28 * 3)
+CLIP = hashlib.sha256(PIXELS).hexdigest()
+LOOKED, LAST_LOOK, SWEPT = "sailq:looked", "sailq:last-look", "sailq:swept"
+
+
+@pytest.fixture
+def store(connection: redis.Redis) -> JobStore:
+    return JobStore(connection, connection, TTLS, "test")
+
+
+@pytest.fixture
+def look(connection: redis.Redis, store: JobStore) -> Callable[..., None]:
+    """A look after other workers' jobs, with its results, however short ago the last one was."""
+    refusals = Refusals(store, ServerClock(connection), Identity("test", "cpu", ("sailq-tiny",)))
+
+    def look(*, sweep: bool = False) -> None:
+        connection.delete(LOOKED, *([SWEPT] if sweep else []))
+        refusals.recover()
+
+    return look
+
+
+@pytest.fixture
+def queue(connection: redis.Redis) -> Queue:
+    return Queue(QUEUE, connection=connection, serializer=Serializer)
+
+
+@pytest.fixture
+def full(connection: redis.Redis) -> Iterator[Callable[[], object]]:
+    """Fills the server, for the rest of the test."""
+    try:
+        yield lambda: connection.config_set("maxmemory", 1)
+    finally:
+        connection.config_set("maxmemory", 0)
+
+
+def claim(store: JobStore) -> Claim | None:
+    return store.claim([QUEUE], new_execution(), 1.0)
+
+
+def claimed(store: JobStore) -> Claim:
+    found = claim(store)
+    assert found is not None
+    return found
+
+
+def result(job: str, code: str = "", conversation: str = "") -> Result:
+    return Result(job=job, conversation=conversation or job, turn=0, finish_reason="error" if code else "stop",
+                  error=Failure(code=code, message="It broke.") if code else None, finished_at=1.0)
+
+
+def turn(job: str) -> Turn:
+    said = Message(role="user", content=(TextPart(type="text", text="Hello"),))
+    return Turn(job=job, turn=0, messages=(said,), text="Hi")
+
+
+def status(connection: redis.Redis, job: str) -> str | None:
+    found = connection.hget(keys.job(job), "status")
+    return None if found is None else found.decode()
+
+
+def abandon(connection: redis.Redis, claim: Claim) -> None:
+    """Its worker has died, and its lease has ended."""
+    connection.zadd(keys.LEASES, {claim.lease: 1}, xx=True)
+
+
+def everything(connection: redis.Redis) -> dict[bytes, Any]:
+    """All of the server but how long it lasts."""
+    readers: dict[bytes, Callable[[bytes], Any]] = {
+        b"string": connection.get, b"hash": connection.hgetall, b"set": connection.smembers,
+        b"list": lambda key: connection.lrange(key, 0, -1), b"stream": connection.xrange,
+        b"zset": lambda key: connection.zrange(key, 0, -1, withscores=True),
+    }
+    return {key: readers[connection.type(key)](key) for key in connection.scan_iter()}
+
+
+def clip_job(job: str, conversation: str = "") -> Job:
+    part = FramesPart(type="image", blob=CLIP, frames=1, height=28, width=28)
+    return Job(id=job, conversation=conversation or job, model="sailq-tiny", submitted_at=1.0,
+               messages=(Message(role="user", content=(part,)),))
+
+
+# Outages
+
+@pytest.mark.parametrize("left", [-3.0, 0.2])
+def test_an_outage_costs_the_living_no_attempt(
+    left: float, client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None]
+) -> None:
+    """`left`: seconds of the leases when the server is back."""
+    living, dead = client.submit(HELLO).job, client.submit(HELLO).job
+    claims = {one.job: one for one in (claimed(store), claimed(store))}
+    look()
+    now = ServerClock(connection).now()
+    connection.set(LAST_LOOK, now - LEASE_SECONDS + left)
+    for one in claims.values():
+        connection.zadd(keys.LEASES, {one.lease: now + left}, xx=True)
+    look()
+    assert [status(connection, job) for job in claims] == ["started", "started"]
+    for one in claims.values():  # and the living have time to renew
+        assert connection.zscore(keys.LEASES, one.lease) > now + LEASE_SECONDS / 4
+    assert store.renew([claims[living]]) == (set(), set())
+    abandon(connection, claims[dead])
+    look()
+    assert (status(connection, living), status(connection, dead)) == ("started", "queued")
+    assert claimed(store).job == dead and connection.hget(keys.job(living), "spent") == b"1"
+
+
+def test_the_dead_workers_job_comes_back_at_the_second_look(
+    client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None], eventually: Callable[..., None]
+) -> None:
+    client.submit(HELLO)
+    one = claimed(store)
+    abandon(connection, one)
+    connection.set(LAST_LOOK, 1)
+    look()
+    assert status(connection, one.job) == "started"
+
+    def back() -> bool:
+        look()
+        return status(connection, one.job) == "queued"
+
+    eventually(back)
+
+
+# A full server
+
+def test_a_full_server_lets_what_it_has_come_to_its_end(
+    client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None], full: Callable[[], object]
+) -> None:
+    jobs = [client.submit(HELLO, conversation="c" if number > 1 else None).job for number in range(4)]
+    lost = claimed(store)
+    abandon(connection, lost)
+    look()
+    full()
+    first, second, third = claimed(store), claimed(store), claimed(store)
+    assert [first.job, second.job, third.job] == jobs[:3] and claim(store) is None
+    assert store.begin(first) and store.renew([first, second, third]) == (set(), set())
+    assert store.release(second, "handed back", counts=False)
+    second = claimed(store)
+    connection.config_set("maxmemory", 0)
+    for one in (first, second):
+        abandon(connection, one)
+    full()
+    look()
+    assert status(connection, first.job) == "failed"  # it was its third attempt
+    assert status(connection, second.job) == "queued"
+    assert store.finish(third.job, third.execution, result(third.job, conversation="c"), turn(third.job))
+    assert status(connection, jobs[3]) == "queued"
+    assert client.result(third.job) is not None
+    assert client.cancel(jobs[3]) == "cancelled"
+
+
+def test_a_full_server_takes_nothing_new_and_keeps_nothing_of_it(
+    client: Client, connection: redis.Redis, full: Callable[[], object]
+) -> None:
+    client.submit(HELLO)
+    before = everything(connection)
+    full()
+    submitter = Submitter(connection, Settings())
+    with pytest.raises(redis.OutOfMemoryError):
+        submitter.submit(clip_job("x", "c"), {CLIP: PIXELS}, inbox=client.inbox.name, keep=True, now=1.0)
+    with pytest.raises(redis.OutOfMemoryError):
+        submitter.upload({CLIP: PIXELS}, 1.0)
+    with pytest.raises(ServerUnavailable):
+        client.submit(HELLO)
+    assert everything(connection) == before
+
+
+def test_a_job_of_rqs_gets_its_uploaded_clips_from_a_full_server(
+    connection: redis.Redis, queue: Queue, store: JobStore, full: Callable[[], object]
+) -> None:
+    Submitter(connection, Settings()).upload({CLIP: PIXELS}, 1.0)
+    queue.enqueue("sailq.answer", messages=HELLO)
+    one = claimed(store)
+    full()
+    assert store.clips([CLIP], one, 1.0) == {CLIP: PIXELS}
+
+
+# Clips
+
+def test_a_clip_that_expired_and_came_again_is_counted_once(
+    connection: redis.Redis, store: JobStore, look: Callable[..., None]
+) -> None:
+    submitter = Submitter(connection, Settings())
+    for job in ("one", "two"):
+        connection.delete(keys.clip(CLIP))
+        submitter.submit(clip_job(job), {CLIP: PIXELS}, inbox="", keep=False, now=1.0)
+        assert int(connection.get(keys.CLIP_BYTES)) == len(PIXELS)
+    for job in ("one", "two"):
+        assert store.finish(job, take(store, connection, job).execution, result(job))
+    look(sweep=True)
+    assert int(connection.get(keys.CLIP_BYTES)) == 0
+    assert not connection.exists(keys.CLIPS, keys.clip(CLIP))
+
+
+# What others write into a job's record
+
+GARBLED = ["nan", "-1000", "[1e999]", "9" * 5000, "inf", "-nan", "0x7", '[1e999, {"a": 1}]', "[" * 2000, '{"a": 1}']
+
+
+@pytest.mark.parametrize("when", ["before it is claimed", "while it runs"])
+@pytest.mark.parametrize("field", ["attempt", "spent", "history"])
+def test_a_garbled_record_loses_no_job_and_gives_it_no_more_attempts(
+    field: str, when: str, connection: redis.Redis, queue: Queue, store: JobStore, look: Callable[..., None]
+) -> None:
+    for value in GARBLED:
+        job = queue.enqueue("sailq.answer", messages=HELLO).id
+        if when == "before it is claimed":
+            connection.hset(keys.job(job), field, value)
+        attempts = 0
+        while (one := claim(store)) is not None:
+            assert one.job == job and attempts < 2 * MAX_ATTEMPTS
+            assert not one.last or store.begin(one)
+            attempts += 1
+            if when == "while it runs" and attempts == 1:
+                connection.hset(keys.job(job), field, value)
+                assert store.release(one, "it broke")
+                continue
+            abandon(connection, one)
+            look()
+        # What was garbled while it ran has forgotten this attempt at most.
+        assert attempts <= MAX_ATTEMPTS + (when == "while it runs"), value
+        assert connection.exists(keys.result(job)), value
+        assert connection.zcard(keys.LEASES) == 0 and status(connection, job) == "failed"
+
+
+def test_a_record_without_its_queue_stops_no_look(
+    client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None]
+) -> None:
+    client.submit(HELLO)
+    one = claimed(store)
+    waits = client.submit(HELLO).job
+    connection.hset(keys.job("evil"), mapping={"status": "started", "execution": "abc"})
+    connection.hset(keys.job("evil2"), mapping={"status": "deferred", "conversation": "c"})
+    connection.zadd(keys.LEASES, {"evil:abc": 1})
+    connection.zadd(f"rq:deferred:{QUEUE}", {"evil2": 1})
+    abandon(connection, one)
+    look()
+    look()
+    assert [status(connection, job) for job in (one.job, waits)] == ["queued", "queued"]
+
+
+# Keys of another type
+
+REGISTRIES = ["rq:deferred", "rq:canceled", "rq:scheduled", "rq:ready"]
+
+
+@pytest.mark.parametrize("registry", [*REGISTRIES, "sailq:leases"])
+def test_a_job_that_is_no_hash_stops_no_look(
+    registry: str, client: Client, connection: redis.Redis, queue: Queue, store: JobStore, look: Callable[..., None]
+) -> None:
+    connection.set(keys.job("evil"), "x")
+    first, cancelled = client.submit(HELLO).job, queue.enqueue("sailq.answer", messages=HELLO)
+    one = claimed(store)
+    if registry == "sailq:leases":
+        connection.zadd(keys.LEASES, {"evil:abc": 1})
+        entries, entry = keys.LEASES, "evil:abc"
+    else:
+        connection.zadd(f"{registry}:{QUEUE}", {"evil": 1})
+        entries, entry = f"{registry}:{QUEUE}", "evil"
+    abandon(connection, one)
+    cancelled.cancel()
+    look()
+    assert status(connection, first) == "queued"
+    assert client.wait(cancelled.id, 60).finish_reason == "cancelled"
+    assert connection.zscore(entries, entry) is None
+
+
+@pytest.mark.parametrize("registry", [*REGISTRIES, "rq:finished", "rq:failed", "rq:wip"])
+def test_a_registry_that_is_none_stops_no_look(
+    registry: str, client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None]
+) -> None:
+    for name in ("sailq-aaa", "sailq-zzz"):
+        connection.sadd("rq:queues", keys.waiting(name))
+        connection.set(f"{registry}:{name}", "x")
+    client.submit(HELLO)
+    one = claimed(store)
+    abandon(connection, one)
+    look(sweep=True)
+    assert status(connection, one.job) == "queued"
+
+
+@pytest.mark.parametrize("key", [keys.clip(CLIP), keys.conversation("c"), keys.conversation_clips("c"), keys.turns("c"),
+                                 "sailq:conversation:c:waiting"])
+def test_a_wrong_key_of_a_conversation_stops_neither_its_end_nor_a_look(
+    key: str, client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None]
+) -> None:
+    submitter = Submitter(connection, Settings())
+    submitter.submit(clip_job("one", "c"), {CLIP: PIXELS}, inbox="", keep=True, now=1.0)
+    second, other = client.submit(HELLO, conversation="c").job, client.submit(HELLO).job
+    connection.delete(key)
+    connection.set(key, "x")
+    assert status(connection, second) == "deferred"
+    one = claimed(store)
+    assert one.job == "one"
+    assert store.finish("one", one.execution, result("one", conversation="c"), turn("one"))
+    assert client.result("one") is not None and not connection.zscore(keys.LEASES, one.lease)
+    lost = claimed(store)
+    abandon(connection, lost)
+    look(sweep=True)
+    waiting = {claimed(store).job, claimed(store).job}
+    assert waiting == {second, other} and lost.job in waiting
+
+
+def test_a_submission_gets_past_a_clip_that_is_none(client: Client, connection: redis.Redis, store: JobStore) -> None:
+    connection.set(keys.clip(CLIP), "x")
+    Submitter(connection, Settings()).submit(clip_job("one"), {CLIP: PIXELS}, inbox="", keep=False, now=1.0)
+    one = claimed(store)
+    assert one.job == "one" and not one.clips  # its worker says that they have expired
+
+
+# Results that have expired
+
+@pytest.mark.parametrize("whose", ["its own client", "another client", "an asyncio client"])
+def test_waiting_for_a_result_that_has_expired_says_so(
+    whose: str, redis_url: str, client: Client, connection: redis.Redis, store: JobStore
+) -> None:
+    job = client.submit(HELLO).job
+    assert store.finish(job, claimed(store).execution, result(job, "internal"))
+    connection.delete(keys.result(job))
+    assert status(connection, job) == "failed"
+    with pytest.raises(NotFound):
+        client.result(job)
+    if whose == "an asyncio client":
+        async def wait() -> None:
+            async with AsyncClient(redis_url) as asked:
+                with pytest.raises(NotFound):
+                    await asked.result(job)
+                await asked.wait(job, 60)
+
+        with pytest.raises(NotFound):
+            asyncio.run(wait())
+        return
+    with Client(redis_url) as another, pytest.raises(NotFound):
+        (client if whose == "its own client" else another).wait(job, 60)
+
+
+# Sizes
+
+def test_a_clip_named_many_times_is_sent_once(connection: redis.Redis, queue: Queue, store: JobStore) -> None:
+    data = bytes(500_000)
+    connection.hset(keys.clip(CLIP), "data", data)
+    job = queue.enqueue("sailq.answer", messages=HELLO).id
+    connection.hset(keys.job(job), "clips", " ".join([CLIP] * 200))
+    sent = connection.info("stats")["total_net_output_bytes"]
+    assert claimed(store).clips == {CLIP: data}
+    assert connection.info("stats")["total_net_output_bytes"] - sent < 2 * len(data)
+
+
+def test_no_claim_brings_more_than_a_worker_asks_for(connection: redis.Redis, queue: Queue, store: JobStore) -> None:
+    digests = [f"{number:064x}" for number in range(80)]
+    for digest in digests:
+        connection.hset(keys.clip(digest), "data", bytes(1_000_000))
+    job = queue.enqueue("sailq.answer", messages=HELLO).id
+    connection.hset(keys.job(job), "clips", " ".join(digests))
+    one = claimed(store)
+    assert 16 <= len(one.clips) < 40
+    missing = [digest for digest in digests if digest not in one.clips]
+    assert len(store.clips(missing, one, 1.0)) == len(missing)
+
+
+def test_an_end_is_told_to_a_bounded_number_of_inboxes(
+    client: Client, connection: redis.Redis, store: JobStore
+) -> None:
+    job = client.submit(HELLO).job
+    connection.hset(keys.job(job), "inbox", " ".join([client.inbox.name, *(f"{n:016x}" for n in range(30_000))]))
+    one = claimed(store)
+    before = connection.info("commandstats")["cmdstat_xadd"]["calls"]
+    assert store.finish(job, one.execution, result(job))
+    assert 1 <= connection.info("commandstats")["cmdstat_xadd"]["calls"] - before <= 64
+    assert client.wait(job, 60).job == job
+
+
+# Conversations
+
+def test_a_conversation_in_use_does_not_end_by_its_ttl(
+    redis_url: str, connection: redis.Redis, look: Callable[..., None]
+) -> None:
+    short = Settings(redis_url=redis_url, conversation_ttl=1)
+    worker = JobStore(connection, connection, short, "test")
+    with closing(Client(settings=short)) as client:
+        first = client.submit(HELLO, conversation="c")
+        one = claimed(worker)
+        second = client.submit(HELLO, conversation="c")
+        for key in (keys.conversation("c"), "sailq:conversation:c:waiting"):  # as long as a job of its own may wait
+            assert connection.ttl(key) > short.job_ttl - 60
+        look()
+        assert (first.turn, second.turn, status(connection, second.job)) == (0, 1, "deferred")
+        assert worker.finish(first.job, one.execution, result(first.job, conversation="c"), turn(first.job))
+        assert status(connection, second.job) == "queued"
+        # What was said is there for as long as the next turn waits.
+        assert connection.ttl(keys.turns("c")) > short.job_ttl - 60
+        two = claimed(worker)
+        assert two.job == second.job and len(two.turns) == 1
+        third = client.submit(HELLO, conversation="c")
+        assert third.turn == 2 and status(connection, third.job) == "deferred"
+
+
+def test_no_turn_overtakes_one_that_waits(
+    client: Client, connection: redis.Redis, queue: Queue, store: JobStore, look: Callable[..., None]
+) -> None:
+    head, second = (client.submit(HELLO, conversation="c").job for _ in range(2))
+    queue.fetch_job(head).delete()
+    third = client.submit(HELLO, conversation="c").job
+    assert [status(connection, job) for job in (second, third)] == ["deferred", "deferred"]
+    for job in (second, third):
+        look()
+        one = claimed(store)
+        assert one.job == job and claim(store) is None
+        look()
+        assert claim(store) is None
+        assert store.finish(job, one.execution, result(job, conversation="c"), turn(job))
+
+
+def test_turns_go_on_in_order_behind_one_that_a_tool_has_cancelled(
+    client: Client, connection: redis.Redis, queue: Queue, store: JobStore, look: Callable[..., None]
+) -> None:
+    first, second, third = (client.submit(HELLO, conversation="c").job for _ in range(3))
+    one = claimed(store)
+    queue.fetch_job(second).cancel()
+    look()
+    assert (one.job, status(connection, third), claim(store)) == (first, "deferred", None)
+    assert store.finish(first, one.execution, result(first, conversation="c"), turn(first))
+    assert claimed(store).job == third
+
+
+# What an asyncio client hears
+
+def test_a_deleted_job_is_noticed_while_others_go_on_ending(
+    redis_url: str, connection: redis.Redis, queue: Queue
+) -> None:
+    over = threading.Event()
+
+    async def story() -> None:
+        async with AsyncClient(redis_url) as client:
+            job = (await client.submit(HELLO)).job
+            (inbox,) = connection.keys(keys.inbox("*"))
+
+            def others() -> None:
+                while not over.wait(0.1):
+                    connection.xadd(inbox, {"job": "another"})
+
+            busy = threading.Thread(target=others)
+            busy.start()
+            try:
+                waiting = asyncio.create_task(client.wait(job))
+                await asyncio.sleep(0.5)
+                queue.fetch_job(job).delete()
+                await asyncio.wait_for(waiting, 60)
+            finally:
+                over.set()
+                busy.join()
+
+    with pytest.raises(NotFound):
+        asyncio.run(story())
+
+
+@pytest.mark.parametrize("entry", [{"x": "y"}, {"job": b"\xff"}])
+def test_what_somebody_else_writes_to_an_inbox_ends_no_wait(
+    entry: dict[str, Any], redis_url: str, connection: redis.Redis, answerer: Answerer
+) -> None:
+    async def story() -> str:
+        async with AsyncClient(redis_url) as client:
+            job = (await client.submit(HELLO)).job
+            waiting = asyncio.create_task(client.wait(job))
+            (inbox,) = connection.keys(keys.inbox("*"))
+            await asyncio.sleep(0.3)
+            connection.xadd(inbox, entry)
+            await asyncio.sleep(0.3)
+            answerer.answer(job, "Hi")
+            return (await asyncio.wait_for(waiting, 60)).text
+
+    assert asyncio.run(story()) == "Hi"
+
+
+def test_what_somebody_else_writes_to_an_inbox_ends_no_clients_wait(
+    client: Client, connection: redis.Redis, answerer: Answerer, later: Callable[..., None]
+) -> None:
+    job = client.submit(HELLO).job
+
+    def write() -> None:
+        connection.xadd(keys.inbox(client.inbox.name), {"x": "y"})
+        connection.xadd(keys.inbox(client.inbox.name), {"job": b"\xff"})
+        answerer.answer(job, "Hi")
+
+    later(write)
+    assert client.wait(job, 60).text == "Hi"
+
+
+# RQ's own records
+
+def test_a_job_cancelled_by_a_tool_whose_worker_died_leaves_no_execution(
+    connection: redis.Redis, queue: Queue, store: JobStore, look: Callable[..., None]
+) -> None:
+    job = queue.enqueue("sailq.answer", messages=HELLO)
+    one = claimed(store)
+    job.cancel()
+    abandon(connection, one)
+    look()
+    look(sweep=True)
+    assert connection.keys("rq:execution*") == [] and connection.zcard(f"rq:wip:{QUEUE}") == 0
+    assert status(connection, job.id) == "canceled" and connection.exists(keys.result(job.id))
+
+
+# Sent again after a lost reply
+
+class Twice(redis.Redis):
+    """A connection that sends each script twice, as redis-py does where the reply to the first one is lost."""
+
+    replies: list[tuple[Any, Any]]
+
+    def evalsha(self, *arguments: Any) -> Any:
+        first = super().evalsha(*arguments)
+        before = everything(self)
+        self.replies.append((first, super().evalsha(*arguments)))
+        assert everything(self) == before
+        return self.replies[-1][1]
+
+
+@pytest.fixture
+def twice(redis_url: str, connection: redis.Redis) -> Iterator[Twice]:
+    with Twice.from_url(redis_url) as twice:
+        twice.replies = []
+        for name in ("submit", "finish", "cancel", "retry", "drop", "hold"):
+            twice.script_load(script(connection, name).script)
+        yield twice
+        assert twice.replies
+
+
+def test_a_submission_sent_again_changes_nothing(client: Client, twice: Twice, connection: redis.Redis) -> None:
+    client.submit(HELLO, conversation="c")
+    made = Submitter(twice, Settings()).submit(
+        clip_job("x", "c"), {CLIP: PIXELS}, inbox=client.inbox.name, keep=True, now=1.0
+    )
+    assert made.turn == 1 and twice.replies == [([b"queued", 1], [b"known", 1])]
+    assert int(connection.get(keys.CLIP_BYTES)) == len(PIXELS)
+
+
+@pytest.mark.parametrize("code", ["", "internal"])
+@pytest.mark.parametrize("by", ["sailq", "rq"])
+def test_an_end_sent_again_changes_nothing(
+    by: str, code: str, client: Client, twice: Twice, connection: redis.Redis, queue: Queue
+) -> None:
+    if by == "sailq":
+        client.submit(HELLO, conversation="c")
+        waits = client.submit(HELLO, conversation="c").job
+    else:
+        first = queue.enqueue("sailq.answer", messages=HELLO)
+        waits = queue.enqueue("sailq.answer", messages=HELLO, depends_on=first).id
+    one = claimed(JobStore(connection, connection, TTLS, "test"))
+    conversation = "c" if by == "sailq" else one.job
+    store = JobStore(twice, connection, TTLS.model_copy(update={"results_stream": 100}), "test")
+    ended = result(one.job, code, conversation)
+    assert store.finish(one.job, one.execution, ended, None if code else turn(one.job))
+    assert twice.replies == [(1, 1)]
+    assert connection.xlen(keys.RESULTS) == 1 and connection.llen(keys.turns(conversation)) == (0 if code else 1)
+    assert status(connection, waits) == ("deferred" if by == "rq" and code else "queued")
+
+
+def test_a_cancellation_sent_again_says_the_same(client: Client, twice: Twice, store: JobStore) -> None:
+    waits, runs = client.submit(HELLO).job, client.submit(HELLO).job
+    take(store, client.connection, runs)
+    submitter = Submitter(twice, Settings())
+    assert [submitter.cancel(result(job, "cancelled")) for job in (waits, runs)] == ["cancelled", "running"]
+    assert twice.replies == [(b"cancelled", b"cancelled"), (b"running", b"running")]
+    assert client.cancel(waits) == "finished"  # another one, later
+
+
+def test_a_retry_sent_again_says_the_same(client: Client, twice: Twice, store: JobStore) -> None:
+    job = client.submit(HELLO).job
+    assert store.finish(job, claimed(store).execution, result(job, "internal"))
+    submitter = Submitter(twice, Settings())
+    submitter.retry(job, 2.0)
+    assert twice.replies == [(b"retried", b"retried")]
+    assert client.connection.lrange(keys.waiting(QUEUE), 0, -1) == [job.encode()]
+    with pytest.raises(NotFound):  # another one, later
+        Submitter(client.connection, Settings()).retry(job, 3.0)
+    assert store.finish(job, claimed(store).execution, result(job, "internal"))
+    assert client.connection.hget(keys.job(job), "created_at") == at(2.0).encode()
+    Submitter(client.connection, Settings()).retry(job, 4.0)
+    assert status(client.connection, job) == "queued"
+
+
+def test_a_drop_sent_again_changes_nothing(client: Client, twice: Twice, store: JobStore) -> None:
+    """Nothing is left to know it by, so it says that there is no failed job any more, which is true."""
+    job = client.submit(HELLO).job
+    assert store.finish(job, claimed(store).execution, result(job, "internal"))
+    with pytest.raises(NotFound):
+        Submitter(twice, Settings()).drop(job)
+    assert twice.replies == [(1, 0)] and not client.connection.exists(keys.job(job))
+
+
+def test_an_upload_sent_again_is_held_once(client: Client, twice: Twice) -> None:
+    Submitter(twice, Settings(max_blob_bytes=len(PIXELS))).upload({CLIP: PIXELS}, 1.0)
+    assert twice.replies == [([b"held", 1], [b"held", 1])]
+    assert int(client.connection.get(keys.CLIP_BYTES)) == len(PIXELS) and client.connection.hlen(keys.clip(CLIP)) == 2
