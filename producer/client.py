@@ -52,7 +52,7 @@ class Client:
         self._clock = ServerClock(self.connection)
         self._ids = IdFactory()
         self._submitter = Submitter(self.connection, self.settings)
-        self.inbox = Inbox(self._ids.mark)
+        self.inbox = Inbox(self._ids.mark, self.settings.result_ttl)
         self._cards: dict[str, ModelCard] = {}
 
     def __enter__(self) -> Client:

@@ -40,9 +40,9 @@ class Chunk:
 class Inbox:
     """The stream in which one client is told of its jobs' ends, and which ends an hour after the client."""
 
-    def __init__(self, name: str) -> None:
-        """`name`: the end of all ids that the client gives (see `IdFactory`)."""
-        self.name = name
+    def __init__(self, name: str, result_ttl: float) -> None:
+        """`name`: the end of all ids that the client gives (see `IdFactory`). `result_ttl`: seconds, as in Settings."""
+        self.name, self.result_ttl = name, result_ttl
         self._kept = float("-inf")
 
     def __contains__(self, job: str) -> bool:

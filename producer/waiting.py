@@ -90,7 +90,9 @@ class Waiter:
         return ended + self._follow_all([job for job in waiting if job not in self._inbox], news)
 
     def _is_old(self, job: str) -> bool:
-        """Whether the job is so old that its result may have expired: older than the inbox's life is renewed."""
+        """Whether the job's result may have expired. The inbox's newest entry is at most a minute old."""
+        if self._inbox.result_ttl <= KEEP_SECONDS:
+            return True
         newest = int((self._position or b"0").partition(b"-")[0])
         return newest - int(job[:12], 16) > 1000 * KEEP_SECONDS
 

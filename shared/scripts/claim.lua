@@ -77,9 +77,9 @@ for _, queue in ipairs(KEYS) do
       redis.call('EXPIRE', job, ttl)
       local entry = id .. ':' .. execution
       redis.call('ZADD', 'sailq:leases', now + lease, entry)
-      redis.call('ZADD', 'rq:wip:' .. name, '+inf', entry)
+      try('ZADD', 'rq:wip:' .. name, '+inf', entry)
       try('ZADD', 'rq:executions:' .. id, '+inf', execution)
-      redis.call('HSET', 'rq:execution:' .. entry, 'id', execution, 'job_id', id, 'worker_name', worker,
+      try('HSET', 'rq:execution:' .. entry, 'id', execution, 'job_id', id, 'worker_name', worker,
         'created_at', now, 'last_heartbeat', now)
       fields.attempt = attempt
       return reply(id, name, fields, flat, last)

@@ -112,7 +112,7 @@ end
 local function end_execution(id, execution, queue)
   local entry = id .. ':' .. execution
   redis.call('ZREM', 'sailq:leases', entry)
-  redis.call('ZREM', 'rq:wip:' .. queue, entry)
+  try('ZREM', 'rq:wip:' .. queue, entry)
   return { 'rq:execution:' .. entry, 'rq:executions:' .. id }
 end
 

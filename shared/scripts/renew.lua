@@ -6,7 +6,8 @@
 
 local leases = { unpack(ARGV, 2) }
 local lost, ended, kept = {}, {}, {}
-local held, known = redis.call('ZMSCORE', 'sailq:leases', unpack(leases)), redis.call('ZMSCORE', KEYS[1], unpack(leases))
+local held = redis.call('ZMSCORE', 'sailq:leases', unpack(leases))
+local known = try('ZMSCORE', KEYS[1], unpack(leases))
 local till = seconds() + ARGV[1]
 for i, lease in ipairs(leases) do
   if not held[i] then
@@ -14,7 +15,7 @@ for i, lease in ipairs(leases) do
   else
     kept[#kept + 1] = till
     kept[#kept + 1] = lease
-    if known[i] ~= 'inf' then ended[#ended + 1] = lease end
+    if known and known[i] ~= 'inf' then ended[#ended + 1] = lease end
   end
 end
 if #kept > 0 then redis.call('ZADD', 'sailq:leases', 'XX', unpack(kept)) end

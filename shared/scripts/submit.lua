@@ -23,7 +23,7 @@ if redis.call('EXISTS', job, result) > 0 then
 end
 
 local deferred = 'rq:deferred:' .. name
-local waiting = redis.call('LLEN', queue) + redis.call('ZCARD', deferred)
+local waiting = redis.call('LLEN', queue) + (try('ZCARD', deferred) or 0)
 if waiting >= tonumber(max_jobs) then return { 'jobs', waiting } end
 local taken = find_room(first_clip, max_bytes)
 if taken then return { 'bytes', taken } end
@@ -55,5 +55,5 @@ end
 
 redis.call('HSET', job, 'turn', turn, 'status', busy and 'deferred' or 'queued', unpack(ARGV, 12, 11 + 2 * count))
 redis.call('EXPIRE', job, job_ttl)
-if busy then redis.call('ZADD', deferred, now, id) else push(name, id, at_front == '1') end
+if busy then try('ZADD', deferred, now, id) else push(name, id, at_front == '1') end
 return { 'queued', turn }

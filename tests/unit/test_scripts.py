@@ -30,7 +30,7 @@ QUEUE = keys.queue("sailq-tiny")
 HELLO = [{"role": "user", "content": "Hello"}]
 PIXELS = bytes(28 * 28 * 3)
 CLIP = hashlib.sha256(PIXELS).hexdigest()
-LOOKED, LAST_LOOK, SWEPT = "sailq:looked", "sailq:last-look", "sailq:swept"
+LOOKED, LAST_LOOK = "sailq:looked", "sailq:last-look"
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def look(connection: redis.Redis, store: JobStore) -> Callable[..., None]:
     refusals = Refusals(store, ServerClock(connection), Identity("test", "cpu", ("sailq-tiny",)))
 
     def look(*, sweep: bool = False) -> None:
-        connection.delete(LOOKED, *([SWEPT] if sweep else []))
+        connection.delete(LOOKED, *([LAST_LOOK] if sweep else []))
         refusals.recover()
 
     return look
@@ -300,9 +300,7 @@ def test_a_job_that_is_no_hash_stops_no_look(
 def test_a_registry_that_is_none_stops_no_look(
     registry: str, client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None]
 ) -> None:
-    for name in ("sailq-aaa", "sailq-zzz"):
-        connection.sadd("rq:queues", keys.waiting(name))
-        connection.set(f"{registry}:{name}", "x")
+    connection.set(f"{registry}:{QUEUE}", "x")
     client.submit(HELLO)
     one = claimed(store)
     abandon(connection, one)
@@ -361,6 +359,7 @@ def test_waiting_for_a_result_that_has_expired_says_so(
         with pytest.raises(NotFound):
             asyncio.run(wait())
         return
+    client.inbox.result_ttl = 30  # as if SAILQ_RESULT_TTL had been so short
     with Client(redis_url) as another, pytest.raises(NotFound):
         (client if whose == "its own client" else another).wait(job, 60)
 
