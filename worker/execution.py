@@ -12,7 +12,6 @@ from typing import Any
 
 import redis
 
-from ..shared.codec import decode
 from ..shared.connection import OUTAGES, ServerClock
 from ..shared.errors import (
     BadMedia,
@@ -20,12 +19,11 @@ from ..shared.errors import (
     DeadlineExceeded,
     NotReplicated,
     SailqError,
-    TooLong,
     Unsupported,
     quoted,
 )
 from ..shared.frames import Frames, decode_frames
-from ..shared.jobs import HANDED_BACK, Attempt, Failure, Job, Message, Result, TextPart, Timings, Turn
+from ..shared.jobs import HANDED_BACK, Attempt, Failure, Job, Message, Result, Timings, Turn
 from ..shared.rqjob import is_own, read_job
 from .engine import Engine
 from .engine.preparation import Media
@@ -34,7 +32,7 @@ from .publisher import Publisher, Stream
 from .refusals import Refusals
 from .scheduler import Outcome, Request, Scheduler
 from .shared_lock import SharedLock
-from .store import Claim, JobStore, attempts
+from .store import Claim, JobStore, attempts, said_before
 
 _MAX_CAUSE = 500
 """Characters of an error that a job's history keeps."""
@@ -166,7 +164,7 @@ class Executor:
             raise Unsupported(f"This worker serves {' and '.join(self._identity.models)}, not {job.model!r}.")
         deadline = _deadline(job, claim, self._clock.now())
         start = time.monotonic()
-        messages = _history(claim) + list(job.messages)
+        messages = said_before(claim) + list(job.messages)
         media = self._engine.media(messages)
         frames = self._frames(media, claim)
         fetched = time.monotonic()
@@ -242,14 +240,3 @@ def _deadline(job: Job, claim: Claim, now: float) -> float | None:
         if (timeout := float(claim.fields.get(b"timeout", b"-1"))) > 0:
             left.append(timeout)
     return time.monotonic() + min(left) if left else None
-
-
-def _history(claim: Claim) -> list[Message]:
-    """What was said before this turn: the conversation's answered turns, in order."""
-    if isinstance(claim.turns, int):
-        raise TooLong(f"This conversation's turns take {claim.turns >> 20} MB: go on in a new one.")
-    history: list[Message] = []
-    for turn in (decode(Turn, data) for data in claim.turns):
-        history.extend(turn.messages)
-        history.append(Message(role="assistant", content=(TextPart(text=turn.text),)))
-    return history

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from redis import OutOfMemoryError, Redis
 
 from ..shared import keys
-from ..shared.codec import MAX_RECORD_BYTES, encode
-from ..shared.errors import BadRequest, NotReplicated
-from ..shared.jobs import Attempt, Result, Turn, parse
+from ..shared.codec import MAX_RECORD_BYTES, decode, encode
+from ..shared.errors import BadRequest, NotReplicated, TooLong
+from ..shared.jobs import Attempt, Message, Result, TextPart, Turn, parse
 from ..shared.rqjob import FAILURE_TTL, MAX_ATTEMPTS, RESULT_TTL, at, is_own, rq_result, rq_status
 from ..shared.scripts import call_replicated, script
 from ..shared.settings import Settings
@@ -200,3 +200,14 @@ def attempts(noted: bytes | None) -> tuple[Attempt, ...]:
     with suppress(BadRequest, TypeError, ValueError):  # anybody may write to the server
         return tuple(parse(Attempt, attempt) for attempt in json.loads(noted or b"[]"))
     return ()
+
+
+def said_before(claim: Claim) -> list[Message]:
+    """What was said before this turn: the conversation's answered turns, in order."""
+    if isinstance(claim.turns, int):
+        raise TooLong(f"This conversation's turns take {claim.turns >> 20} MB: go on in a new one.")
+    history: list[Message] = []
+    for turn in (decode(Turn, data) for data in claim.turns):
+        history.extend(turn.messages)
+        history.append(Message(role="assistant", content=(TextPart(text=turn.text),)))
+    return history

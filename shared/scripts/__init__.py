@@ -1,6 +1,7 @@
 """The transitions of a job, one Lua script each. The server runs a script as one step, so no crash leaves half of it.
 
-Each file says at its head what its KEYS and ARGV are and what it returns. common.lua stands before every one of them.
+Each file says at its head what its KEYS and ARGV are and what it returns. common.lua, clips.lua and endings.lua stand
+before every one of them.
 Times are the server's, or the caller's estimate of them, in seconds since the epoch. Redis Cluster cannot run these
 scripts: they use keys whose names they read from others.
 """
@@ -16,6 +17,7 @@ from redis import Redis
 from redis.commands.core import Script
 from redis.exceptions import NoScriptError
 
+_SHARED = ("common", "clips", "endings")
 REPLICATED_SECONDS = 1.0
 """How long replicas have to confirm what a script wrote."""
 
@@ -28,7 +30,7 @@ def script(connection: Redis, name: str) -> Script:
 @cache
 def text(name: str) -> str:
     """What is sent to the server."""
-    parts = (files(__package__).joinpath(f"{part}.lua").read_text() for part in ("common", name))
+    parts = (files(__package__).joinpath(f"{part}.lua").read_text() for part in (*_SHARED, name))
     # A full server refuses the scripts that add something. The others run, so that jobs come to their ends.
     flags = "" if name in {"submit", "hold", "follow"} else " flags=allow-oom"
     return "\n".join([f"#!lua{flags}", *parts])
