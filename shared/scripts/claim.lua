@@ -31,7 +31,7 @@ local function reply(id, name, fields, flat, last)
     end
   end
   local more = redis.call('LLEN', 'rq:queue:' .. name)
-  if more > 0 then ring(name) end
+  if more > 0 then ring(name, more) end
   return { id, name, tonumber(fields.attempt), more > 0 and 1 or 0, last and 1 or 0, flat, clips, turns }
 end
 

@@ -33,13 +33,14 @@ local function whole(text)
   return tonumber(string.match(text or '', '^%d%d?%d?%d?$')) or 0
 end
 
--- Wakes one idle worker of this queue. One token is enough: a worker that takes a job and leaves others rings again.
-local function ring(queue)
+-- Wakes an idle worker of this queue, on which `waiting` jobs wait. A token wakes one; there are no more tokens than jobs,
+-- and never many: a worker that takes a job and leaves others rings again.
+local function ring(queue, waiting)
   local bell = 'sailq:bell:' .. queue
-  if string.match(queue, '^sailq') and redis.call('EXISTS', bell) == 0 then redis.call('RPUSH', bell, '1') end
+  if string.match(queue, '^sailq') and redis.call('LLEN', bell) < math.min(waiting, 64) then redis.call('RPUSH', bell, '1') end
 end
 
 -- Puts a job on its queue, at the front or at the end.
 local function push(queue, id, at_front)
-  if try(at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id) == 1 then ring(queue) end
+  ring(queue, try(at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id) or 0)
 end

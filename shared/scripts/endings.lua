@@ -24,7 +24,6 @@ local function put_back(id, fields, cause, counts)
   redis.call('HSET', job, 'status', 'queued', 'worker_name', '', 'execution', '',
     'spent', counts and whole(fields.spent) or math.max(0, whole(fields.spent) - 1))
   push(fields.origin, id, true)
-  ring(fields.origin)
 end
 
 -- Puts the next turn of a conversation on its queue, if one waits.

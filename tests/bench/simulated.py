@@ -62,9 +62,12 @@ class Calls:
 
         return call
 
+    def sadd(self, *_: Any) -> None:
+        """A producer's note of its queue, once in its life."""
+
 
 REPLIES = {"submit": (b"queued", 0), "claim": [], "begin": 1, "renew": ((), ()), "finish": 1, "release": 1,
-           "recover": ((), (), (), ()), "hold": (b"held", 0)}
+           "recover": (0, (), (), (), ()), "hold": (b"held", 0)}
 
 
 class Device:

@@ -64,7 +64,7 @@ def _producer(model: str) -> list[Command]:
         ("LRANGE", keys.turns(_ID), 0, -1), ("RPUSH", waiting, "x"), ("LPOP", waiting), ("LREM", waiting, 0, "x"),
         ("SMEMBERS", keys.conversation_clips(_ID)), ("ZADD", keys.CONVERSATIONS, 1, "x"),
         ("SADD", "rq:queues", queue), ("RPUSH", queue, "x"), ("LPUSH", queue, "x"), ("LLEN", queue),
-        ("LREM", queue, 0, "x"), ("RPUSH", keys.bell(name), "x"),
+        ("LREM", queue, 0, "x"), ("LLEN", keys.bell(name)), ("RPUSH", keys.bell(name), "x"),
         ("ZADD", deferred, 1, "x"), ("ZREM", deferred, "x"), ("ZCARD", deferred),
         ("ZREM", f"rq:scheduled:{name}", "x"), ("ZADD", f"rq:wip:{name}", "XX", 1, "x"),
     ]
