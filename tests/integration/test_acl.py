@@ -109,8 +109,9 @@ def test_a_producers_client_works(server: Server, logs: Path, refused: Callable[
         next(iter(client.stream(running.job, timeout=30)))
         assert client.cancel(running.job) == "running"
         assert client.wait(running.job, timeout=30).finish_reason == "cancelled"
-        waiting = client.submit(ask("Hello"), model="nobody-serves-it", timeout=60)
-        assert client.cancel(waiting.job) == "cancelled"
+        nobodys = {"model": "nobody-serves-it", "conversation": "waits"}
+        waiting = [client.submit(ask("Hello"), timeout=60, **nobodys) for _ in range(2)]
+        assert [client.cancel(turn.job) for turn in waiting] == ["cancelled"] * 2
     assert asyncio.run(asyncio_client())
     assert refused() == set()
 

@@ -83,7 +83,7 @@ def _worker(model: str) -> list[Command]:
         ("BLPOP", keys.bell(name), 1), ("RPUSH", keys.bell(name), "x"),
         ("EVALSHA", _SCRIPT, 1, queue), ("EVALSHA", _SCRIPT, 1, wip),
         ("EVALSHA", _SCRIPT, 2, job, keys.result(_ID)),
-        ("LPOP", queue), ("LPUSH", queue, "x"), ("TYPE", job), ("HGETALL", job), ("HSET", job, "x", "x"),
+        ("LPOP", queue), ("LPUSH", queue, "x"), ("TTL", job), ("HGETALL", job), ("HSET", job, "x", "x"),
         ("EXPIRE", job, 1), ("PERSIST", job), ("DEL", job),
         ("ZADD", keys.LEASES, 1, "x"), ("ZMSCORE", keys.LEASES, "x"), ("ZADD", wip, 1, "x"),
         ("ZADD", f"rq:executions:{_ID}", 1, "x"), ("HSET", "rq:execution:x", "x", "x"),
