@@ -79,6 +79,7 @@ class Consumer:
             signal.signal(one, self._on_signal)
         self._registered.register_birth()
         self._beat(record=True)
+        self._suspended = self._refusals.recover()
         beats = threading.Thread(target=self._beat_until_ended, name="sailq-beat", daemon=True)
         beats.start()
         commands = self._listen()
