@@ -61,7 +61,10 @@ class Consumer:
         self._waiting, self._refusals = waiting, refusals
         self._announce, self._ready, self._drain_seconds = announce, ready, drain_seconds
         self._clock = ServerClock(connection)
-        self._registered = SimpleWorker(list(queues), name=name, connection=connection, serializer=Serializer)
+        self._registered = SimpleWorker(
+            list(queues), name=name, connection=connection, serializer=Serializer,
+            worker_ttl=15,  # RQ gives the connections a read timeout of 4 s less; by default, of 7 minutes
+        )
         self._free = threading.Semaphore(places)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix="sailq-job")
         self._claims: dict[str, Claim] = {}
