@@ -4,7 +4,8 @@
 -- KEYS  the worker's queues (rq:queue:NAME)
 -- ARGV  1 worker  2 milliseconds until the next look  3 seconds of a lease  4 most attempts  5 seconds between two sweeps
 --       6 seconds that a conversation is kept
--- Returns {back, given_up, cancelled, refused}, each flat:
+-- Returns {suspended, back, given_up, cancelled, refused}, all but the first flat lists:
+--       suspended: 1 where `rq suspend` keeps workers from taking jobs.
 --       back: ids of jobs that are on their queues again.
 --       given_up: id and execution of jobs that have no attempt left; their leases are this worker's, which ends them.
 --       cancelled: ids of jobs that a tool of RQ's has cancelled.
@@ -90,10 +91,11 @@ local function refuse(registry, id, what)
 end
 
 local sweep = math.floor(now / sweep_seconds) ~= math.floor(last / sweep_seconds)
-for _, key in ipairs(KEYS) do
-  local name = string.sub(key, 10)
-  if sweep then
-    redis.call('SADD', 'rq:queues', key)
+if sweep then redis.call('SADD', 'rq:queues', unpack(KEYS)) end
+-- All queues of sailq's: of many workers that try, few get to look, and those of one model could keep another's from it.
+for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
+  local name = string.match(key, '^rq:queue:(sailq%d+%-.*)$')
+  if name and sweep then
     for _, ended in ipairs({ 'finished', 'failed' }) do
       try('ZREMRANGEBYSCORE', 'rq:' .. ended .. ':' .. name, 0, now)
     end
@@ -101,7 +103,7 @@ for _, key in ipairs(KEYS) do
       if not redis.call('ZSCORE', 'sailq:leases', entry) then redis.call('ZREM', 'rq:wip:' .. name, entry) end
     end
   end
-  if redis.call('EXISTS', 'rq:deferred:' .. name, 'rq:canceled:' .. name, 'rq:scheduled:' .. name, 'rq:ready:' .. name,
+  if name and redis.call('EXISTS', 'rq:deferred:' .. name, 'rq:canceled:' .. name, 'rq:scheduled:' .. name, 'rq:ready:' .. name,
       'rq:rl-keys') > 0 then
     for _, id in ipairs(try('ZRANGE', 'rq:deferred:' .. name, 0, FEW - 1) or {}) do
       redis.call('ZADD', 'rq:deferred:' .. name, 'XX', now, id)  -- the others' turn comes

@@ -199,7 +199,7 @@ def test_the_outcome_of_a_tool(
     sweeper = JobStore(client.connection, client.connection, Settings(), "sweeper")
 
     def held() -> int:
-        client.connection.delete("sailq:looked", "sailq:swept")
+        client.connection.delete("sailq:looked", "sailq:last-look")
         sweeper.recover([QUEUE])
         return int(client.connection.get(keys.CLIP_BYTES) or 0)
 

@@ -93,6 +93,6 @@ def _worker(model: str) -> list[Command]:
         ("RPUSH", keys.turns(_ID), "x"), ("LRANGE", keys.turns(_ID), 0, -1), ("MEMORY", "USAGE", keys.turns(_ID)),
         ("ZADD", keys.CONVERSATIONS, 1, "x"), ("LPOS", f"{keys.conversation(_ID)}:waiting", "x"),
         ("HGET", keys.clip(_ID), "data"), ("UNLINK", keys.clip(_ID)), ("DECRBY", keys.CLIP_BYTES, 1),
-        ("SET", "sailq:looked", "x"), ("SET", "sailq:swept", "x"),
+        ("SET", "sailq:looked", "x"), ("SET", "sailq:last-look", "x"),
         *(("ZADD", f"rq:{state}:{name}", 1, "x") for state in ("finished", "failed", "deferred", "canceled")),
     ]
