@@ -11,7 +11,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import ConnectionError, MasterDownError
 
 from ..shared.connection import by_sentinels, connection_options
-from ..shared.sentinel import SENTINEL_SECONDS, parse
+from ..shared.sentinel import parse
 
 
 def connection_pool(url: str, max_connections: int) -> ConnectionPool:
@@ -22,10 +22,7 @@ def connection_pool(url: str, max_connections: int) -> ConnectionPool:
     sentinels = parse(url)
     manager = Sentinel(
         sentinels.hosts,
-        sentinel_kwargs={
-            "socket_connect_timeout": SENTINEL_SECONDS, "socket_timeout": SENTINEL_SECONDS, "protocol": 2,
-            "retry": Retry(NoBackoff(), 0), "ssl": sentinels.tls, **sentinels.sentinel,
-        },
+        sentinel_kwargs=sentinels.options(Retry(NoBackoff(), 0)),
     )
     options = {**options, **sentinels.server, "connection_class": _SSLLink if sentinels.tls else _Link}
     return _PrimaryPool(sentinels.name, manager, max_connections=max_connections, timeout=None, **options)

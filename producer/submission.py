@@ -18,8 +18,6 @@ from ..shared.rqjob import RESULT_TTL, at, record, rq_result
 from ..shared.scripts import REPLICATED_SECONDS, call_replicated, script
 from ..shared.settings import Settings
 
-STREAM_TTL = 600
-"""Seconds that a stream outlives its job: the result has all of its text, and even an empty stream takes 4 KB."""
 _LONGEST_PAUSE = 1.0
 
 
@@ -100,7 +98,7 @@ class Submitter:
         """Ends a waiting job with `result`, or tells its worker."""
         state: bytes = self._scripts["cancel"](
             keys=[keys.job(result.job), keys.result(result.job)],
-            args=[result.job, encode(result), self._settings.result_ttl, min(self._settings.result_ttl, STREAM_TTL),
+            args=[result.job, encode(result), self._settings.result_ttl, self._settings.stream_ttl,
                   result.finished_at, at(result.finished_at), RESULT_TTL, *rq_result(result)],
         )
         return state.decode()  # type: ignore[return-value]

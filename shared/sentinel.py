@@ -44,6 +44,13 @@ class Sentinels:
     sentinel: dict[str, Any]
     tls: bool
 
+    def options(self, retry: Any) -> dict[str, Any]:
+        """redis-py's options of a connection to a sentinel. `retry`: redis-py's, or its asyncio's."""
+        return {
+            "socket_connect_timeout": SENTINEL_SECONDS, "socket_timeout": SENTINEL_SECONDS, "protocol": 2,
+            "retry": retry, "ssl": self.tls, **self.sentinel,
+        }
+
 
 def parse(url: str) -> Sentinels:
     """A URL's parts. Raises BadRequest, and redis-py's ValueError of an option; neither says what a password may be."""
@@ -86,10 +93,7 @@ def pool(url: str, *, max_connections: int | None, **options: Any) -> SentinelCo
     sentinels = parse(url)
     manager = Sentinel(
         sentinels.hosts,
-        sentinel_kwargs={
-            "socket_connect_timeout": SENTINEL_SECONDS, "socket_timeout": SENTINEL_SECONDS, "protocol": 2,
-            "retry": Retry(NoBackoff(), 0), "ssl": sentinels.tls, **sentinels.sentinel,
-        },
+        sentinel_kwargs=sentinels.options(Retry(NoBackoff(), 0)),
     )
     options = {**options, **sentinels.server, "connection_class": _SSLLink if sentinels.tls else _Link}
     if max_connections is None:

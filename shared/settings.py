@@ -47,6 +47,11 @@ class Settings(BaseSettings):
     metrics_address: str = "0.0.0.0"
 
     @property
+    def stream_ttl(self) -> int:
+        """A stream outlives its job by ten minutes: the result has all of its text, and an empty stream takes 4 KB."""
+        return min(self.result_ttl, 600)
+
+    @property
     def blob_ttl(self) -> int:
         """Seconds after which a clip expires at the latest, unless something holds it anew. It is freed before that,
         with the last job or conversation that needs it."""

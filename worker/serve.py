@@ -29,7 +29,7 @@ from .publisher import Publisher
 from .refusals import Identity, Refusals
 from .scheduler import Scheduler
 from .self_test import self_test
-from .store import STREAM_TTL, JobStore
+from .store import JobStore
 from .supervisor import Supervisor
 from .watchdog import Watchdog
 
@@ -88,7 +88,7 @@ def _serve(
     watchdog = Watchdog(engine, device_timeout, lambda: scheduler.alive, supervisor.alive)
     watchdog.start()
     self_test(engine)
-    publisher = Publisher(connection, min(settings.result_ttl, STREAM_TTL))
+    publisher = Publisher(connection, settings.stream_ttl)
     store = JobStore(connection, waiting, settings, name)
     identity = Identity(worker=name, device=engine.device, models=models)
     refusals = Refusals(store, ServerClock(connection), identity, metrics.finished)

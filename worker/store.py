@@ -29,7 +29,6 @@ _CLAIMED_TTL = 86_400
 """Seconds that a claimed job's record stays. Without the record, its result could not be written."""
 _MAX_HISTORY = 8
 """The newest attempts that a job remembers. There may be more: those that were handed back do not count."""
-STREAM_TTL = 600
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +141,7 @@ class JobStore:
         written, replicas = call_replicated(
             self._scripts["finish"], [keys.job(job), keys.result(job)],
             [job, execution, encode(result), settings.result_ttl, b"" if turn is None else encode(turn),
-             settings.conversation_ttl, min(settings.result_ttl, STREAM_TTL), status,
+             settings.conversation_ttl, settings.stream_ttl, status,
              FAILURE_TTL if status == "failed" else RESULT_TTL, result.finished_at, at(result.finished_at),
              settings.results_stream, *rq_result(result)],
             wanted, self._connection,
