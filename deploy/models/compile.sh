@@ -153,7 +153,7 @@ fi
 mkdir -p "$out"
 bmodel=$(cd "$out" && pwd)/$name.bmodel work=$(cd "$out" && pwd)/$name.work
 exec 9>"$bmodel.lock"
-flock 9  # another run of this makes the same: it is waited for, and what it made is taken
+flock 9  # waits for another run that makes the same bmodel, and then uses that bmodel
 origin=$(origin)
 if [ -s "$bmodel" ] && [ "$(cat "$bmodel.origin" 2>/dev/null)" = "$origin" ]; then
     echo "$bmodel"

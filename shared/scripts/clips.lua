@@ -1,6 +1,6 @@
--- Clips: who holds them, and the account of their bytes. Python puts this file before each script, after common.lua.
+-- Clips: who holds them, and how many bytes they take. Python puts this file before each script, after common.lua.
 
--- Takes a clip that is there no more off the account.
+-- Removes a clip that has gone from the count of bytes.
 local function strike(clip, size)
   if redis.call('ZREM', 'sailq:clips', clip .. ':' .. size) == 1 then redis.call('DECRBY', 'sailq:clip-bytes', size) end
 end
@@ -15,8 +15,8 @@ local function let_go(clip, holder)
   end
 end
 
--- Puts the clips that follow in ARGV, each digest and bytes ('' where it is there) in turn, on the account, where there is
--- room for them. Returns nil, or how many bytes there are already.
+-- Counts the bytes of the clips that follow in ARGV (digest and bytes in turn; '' for a clip that is there already).
+-- Returns nil, or, where there is no room for them, how many bytes there are without them.
 local function find_room(first, max_bytes)
   local new = 0
   for i = first, #ARGV, 2 do new = new + #ARGV[i + 1] end
@@ -32,7 +32,7 @@ local function find_room(first, max_bytes)
   return held - new
 end
 
--- Has a clip held until a time. `data`: bytes that are on the account, or false where the clip must be there already.
+-- Has a clip held until a time. `data`: bytes that are counted, or false where the clip must be there already.
 -- Returns whether it is.
 local function hold(clip, holder, data, now, ttl)
   local key = 'sailq:clip:' .. clip
