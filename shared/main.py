@@ -9,9 +9,11 @@ import codecs
 import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from .errors import BadRequest, SailqError, Unsupported
@@ -24,6 +26,7 @@ FAILURE = 1
 INTERRUPTED = 130
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF}
 """Of a full disk, and of a closed stdout (see `_open_standard_streams`)."""
+_interrupts: list[int] = []
 USAGE_ERROR = 2
 """Exit code for what is mended on the command line; every other failure is 1."""
 
@@ -54,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _open_standard_streams()
     _escape_what_cannot_be_shown()
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor somebody else's
+        signal.signal(signal.SIGINT, interrupt)
     try:
         application(words[0] if words else "")(args=words, prog_name="sailq")
     except SailqError as error:
@@ -64,9 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"sailq: {error.filename or 'The output'} cannot be written: {error.strerror}.", file=sys.stderr)
         sys.exit(FAILURE)
-    except KeyboardInterrupt:  # before the command began
+    except SystemExit:
+        raise
+    except BaseException:
+        if not _interrupts:
+            raise
         print("\nsailq: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A signal's handler that raises KeyboardInterrupt. `main` knows then what any exception that follows comes from:
+    an extension module that is being imported raises ImportError in its place."""
+    _interrupts.append(number)
+    signal.default_int_handler(number, frame)
 
 
 def _open_standard_streams() -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import redis
 from prometheus_client import CollectorRegistry
@@ -57,8 +58,8 @@ def serve(
     Raises Unsupported for what cannot be served, BadRequest for a port of metrics that cannot be had, and
     ServerUnavailable when the server does not answer at start; later it waits for the server to return.
     """
-    # Holds until the consumer sets its own handler. Without one, the first process of a container ignores SIGTERM.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)  # until the consumer sets its own
     sys.setswitchinterval(_SWITCH_SECONDS)
     model_dir = resolve(settings.model)
     connection = connect(settings.redis_url, max_connections=MAX_CONNECTIONS - 1)
@@ -67,6 +68,14 @@ def serve(
         connection.ping()
     with exposed_at(settings) as registry:  # a port that is taken is no reason to load a model
         _serve(settings, lambda: load(model_dir), connection, waiting, registry, drain_seconds, device_timeout)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends a worker that still loads, and so has no job. An exception would be raised in whatever runs: a module that
+    is imported raises another in its place, and a thread's or a destructor's is lost."""
+    _log.warning("told to stop while the model loads")
+    logging.shutdown()
+    os._exit(0)
 
 
 def _serve(
@@ -112,3 +121,5 @@ def _serve(
         publisher.close()
         watchdog.stop()
         announcement.withdraw()
+        for number in (signal.SIGTERM, signal.SIGINT):  # as it ends, Python sets the default: to be killed
+            signal.signal(number, signal.SIG_IGN)

@@ -14,7 +14,7 @@ import typer
 
 from ...shared.errors import SailqError
 from ...shared.main import FAILURE as FAILURE
-from ...shared.main import INTERRUPTED, exit_code
+from ...shared.main import INTERRUPTED, exit_code, interrupt
 
 if TYPE_CHECKING:
     from ...shared.jobs import Result
@@ -36,7 +36,7 @@ def command(as_json: bool = False) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, interrupt)
     try:
         yield
     except SailqError as error:

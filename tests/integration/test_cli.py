@@ -48,6 +48,21 @@ def samples(tmp_path: Path) -> Path:
     return tmp_path / "samples"
 
 
+def test_ctrl_c_during_an_import_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An extension module raises ImportError in the place of KeyboardInterrupt."""
+
+    def load(_: str) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    monkeypatch.setattr("sailq.shared.main._interrupts", [])
+    monkeypatch.setattr("sailq.shared.main.application", load)
+    done = invoke("ask")
+    assert done.returncode == 130 and done.stderr == "\nsailq: interrupted\n"
+
+
 # Help and usage: no server is asked.
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -72,14 +72,15 @@ def test_a_worker_is_ready_when_it_takes_jobs_and_says_what_it_does(
     assert "WATCHDOG=1" in manager.hear(3)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_that_still_loads_leaves_when_it_is_told_to(
-    manager: Manager, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    manager: Manager, redis_url: str, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     """In a container it is the first process, which a signal does not end by itself."""
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     worker = start("worker", url=redis_url)
     manager.wait_for("STATUS=loading sailq-tiny")
-    worker.send_signal(signal.SIGTERM)
+    worker.send_signal(number)
     _, errors = worker.communicate(timeout=60)
     assert worker.returncode == 0 and "Traceback" not in errors, errors
 
