@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import redis.asyncio
 
-from ..shared import keys
-from ..shared.connection import server_errors
-from ..shared.errors import NotFound, SailqError
-from ..shared.jobs import GenerationOptions, ModelCard, Priority, Result, Turn
-from ..shared.media.messages import Prepared
-from ..shared.settings import Settings
+from sailq.shared import keys
+from sailq.shared.connection import server_errors
+from sailq.shared.errors import NotFound, SailqError
+from sailq.shared.jobs import GenerationOptions, ModelCard, Priority, Result, Turn
+from sailq.shared.media.messages import Prepared
+from sailq.shared.settings import Settings
+
 from .async_pool import connection_pool
 from .client import Client, Handle
 from .mailroom import Mail, Mailroom

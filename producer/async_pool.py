@@ -10,8 +10,8 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelMan
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import ConnectionError, MasterDownError
 
-from ..shared.connection import by_sentinels, connection_options
-from ..shared.sentinel import parse
+from sailq.shared.connection import by_sentinels, connection_options
+from sailq.shared.sentinel import parse
 
 
 def connection_pool(url: str, max_connections: int) -> ConnectionPool:

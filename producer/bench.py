@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ..shared.errors import NotFound, SailqError
-from ..shared.frames import Frames, encode_frames
-from ..shared.jobs import GenerationOptions, Result
-from ..shared.media.messages import prepare
+from sailq.shared.errors import NotFound, SailqError
+from sailq.shared.frames import Frames, encode_frames
+from sailq.shared.jobs import GenerationOptions, Result
+from sailq.shared.media.messages import prepare
+
 from .captioning.inputs import Clip
 from .captioning.rows import Row, as_row, why
 from .captioning.window import run_batch

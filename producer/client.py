@@ -9,15 +9,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from ..shared import keys
-from ..shared.codec import decode
-from ..shared.connection import ServerClock, connect, server_errors
-from ..shared.errors import NotFound, SailqError
-from ..shared.jobs import Failure, GenerationOptions, IdFactory, Job, ModelCard, Priority, Result, Turn, parse
-from ..shared.media.messages import Prepared, prepare
-from ..shared.media.sources import kind_of
-from ..shared.rqjob import read_job
-from ..shared.settings import Settings
+from sailq.shared import keys
+from sailq.shared.codec import decode
+from sailq.shared.connection import ServerClock, connect, server_errors
+from sailq.shared.errors import NotFound, SailqError
+from sailq.shared.jobs import Failure, GenerationOptions, IdFactory, Job, ModelCard, Priority, Result, Turn, parse
+from sailq.shared.media.messages import Prepared, prepare
+from sailq.shared.media.sources import kind_of
+from sailq.shared.rqjob import read_job
+from sailq.shared.settings import Settings
+
 from .replies import Chunk, Inbox, Patience, not_found, read_result
 from .submission import Submitter
 from .waiting import Waiter

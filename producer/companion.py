@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..shared.errors import BadRequest, SailqError
-from ..shared.main import USAGE_ERROR
+from sailq.shared.errors import BadRequest, SailqError
+from sailq.shared.main import USAGE_ERROR
 
 _TAIL_LINES = 8
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import redis
 
-from ..shared.connection import connect
-from ..shared.errors import SailqError
+from sailq.shared.connection import connect
+from sailq.shared.errors import SailqError
+
 from .companion import Companion, sailq_command
 from .fleet import Fleet
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..shared.errors import BadRequest, ServerUnavailable, Unsupported
+from sailq.shared.errors import BadRequest, ServerUnavailable, Unsupported
 
 MAX_SOCKET_PATH = 100
 """Bytes; the kernel takes 107, and macOS 103."""

@@ -11,8 +11,9 @@ import redis
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..shared.errors import ServerUnavailable
-from ..shared.exposition import PREFIX
+from sailq.shared.errors import ServerUnavailable
+from sailq.shared.exposition import PREFIX
+
 from .fleet import Fleet, Snapshot
 
 MOST_MODELS = 64

@@ -6,13 +6,14 @@ from contextlib import suppress
 
 import redis
 
-from ..shared import keys
-from ..shared.codec import decode
-from ..shared.connection import ServerClock, server_errors
-from ..shared.errors import BadRequest, DeadlineExceeded
-from ..shared.jobs import Result
-from ..shared.rqjob import read_job
-from ..shared.settings import Settings
+from sailq.shared import keys
+from sailq.shared.codec import decode
+from sailq.shared.connection import ServerClock, server_errors
+from sailq.shared.errors import BadRequest, DeadlineExceeded
+from sailq.shared.jobs import Result
+from sailq.shared.rqjob import read_job
+from sailq.shared.settings import Settings
+
 from .submission import Submitter, not_failed
 
 

@@ -16,8 +16,8 @@ from rq.queue import Queue
 from rq.registry import DeferredJobRegistry, FailedJobRegistry, StartedJobRegistry
 from rq.utils import utcparse
 
-from ..shared import keys
-from ..shared.connection import ServerClock, server_errors
+from sailq.shared import keys
+from sailq.shared.connection import ServerClock, server_errors
 
 _OLDEST_AMONG = 16
 """Jobs at a queue's head that are looked at: priority jobs stand before older ones."""

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 
 import redis.asyncio
 
-from ..shared import keys
-from ..shared.connection import server_errors
-from ..shared.errors import SailqError
-from ..shared.scripts import text
+from sailq.shared import keys
+from sailq.shared.connection import server_errors
+from sailq.shared.errors import SailqError
+from sailq.shared.scripts import text
+
 from .replies import LOOK_SECONDS, Chunk, Entry, Inbox, StreamReader, not_found, told_of
 
 _PAUSE = 0.02

@@ -9,10 +9,10 @@ from typing import Any
 
 import redis
 
-from ..shared import keys
-from ..shared.codec import decode
-from ..shared.errors import NotFound, WaitTimeout
-from ..shared.jobs import Result
+from sailq.shared import keys
+from sailq.shared.codec import decode
+from sailq.shared.errors import NotFound, WaitTimeout
+from sailq.shared.jobs import Result
 
 LOOK_SECONDS = 2.0
 """How long one XREAD waits; between two, a deleted job is noticed."""

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import redis
 
-from ..shared import keys
-from ..shared.codec import encode
-from ..shared.errors import BadMedia, NotFound, NotReplicated, QueueFull
-from ..shared.jobs import Job, Result, media_parts
-from ..shared.rqjob import RESULT_TTL, at, record, rq_result
-from ..shared.scripts import REPLICATED_SECONDS, call_replicated, script
-from ..shared.settings import Settings
+from sailq.shared import keys
+from sailq.shared.codec import encode
+from sailq.shared.errors import BadMedia, NotFound, NotReplicated, QueueFull
+from sailq.shared.jobs import Job, Result, media_parts
+from sailq.shared.rqjob import RESULT_TTL, at, record, rq_result
+from sailq.shared.scripts import REPLICATED_SECONDS, call_replicated, script
+from sailq.shared.settings import Settings
 
 _LONGEST_PAUSE = 1.0
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..shared.errors import BadRequest
+from sailq.shared.errors import BadRequest
 
 KINDS = ("video", "image", "video_url", "image_url")
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 import redis
 
-from ..shared import keys
-from ..shared.codec import decode
-from ..shared.connection import server_errors
-from ..shared.errors import NotFound
-from ..shared.jobs import Result
-from ..shared.scripts import script
+from sailq.shared import keys
+from sailq.shared.codec import decode
+from sailq.shared.connection import server_errors
+from sailq.shared.errors import NotFound
+from sailq.shared.jobs import Result
+from sailq.shared.scripts import script
+
 from .replies import KEEP_SECONDS, LOOK_SECONDS, Chunk, Inbox, StreamReader, not_found, told_of
 
 

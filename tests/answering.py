@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import redis
+
 from sailq.shared import keys
 from sailq.shared.jobs import Job, Result, Turn
 from sailq.shared.rqjob import read_job

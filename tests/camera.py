@@ -6,6 +6,7 @@ import hashlib
 
 import cv2
 import numpy as np
+
 from sailq.shared.codec import pack, unpack
 from sailq.shared.frames import MAX_BLOB_BYTES, Frames
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
 from sailq.producer.companion import sailq_command
 from sailq.shared.errors import SailqError
 from sailq.shared.main import main
-from typer.testing import CliRunner
 
 SECONDS = 90
 USAGE_ERRORS = {"bad_request", "unsupported"}

@@ -17,6 +17,7 @@ import pytest
 import redis
 from answering import Answerer
 from farm import Farm, NullWorker
+
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion, sailq_command
 from sailq.producer.embedded import embedded_server

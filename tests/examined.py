@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from commands import SECONDS, invoke
+
 from sailq.shared.connection import connect
 
 MB = 1 << 20

@@ -15,6 +15,7 @@ import sys
 from contextlib import suppress
 
 import null_worker
+
 from sailq.shared.errors import SailqError
 from sailq.worker.catalog import resolve
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import redis
+
 from sailq.producer.client import Client
 from sailq.shared import keys
 from sailq.shared.jobs import Message, Result, TextPart

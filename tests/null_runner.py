@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from sailq.shared.errors import DeviceFailed
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.runners.base import Bytes, Float, Int

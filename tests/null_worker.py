@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from null_runner import NullRunner, Timing
+
 from sailq.shared.errors import SailqError
 from sailq.shared.settings import load_settings
 from sailq.worker import serve as serving

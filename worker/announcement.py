@@ -11,10 +11,11 @@ from importlib.metadata import version
 import redis
 from redis.client import Pipeline
 
-from ..shared import keys
-from ..shared.codec import encode
-from ..shared.connection import ServerClock, server_errors
-from ..shared.errors import Unsupported
+from sailq.shared import keys
+from sailq.shared.codec import encode
+from sailq.shared.connection import ServerClock, server_errors
+from sailq.shared.errors import Unsupported
+
 from .consumer import RECORD_SECONDS
 from .engine import Engine
 from .scheduler import Scheduler

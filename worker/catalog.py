@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ..shared.errors import Unsupported
+from sailq.shared.errors import Unsupported
 
 _PACKAGED = Path(__file__).parent / "models"
 NAMES = ("sailq-tiny",)

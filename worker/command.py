@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..shared.options import Model, RedisUrl
+from sailq.shared.options import Model, RedisUrl
 
 
 def worker(
@@ -94,7 +94,8 @@ def worker(
       SAILQ_REDIS_URL=redis://queue.local:6379/0 sailq worker --threads 2
       sailq worker --metrics-port 9610
     """
-    from ..shared.settings import load_settings
+    from sailq.shared.settings import load_settings
+
     from .runners.devices import EMULATOR, check_device
 
     check_device(device)

@@ -21,9 +21,10 @@ from typing import Any
 import redis
 from rq.worker import SimpleWorker
 
-from ..shared import keys
-from ..shared.connection import ServerClock
-from ..shared.rqjob import Serializer
+from sailq.shared import keys
+from sailq.shared.connection import ServerClock
+from sailq.shared.rqjob import Serializer
+
 from .execution import Executor
 from .refusals import Refusals
 from .store import Claim, JobStore, new_execution

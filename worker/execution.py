@@ -12,8 +12,8 @@ from typing import Any
 
 import redis
 
-from ..shared.connection import OUTAGES, ServerClock
-from ..shared.errors import (
+from sailq.shared.connection import OUTAGES, ServerClock
+from sailq.shared.errors import (
     BadMedia,
     BadRequest,
     DeadlineExceeded,
@@ -22,9 +22,10 @@ from ..shared.errors import (
     Unsupported,
     quoted,
 )
-from ..shared.frames import Frames, decode_frames
-from ..shared.jobs import HANDED_BACK, Attempt, Failure, Job, Message, Result, Timings, Turn
-from ..shared.rqjob import is_own, read_job
+from sailq.shared.frames import Frames, decode_frames
+from sailq.shared.jobs import HANDED_BACK, Attempt, Failure, Job, Message, Result, Timings, Turn
+from sailq.shared.rqjob import is_own, read_job
+
 from .engine import Engine
 from .engine.preparation import Media
 from .front_door import read_messages

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..shared.errors import BadRequest, Unsupported
-from ..shared.jobs import ModelCard
-from ..shared.media.messages import Prepared, prepare
-from ..shared.media.parts import peek
+from sailq.shared.errors import BadRequest, Unsupported
+from sailq.shared.jobs import ModelCard
+from sailq.shared.media.messages import Prepared, prepare
+from sailq.shared.media.parts import peek
 
 
 def read_messages(messages: Any, card: ModelCard) -> Prepared:

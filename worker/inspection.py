@@ -9,7 +9,8 @@ from itertools import groupby
 from math import prod
 from pathlib import Path
 
-from ..shared.errors import Unsupported
+from sailq.shared.errors import Unsupported
+
 from .engine.model import ModelSpec
 from .runners.bmodel import Bmodel, BmodelNet, read_bmodel
 from .runners.devices import only_bmodel

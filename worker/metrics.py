@@ -23,9 +23,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from ..shared.exposition import PREFIX, exposed
-from ..shared.jobs import Result
-from ..shared.settings import Settings
+from sailq.shared.exposition import PREFIX, exposed
+from sailq.shared.jobs import Result
+from sailq.shared.settings import Settings
+
 from .engine import Engine
 from .scheduler import Scheduler
 

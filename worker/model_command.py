@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..shared.options import Json
+from sailq.shared.options import Json
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -92,7 +92,7 @@ def inspect(
 @contextmanager
 def _refusals(json: bool) -> Iterator[None]:
     """For a program, an error also goes to stdout as JSON; the `sailq` script prints its sentence."""
-    from ..shared.errors import SailqError
+    from sailq.shared.errors import SailqError
 
     try:
         yield

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import redis
 
-from ..shared import keys
-from ..shared.connection import OUTAGES
+from sailq.shared import keys
+from sailq.shared.connection import OUTAGES
 
 FLUSH_SECONDS = 0.05
 """A stream's reader sees text at most this much later than it was made; the first token goes at once."""

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..shared import keys
-from ..shared.connection import ServerClock
-from ..shared.errors import Cancelled, SailqError, Unsupported, quoted
-from ..shared.jobs import DIED, HANDED_BACK, Attempt, Failure, Result
-from ..shared.rqjob import read_job
+from sailq.shared import keys
+from sailq.shared.connection import ServerClock
+from sailq.shared.errors import Cancelled, SailqError, Unsupported, quoted
+from sailq.shared.jobs import DIED, HANDED_BACK, Attempt, Failure, Result
+from sailq.shared.rqjob import read_job
+
 from .store import JobStore
 
 _log = logging.getLogger("sailq.worker")

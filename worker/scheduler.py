@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from logging import getLogger
 
-from ..shared.errors import Cancelled, DeadlineExceeded, DeviceFailed, SailqError
-from ..shared.jobs import FinishReason, GenerationOptions, Priority, Usage
+from sailq.shared.errors import Cancelled, DeadlineExceeded, DeviceFailed, SailqError
+from sailq.shared.jobs import FinishReason, GenerationOptions, Priority, Usage
+
 from .engine import Engine, Generation, Prepared
 
 _log = getLogger("sailq.worker")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..shared.errors import SailqError, TooLong
-from ..shared.jobs import FramesPart, GenerationOptions, Message, TextPart
+from sailq.shared.errors import SailqError, TooLong
+from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
+
 from .engine import Engine, Prepared
 
 _TOKENS = 3

@@ -16,10 +16,11 @@ from types import FrameType
 import redis
 from prometheus_client import CollectorRegistry
 
-from ..shared import keys
-from ..shared.connection import ServerClock, connect, server_errors
-from ..shared.errors import SailqError
-from ..shared.settings import Settings
+from sailq.shared import keys
+from sailq.shared.connection import ServerClock, connect, server_errors
+from sailq.shared.errors import SailqError
+from sailq.shared.settings import Settings
+
 from .announcement import Announcement
 from .catalog import resolve
 from .consumer import Consumer

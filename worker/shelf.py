@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..shared.errors import Unsupported
+from sailq.shared.errors import Unsupported
+
 from .catalog import NAMES, resolve
 from .engine.model import ModelSpec
 from .inspection import Inspection, inspect, quantisation_by_name

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from redis import OutOfMemoryError, Redis
 
-from ..shared import keys
-from ..shared.codec import MAX_RECORD_BYTES, decode, encode
-from ..shared.errors import BadRequest, NotReplicated, TooLong
-from ..shared.jobs import Attempt, Message, Result, TextPart, Turn, parse
-from ..shared.rqjob import FAILURE_TTL, MAX_ATTEMPTS, RESULT_TTL, at, is_own, rq_result, rq_status
-from ..shared.scripts import call_replicated, script
-from ..shared.settings import Settings
+from sailq.shared import keys
+from sailq.shared.codec import MAX_RECORD_BYTES, decode, encode
+from sailq.shared.errors import BadRequest, NotReplicated, TooLong
+from sailq.shared.jobs import Attempt, Message, Result, TextPart, Turn, parse
+from sailq.shared.rqjob import FAILURE_TTL, MAX_ATTEMPTS, RESULT_TTL, at, is_own, rq_result, rq_status
+from sailq.shared.scripts import call_replicated, script
+from sailq.shared.settings import Settings
 
 LEASE_SECONDS = 4
 """A lease that was not renewed for so long has ended: another worker gets the job."""

@@ -7,6 +7,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY shared shared
 COPY producer producer
 COPY worker worker
+COPY sailq sailq
 # pip stays in this stage, and so does its cache. What reads clips is a producer's, and a worker imports none of it.
 # Bytecode is made, below, of what a worker imports alone.
 RUN python -m venv --without-pip /opt/sailq

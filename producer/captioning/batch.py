@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...shared.errors import BadRequest, SailqError
-from ...shared.jobs import GenerationOptions
-from ...shared.media.messages import Prepared
+from sailq.shared.errors import BadRequest, SailqError
+from sailq.shared.jobs import GenerationOptions
+from sailq.shared.media.messages import Prepared
+
 from ..client import Client
 from .inputs import Clip
 from .names import from_text

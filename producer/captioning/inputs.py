@@ -13,11 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...shared.errors import BadRequest, Unsupported
-from ...shared.jobs import GenerationOptions
-from ...shared.media.images import moves
-from ...shared.media.parts import Part, peek
-from ...shared.media.sources import is_named, local_path, name
+from sailq.shared.errors import BadRequest, Unsupported
+from sailq.shared.jobs import GenerationOptions
+from sailq.shared.media.images import moves
+from sailq.shared.media.parts import Part, peek
+from sailq.shared.media.sources import is_named, local_path, name
+
 from . import folders
 from .folders import LeftOut
 from .names import as_text, for_terminal

@@ -22,8 +22,8 @@ from typing import Any
 
 import cv2
 
-from ...shared.errors import BadMedia, SailqError
-from ...shared.media.messages import Prepared, prepare
+from sailq.shared.errors import BadMedia, SailqError
+from sailq.shared.media.messages import Prepared, prepare
 
 READERS = min(4, os.cpu_count() or 1)
 """Clips that are read at a time."""

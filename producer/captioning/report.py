@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from ...shared.errors import BadRequest
+from sailq.shared.errors import BadRequest
+
 from .batch import Summary, number, right, seconds
 from .rows import Row, failed, why
 

@@ -15,7 +15,8 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-from ...shared.errors import BadRequest, SailqError
+from sailq.shared.errors import BadRequest, SailqError
+
 from .names import for_terminal
 from .rows import Row, as_line, failed
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ...shared.errors import SailqError
-from ...shared.jobs import Result, Timings, Usage, media_parts
-from ...shared.media.messages import Prepared
+from sailq.shared.errors import SailqError
+from sailq.shared.jobs import Result, Timings, Usage, media_parts
+from sailq.shared.media.messages import Prepared
 
 Row = dict[str, Any]
 

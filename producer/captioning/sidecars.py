@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ...shared.errors import BadRequest, SailqError
+from sailq.shared.errors import BadRequest, SailqError
+
 from .inputs import Clip
 from .names import for_terminal
 from .rows import Row, failed

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ...shared.errors import SailqError
-from ...shared.frames import Frames, decode_frames
-from ...shared.jobs import media_parts
-from ...shared.media.messages import Prepared
+from sailq.shared.errors import SailqError
+from sailq.shared.frames import Frames, decode_frames
+from sailq.shared.jobs import media_parts
+from sailq.shared.media.messages import Prepared
+
 from .inputs import Clip
 from .readers import READERS, Readers
 

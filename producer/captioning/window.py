@@ -8,11 +8,12 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
-from ...shared.connection import server_errors
-from ...shared.errors import NotFound, NotReplicated, QueueFull, SailqError, ServerUnavailable
-from ...shared.frames import encode_frames
-from ...shared.jobs import GenerationOptions
-from ...shared.media.messages import Encode, Prepared, prepare
+from sailq.shared.connection import server_errors
+from sailq.shared.errors import NotFound, NotReplicated, QueueFull, SailqError, ServerUnavailable
+from sailq.shared.frames import encode_frames
+from sailq.shared.jobs import GenerationOptions
+from sailq.shared.media.messages import Encode, Prepared, prepare
+
 from ..client import Client, Handle
 from ..waiting import Waiter
 from .inputs import Clip

@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...shared.jobs import Result
+    from sailq.shared.jobs import Result
+
     from ..client import Client
 
 GRACE_SECONDS = 5.0
@@ -21,7 +22,7 @@ def receive(
 
     Ctrl-C, and a `timeout` (seconds) that nothing came in, cancel the job.
     """
-    from ...shared.errors import SailqError, WaitTimeout
+    from sailq.shared.errors import SailqError, WaitTimeout
 
     patience = None if timeout is None else timeout + GRACE_SECONDS
     shown = ""

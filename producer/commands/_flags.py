@@ -189,7 +189,7 @@ def given(**flags: Any) -> dict[str, Any]:
 
 def media_options(**flags: Any) -> dict[str, Any]:
     """The media options that were given. Raises BadRequest for one that would do nothing without its other half."""
-    from ...shared.errors import BadRequest
+    from sailq.shared.errors import BadRequest
 
     options = given(**flags)
     if ("resized_height" in options) != ("resized_width" in options):
@@ -218,8 +218,8 @@ def default_prompt(parts: Iterable[Mapping[str, Any]]) -> str | None:
 def fill_in(messages: Any, options: Mapping[str, Any]) -> Any:
     """`messages`, with media `options` wherever their own leave them open; malformed ones stay as they are."""
 
-    from ...shared.media.parts import peek
-    from ...shared.media.sources import jpeg_sequence
+    from sailq.shared.media.parts import peek
+    from sailq.shared.media.sources import jpeg_sequence
 
     def part(value: Any) -> Any:
         read = peek(value)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ...shared.errors import SailqError
-from ...shared.main import FAILURE as FAILURE
-from ...shared.main import INTERRUPTED, exit_code, interrupt
+from sailq.shared.errors import SailqError
+from sailq.shared.main import FAILURE as FAILURE
+from sailq.shared.main import INTERRUPTED, exit_code, interrupt
 
 if TYPE_CHECKING:
-    from ...shared.jobs import Result
+    from sailq.shared.jobs import Result
+
     from ..client import Client
 
 
@@ -92,7 +93,8 @@ def timings(result: Result) -> str:
 
 def check_served(client: Client, model: str) -> None:
     """Says so when nobody serves `model` yet; raises Unsupported when workers serve other models only."""
-    from ...shared.errors import Unsupported
+    from sailq.shared.errors import Unsupported
+
     from ..fleet import Fleet
 
     workers = Fleet(client.connection).workers()

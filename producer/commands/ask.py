@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ...shared.options import Json, Model, RedisUrl
+from sailq.shared.options import Json, Model, RedisUrl
+
 from . import _flags as flags
 
 
@@ -79,9 +80,10 @@ def ask(
     from . import _terminal as terminal
 
     with terminal.command(json):
-        from ...shared.errors import BadRequest, SailqError
-        from ...shared.jobs import GenerationOptions, parse
-        from ...shared.settings import load_settings, model_name
+        from sailq.shared.errors import BadRequest, SailqError
+        from sailq.shared.jobs import GenerationOptions, parse
+        from sailq.shared.settings import load_settings, model_name
+
         from ..captioning.rows import as_row, why
         from ..client import Client
         from ..vision_inputs import to_parts

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...shared.options import Json, Model
+from sailq.shared.options import Json, Model
+
 from . import _flags as flags
 
 if TYPE_CHECKING:
@@ -107,10 +108,11 @@ def bench(
 
         from rich.console import Console
 
-        from ...shared.errors import BadRequest
-        from ...shared.jobs import GenerationOptions, parse
-        from ...shared.media.messages import prepare
-        from ...shared.settings import load_settings, model_name
+        from sailq.shared.errors import BadRequest
+        from sailq.shared.jobs import GenerationOptions, parse
+        from sailq.shared.media.messages import prepare
+        from sailq.shared.settings import load_settings, model_name
+
         from ..bench import QUESTION, measure, sample_clip
         from ..client import Client
         from ..fleet import Fleet
@@ -152,8 +154,9 @@ def _stage(
     stack: ExitStack, redis_url: str | None, model: str, name: str, worker_options: dict[str, object], logs: Path
 ) -> tuple[str, Callable[[], None]]:
     """The server's URL, and a check that raises SailqError when nobody is left to answer."""
-    from ...shared.connection import connect
-    from ...shared.errors import BadRequest, SailqError
+    from sailq.shared.connection import connect
+    from sailq.shared.errors import BadRequest, SailqError
+
     from ..demo import set_up
     from ..fleet import Fleet
     from . import _terminal as terminal

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...shared.options import Json, Model, RedisUrl
+from sailq.shared.options import Json, Model, RedisUrl
+
 from . import _flags as flags
 
 if TYPE_CHECKING:
@@ -108,9 +109,10 @@ def caption(
 
         from rich.console import Console
 
-        from ...shared.errors import BadRequest, SailqError
-        from ...shared.jobs import GenerationOptions, parse
-        from ...shared.settings import load_settings, model_name
+        from sailq.shared.errors import BadRequest, SailqError
+        from sailq.shared.jobs import GenerationOptions, parse
+        from sailq.shared.settings import load_settings, model_name
+
         from ..captioning.batch import Captioning
         from ..captioning.names import as_text, for_terminal
         from ..captioning.sidecars import Sidecars
@@ -199,7 +201,8 @@ def _clips(
 ) -> list[Clip]:
     from dataclasses import replace
 
-    from ...shared.errors import BadRequest
+    from sailq.shared.errors import BadRequest
+
     from ..captioning import inputs
 
     if paths == ["-"] and messages is None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ...shared.options import Model, RedisUrl
+from sailq.shared.options import Model, RedisUrl
+
 from . import _flags as flags
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def chat(
     from . import _terminal as terminal
 
     with terminal.command():
-        from ...shared.jobs import GenerationOptions, parse
-        from ...shared.settings import load_settings, model_name
+        from sailq.shared.jobs import GenerationOptions, parse
+        from sailq.shared.settings import load_settings, model_name
+
         from ..client import Client
 
         options = parse(GenerationOptions, flags.given(max_new_tokens=max_new_tokens, temperature=temperature))
@@ -76,7 +78,7 @@ class _Chat:
 
     def run(self) -> None:
         """Reads lines until the user leaves."""
-        from ...shared.errors import SailqError, ServerUnavailable
+        from sailq.shared.errors import SailqError, ServerUnavailable
 
         interactive = sys.stdin.isatty()
         if interactive:
@@ -102,7 +104,7 @@ class _Chat:
                 print(f"sailq: {error}", file=sys.stderr, flush=True)
 
     def _command(self, line: str) -> None:
-        from ...shared.errors import BadMedia, BadRequest
+        from sailq.shared.errors import BadMedia, BadRequest
 
         word, _, rest = line.partition(" ")
         path = _file(rest.strip())
@@ -121,7 +123,8 @@ class _Chat:
             raise BadRequest(f"There is no {word}; /help lists what there is.")
 
     def _turn(self, question: str) -> None:
-        from ...shared.errors import SailqError
+        from sailq.shared.errors import SailqError
+
         from ..captioning.rows import as_row, why
         from . import _terminal as terminal
         from ._answer import receive

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...shared.options import Model
+from sailq.shared.options import Model
+
 from . import _flags as flags
 
 if TYPE_CHECKING:
@@ -50,10 +51,11 @@ def demo(
 
         from rich.console import Console
 
-        from ...shared.connection import without_password
-        from ...shared.errors import BadRequest
-        from ...shared.jobs import GenerationOptions
-        from ...shared.settings import load_settings, model_name
+        from sailq.shared.connection import without_password
+        from sailq.shared.errors import BadRequest
+        from sailq.shared.jobs import GenerationOptions
+        from sailq.shared.settings import load_settings, model_name
+
         from ..captioning.batch import Captioning, right
         from ..captioning.inputs import from_messages
         from ..client import Client

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ...shared.options import RedisUrl
+from sailq.shared.options import RedisUrl
 
 PORT = 9600
 
@@ -35,10 +35,11 @@ def exporter(
     with terminal.command():
         import threading
 
-        from ...shared.connection import address as of_server
-        from ...shared.connection import connect
-        from ...shared.exposition import exposed
-        from ...shared.settings import load_settings
+        from sailq.shared.connection import address as of_server
+        from sailq.shared.connection import connect
+        from sailq.shared.exposition import exposed
+        from sailq.shared.settings import load_settings
+
         from ..exporter import ServerState
 
         try:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...shared.options import Json, RedisUrl
+from sailq.shared.options import Json, RedisUrl
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ...shared.jobs import Result
+    from sailq.shared.jobs import Result
+
     from ..failures import Failures
 
 _PIPED_WIDTH = 1000
@@ -98,7 +99,7 @@ def _each(
     from . import _terminal as terminal
 
     with terminal.command(json):
-        from ...shared.errors import BadRequest, SailqError, ServerUnavailable
+        from sailq.shared.errors import BadRequest, SailqError, ServerUnavailable
 
         if bool(jobs) == every or (jobs and model):
             raise BadRequest("Name failed jobs, or give --all, to which --model may be added.")
@@ -124,8 +125,9 @@ def _each(
 
 @contextmanager
 def _failures(redis_url: str | None) -> Iterator[Failures]:
-    from ...shared.connection import connect
-    from ...shared.settings import load_settings
+    from sailq.shared.connection import connect
+    from sailq.shared.settings import load_settings
+
     from ..failures import Failures
 
     settings = load_settings(redis_url=redis_url)

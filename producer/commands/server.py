@@ -40,7 +40,8 @@ def server(
     with terminal.command():
         import time
 
-        from ...shared.errors import BadRequest, ServerUnavailable
+        from sailq.shared.errors import BadRequest, ServerUnavailable
+
         from ..embedded import embedded_server
 
         if port is not None and unix is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...shared.options import Json, RedisUrl
+from sailq.shared.options import Json, RedisUrl
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -43,8 +43,9 @@ def status(
         from rich.console import Console
         from rich.live import Live
 
-        from ...shared.connection import connect
-        from ...shared.settings import load_settings
+        from sailq.shared.connection import connect
+        from sailq.shared.settings import load_settings
+
         from ..fleet import Fleet
 
         with connect(load_settings(redis_url=redis_url).redis_url) as connection:

@@ -33,6 +33,9 @@ import redis
 import uvloop
 from bm1684x import CAPTION, CONTEXT, PATCHES, PROMPT
 from camera import camera_clip, stamped
+from simulated import MODEL, SETTINGS, Box, Device, Finish, Ledger, Producers, job_of, teach
+from timings import Timings, markdown
+
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
@@ -40,8 +43,6 @@ from sailq.shared import keys
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, Message, TextPart
 from sailq.shared.media.messages import Prepared
-from simulated import MODEL, SETTINGS, Box, Device, Finish, Ledger, Producers, job_of, teach
-from timings import Timings, markdown
 
 SLOTS = 16
 BOXES = (1, 50, 100, 200, 400, 1000)

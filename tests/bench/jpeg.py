@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import cv2
 import numpy as np
 from camera import camera_clip, drawn_on
+
 from sailq.producer.samples import write_samples
 from sailq.shared import frames as coding
 from sailq.shared.frames import Frames, decode_frames, encode_frames

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
-from sailq.worker.catalog import resolve
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from sailq.worker.catalog import resolve
 
 EXPORT = Path(__file__).parents[2] / "deploy/models/export_onnx.py"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json",

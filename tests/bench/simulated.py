@@ -22,6 +22,7 @@ from typing import Any
 import redis
 from link import Argument, Link, replaced
 from rq.worker import SimpleWorker
+
 from sailq.producer.submission import Submitter
 from sailq.shared import keys
 from sailq.shared.jobs import GenerationOptions, IdFactory, Job, ModelCard, Result, Timings, Turn, Usage

@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Table
+from scraping import free_port, scrape
+from timings import Timings
+from turns import RUNS, spread
+
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion
 from sailq.producer.fleet import Fleet
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.shared.media.messages import Prepared
-from scraping import free_port, scrape
-from timings import Timings
-from turns import RUNS, spread
 
 SLOTS = 8
 MOST_MILLISECONDS = 1.0

@@ -13,6 +13,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+
 from sailq.shared.media.reading import read_video
 from sailq.shared.media.resizing import resize
 from sailq.shared.media.sizing import Options, frame_indices, video_size

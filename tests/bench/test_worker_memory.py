@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Table
+
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion
 from sailq.shared.settings import model_name

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sailq.producer.companion import Companion
 from turns import RUNS, spread
+
+from sailq.producer.companion import Companion
 
 MOST_SECONDS = 1.5
 """Of CPU time from the process's start to its announcement, sailq-tiny's loading included: on an idle machine the wall

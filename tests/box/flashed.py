@@ -11,6 +11,7 @@ from bmodel_files import qwen2_vl, write_bmodel
 from boxes import BM_VERSION, RECOMMENDED, ion, sail_wheel
 from debian import archive, unpack
 from machine import Machine
+
 from sailq.producer.embedded import embedded_server
 from sailq.worker.catalog import resolve
 

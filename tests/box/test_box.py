@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from flashed import MODEL, SLOTS, UNIT, Server, break_device, setup
 from machine import Machine, Service, until
+
 from sailq.producer.client import Client
 from sailq.producer.fleet import Fleet, WorkerInfo
 from sailq.producer.samples import write_samples

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from asking import prepared
+from tiny import GREEDY
+
 from sailq.producer.samples import TASKS, write_samples
 from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine, Prepared
-from tiny import GREEDY
 
 ROOT = Path(__file__).parents[2]
 SEED = 7

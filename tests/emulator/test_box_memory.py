@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Compile
+from tiny import BATCHED, BEGINNING, GREEDY, LLM_CONVERT, RIGHT_SIZED, answer, load
+
 from sailq.worker.engine import Engine, Prepared
 from sailq.worker.engine.sampling import NotFinite
 from sailq.worker.runners import emulator
 from sailq.worker.runners.chip import Chip
-from tiny import BATCHED, BEGINNING, GREEDY, LLM_CONVERT, RIGHT_SIZED, answer, load
 
 NAN = np.float16(np.nan).tobytes()
 

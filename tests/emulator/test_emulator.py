@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
+
 from sailq.worker.runners import emulator as sail
 
 NETS = str(ROOT / "tests/data/nets.bmodel")

@@ -14,13 +14,14 @@ import pytest
 import torch
 from conftest import SEED, Compile
 from rounding import int4_tiny, rounding
+from tiny import RIGHT_SIZED, answer, identical, load
+from transformers import AutoTokenizer
+
 from sailq.producer.samples import sample
 from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine, Prepared
 from sailq.worker.runners import emulator
 from sailq.worker.runners.logits import Logits
-from tiny import RIGHT_SIZED, answer, identical, load
-from transformers import AutoTokenizer
 
 IN, OUT, GROUP = 256, 128, 64
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Compile
+from tiny import BATCHED, GREEDY, LLM_CONVERT, RIGHT_SIZED, load
+
 from sailq.shared.errors import Unsupported
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
 from sailq.worker.catalog import resolve
@@ -17,7 +19,6 @@ from sailq.worker.engine.model import ModelSpec
 from sailq.worker.runners import emulator
 from sailq.worker.runners.chip import Chip
 from sailq.worker.runners.sail import SailRunner
-from tiny import BATCHED, GREEDY, LLM_CONVERT, RIGHT_SIZED, load
 
 
 class Meter:

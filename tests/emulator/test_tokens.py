@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from conftest import Compile
-from sailq.worker.engine import Engine, Prepared
 from tiny import BASE, BATCHED, BEGINNING, GREEDY, LLM_CONVERT, RIGHT_SIZED, answer, identical, load
+
+from sailq.worker.engine import Engine, Prepared
 
 LAYOUTS = {
     "sophon-demo": BASE,

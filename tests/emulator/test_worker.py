@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from conftest import Compile
+from tiny import RIGHT_SIZED
+
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion
 from sailq.shared.jobs import GenerationOptions
-from tiny import RIGHT_SIZED
 
 SECONDS = 300
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import msgpack
 import numpy as np
+
 from sailq.shared.codec import encode, pack
 from sailq.shared.frames import MAX_BLOB_BYTES, encode_frames
 from sailq.shared.jobs import (

@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import msgpack
+
 from sailq.producer.captioning.inputs import from_messages
 from sailq.producer.vision_inputs import to_parts
 from sailq.shared.codec import decode, pack, unpack

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from asking import prepared
 from rounding import int4_tiny
+
 from sailq.producer.samples import TASKS, TRAINING_SEED, write_samples
 from sailq.shared.jobs import GenerationOptions
 from sailq.worker.catalog import resolve

@@ -19,6 +19,8 @@ from commands import invoke, living
 from redis.exceptions import NoPermissionError
 from rq.job import Job as RQJob
 from rq.queue import Queue
+from scraping import exporter
+
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
 from sailq.producer.demo import set_up
@@ -31,7 +33,6 @@ from sailq.shared.jobs import Result
 from sailq.shared.rqjob import FUNCTION, Serializer
 from sailq.shared.settings import Settings
 from sailq.worker.store import JobStore, new_execution
-from scraping import exporter
 
 ROOT = Path(__file__).parents[2]
 USERS = ("admin", "producer", "worker", "reader")

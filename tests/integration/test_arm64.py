@@ -15,6 +15,7 @@ import pytest
 from debian import TREE, archive, environment, require, unpack
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
+
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
@@ -34,7 +35,7 @@ class Arm64:
         self._root = root
         unpack(archive("arm64"), root)
         packed = " ".join(f"/tree/{name}" for name in (
-            "pyproject.toml", "README.md", "LICENSE", "shared", "producer", "worker"))
+            "pyproject.toml", "README.md", "LICENSE", "shared", "producer", "worker", "sailq"))
         self.run("sh", "-ec", f"python3 -m venv /opt/sailq; mkdir /src; cp -r {packed} /src; "
                  "/opt/sailq/bin/pip install --no-compile --report /report.json '/src[cpu]'")
         self.installed = json.loads((root / "report.json").read_text())["install"]

@@ -10,6 +10,7 @@ import pytest
 import redis
 from answering import Answerer
 from commands import invoke, rows
+
 from sailq.producer.client import Client
 from sailq.producer.samples import write_samples
 from sailq.shared import keys

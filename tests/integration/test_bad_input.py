@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from commands import USAGE_ERRORS, invoke, refused, rows, sailq, told
 from rq.queue import Queue
+
 from sailq.producer.client import Client
 from sailq.producer.fleet import Fleet
 from sailq.producer.samples import write_samples

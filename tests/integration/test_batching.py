@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion
 from sailq.producer.samples import write_samples

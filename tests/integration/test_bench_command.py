@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import redis
 from commands import invoke, living, refused, sockets, start
+
 from sailq.producer.bench import encode_unseen, sample_clip
 from sailq.shared import keys
 from sailq.shared.codec import decode

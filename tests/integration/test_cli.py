@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 from commands import SECONDS, invoke, living, refused, rows, sockets, start
+
 from sailq.producer.client import Client
 from sailq.producer.companion import sailq_command
 from sailq.producer.samples import write_samples

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import redis
 from answering import TTLS, Answerer, take
+
 from sailq.producer.client import Client
 from sailq.producer.failures import Failures
 from sailq.shared import keys

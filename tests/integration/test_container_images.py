@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 from boxes import sail_wheel
 from debian import AUTHORITIES, KEPT, TREE, archive, environment, require
+
 from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
 from sailq.producer.samples import write_samples

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import redis
 from farm import NullWorker
+
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
 from sailq.producer.waiting import Waiter

@@ -11,6 +11,7 @@ import pytest
 import redis
 from farm import NullWorker
 from null_jobs import assert_once, claimed_at, server_time, submit
+
 from sailq.producer.client import Client
 from sailq.shared import keys
 

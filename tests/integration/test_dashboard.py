@@ -17,6 +17,8 @@ import yaml
 from farm import Farm
 from null_runner import NullRunner
 from prometheus_client import CollectorRegistry, Metric
+from scraping import exporter, free_port, scrape
+
 from sailq.producer.fleet import Fleet
 from sailq.shared.connection import connect
 from sailq.worker.catalog import resolve
@@ -26,7 +28,6 @@ from sailq.worker.engine.prompt import Prompter
 from sailq.worker.metrics import Metrics
 from sailq.worker.runners.sensors import Readings
 from sailq.worker.scheduler import Scheduler
-from scraping import exporter, free_port, scrape
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 GRAFANA, PROMETHEUS = DEPLOY / "grafana", DEPLOY / "prometheus"

@@ -19,6 +19,7 @@ from commands import command_without, invoke, refused, start
 from examined import Examined, doctor, mended, redis_cli
 from off_clock import OffClock
 from own_server import OwnServer
+
 from sailq.producer.embedded import embedded_server
 from sailq.shared.connection import connect
 

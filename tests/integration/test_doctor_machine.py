@@ -15,6 +15,7 @@ import pytest
 from bmodel_files import qwen2_vl, write_bmodel
 from examined import AS_SHIPPED, MB, RECOMMENDED, Examined, box, doctor, mended
 from own_server import OwnServer
+
 from sailq.worker.catalog import resolve
 from sailq.worker.published import PUBLISHED
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import redis
 from farm import NullWorker
+
 from sailq.producer.client import Client
 from sailq.shared import keys
 from sailq.shared.frames import encode_frames

@@ -17,6 +17,7 @@ from answering import TTLS, Answerer, take
 from commands import invoke, refused
 from farm import Farm, NullWorker
 from rq.job import Job as RQJob
+
 from sailq.producer.client import Client
 from sailq.shared import keys
 from sailq.shared.frames import encode_frames

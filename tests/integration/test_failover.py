@@ -17,6 +17,8 @@ from answering import Answerer
 from examined import doctor
 from farm import NullWorker
 from null_jobs import submit
+from sentinels import NAME, Sentinels, wait_until
+
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
 from sailq.shared import keys
@@ -25,7 +27,6 @@ from sailq.shared.errors import NotReplicated, SailqError, ServerUnavailable
 from sailq.shared.jobs import Message, TextPart
 from sailq.shared.media.messages import Prepared
 from sailq.shared.settings import Settings
-from sentinels import NAME, Sentinels, wait_until
 
 Start = Callable[..., NullWorker]
 HELLO = Prepared((Message(role="user", content=(TextPart(text="Hi"),)),), {}, 0)

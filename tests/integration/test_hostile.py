@@ -17,6 +17,7 @@ import pytest
 import redis
 from rq.job import Callback
 from rq.queue import Queue
+
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion
 from sailq.shared import keys

@@ -13,6 +13,7 @@ from camera import camera_clip, stamped
 from farm import NullWorker
 from null_jobs import submit
 from own_server import OwnServer
+
 from sailq.producer.client import Client
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, Message, TextPart

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import redis
+
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion
 from sailq.producer.fleet import Fleet

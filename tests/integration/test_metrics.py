@@ -12,11 +12,12 @@ from asking import LONG_ANSWER
 from commands import invoke, refused, sailq, told
 from null_jobs import submit
 from own_server import OwnServer
+from scraping import exporter, free_port, scrape
+
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion
 from sailq.producer.fleet import Fleet
 from sailq.producer.samples import write_samples
-from scraping import exporter, free_port, scrape
 
 Eventually = Callable[..., None]
 

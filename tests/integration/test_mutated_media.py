@@ -16,6 +16,7 @@ import pillow_heif
 import pytest
 from numbered import KINDS, Variant, shows, write
 from PIL import Image
+
 from sailq.producer.captioning.readers import READERS, Readers
 from sailq.shared.errors import SailqError
 

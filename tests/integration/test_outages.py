@@ -16,6 +16,7 @@ from asking import ANSWER_OF_960
 from farm import NullWorker
 from null_jobs import submit
 from proxy import Proxy
+
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion, sailq_command
 from sailq.producer.embedded import embedded_server

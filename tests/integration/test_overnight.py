@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from commands import SECONDS, invoke, refused, rows
 from farm import NullWorker
+
 from sailq.producer.captioning.rowfile import RowFile
 from sailq.producer.commands._flags import fill_in
 from sailq.producer.companion import sailq_command

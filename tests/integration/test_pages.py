@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from sailq.worker.catalog import resolve
 
 ROOT = Path(__file__).parents[2]

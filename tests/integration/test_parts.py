@@ -13,6 +13,7 @@ import pytest
 from commands import rows, sailq
 from numbered import KINDS, Variant, write
 from PIL import Image
+
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
 

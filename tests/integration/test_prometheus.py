@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 import yaml
+from scraping import free_port
+
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion, sailq_command
 from sailq.producer.samples import write_samples
-from scraping import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/sailq.json").read_text())

@@ -13,6 +13,7 @@ from answering import Answerer
 from asking import ANSWER_OF_960
 from farm import NullWorker
 from rq.job import Job as RQJob
+
 from sailq.producer.client import Client, Handle
 from sailq.producer.companion import Companion
 from sailq.shared import keys

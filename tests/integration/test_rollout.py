@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import redis
 from boxes import BM_VERSION, Box
+
 from sailq.producer.fleet import Fleet
 from sailq.worker.catalog import resolve
 

@@ -15,6 +15,7 @@ from rq.job import Dependency, Job
 from rq.rate_limit import RateLimit
 from rq.results import Result
 from rq.webhook import Webhook
+
 from sailq.shared.rqjob import FAILURE_TTL, Serializer
 
 MESSAGES = [{"role": "user", "content": [{"type": "text", "text": "Hello."}]}]

@@ -18,6 +18,7 @@ from farm import NullWorker
 from PIL import Image
 from rq import Queue
 from rq.job import Job
+
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
 from sailq.shared import keys

@@ -22,6 +22,7 @@ from rq import Queue
 from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 from rq.suspension import resume, suspend
+
 from sailq.producer.client import Client, Handle
 from sailq.producer.replies import LOOK_SECONDS
 from sailq.shared import keys

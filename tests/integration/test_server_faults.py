@@ -12,6 +12,7 @@ import pytest
 from farm import NullWorker
 from null_jobs import assert_once, submit
 from own_server import OwnServer
+
 from sailq.producer.client import Client
 from sailq.producer.companion import Companion, sailq_command
 from sailq.shared import keys

@@ -14,6 +14,7 @@ import pytest
 import redis
 from farm import NullWorker
 from own_server import OwnServer
+
 from sailq.producer.client import Client
 from sailq.shared import keys
 from sailq.shared.media.messages import Prepared

@@ -15,6 +15,7 @@ import pytest
 from commands import start
 from farm import NullWorker
 from null_jobs import submit
+
 from sailq.producer.client import Client
 from sailq.worker import supervisor
 from sailq.worker.supervisor import Supervisor

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from commands import invoke, refused
+
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
 from sailq.shared.connection import connect, server_errors

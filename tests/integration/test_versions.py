@@ -12,6 +12,7 @@ import redis
 from commands import sailq, told
 from farm import NullWorker
 from null_jobs import claimed_at, server_time
+
 from sailq.producer.client import Client
 from sailq.producer.fleet import Fleet
 from sailq.shared import keys

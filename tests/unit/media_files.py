@@ -11,6 +11,7 @@ import av
 import cv2
 import numpy as np
 import numpy.typing as npt
+
 from sailq.shared.media.reading import read_video
 
 Pixels = npt.NDArray[np.uint8]

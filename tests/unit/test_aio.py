@@ -9,6 +9,7 @@ from typing import TypeVar
 import pytest
 import redis
 from answering import Answerer
+
 from sailq.producer import mailroom
 from sailq.producer.aio import MAX_CONNECTIONS, AsyncClient
 from sailq.producer.client import Client, Handle

@@ -30,6 +30,7 @@ from media_files import (
     write_numbered,
 )
 from PIL import Image
+
 from sailq.shared.errors import BadMedia, BadRequest, SailqError, TooLong, Unsupported
 from sailq.shared.jobs import ModelCard
 from sailq.shared.media import images, limits, sources

@@ -12,6 +12,7 @@ import flatbuffers
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sailq.shared.errors import Unsupported
 from sailq.worker.runners.bmodel import BmodelTensor, DeviceMemory, Stage, Weight, read_bmodel
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 from answering import Answerer
+
 from sailq.producer import waiting
 from sailq.producer.captioning import inputs, window
 from sailq.producer.captioning.batch import Captioning

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sailq.worker
 from bmodel_files import qwen2_vl, write_bmodel
+
+import sailq.worker
 from sailq.shared.errors import DeviceFailed, Unsupported
 from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec

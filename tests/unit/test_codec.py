@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sailq.shared import codec
 from sailq.shared.bounds import MAX_DEPTH, MAX_VALUES
 from sailq.shared.codec import MAX_RECORD_BYTES, VERSION, decode, encode, pack, unpack

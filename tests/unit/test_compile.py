@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from exporting import run
+
 from sailq.worker.catalog import resolve
 
 MODELS = Path(__file__).parents[2] / "deploy/models"

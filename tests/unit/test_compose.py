@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import invoke
+
 from sailq.shared.sentinel import parse
 
 ROOT = Path(__file__).parents[2]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numbered import HEIGHT, KINDS, TICK, TURNS, WIDTH, Variant, number_shown, variants, write
+
 from sailq.shared.media.reading import read_video
 from sailq.shared.media.sizing import Options
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 from rich.console import Console
+
 from sailq.worker.doctor.check import Check, Plan, Verdict, ok, run, skipped, wrong
 from sailq.worker.doctor.checks import CHECKS
 from sailq.worker.doctor.page import lines, show

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
 from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.published import PUBLISHED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from sailq.worker.runners.emulator.cache import LINE, Cache
 
 SIZE = 8 * LINE

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from qwen2vl import Oracle, Prompts, options, random_model
 from release_record import GREEDY, LONG, RECORD, TOKENS, greedy_prompts
+
 from sailq.shared.errors import BadMedia, BadRequest, TooLong, Unsupported
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart

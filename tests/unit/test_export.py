@@ -13,9 +13,10 @@ import pytest
 import torch
 from exporting import CONFIG, SMALL, checkpoints, exporter, hub_name, run, tensors, write
 from qwen2vl import random_model
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
 from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 H, V, KV, D = 256, 896, 1, 128
 LAYOUT = {

@@ -13,10 +13,11 @@ import onnxruntime
 import pytest
 import torch
 from exporting import CONFIG, run, tensors, write
-from sailq.worker.catalog import resolve
-from sailq.worker.runners.inputs import causal_mask, grid_positions, past_mask
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.cache_utils import DynamicCache
+
+from sailq.worker.catalog import resolve
+from sailq.worker.runners.inputs import causal_mask, grid_positions, past_mask
 
 LIMIT = 1e-4
 MASKED = -10000.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from sailq.producer.commands._flags import fill_in
 
 

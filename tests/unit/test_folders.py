@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from restricted import as_nobody
+
 from sailq.producer.captioning import folders, inputs
 from sailq.producer.captioning.folders import BROKEN_LINK, NOT_A_FILE, NOT_MEDIA, LeftOut
 from sailq.shared.errors import BadRequest

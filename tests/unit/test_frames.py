@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from camera import camera_clip
+
 from sailq.shared.codec import pack, unpack
 from sailq.shared.errors import BadMedia, CodecError, SailqError
 from sailq.shared.frames import MAX_BLOB_BYTES, blob_limit, decode_frames, encode_frames

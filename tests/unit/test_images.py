@@ -17,6 +17,7 @@ import pytest
 from media_files import odd_png
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
 from sailq.shared.errors import BadMedia
 from sailq.shared.media import images
 from sailq.shared.media.images import decode, moves

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import redis
+
 from sailq.shared.connection import ServerClock, connect, server_errors, without_password
 from sailq.shared.errors import BadRequest, ServerUnavailable
 from sailq.shared.jobs import IdFactory

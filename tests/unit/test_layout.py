@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from bmodel_files import qwen2_vl, write_bmodel
+
 from sailq.shared.errors import Unsupported
 from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec

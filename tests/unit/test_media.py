@@ -30,6 +30,7 @@ from media_files import (
     write_image,
 )
 from PIL import Image
+
 from sailq.shared.errors import BadMedia, SailqError
 from sailq.shared.media.reading import read_image, read_video
 from sailq.shared.media.sizing import Options, frame_indices

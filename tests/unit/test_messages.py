@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from media_files import HEIGHT, SAME_SIZE, WIDTH, coded, number_of, write_clip, write_image
 from PIL import Image
+
 from sailq.shared.codec import decode, encode
 from sailq.shared.errors import BadMedia, BadRequest, SailqError, TooLong, Unsupported
 from sailq.shared.frames import decode_frames

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from bmodel_files import qwen2_vl, write_bmodel
 from commands import Done, invoke, refused, told
+
 from sailq.shared.errors import Unsupported
 from sailq.worker.catalog import resolve
 from sailq.worker.inspection import alike, inspect, quantisation, quantisation_by_name

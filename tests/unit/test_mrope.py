@@ -11,6 +11,7 @@ import pytest
 import torch
 from qwen2vl import ROOT, Oracle, random_model
 from release_record import RECORD, RECORDED, position_prompts, told
+
 from sailq.producer.samples.dataset import NFRAMES
 from sailq.shared.jobs import GenerationOptions
 from sailq.worker.catalog import resolve

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from qwen2vl import Prompts, options
+
 from sailq.shared.jobs import GenerationOptions
 from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine, Prepared

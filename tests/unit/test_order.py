@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import pytest
 from media_files import FPS, HEIGHT, SAME_SIZE, WIDTH, coded, number_of
+
 from sailq.shared.media.containers import open_video
 from sailq.shared.media.decoding import Decoder
 from sailq.shared.media.limits import Stopwatch

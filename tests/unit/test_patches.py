@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from qwen2vl import Oracle, image_patches, random_model, video_patches
+from transformers.vision_utils import get_vision_position_ids
+
 from sailq.worker.engine import Engine
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.patches import normalise, patchify
 from sailq.worker.runners.inputs import grid_positions
-from transformers.vision_utils import get_vision_position_ids
 
 SIZES = [(28, 28), (84, 84), (84, 112), (140, 56), (224, 308)]
 RESCALE, MEAN, STD = 1 / 255, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

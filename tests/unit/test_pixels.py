@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 import release
 from camera import camera_clip, drawn_on
+
 from sailq.shared.frames import Frames, decode_frames, encode_frames
 from sailq.shared.media import sizing
 from sailq.shared.media.resizing import resize

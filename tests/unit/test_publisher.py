@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import redis
+
 from sailq.producer.embedded import embedded_server
 from sailq.producer.replies import StreamReader
 from sailq.shared import keys

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from media_files import odd_png, write_clip
+
 from sailq.producer.captioning import readers
 from sailq.producer.captioning.readers import Readers
 from sailq.shared.errors import BadMedia, SailqError, Unsupported

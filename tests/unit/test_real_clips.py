@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numbered import GOP, KINDS, TICK, TURNS, Pixels, Variant, number_shown, shows, write, write_at
 from PIL import Image
+
 from sailq.shared.errors import BadMedia, BadRequest
 from sailq.shared.media import limits, packets
 from sailq.shared.media.clips import Sampled

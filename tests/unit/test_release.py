@@ -10,6 +10,7 @@ import pytest
 import release
 from qwen2vl import Prompts, options
 from release_record import GREEDY, POSITIONS, RECORD, RECORDED, TOKENS, greedy_prompts, position_prompts, told
+
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import Message
 from sailq.worker.catalog import resolve

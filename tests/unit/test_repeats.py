@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import redis
 from answering import TTLS, Answerer, take
+
 from sailq.producer import mailroom, waiting
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from sailq.producer.captioning.batch import Captioning, Summary
 from sailq.producer.captioning.inputs import Clip
 from sailq.producer.captioning.report import write_report

@@ -10,10 +10,11 @@ import qwen_oracle as oracle
 import torch
 from camera import camera_clip, drawn_on
 from PIL import Image
+from torch.nn.functional import interpolate
+
 from sailq.shared.media.reading import read_image, read_video
 from sailq.shared.media.resizing import resize
 from sailq.shared.media.sizing import Options
-from torch.nn.functional import interpolate
 
 
 @pytest.mark.parametrize(("height", "width"), [(56, 56), (28, 196), (196, 224)])

@@ -14,6 +14,7 @@ import pytest
 import redis
 from answering import Answerer
 from restricted import largest_file
+
 from sailq.producer import waiting
 from sailq.producer.captioning import inputs, window
 from sailq.producer.captioning.batch import Captioning

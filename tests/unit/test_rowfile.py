@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from restricted import as_nobody, largest_file
+
 from sailq.producer.captioning import rowfile
 from sailq.producer.captioning.names import as_text, for_terminal, from_text
 from sailq.producer.captioning.rowfile import RowFile

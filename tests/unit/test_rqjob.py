@@ -13,6 +13,7 @@ import redis
 from rq.job import Job as RQJob
 from rq.queue import Queue
 from rq.results import Result as RQResult
+
 from sailq.shared import keys
 from sailq.shared.codec import MAX_RECORD_BYTES
 from sailq.shared.errors import BadRequest, CodecError, Unsupported

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sailq.shared.jobs import GenerationOptions
-from sailq.worker.engine.sampling import Sampler, repetition_penalty, softmax, warp
 from transformers import GenerationConfig
 from transformers.generation.logits_process import (
     LogitsProcessorList,
@@ -15,6 +13,9 @@ from transformers.generation.logits_process import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from sailq.shared.jobs import GenerationOptions
+from sailq.worker.engine.sampling import Sampler, repetition_penalty, softmax, warp
 
 VOCABULARY = 997
 PROMPT = np.array([3, 5, 5, 900], np.int32)

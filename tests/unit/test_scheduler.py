@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from qwen2vl import Prompts, options, random_model
+
 from sailq.shared.errors import BadRequest, Cancelled, DeadlineExceeded, DeviceFailed, SailqError
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
 from sailq.worker.engine import Engine, Prepared

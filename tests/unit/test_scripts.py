@@ -13,6 +13,7 @@ import pytest
 import redis
 from answering import TTLS, Answerer, take
 from rq import Queue
+
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
 from sailq.producer.submission import Submitter

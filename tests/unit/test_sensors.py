@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from null_runner import NullRunner
 from prometheus_client import CollectorRegistry
+
 from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine
 from sailq.worker.engine.model import ModelSpec

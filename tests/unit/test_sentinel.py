@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from sailq.shared.connection import connect, without_password
 from sailq.shared.errors import BadRequest
 from sailq.shared.sentinel import parse

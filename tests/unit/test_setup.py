@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from boxes import AS_SHIPPED, BM_VERSION, SETUP, UNIT, Box, device_tree
+
 from sailq.shared.main import USAGE_ERROR
 from sailq.worker.watchdog import EXIT_CODE
 

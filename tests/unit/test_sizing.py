@@ -10,6 +10,7 @@ import pytest
 import qwen_oracle as oracle
 import torch
 from PIL import Image
+
 from sailq.shared.errors import BadMedia, BadRequest, SailqError, TooLong
 from sailq.shared.jobs import ModelCard
 from sailq.shared.media.reading import sizing

@@ -39,6 +39,20 @@ def test_strict_mypy_on_the_installed_package(tmp_path: Path) -> None:
     run(sys.executable, "-m", "mypy", *config, *packages, cwd=installed, env={"MYPYPATH": str(installed)})
 
 
+def test_strict_mypy_on_the_tree() -> None:
+    """Every import leads to a file of the tree, as an editor looks for it: nothing installed is asked."""
+    packages = [argument for package in PACKAGES for argument in ("-p", package)]
+    run(sys.executable, "-m", "mypy", *packages)
+
+
+@pytest.mark.parametrize("side", ["shared", "producer", "worker"])
+def test_no_relative_import_leaves_its_folder(side: str) -> None:
+    for file in (ROOT / side).rglob("*.py"):
+        depth = len(file.relative_to(ROOT).parent.parts)
+        levels = [node.level for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert all(level <= depth for level in levels), file
+
+
 def imports(folder: str) -> set[str]:
     """Every module that the files under `folder` import, relative ones resolved."""
     found = set()

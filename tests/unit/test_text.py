@@ -7,10 +7,11 @@ import itertools
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
+
 from sailq.worker.catalog import resolve
 from sailq.worker.engine.text import TextStream
 from sailq.worker.engine.tokenizer import Tokenizer
-from transformers import AutoTokenizer
 
 TEXTS = (
     "A red circle moves left.", "一个红色的圆形向左移动。", "👩‍👩‍👧‍👦 and 🏳️‍🌈 😀!", "naïve café – “quotes” …",

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
+
 from sailq.shared.errors import Unsupported
 from sailq.worker.catalog import resolve
 from sailq.worker.engine.tokenizer import Tokenizer
-from transformers import AutoTokenizer
 
 TEXTS = (
     "What do you see?", "请描述视频中的内容", "什么颜色？", "👩‍👩‍👧‍👦 and 🏳️‍🌈 😀!", "naïve café – “quotes” …",

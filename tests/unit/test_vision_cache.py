@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from qwen2vl import Prompts, options, random_model
+
 from sailq.shared.errors import BadMedia
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart

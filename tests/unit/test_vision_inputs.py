@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from media_files import coded, number_of, write_clip, write_image
+
 from sailq.producer.vision_inputs import to_parts
 from sailq.shared.errors import BadMedia, BadRequest
 from sailq.shared.frames import decode_frames

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import redis
 from answering import Answerer
+
 from sailq.producer import replies, waiting
 from sailq.producer.client import Client
 from sailq.producer.waiting import Waiter

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...shared.errors import SailqError
+from sailq.shared.errors import SailqError
+
 from ..runners.devices import CPU, EMULATOR
 
 SECONDS = 20.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from ...shared.connection import connect, server_errors
+from sailq.shared.connection import connect, server_errors
+
 from .check import Plan, Verdict, ok, wrong
 
 _MOST_SECONDS = 3.0

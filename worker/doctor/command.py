@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ...shared.options import Json, Model, RedisUrl
+from sailq.shared.options import Json, Model, RedisUrl
 
 if TYPE_CHECKING:
     from .check import Check, Verdict
@@ -61,9 +61,10 @@ def doctor(
     import sys
     from importlib.util import find_spec
 
-    from ...shared.connection import without_password
-    from ...shared.main import FAILURE
-    from ...shared.settings import load_settings
+    from sailq.shared.connection import without_password
+    from sailq.shared.main import FAILURE
+    from sailq.shared.settings import load_settings
+
     from ..runners.devices import check_device
     from .check import Plan, run
     from .checks import CHECKS

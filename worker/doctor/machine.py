@@ -14,8 +14,9 @@ from shlex import quote
 
 from rich.filesize import decimal
 
-from ...shared import keys
-from ...shared.errors import Unsupported
+from sailq.shared import keys
+from sailq.shared.errors import Unsupported
+
 from ..catalog import resolve
 from ..runners.devices import CPU
 from .check import Plan, Verdict, ok, skipped, warning, wrong

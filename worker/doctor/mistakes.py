@@ -13,8 +13,9 @@ import redis
 from redis.exceptions import MasterDownError
 from redis.sentinel import MasterNotFoundError
 
-from ...shared.connection import address, by_sentinels, place, without_password
-from ...shared.errors import ServerUnavailable
+from sailq.shared.connection import address, by_sentinels, place, without_password
+from sailq.shared.errors import ServerUnavailable
+
 from .check import Plan, Verdict, wrong
 
 _LOCAL = {"localhost", "127.0.0.1", "::1"}

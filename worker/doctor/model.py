@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from shlex import quote
 
-from ...shared.errors import Unsupported
+from sailq.shared.errors import Unsupported
+
 from ..catalog import NAMES, resolve
 from ..engine.model import ModelSpec
 from ..published import PUBLISHED, Published

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ...shared import keys
-from ...shared.connection import connect, server_errors
-from ...shared.settings import model_name
+from sailq.shared import keys
+from sailq.shared.connection import connect, server_errors
+from sailq.shared.settings import model_name
+
 from .check import Plan, Verdict, ok, wrong
 from .trial import Command, refusals
 

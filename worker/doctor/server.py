@@ -10,9 +10,10 @@ from typing import Any
 
 from redis.exceptions import NoPermissionError
 
-from ...shared import keys
-from ...shared.connection import address, connect, place, server_errors
-from ...shared.errors import BadRequest, ServerUnavailable
+from sailq.shared import keys
+from sailq.shared.connection import address, connect, place, server_errors
+from sailq.shared.errors import BadRequest, ServerUnavailable
+
 from .check import Plan, Verdict, ok, skipped, warning, wrong
 from .mistakes import command_on, diagnosed, embedded_command, there, without_tls
 from .trial import refusals

@@ -11,9 +11,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...shared.errors import DeviceFailed
-from ...shared.frames import Frames
-from ...shared.jobs import FinishReason, GenerationOptions, Message, ModelCard, Usage
+from sailq.shared.errors import DeviceFailed
+from sailq.shared.frames import Frames
+from sailq.shared.jobs import FinishReason, GenerationOptions, Message, ModelCard, Usage
+
 from ..catalog import fingerprint
 from ..runners.base import Runner
 from ..runners.logits import UNUSABLE, Logits

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...shared.errors import Unsupported
-from ...shared.jobs import ModelCard
-from ...shared.settings import model_name
+from sailq.shared.errors import Unsupported
+from sailq.shared.jobs import ModelCard
+from sailq.shared.settings import model_name
 
 _Json = Mapping[str, Any]
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ...shared.frames import Frames
+from sailq.shared.frames import Frames
 
 Grid = tuple[int, int, int]
 """(temporal grids, rows, columns) in patches: one line of transformers' `grid_thw`."""

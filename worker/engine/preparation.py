@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...shared.errors import BadMedia, BadRequest, TooLong, Unsupported
-from ...shared.frames import Frames
-from ...shared.jobs import FramesPart, GenerationOptions, Message, media_parts
+from sailq.shared.errors import BadMedia, BadRequest, TooLong, Unsupported
+from sailq.shared.frames import Frames
+from sailq.shared.jobs import FramesPart, GenerationOptions, Message, media_parts
+
 from ..runners.base import Runner
 from .model import ModelSpec
 from .mrope import rope_index

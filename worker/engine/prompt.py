@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...shared.errors import BadRequest
-from ...shared.jobs import FramesPart, Message
+from sailq.shared.errors import BadRequest
+from sailq.shared.jobs import FramesPart, Message
+
 from .model import ModelSpec
 from .tokenizer import Tokenizer
 

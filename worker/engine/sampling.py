@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ...shared.jobs import GenerationOptions
+from sailq.shared.jobs import GenerationOptions
 
 Scores = npt.NDArray[np.float64]
 

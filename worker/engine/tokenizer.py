@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...shared.errors import Unsupported
+from sailq.shared.errors import Unsupported
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import numpy as np
 import numpy.typing as npt
 
-from ...shared.jobs import FramesPart
+from sailq.shared.jobs import FramesPart
 
 Embeds = npt.NDArray[np.float32]
 Key = tuple[str, int, int, int]

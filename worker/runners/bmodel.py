@@ -13,7 +13,8 @@ from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
-from ...shared.errors import Unsupported
+from sailq.shared.errors import Unsupported
+
 from .flatbuffer import Buffer, Corrupt, Table
 
 _MAGIC = 0xFF55AAEE

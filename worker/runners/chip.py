@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...shared.errors import DeviceFailed
+from sailq.shared.errors import DeviceFailed
+
 from .bmodel import BmodelTensor
 
 _NAMES = {"f32": "BM_FLOAT32", "f16": "BM_FLOAT16", "bf16": "BM_BFLOAT16", "i32": "BM_INT32"}

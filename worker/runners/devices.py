@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ...shared.errors import Unsupported
+from sailq.shared.errors import Unsupported
+
 from ..engine.model import ModelSpec
 from .base import Runner
 

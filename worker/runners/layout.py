@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from ...shared.errors import Unsupported
+from sailq.shared.errors import Unsupported
+
 from ..engine.model import ModelSpec
 from .bmodel import Bmodel, BmodelNet, BmodelTensor, Stage
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from ...shared.errors import Unsupported
+from sailq.shared.errors import Unsupported
+
 from ..engine.model import ModelSpec
 from .base import Bytes, Float, Int
 from .checks import check_pixels, check_prompt, check_step

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ...shared.errors import DeviceFailed, TooLong, Unsupported
+from sailq.shared.errors import DeviceFailed, TooLong, Unsupported
+
 from ..engine.model import ModelSpec
 from ..engine.patches import normalise
 from .base import MASKED, Bytes, Float, Int

@@ -14,11 +14,12 @@ import torch
 from network import MERGE, PAIR, PATCH, TOKEN
 from numpy.typing import NDArray
 from pool import GRIDS, Entry
-from sailq.producer.samples import COLOURS, MOTIONS, SHAPES, talk
-from sailq.producer.samples.dataset import NFRAMES
 from tokenizers import Tokenizer
 from torch import Tensor
 from vocabulary import SYSTEM
+
+from sailq.producer.samples import COLOURS, MOTIONS, SHAPES, talk
+from sailq.producer.samples.dataset import NFRAMES
 
 Exchange = tuple[Sequence[Entry], str, str]
 """New media, a question and its answer."""

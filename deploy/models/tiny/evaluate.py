@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from network import MERGE, PAIR, PATCH, patches
 from pool import decode, encode, fit, read_clip
-from sailq.producer.samples import TRAINING_SEED, write_samples
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
+
+from sailq.producer.samples import TRAINING_SEED, write_samples
 
 
 def main() -> None:

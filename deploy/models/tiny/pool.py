@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
 from sailq.producer.samples import TRAINING_SEED
 from sailq.producer.samples.dataset import NFRAMES, Medium, random_medium
 from sailq.producer.samples.scene import Frame, Scene

@@ -12,11 +12,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from sailq.producer.samples import TRAINING_SEED
-from sailq.producer.samples.dataset import sample
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
+
+from sailq.producer.samples import TRAINING_SEED
+from sailq.producer.samples.dataset import sample
 
 SIZE = 896
 SPECIAL = (

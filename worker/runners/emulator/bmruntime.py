@@ -15,7 +15,7 @@ from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_int, c_size_t,
 from pathlib import Path
 from typing import Any
 
-from ....shared.errors import Unsupported
+from sailq.shared.errors import Unsupported
 
 _ENVIRONMENT = "TPU_ENV"
 _LINKS = {  # bmlib opens `libcmodel.so` of its own folder, which is another chip's in the package

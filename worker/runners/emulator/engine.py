@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ....shared.errors import Unsupported
+from sailq.shared.errors import Unsupported
+
 from ..bmodel import read_bmodel
 from .bmruntime import DeviceTensor, Net, Shape, Stage, library
 from .errors import SailEngineError
