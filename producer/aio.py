@@ -19,8 +19,8 @@ from sailq.shared.settings import Settings
 
 from .async_pool import connection_pool
 from .client import Client, Handle
-from .mailroom import Mail, Mailroom
 from .replies import Chunk, Patience, read_result
+from .stream_listener import Mail, Mailroom
 
 MAX_CONNECTIONS = 8
 """One waits for all jobs; the others carry single commands."""

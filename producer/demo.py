@@ -14,8 +14,8 @@ import redis
 from sailq.shared.connection import connect
 from sailq.shared.errors import SailqError
 
-from .companion import Companion, sailq_command
 from .fleet import Fleet
+from .managed_process import Companion, sailq_command
 
 _SERVER_SECONDS = 20.0
 _WORKER_SECONDS = 180.0

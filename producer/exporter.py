@@ -12,7 +12,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sailq.shared.errors import ServerUnavailable
-from sailq.shared.exposition import PREFIX
+from sailq.shared.metrics_server import PREFIX
 
 from .fleet import Fleet, Snapshot
 

@@ -15,9 +15,9 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from .bounds import ARRAY_VALUES, MAX_VALUES, check_bounds
 from .errors import CodecError
 from .jobs import Job, ModelCard, Record, Result, Turn, media_parts, parse
+from .msgpack_limits import ARRAY_VALUES, MAX_VALUES, check_bounds
 
 VERSION = 2
 """Written where a record needs it: version 2 lets a video's frames carry their times. Both are read."""

@@ -20,10 +20,10 @@ from rq.results import Result as RQResult
 from rq.utils import utcformat, utcparse
 
 from . import keys
-from .bounds import MAX_VALUES
 from .codec import MAX_RECORD_BYTES, VERSION, pack, unpack
 from .errors import BadRequest, CodecError, Unsupported, quoted
 from .jobs import Job, Result, parse
+from .msgpack_limits import MAX_VALUES
 
 FUNCTION = "sailq.answer"
 """The one function that a worker runs."""

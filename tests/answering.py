@@ -8,7 +8,7 @@ from sailq.shared import keys
 from sailq.shared.jobs import Job, Result, Turn
 from sailq.shared.rqjob import read_job
 from sailq.shared.settings import Settings
-from sailq.worker.store import Claim, JobStore, new_execution
+from sailq.worker.queue.job_store import Claim, JobStore, new_execution
 
 TTLS = Settings(result_ttl=60, conversation_ttl=60)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import flatbuffers
 
-from sailq.worker.runners.bmodel import BmodelNet, BmodelTensor, Stage, Weight
+from sailq.worker.model_files.bmodel import BmodelNet, BmodelTensor, Stage, Weight
 
 DTYPES = ("f32", "f16", "i8", "u8", "i16", "u16", "i32", "u32", "bf16", "i4", "u4")
 

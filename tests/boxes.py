@@ -16,7 +16,7 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
-from sailq.worker.catalog import resolve
+from sailq.worker.model_files.model_paths import resolve
 
 TREE = Path(__file__).parents[1]
 SETUP = TREE / "deploy/se7/setup.sh"

@@ -16,7 +16,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from sailq.producer.companion import sailq_command
+from sailq.producer.managed_process import sailq_command
 from sailq.shared.errors import SailqError
 from sailq.shared.main import main
 

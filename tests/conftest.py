@@ -19,9 +19,9 @@ from answering import Answerer
 from farm import Farm, NullWorker
 
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion, sailq_command
 from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
+from sailq.producer.managed_process import Companion, sailq_command
 from sailq.shared.connection import connect
 from sailq.shared.settings import Settings
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 import null_worker
 
 from sailq.shared.errors import SailqError
-from sailq.worker.catalog import resolve
+from sailq.worker.model_files.model_paths import resolve
 
 
 def main() -> None:

@@ -26,15 +26,15 @@ from null_runner import NullRunner, Timing
 
 from sailq.shared.errors import SailqError
 from sailq.shared.settings import load_settings
-from sailq.worker import serve as serving
-from sailq.worker.catalog import fingerprint
 from sailq.worker.engine import Engine
+from sailq.worker.engine.chat_tokenizer import Prompter
 from sailq.worker.engine.engine import VISION_CACHE_BYTES
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.engine.prompt import Prompter
-from sailq.worker.execution import Executor
-from sailq.worker.scheduler import Scheduler
-from sailq.worker.store import JobStore
+from sailq.worker.engine.scheduler import Scheduler
+from sailq.worker.model_files.model_paths import fingerprint
+from sailq.worker.process import serve as serving
+from sailq.worker.queue.job_runner import Executor
+from sailq.worker.queue.job_store import JobStore
 
 STEPS: dict[str, tuple[type[Any], str, bool]] = {
     "claimed": (JobStore, "claim", True),

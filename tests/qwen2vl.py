@@ -23,8 +23,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
-from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec
+from sailq.worker.model_files.model_paths import resolve
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "deploy/models"))

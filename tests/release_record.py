@@ -19,7 +19,7 @@ from qwen2vl import Prompts
 
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import Message
-from sailq.worker.catalog import resolve
+from sailq.worker.model_files.model_paths import resolve
 
 RECORD = Path(__file__).parent / "data/release.json"
 POSITIONS, RECORDED, GREEDY, LONG = 1000, 200, 200, 40

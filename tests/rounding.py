@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sailq.worker.catalog import resolve
+from sailq.worker.model_files.model_paths import resolve
 
 _MODELS = Path(__file__).parents[1] / "deploy/models"
 sys.path.insert(0, str(_MODELS))

@@ -12,7 +12,7 @@ from pathlib import Path
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from sailq.producer.companion import Companion, sailq_command
+from sailq.producer.managed_process import Companion, sailq_command
 
 
 def free_port() -> int:

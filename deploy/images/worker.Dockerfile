@@ -14,7 +14,7 @@ RUN python -m venv --without-pip /opt/sailq
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/sailq/bin/python install --no-compile '.[cpu]' && \
     python -m pip --python /opt/sailq/bin/python uninstall --yes av pillow pillow-heif
-RUN /opt/sailq/bin/python -c "import sailq.worker.serve as serve, sailq.worker.engine.prompt as prompt; \
+RUN /opt/sailq/bin/python -c "import sailq.worker.process.serve as serve, sailq.worker.engine.chat_tokenizer as prompt; \
     prompt.Prompter(prompt.ModelSpec.load(serve.resolve('sailq-tiny')))"
 
 FROM python:3.12.8-slim-bookworm

@@ -24,7 +24,7 @@ find_python() {
 }
 
 # Lines of name|bmodel|configs|gigabytes|hub|about.
-published() { "$python" -m sailq.worker.published; }
+published() { "$python" -m sailq.worker.model_files.published; }
 
 show_list() {
     local name bmodel configs gigabytes hub about
@@ -41,7 +41,7 @@ whole() {
 import sys, zipfile
 from pathlib import Path
 from sailq.shared.errors import Unsupported
-from sailq.worker.runners.bmodel import read_bmodel
+from sailq.worker.model_files.bmodel import read_bmodel
 path = Path(sys.argv[1])
 try:
     if path.suffix == ".bmodel":

@@ -37,7 +37,7 @@ def exporter(
 
         from sailq.shared.connection import address as of_server
         from sailq.shared.connection import connect
-        from sailq.shared.exposition import exposed
+        from sailq.shared.metrics_server import exposed
         from sailq.shared.settings import load_settings
 
         from ..exporter import ServerState

@@ -11,7 +11,7 @@ import numpy as np
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.worker.engine import Engine
-from sailq.worker.scheduler import Request, Scheduler
+from sailq.worker.engine.scheduler import Request, Scheduler
 
 COUNT, SHORTEST, LONGEST = 32, 16, 128
 THREADS = 2

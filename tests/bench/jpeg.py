@@ -24,8 +24,8 @@ from sailq.shared import frames as coding
 from sailq.shared.frames import Frames, decode_frames, encode_frames
 from sailq.shared.jobs import GenerationOptions, Message, media_parts
 from sailq.shared.media.messages import prepare
-from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine
+from sailq.worker.model_files.model_paths import resolve
 
 CHROMA = {"4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
           "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from sailq.worker.catalog import resolve
+from sailq.worker.model_files.model_paths import resolve
 
 EXPORT = Path(__file__).parents[2] / "deploy/models/export_onnx.py"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json",

@@ -29,11 +29,11 @@ from sailq.shared.jobs import GenerationOptions, IdFactory, Job, ModelCard, Resu
 from sailq.shared.rqjob import Serializer, at
 from sailq.shared.scripts import text
 from sailq.shared.settings import Settings
-from sailq.worker.announcement import Announcement
-from sailq.worker.consumer import _BELL_SECONDS, _RECORD_BEATS, BEAT_SECONDS, RECORD_SECONDS
-from sailq.worker.serve import LOOK_AHEAD
-from sailq.worker.store import Claim, JobStore, new_execution
-from sailq.worker.supervisor import Supervisor
+from sailq.worker.process.registration import Announcement
+from sailq.worker.process.serve import LOOK_AHEAD
+from sailq.worker.process.systemd_notifier import Supervisor
+from sailq.worker.queue.consumer import _BELL_SECONDS, _RECORD_BEATS, BEAT_SECONDS, RECORD_SECONDS
+from sailq.worker.queue.job_store import Claim, JobStore, new_execution
 
 MODEL = "sailq-tiny"
 SETTINGS = Settings(max_queued=10**6, max_blob_bytes=2**40)

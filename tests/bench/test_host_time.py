@@ -23,8 +23,8 @@ from timings import Timings
 from turns import RUNS, spread
 
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion
 from sailq.producer.fleet import Fleet
+from sailq.producer.managed_process import Companion
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.shared.media.messages import Prepared

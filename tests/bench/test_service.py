@@ -12,7 +12,7 @@ from conftest import Bars, Table
 from turns import RUNS, TURN_SECONDS, Way, runs, spread
 
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion
+from sailq.producer.managed_process import Companion
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart
 from sailq.shared.media.messages import Prepared

@@ -10,11 +10,11 @@ import pytest
 from conftest import Table
 
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion
+from sailq.producer.managed_process import Companion
 from sailq.shared.settings import model_name
-from sailq.worker.catalog import resolve
 from sailq.worker.doctor.memory import needed
 from sailq.worker.engine.engine import VISION_CACHE_BYTES
+from sailq.worker.model_files.model_paths import resolve
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
 MB = 10**6

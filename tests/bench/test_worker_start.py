@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from turns import RUNS, spread
 
-from sailq.producer.companion import Companion
+from sailq.producer.managed_process import Companion
 
 MOST_SECONDS = 1.5
 """Of CPU time from the process's start to its announcement, sailq-tiny's loading included: on an idle machine the wall

@@ -13,7 +13,7 @@ from debian import archive, unpack
 from machine import Machine
 
 from sailq.producer.embedded import embedded_server
-from sailq.worker.catalog import resolve
+from sailq.worker.model_files.model_paths import resolve
 
 UNIT = "sailq-worker@0.service"
 MODEL, WHEEL = "seen-7b", "stand_in_for_sail-1-py3-none-any.whl"

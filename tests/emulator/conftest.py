@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,8 @@ from asking import prepared
 from tiny import GREEDY
 
 from sailq.producer.samples import TASKS, write_samples
-from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine, Prepared
+from sailq.worker.model_files.model_paths import resolve
 
 ROOT = Path(__file__).parents[2]
 SEED = 7
@@ -39,7 +40,9 @@ def full(pytestconfig: pytest.Config) -> bool:
 @pytest.fixture(scope="session", autouse=True)
 def environment() -> Path:
     """The compiler's environment, which the emulator's libraries are in too; a minute where it is not there yet."""
-    return Path(subprocess.check_output([ROOT / "deploy/models/tpu_env.sh"], text=True).strip())
+    place = subprocess.check_output([ROOT / "deploy/models/tpu_env.sh"], text=True).strip()
+    os.environ["TPU_ENV"] = place  # workers look there, whatever folder they are started in
+    return Path(place)
 
 
 @pytest.fixture(scope="session")

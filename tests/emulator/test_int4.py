@@ -18,8 +18,8 @@ from tiny import RIGHT_SIZED, answer, identical, load
 from transformers import AutoTokenizer
 
 from sailq.producer.samples import sample
-from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine, Prepared
+from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners import emulator
 from sailq.worker.runners.logits import Logits
 

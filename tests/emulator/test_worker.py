@@ -8,7 +8,7 @@ from conftest import Compile
 from tiny import RIGHT_SIZED
 
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion
+from sailq.producer.managed_process import Companion
 from sailq.shared.jobs import GenerationOptions
 
 SECONDS = 300

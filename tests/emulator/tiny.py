@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sailq.shared.jobs import GenerationOptions
-from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine, Prepared
+from sailq.worker.model_files.model_paths import resolve
 
 GREEDY = GenerationOptions(max_new_tokens=64)
 BEGINNING = GenerationOptions(max_new_tokens=8)

@@ -32,7 +32,7 @@ from sailq.shared.errors import ServerUnavailable
 from sailq.shared.jobs import Result
 from sailq.shared.rqjob import FUNCTION, Serializer
 from sailq.shared.settings import Settings
-from sailq.worker.store import JobStore, new_execution
+from sailq.worker.queue.job_store import JobStore, new_execution
 
 ROOT = Path(__file__).parents[2]
 USERS = ("admin", "producer", "worker", "reader")

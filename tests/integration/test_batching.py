@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion
+from sailq.producer.managed_process import Companion
 from sailq.producer.samples import write_samples
 
 QUESTIONS = ("What do you see?", "Describe the video.", "请描述视频中的内容", "How many shapes are there?")

@@ -18,7 +18,7 @@ import redis
 from commands import SECONDS, invoke, living, refused, rows, sockets, start
 
 from sailq.producer.client import Client
-from sailq.producer.companion import sailq_command
+from sailq.producer.managed_process import sailq_command
 from sailq.producer.samples import write_samples
 from sailq.shared import keys
 from sailq.shared.jobs import Job

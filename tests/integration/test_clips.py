@@ -16,7 +16,7 @@ from sailq.shared.errors import BadMedia
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import Failure, FramesPart, Message, Result
 from sailq.shared.media.messages import Prepared
-from sailq.worker.store import JobStore
+from sailq.worker.queue.job_store import JobStore
 
 QUEUE = keys.queue("sailq-tiny")
 

@@ -21,13 +21,13 @@ from scraping import exporter, free_port, scrape
 
 from sailq.producer.fleet import Fleet
 from sailq.shared.connection import connect
-from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine
+from sailq.worker.engine.chat_tokenizer import Prompter
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.engine.prompt import Prompter
-from sailq.worker.metrics import Metrics
+from sailq.worker.engine.scheduler import Scheduler
+from sailq.worker.model_files.model_paths import resolve
+from sailq.worker.process.metrics import Metrics
 from sailq.worker.runners.sensors import Readings
-from sailq.worker.scheduler import Scheduler
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 GRAFANA, PROMETHEUS = DEPLOY / "grafana", DEPLOY / "prometheus"

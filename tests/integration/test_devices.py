@@ -10,7 +10,7 @@ import pytest
 from bmodel_files import qwen2_vl, write_bmodel
 from commands import invoke, refused
 
-from sailq.worker.catalog import resolve
+from sailq.worker.model_files.model_paths import resolve
 
 TINY = {"layers": 3, "hidden": 256, "row": (1, 128), "vocabulary": 896}
 

@@ -16,8 +16,8 @@ from bmodel_files import qwen2_vl, write_bmodel
 from examined import AS_SHIPPED, MB, RECOMMENDED, Examined, box, doctor, mended
 from own_server import OwnServer
 
-from sailq.worker.catalog import resolve
-from sailq.worker.published import PUBLISHED
+from sailq.worker.model_files.model_paths import resolve
+from sailq.worker.model_files.published import PUBLISHED
 
 TINY = {"layers": 3, "hidden": 256, "row": (1, 128), "vocabulary": 896}
 FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",

@@ -24,7 +24,7 @@ from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import DIED, HANDED_BACK, Failure, FramesPart, GenerationOptions, Message, Result, TextPart
 from sailq.shared.media.messages import Prepared
 from sailq.shared.rqjob import MAX_ATTEMPTS, Serializer, read_job
-from sailq.worker.store import Claim, JobStore, Recovered, new_execution
+from sailq.worker.queue.job_store import Claim, JobStore, Recovered, new_execution
 
 FAILING_PROMPT, DEADLY_PROMPT = 200, 600
 """Tokens from which on a prefill fails, and from which on it takes the process down."""

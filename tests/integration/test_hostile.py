@@ -19,7 +19,7 @@ from rq.job import Callback
 from rq.queue import Queue
 
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion
+from sailq.producer.managed_process import Companion
 from sailq.shared import keys
 from sailq.shared.errors import quoted
 from sailq.shared.frames import encode_frames

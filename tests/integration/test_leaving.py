@@ -14,13 +14,13 @@ import pytest
 import redis
 
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion
 from sailq.producer.fleet import Fleet
+from sailq.producer.managed_process import Companion
 from sailq.shared import keys
 from sailq.shared.jobs import Message, TextPart
 from sailq.shared.media.messages import Prepared
-from sailq.worker.store import LEASE_SECONDS
-from sailq.worker.watchdog import EXIT_CODE
+from sailq.worker.process.watchdog import EXIT_CODE
+from sailq.worker.queue.job_store import LEASE_SECONDS
 
 NULL_WORKER = Path(__file__).parents[1] / "null_worker.py"
 Start = Callable[..., Companion]

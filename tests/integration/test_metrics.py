@@ -15,8 +15,8 @@ from own_server import OwnServer
 from scraping import exporter, free_port, scrape
 
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion
 from sailq.producer.fleet import Fleet
+from sailq.producer.managed_process import Companion
 from sailq.producer.samples import write_samples
 
 Eventually = Callable[..., None]

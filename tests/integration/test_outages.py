@@ -18,22 +18,22 @@ from null_jobs import submit
 from proxy import Proxy
 
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion, sailq_command
 from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
+from sailq.producer.managed_process import Companion, sailq_command
 from sailq.shared import keys
 from sailq.shared.connection import ServerClock, connect
 from sailq.shared.errors import ServerUnavailable
 from sailq.shared.jobs import Message, TextPart
 from sailq.shared.media.messages import Prepared
-from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine
-from sailq.worker.execution import Executor
-from sailq.worker.publisher import Publisher
-from sailq.worker.refusals import Identity, Refusals
-from sailq.worker.scheduler import Scheduler
-from sailq.worker.serve import LOOK_AHEAD
-from sailq.worker.store import JobStore, new_execution
+from sailq.worker.engine.scheduler import Scheduler
+from sailq.worker.model_files.model_paths import resolve
+from sailq.worker.process.serve import LOOK_AHEAD
+from sailq.worker.queue.job_runner import Executor
+from sailq.worker.queue.job_store import JobStore, new_execution
+from sailq.worker.queue.publisher import Publisher
+from sailq.worker.queue.refusals import Identity, Refusals
 
 QUEUE = keys.queue("sailq-tiny")
 Eventually = Callable[..., None]

@@ -21,7 +21,7 @@ from farm import NullWorker
 
 from sailq.producer.captioning.rowfile import RowFile
 from sailq.producer.commands._flags import fill_in
-from sailq.producer.companion import sailq_command
+from sailq.producer.managed_process import sailq_command
 from sailq.shared.errors import BadRequest
 from sailq.shared.media.sizing import Options, frame_count
 

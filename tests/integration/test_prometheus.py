@@ -21,7 +21,7 @@ import yaml
 from scraping import free_port
 
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion, sailq_command
+from sailq.producer.managed_process import Companion, sailq_command
 from sailq.producer.samples import write_samples
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

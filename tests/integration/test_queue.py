@@ -15,7 +15,7 @@ from farm import NullWorker
 from rq.job import Job as RQJob
 
 from sailq.producer.client import Client, Handle
-from sailq.producer.companion import Companion
+from sailq.producer.managed_process import Companion
 from sailq.shared import keys
 from sailq.shared.errors import NotFound
 from sailq.shared.frames import encode_frames

@@ -20,7 +20,7 @@ import redis
 from boxes import BM_VERSION, Box
 
 from sailq.producer.fleet import Fleet
-from sailq.worker.catalog import resolve
+from sailq.worker.model_files.model_paths import resolve
 
 ROLLOUT = Path(__file__).parents[2] / "deploy/se7/rollout.sh"
 
@@ -116,7 +116,7 @@ def test_boxes_are_set_up_and_changed_one_by_one_until_one_fails(site: Site, con
     (before,) = Fleet(connection).workers()
     assert before.model == "seen"
     assert not list(first.root.rglob("brought")), "the password is in /etc/sailq alone"
-    (served,) = (first.root / "data/sailq-env").rglob("site-packages/sailq/worker/serve.py")
+    (served,) = (first.root / "data/sailq-env").rglob("site-packages/sailq/worker/process/serve.py")
     assert served.stat().st_mode & 0o004, "the user sailq reads it"
 
     old, third = site.box("old"), site.box("third")

@@ -152,7 +152,7 @@ def test_a_worker_without_readers_names_the_upload() -> None:
         "import sys; sys.modules['av'] = sys.modules['PIL'] = None\n"
         "from sailq.shared.errors import Unsupported\n"
         "from sailq.shared.jobs import ModelCard\n"
-        "from sailq.worker.front_door import read_messages\n"
+        "from sailq.worker.queue.front_door import read_messages\n"
         "card = ModelCard(name='m', context=2048, min_pixels=3136, max_pixels=1 << 20)\n"
         "ask = lambda *content: read_messages([{'role': 'user', 'content': list(content)}], card)\n"
         "part = dict(type='image', blob='0' * 64, frames=1, height=28, width=28)\n"

@@ -32,8 +32,8 @@ from sailq.shared.jobs import FramesPart, Message, TextPart
 from sailq.shared.media.messages import Prepared
 from sailq.shared.rqjob import Serializer
 from sailq.shared.settings import Settings
-from sailq.worker import store
-from sailq.worker.store import JobStore
+from sailq.worker.queue import job_store
+from sailq.worker.queue.job_store import JobStore
 
 QUEUE = "sailq3-sailq-tiny"
 SHORT = {"max_new_tokens": 2}
@@ -196,7 +196,7 @@ def test_the_outcome_of_a_tool(
     if state == "failed":
         assert scene.status() == ENDS.get(tool, "failed")
 
-    monkeypatch.setattr(store, "_SWEEP_SECONDS", 1)
+    monkeypatch.setattr(job_store, "_SWEEP_SECONDS", 1)
     sweeper = JobStore(client.connection, client.connection, Settings(), "sweeper")
 
     def held() -> int:

@@ -14,7 +14,7 @@ from null_jobs import assert_once, submit
 from own_server import OwnServer
 
 from sailq.producer.client import Client
-from sailq.producer.companion import Companion, sailq_command
+from sailq.producer.managed_process import Companion, sailq_command
 from sailq.shared import keys
 from sailq.shared.connection import connect, server_errors
 from sailq.shared.errors import ServerUnavailable

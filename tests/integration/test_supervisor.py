@@ -17,8 +17,8 @@ from farm import NullWorker
 from null_jobs import submit
 
 from sailq.producer.client import Client
-from sailq.worker import supervisor
-from sailq.worker.supervisor import Supervisor
+from sailq.worker.process import systemd_notifier
+from sailq.worker.process.systemd_notifier import Supervisor
 
 StartNull = Callable[..., NullWorker]
 Eventually = Callable[..., None]
@@ -119,7 +119,7 @@ def test_no_sign_of_life_without_beats(manager: Manager, monkeypatch: pytest.Mon
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     told = Supervisor()
     told.alive()
-    monkeypatch.setattr(supervisor, "BEAT_LIMIT", 0.05)
+    monkeypatch.setattr(systemd_notifier, "BEAT_LIMIT", 0.05)
     time.sleep(0.06)
     told.alive()
     assert manager.hear(0.2) == ["WATCHDOG=1"]

@@ -16,7 +16,7 @@ from null_jobs import claimed_at, server_time
 from sailq.producer.client import Client
 from sailq.producer.fleet import Fleet
 from sailq.shared import keys
-from sailq.worker.catalog import fingerprint, resolve
+from sailq.worker.model_files.model_paths import fingerprint, resolve
 
 ALIAS, OLD, NEW = "tiny", "tiny-2026-10", "tiny-2026-11"
 Start = Callable[..., NullWorker]

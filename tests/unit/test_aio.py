@@ -10,7 +10,7 @@ import pytest
 import redis
 from answering import Answerer
 
-from sailq.producer import mailroom
+from sailq.producer import stream_listener
 from sailq.producer.aio import MAX_CONNECTIONS, AsyncClient
 from sailq.producer.client import Client, Handle
 from sailq.shared import keys
@@ -150,7 +150,7 @@ def test_what_is_not_there(redis_url: str) -> None:
 def test_a_job_that_vanishes_is_noticed(
     redis_url: str, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mailroom, "LOOK_SECONDS", 0.4)
+    monkeypatch.setattr(stream_listener, "LOOK_SECONDS", 0.4)
 
     async def story(client: AsyncClient) -> None:
         handle = await client.submit(HELLO)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sailq.shared.errors import Unsupported
-from sailq.worker.runners.bmodel import BmodelTensor, DeviceMemory, Stage, Weight, read_bmodel
+from sailq.worker.model_files.bmodel import BmodelTensor, DeviceMemory, Stage, Weight, read_bmodel
 
 TREE = Path(__file__).parents[2]
 NETS = TREE / "tests/data/nets.bmodel"

@@ -13,10 +13,10 @@ from bmodel_files import qwen2_vl, write_bmodel
 
 import sailq.worker
 from sailq.shared.errors import DeviceFailed, Unsupported
-from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec
+from sailq.worker.model_files.bmodel import BmodelTensor
+from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners import emulator
-from sailq.worker.runners.bmodel import BmodelTensor
 from sailq.worker.runners.chip import Chip
 from sailq.worker.runners.sail import SailRunner
 

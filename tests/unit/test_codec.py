@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sailq.shared import codec
-from sailq.shared.bounds import MAX_DEPTH, MAX_VALUES
 from sailq.shared.codec import MAX_RECORD_BYTES, VERSION, decode, encode, pack, unpack
 from sailq.shared.errors import BadRequest, CodecError
 from sailq.shared.jobs import FramesPart, Job, Message, Result, TextPart, Turn
+from sailq.shared.msgpack_limits import MAX_DEPTH, MAX_VALUES
 
 LIMIT = 1 << 20
 JOB = Job(

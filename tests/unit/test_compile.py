@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from exporting import run
 
-from sailq.worker.catalog import resolve
+from sailq.worker.model_files.model_paths import resolve
 
 MODELS = Path(__file__).parents[2] / "deploy/models"
 MADE = next(line.split("=$env/")[1].split()[0] for line in (MODELS / "tpu_env.sh").read_text().splitlines()

@@ -36,7 +36,7 @@ def test_shell_scripts_pass_shellcheck(script: Path) -> None:
 
 def test_heaps_runs_on_the_python_of_a_box() -> None:
     """Of version 3.8, with neither sailq nor any other package (-S)."""
-    for file in (HEAPS, ROOT / "worker/heaps.py"):
+    for file in (HEAPS, ROOT / "worker/doctor/ion_heaps.py"):
         ast.parse(file.read_text(), feature_version=(3, 8))
     done = subprocess.run([sys.executable, "-I", "-S", str(HEAPS), "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--need" in done.stdout, done.stderr

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.published import PUBLISHED
+from sailq.worker.model_files.model_paths import resolve
+from sailq.worker.model_files.published import PUBLISHED
 
 TREE = Path(__file__).parents[2]
 SCRIPT = TREE / "deploy/models/download.sh"

@@ -16,11 +16,11 @@ from release_record import GREEDY, LONG, RECORD, TOKENS, greedy_prompts
 from sailq.shared.errors import BadMedia, BadRequest, TooLong, Unsupported
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
-from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine.chat_tokenizer import Prompter
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.engine.prompt import Prompter
-from sailq.worker.scheduler import Outcome, Request, Scheduler
+from sailq.worker.engine.scheduler import Outcome, Request, Scheduler
+from sailq.worker.model_files.model_paths import resolve
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ import numpy as np
 from pathlib import Path
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.worker.engine import Engine
-from sailq.worker.scheduler import Request, Scheduler
+from sailq.worker.engine.scheduler import Request, Scheduler
 
 engine = Engine.load(Path(sys.argv[1]))
 part = FramesPart(type="video", blob="0" * 64, frames=2, height=84, width=84)

@@ -15,8 +15,8 @@ from exporting import CONFIG, SMALL, checkpoints, exporter, hub_name, run, tenso
 from qwen2vl import random_model
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec
+from sailq.worker.model_files.model_paths import resolve
 
 H, V, KV, D = 256, 896, 1, 128
 LAYOUT = {

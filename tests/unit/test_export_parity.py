@@ -16,7 +16,7 @@ from exporting import CONFIG, run, tensors, write
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.cache_utils import DynamicCache
 
-from sailq.worker.catalog import resolve
+from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners.inputs import causal_mask, grid_positions, past_mask
 
 LIMIT = 1e-4

@@ -11,9 +11,9 @@ import pytest
 from bmodel_files import qwen2_vl, write_bmodel
 
 from sailq.shared.errors import Unsupported
-from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.runners.bmodel import BmodelNet, BmodelTensor, Stage, Weight, read_bmodel
+from sailq.worker.model_files.bmodel import BmodelNet, BmodelTensor, Stage, Weight, read_bmodel
+from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners.layout import VISION_TABLE, Layout, read_layout
 
 ROOT = Path(__file__).parents[2]

@@ -12,11 +12,11 @@ from bmodel_files import qwen2_vl, write_bmodel
 from commands import Done, invoke, refused, told
 
 from sailq.shared.errors import Unsupported
-from sailq.worker.catalog import resolve
-from sailq.worker.inspection import alike, inspect, quantisation, quantisation_by_name
-from sailq.worker.published import PUBLISHED
-from sailq.worker.runners.bmodel import BmodelNet, BmodelTensor, Stage, Weight, read_bmodel
-from sailq.worker.shelf import models
+from sailq.worker.model_files.bmodel import BmodelNet, BmodelTensor, Stage, Weight, read_bmodel
+from sailq.worker.model_files.inspection import alike, inspect, quantisation, quantisation_by_name
+from sailq.worker.model_files.model_list import models
+from sailq.worker.model_files.model_paths import resolve
+from sailq.worker.model_files.published import PUBLISHED
 
 NETS = Path(__file__).parents[1] / "data/nets.bmodel"
 TINY = {"layers": 3, "hidden": 256, "row": (1, 128), "vocabulary": 896}

@@ -14,9 +14,9 @@ from release_record import RECORD, RECORDED, position_prompts, told
 
 from sailq.producer.samples.dataset import NFRAMES
 from sailq.shared.jobs import GenerationOptions
-from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine
 from sailq.worker.engine.mrope import rope_index
+from sailq.worker.model_files.model_paths import resolve
 
 Layout = list[int | tuple[str, tuple[int, int, int]]]
 IMAGE, VIDEO, TALL_VIDEO = (1, 6, 8), (2, 4, 4), (5, 10, 4)

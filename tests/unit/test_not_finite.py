@@ -7,9 +7,9 @@ import pytest
 from qwen2vl import Prompts, options
 
 from sailq.shared.jobs import GenerationOptions
-from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine, Prepared
 from sailq.worker.engine.sampling import NotFinite
+from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners.base import Bytes, Float
 from sailq.worker.runners.logits import UNUSABLE, HostLogits
 

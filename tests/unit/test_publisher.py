@@ -13,8 +13,8 @@ from sailq.producer.embedded import embedded_server
 from sailq.producer.replies import StreamReader
 from sailq.shared import keys
 from sailq.shared.connection import connect
-from sailq.worker import publisher as publishing
-from sailq.worker.publisher import FLUSH_TOKENS, Publisher, Stream
+from sailq.worker.queue import publisher as publishing
+from sailq.worker.queue.publisher import FLUSH_TOKENS, Publisher, Stream
 
 
 @pytest.fixture

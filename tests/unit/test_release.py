@@ -13,11 +13,11 @@ from release_record import GREEDY, POSITIONS, RECORD, RECORDED, TOKENS, greedy_p
 
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import Message
-from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine, Prepared
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.patches import normalise
 from sailq.worker.engine.sampling import repetition_penalty, softmax, warp
+from sailq.worker.model_files.model_paths import resolve
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(3600)]
 

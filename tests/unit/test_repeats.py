@@ -9,7 +9,7 @@ import pytest
 import redis
 from answering import TTLS, Answerer, take
 
-from sailq.producer import mailroom, waiting
+from sailq.producer import stream_listener, waiting
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
 from sailq.shared import keys
@@ -17,7 +17,7 @@ from sailq.shared.errors import NotReplicated
 from sailq.shared.jobs import Message, Result, TextPart, Turn
 from sailq.shared.media.messages import Prepared
 from sailq.shared.settings import Settings
-from sailq.worker.store import JobStore
+from sailq.worker.queue.job_store import JobStore
 
 MESSAGE = Message(role="user", content=(TextPart(text="Hi"),))
 HELLO = Prepared((MESSAGE,), {}, 0)
@@ -75,7 +75,7 @@ def test_asyncio_an_end_that_no_inbox_tells_is_noticed(
     kept: int, redis_url: str, connection: redis.Redis, answerer: Answerer, later: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mailroom, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(stream_listener, "LOOK_SECONDS", 0.2)
 
     async def story() -> str:
         async with AsyncClient(redis_url) as client:

@@ -13,11 +13,11 @@ from qwen2vl import Prompts, options, random_model
 from sailq.shared.errors import BadRequest, Cancelled, DeadlineExceeded, DeviceFailed, SailqError
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
 from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine.chat_tokenizer import Prompter
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.engine.prompt import Prompter
+from sailq.worker.engine.scheduler import Request, Scheduler
 from sailq.worker.runners.base import Float, Int
 from sailq.worker.runners.logits import HostLogits
-from sailq.worker.scheduler import Request, Scheduler
 
 
 class CountingRunner:

@@ -24,8 +24,8 @@ from sailq.shared.jobs import Failure, FramesPart, Job, Message, Result, TextPar
 from sailq.shared.rqjob import MAX_ATTEMPTS, Serializer, at
 from sailq.shared.scripts import script
 from sailq.shared.settings import Settings
-from sailq.worker.refusals import Identity, Refusals
-from sailq.worker.store import LEASE_SECONDS, Claim, JobStore, new_execution
+from sailq.worker.queue.job_store import LEASE_SECONDS, Claim, JobStore, new_execution
+from sailq.worker.queue.refusals import Identity, Refusals
 
 QUEUE = keys.queue("sailq-tiny")
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -9,14 +9,14 @@ import pytest
 from null_runner import NullRunner
 from prometheus_client import CollectorRegistry
 
-from sailq.worker.catalog import resolve
 from sailq.worker.engine import Engine
+from sailq.worker.engine.chat_tokenizer import Prompter
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.engine.prompt import Prompter
-from sailq.worker.metrics import Metrics
+from sailq.worker.engine.scheduler import Scheduler
+from sailq.worker.model_files.model_paths import resolve
+from sailq.worker.process.metrics import Metrics
 from sailq.worker.runners import emulator
 from sailq.worker.runners.sensors import Readings, read
-from sailq.worker.scheduler import Scheduler
 
 MB = 1 << 20
 

@@ -16,7 +16,7 @@ import pytest
 from boxes import AS_SHIPPED, BM_VERSION, SETUP, UNIT, Box, device_tree
 
 from sailq.shared.main import USAGE_ERROR
-from sailq.worker.watchdog import EXIT_CODE
+from sailq.worker.process.watchdog import EXIT_CODE
 
 TREE = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from sailq.worker.shared_lock import SharedLock
+from sailq.worker.queue.shared_lock import SharedLock
 
 
 def test_whoever_is_alone_has_nobody_beside_and_goes_before_those_who_come_later() -> None:

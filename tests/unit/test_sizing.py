@@ -15,8 +15,8 @@ from sailq.shared.errors import BadMedia, BadRequest, SailqError, TooLong
 from sailq.shared.jobs import ModelCard
 from sailq.shared.media.reading import sizing
 from sailq.shared.media.sizing import Budget, Options
-from sailq.worker.catalog import resolve
 from sailq.worker.engine.model import ModelSpec
+from sailq.worker.model_files.model_paths import resolve
 
 CARD = ModelCard(name="tiny", context=512, max_patches=1024, min_pixels=4 * 784, max_pixels=64 * 784)
 

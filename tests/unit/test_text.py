@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from sailq.worker.catalog import resolve
 from sailq.worker.engine.text import TextStream
 from sailq.worker.engine.tokenizer import Tokenizer
+from sailq.worker.model_files.model_paths import resolve
 
 TEXTS = (
     "A red circle moves left.", "一个红色的圆形向左移动。", "👩‍👩‍👧‍👦 and 🏳️‍🌈 😀!", "naïve café – “quotes” …",

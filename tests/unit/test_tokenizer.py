@@ -15,8 +15,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from sailq.shared.errors import Unsupported
-from sailq.worker.catalog import resolve
 from sailq.worker.engine.tokenizer import Tokenizer
+from sailq.worker.model_files.model_paths import resolve
 
 TEXTS = (
     "What do you see?", "请描述视频中的内容", "什么颜色？", "👩‍👩‍👧‍👦 and 🏳️‍🌈 😀!", "naïve café – “quotes” …",
@@ -159,7 +159,8 @@ def test_a_worker_imports_neither_torch_nor_transformers() -> None:
     program = """
 import sys
 from pathlib import Path
-from sailq.worker import command, serve
+from sailq.worker.commands import worker
+from sailq.worker.process import serve
 from sailq.worker.engine import Engine
 engine = Engine.load(Path(sys.argv[1]))
 print(sorted({"torch", "transformers", "onnxruntime", "tokenizers"} & set(sys.modules)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import clock, device, machine, memory, model, rights, server
+from . import acl, clock, device, machine, memory, model, server
 from .check import Check
 
 _SERVER, _MODEL, _BMODEL = "server", "model", "bmodel"
@@ -14,7 +14,7 @@ CHECKS = (
     Check("this machine", "metrics port", machine.metrics_port, worker=True),
     Check("this machine", "supervision", machine.supervision, worker=True),
     Check("the server", _SERVER, server.server),
-    Check("the server", "rights", rights.rights, _SERVER),
+    Check("the server", "rights", acl.rights, _SERVER),
     Check("the server", "version", server.version, _SERVER),
     Check("the server", "persistence", server.persistence, _SERVER),
     Check("the server", "server memory", server.memory, _SERVER),

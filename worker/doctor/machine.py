@@ -17,7 +17,7 @@ from rich.filesize import decimal
 from sailq.shared import keys
 from sailq.shared.errors import Unsupported
 
-from ..catalog import resolve
+from ..model_files.model_paths import resolve
 from ..runners.devices import CPU
 from .check import Plan, Verdict, ok, skipped, warning, wrong
 from .device import has_tpu

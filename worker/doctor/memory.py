@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from .. import heaps as layout
-from ..catalog import resolve
 from ..engine.engine import VISION_CACHE_BYTES
-from ..runners.bmodel import read_bmodel
+from ..model_files.bmodel import read_bmodel
+from ..model_files.model_paths import resolve
 from ..runners.devices import CPU, only_bmodel
+from . import ion_heaps as layout
 from .check import Plan, Verdict, ok, skipped, warning, wrong
 from .device import is_box
 

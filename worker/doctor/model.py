@@ -8,10 +8,10 @@ from shlex import quote
 
 from sailq.shared.errors import Unsupported
 
-from ..catalog import NAMES, resolve
 from ..engine.model import ModelSpec
-from ..published import PUBLISHED, Published
-from ..runners.bmodel import read_bmodel
+from ..model_files.bmodel import read_bmodel
+from ..model_files.model_paths import NAMES, resolve
+from ..model_files.published import PUBLISHED, Published
 from ..runners.devices import CPU, only_bmodel
 from ..runners.layout import CHIP, read_layout
 from .check import Plan, Verdict, ok, skipped, wrong

@@ -15,8 +15,8 @@ from sailq.shared.connection import address, connect, place, server_errors
 from sailq.shared.errors import BadRequest, ServerUnavailable
 
 from .check import Plan, Verdict, ok, skipped, warning, wrong
-from .mistakes import command_on, diagnosed, embedded_command, there, without_tls
-from .trial import refusals
+from .connection_errors import command_on, diagnosed, embedded_command, there, without_tls
+from .dry_run import refusals
 
 OLDEST = (7, 0)
 """The queue's scripts need it: `EXPIRE … GT`, and scripts with flags."""

@@ -1,6 +1,6 @@
 """Qwen2-VL itself, in numpy over a runner: prompt, patches, positions, sampling and text."""
 
 from .engine import Engine, Generation
-from .preparation import Prepared
+from .preprocessor import Prepared
 
 __all__ = ["Engine", "Generation", "Prepared"]

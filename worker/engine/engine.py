@@ -15,13 +15,13 @@ from sailq.shared.errors import DeviceFailed
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FinishReason, GenerationOptions, Message, ModelCard, Usage
 
-from ..catalog import fingerprint
+from ..model_files.model_paths import fingerprint
 from ..runners.base import Runner
 from ..runners.logits import UNUSABLE, Logits
 from ..runners.sensors import Readings
+from .chat_tokenizer import Prompter
 from .model import ModelSpec
-from .preparation import Media, Medium, Prepared, Preparer
-from .prompt import Prompter
+from .preprocessor import Media, Medium, Prepared, Preparer
 from .sampling import NotFinite, Sampler
 from .text import TextStream
 from .vision_cache import Embeds, VisionCache

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from sailq.shared.errors import DeviceFailed
 
-from .bmodel import BmodelTensor
+from ..model_files.bmodel import BmodelTensor
 
 _NAMES = {"f32": "BM_FLOAT32", "f16": "BM_FLOAT16", "bf16": "BM_BFLOAT16", "i32": "BM_INT32"}
 

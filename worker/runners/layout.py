@@ -20,7 +20,7 @@ from math import prod
 from sailq.shared.errors import Unsupported
 
 from ..engine.model import ModelSpec
-from .bmodel import Bmodel, BmodelNet, BmodelTensor, Stage
+from ..model_files.bmodel import Bmodel, BmodelNet, BmodelTensor, Stage
 
 CHIP = "BM1684X"
 VISION_TABLE = 8192 // 14 + 1

@@ -17,8 +17,8 @@ from sailq.shared.errors import DeviceFailed, TooLong, Unsupported
 
 from ..engine.model import ModelSpec
 from ..engine.patches import normalise
+from ..model_files.bmodel import BmodelTensor, read_bmodel
 from .base import MASKED, Bytes, Float, Int
-from .bmodel import BmodelTensor, read_bmodel
 from .checks import check_pixels, check_prompt, check_step
 from .chip import Chip, count_tpus
 from .inputs import grid_positions, past_mask

@@ -143,8 +143,7 @@ def library() -> Library:
 
 def _folder() -> Path:
     """A folder that holds links to what is loaded, and nothing else."""
-    tree = Path(__file__).parents[3] / ".venv-tpu"
-    environment = Path(os.environ.get(_ENVIRONMENT, tree))
+    environment = Path(os.environ.get(_ENVIRONMENT, ".venv-tpu")).absolute()
     source = environment / "lib/python3.10/site-packages/tpu_mlir/lib"
     if not (source / "libbmrt.so").exists():
         raise Unsupported(

@@ -15,7 +15,7 @@ import numpy as np
 
 from sailq.shared.errors import Unsupported
 
-from ..bmodel import read_bmodel
+from ...model_files.bmodel import read_bmodel
 from .bmruntime import DeviceTensor, Net, Shape, Stage, library
 from .errors import SailEngineError
 from .tensor import Dtype, Handle, Tensor

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from .engine import Engine
+from ..engine import Engine
 
 EXIT_CODE = 3
 """Of a process that its watchdog ended."""

@@ -23,12 +23,12 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from sailq.shared.exposition import PREFIX, exposed
 from sailq.shared.jobs import Result
+from sailq.shared.metrics_server import PREFIX, exposed
 from sailq.shared.settings import Settings
 
-from .engine import Engine
-from .scheduler import Scheduler
+from ..engine import Engine
+from ..engine.scheduler import Scheduler
 
 _LABELS = ("model", "device")
 _GAP_BOUNDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)

@@ -13,7 +13,7 @@ from sailq.shared.errors import Cancelled, SailqError, Unsupported, quoted
 from sailq.shared.jobs import DIED, HANDED_BACK, Attempt, Failure, Result
 from sailq.shared.rqjob import read_job
 
-from .store import JobStore
+from .job_store import JobStore
 
 _log = logging.getLogger("sailq.worker")
 

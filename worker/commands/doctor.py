@@ -11,7 +11,7 @@ import typer
 from sailq.shared.options import Json, Model, RedisUrl
 
 if TYPE_CHECKING:
-    from .check import Check, Verdict
+    from ..doctor.check import Check, Verdict
 
 
 def doctor(
@@ -65,10 +65,10 @@ def doctor(
     from sailq.shared.main import FAILURE
     from sailq.shared.settings import load_settings
 
+    from ..doctor.check import Plan, run
+    from ..doctor.checks import CHECKS
+    from ..doctor.device import has_tpu
     from ..runners.devices import check_device
-    from .check import Plan, run
-    from .checks import CHECKS
-    from .device import has_tpu
 
     settings = load_settings(redis_url=redis_url, model=model, metrics_port=metrics_port)
     chosen = device or ("tpu:0" if has_tpu(root) else "cpu")
@@ -93,12 +93,12 @@ def doctor(
     elif sys.stdout.isatty():
         from rich.console import Console
 
-        from .page import show
+        from ..doctor.page import show
 
         does = f"a worker with {plan.model} on {plan.device}" if plan.worker else "a producer"
         show(Console(highlight=False), f"{does}, {without_password(plan.redis_url)}", noted())
     else:
-        from .page import lines
+        from ..doctor.page import lines
 
         for line in lines(noted()):
             print(line, flush=True)

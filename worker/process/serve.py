@@ -21,18 +21,18 @@ from sailq.shared.connection import ServerClock, connect, server_errors
 from sailq.shared.errors import SailqError
 from sailq.shared.settings import Settings
 
-from .announcement import Announcement
-from .catalog import resolve
-from .consumer import Consumer
-from .engine import Engine
-from .execution import Executor
+from ..engine import Engine
+from ..engine.scheduler import Scheduler
+from ..model_files.model_paths import resolve
+from ..queue.consumer import Consumer
+from ..queue.job_runner import Executor
+from ..queue.job_store import JobStore
+from ..queue.publisher import Publisher
+from ..queue.refusals import Identity, Refusals
 from .metrics import Metrics, exposed_at
-from .publisher import Publisher
-from .refusals import Identity, Refusals
-from .scheduler import Scheduler
+from .registration import Announcement
 from .self_test import self_test
-from .store import JobStore
-from .supervisor import Supervisor
+from .systemd_notifier import Supervisor
 from .watchdog import Watchdog
 
 LOOK_AHEAD = 2

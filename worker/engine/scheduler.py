@@ -12,7 +12,7 @@ from logging import getLogger
 from sailq.shared.errors import Cancelled, DeadlineExceeded, DeviceFailed, SailqError
 from sailq.shared.jobs import FinishReason, GenerationOptions, Priority, Usage
 
-from .engine import Engine, Generation, Prepared
+from . import Engine, Generation, Prepared
 
 _log = getLogger("sailq.worker")
 

@@ -25,9 +25,9 @@ from sailq.shared import keys
 from sailq.shared.connection import ServerClock
 from sailq.shared.rqjob import Serializer
 
-from .execution import Executor
+from .job_runner import Executor
+from .job_store import Claim, JobStore, new_execution
 from .refusals import Refusals
-from .store import Claim, JobStore, new_execution
 
 BEAT_SECONDS = 1.0
 """Leases are renewed at each beat, and dead workers' jobs are looked for at every second one."""

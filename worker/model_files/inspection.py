@@ -11,10 +11,10 @@ from pathlib import Path
 
 from sailq.shared.errors import Unsupported
 
-from .engine.model import ModelSpec
-from .runners.bmodel import Bmodel, BmodelNet, read_bmodel
-from .runners.devices import only_bmodel
-from .runners.layout import Layout, read_layout
+from ..engine.model import ModelSpec
+from ..runners.devices import only_bmodel
+from ..runners.layout import Layout, read_layout
+from .bmodel import Bmodel, BmodelNet, read_bmodel
 
 _BITS = (4, 8, 16, 32)
 _BY_NAME = re.compile(r"(?<![a-z0-9])(w[48]b?f16|int[48]|bf16|f16|f32)(?![a-z0-9])")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.table import Table
 
-    from .inspection import Inspection
-    from .runners.bmodel import BmodelTensor
+    from ..model_files.bmodel import BmodelTensor
+    from ..model_files.inspection import Inspection
 
 _PIPED_WIDTH = 1000
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)}
@@ -43,7 +43,7 @@ def list_models(
     """
     from dataclasses import asdict
 
-    from .shelf import models
+    from ..model_files.model_list import models
 
     found = list(models(folder))
     if json:
@@ -76,7 +76,7 @@ def inspect(
       sailq model inspect /data/models/qwen2-vl-7b --nets
       sailq model inspect qwen2-vl-7b_int4_seq1536_1dev.bmodel --json | jq .device_bytes
     """
-    from .inspection import inspect as look
+    from ..model_files.inspection import inspect as look
 
     with _refusals(json):
         found = look(bmodel)
@@ -133,7 +133,7 @@ def _page(found: Inspection) -> Group:
     from rich.filesize import decimal
     from rich.table import Table
 
-    from .inspection import quantisation_by_name
+    from ..model_files.inspection import quantisation_by_name
 
     bmodel, layout, memory = found.bmodel, found.layout, found.bmodel.memory
     table = Table(show_header=False, **_PLAIN)
@@ -172,8 +172,8 @@ def _others(what: str, sizes: tuple[int, ...]) -> str:
 
 
 def _nets_table(found: Inspection) -> Table:
-    from .inspection import alike
-    from .runners.bmodel import IO_ALONE
+    from ..model_files.bmodel import IO_ALONE
+    from ..model_files.inspection import alike
 
     table = _table("net", "kind", "inputs", "outputs", show_lines=True)
     for name, net in alike(found.bmodel):

@@ -14,10 +14,10 @@ from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, media_parts
 
 from ..runners.base import Runner
+from .chat_tokenizer import Prompter
 from .model import ModelSpec
 from .mrope import rope_index
 from .patches import Grid, patchify
-from .prompt import Prompter
 from .vision_cache import Embeds, Key, VisionCache, key_of
 
 

@@ -96,7 +96,7 @@ def worker(
     """
     from sailq.shared.settings import load_settings
 
-    from .runners.devices import EMULATOR, check_device
+    from ..runners.devices import EMULATOR, check_device
 
     check_device(device)
     settings = load_settings(
@@ -106,8 +106,8 @@ def worker(
 
     from functools import partial
 
-    from .engine import Engine
-    from .serve import serve
+    from ..engine import Engine
+    from ..process.serve import serve
 
     serve(settings, partial(
         Engine.load, device=device, bmodel=bmodel, slots=slots, threads=threads, vision_cache_bytes=vision_cache << 20

@@ -16,10 +16,10 @@ from sailq.shared.codec import encode
 from sailq.shared.connection import ServerClock, server_errors
 from sailq.shared.errors import Unsupported
 
-from .consumer import RECORD_SECONDS
-from .engine import Engine
-from .scheduler import Scheduler
-from .supervisor import Supervisor
+from ..engine import Engine
+from ..engine.scheduler import Scheduler
+from ..queue.consumer import RECORD_SECONDS
+from .systemd_notifier import Supervisor
 
 _CARD_TTL = 30 * 86_400
 

@@ -13,27 +13,19 @@ from typing import Any
 import redis
 
 from sailq.shared.connection import OUTAGES, ServerClock
-from sailq.shared.errors import (
-    BadMedia,
-    BadRequest,
-    DeadlineExceeded,
-    NotReplicated,
-    SailqError,
-    Unsupported,
-    quoted,
-)
+from sailq.shared.errors import BadMedia, BadRequest, DeadlineExceeded, NotReplicated, SailqError, Unsupported, quoted
 from sailq.shared.frames import Frames, decode_frames
 from sailq.shared.jobs import HANDED_BACK, Attempt, Failure, Job, Message, Result, Timings, Turn
 from sailq.shared.rqjob import is_own, read_job
 
-from .engine import Engine
-from .engine.preparation import Media
+from ..engine import Engine
+from ..engine.preprocessor import Media
+from ..engine.scheduler import Outcome, Request, Scheduler
 from .front_door import read_messages
+from .job_store import Claim, JobStore, attempts, said_before
 from .publisher import Publisher, Stream
 from .refusals import Refusals
-from .scheduler import Outcome, Request, Scheduler
 from .shared_lock import SharedLock
-from .store import Claim, JobStore, attempts, said_before
 
 _MAX_CAUSE = 500
 """Characters of an error that a job's history keeps."""

@@ -7,7 +7,7 @@ import numpy as np
 from sailq.shared.errors import SailqError, TooLong
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 
-from .engine import Engine, Prepared
+from ..engine import Engine, Prepared
 
 _TOKENS = 3
 _SIDE = 56

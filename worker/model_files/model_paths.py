@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sailq.shared.errors import Unsupported
 
-_PACKAGED = Path(__file__).parent / "models"
+_PACKAGED = Path(__file__).parents[1] / "models"
 NAMES = ("sailq-tiny",)
 
 

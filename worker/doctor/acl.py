@@ -7,7 +7,7 @@ from sailq.shared.connection import connect, server_errors
 from sailq.shared.settings import model_name
 
 from .check import Plan, Verdict, ok, wrong
-from .trial import Command, refusals
+from .dry_run import Command, refusals
 
 _ID = "doctor"
 _SCRIPT = "0" * 40

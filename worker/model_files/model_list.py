@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sailq.shared.errors import Unsupported
 
-from .catalog import NAMES, resolve
-from .engine.model import ModelSpec
+from ..engine.model import ModelSpec
 from .inspection import Inspection, inspect, quantisation_by_name
+from .model_paths import NAMES, resolve
 from .published import PUBLISHED
 
 _DEPTH = 3  # folders: models/BM1684X/NAME

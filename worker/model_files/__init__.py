@@ -1,0 +1,1 @@
+"""Where models lie, which there are, and what a bmodel holds."""
