@@ -18,9 +18,9 @@ from sailq.shared.media.messages import Prepared
 from sailq.shared.settings import Settings
 
 from .async_pool import connection_pool
-from .client import Client, Handle
+from .client import Client, JobHandle
 from .replies import Chunk, Patience, read_result
-from .stream_listener import Mail, Mailroom
+from .stream_listener import Mail, StreamListener
 
 MAX_CONNECTIONS = 8
 """One waits for all jobs; the others carry single commands."""
@@ -45,7 +45,7 @@ class AsyncClient:
         self.connection = redis.asyncio.Redis(
             connection_pool=connection_pool(self.settings.redis_url, MAX_CONNECTIONS)
         )
-        self._mailroom = Mailroom(self.connection, self._client.inbox)
+        self._mailroom = StreamListener(self.connection, self._client.inbox)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -77,7 +77,7 @@ class AsyncClient:
         wait: float = 0.0,
         keep: bool | None = None,
         job: str | None = None,
-    ) -> Handle:
+    ) -> JobHandle:
         """As `Client.submit`."""
         return await asyncio.to_thread(
             self._client.submit,
@@ -109,7 +109,7 @@ class AsyncClient:
         wait: float = 0.0,
         keep: bool | None = None,
         job: str | None = None,
-    ) -> Handle:
+    ) -> JobHandle:
         """As `Client.submit_prepared`."""
         return await asyncio.to_thread(
             self._client.submit_prepared,

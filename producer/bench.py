@@ -36,7 +36,7 @@ _STAGES = ("queue_wait", "fetch", "preprocess", "vision_encode", "prefill")
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedFigures:
     """The row of sophon-demo's table (github.com/sophgo/sophon-demo, sample/Qwen2-VL); seconds, tokens/s."""
 
     platform: str = "SE7-32"
@@ -100,7 +100,7 @@ class Report:
     vision_tokens: int
     one_at_a_time: OneAtATime
     all_at_once: AllAtOnce
-    published: Published
+    published: PublishedFigures
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def measure(
         vision_tokens=usage.vision_tokens,
         one_at_a_time=_one_at_a_time(answers),
         all_at_once=AllAtOnce(jobs, min(jobs, 2 * slots), wall, tokens / wall, 3600 * jobs / wall),
-        published=Published(),
+        published=PublishedFigures(),
     )
 
 

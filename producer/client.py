@@ -25,7 +25,7 @@ from .waiting import Waiter
 
 
 @dataclass(frozen=True)
-class Handle:
+class JobHandle:
     """A submitted turn."""
 
     job: str
@@ -82,7 +82,7 @@ class Client:
         wait: float = 0.0,
         keep: bool | None = None,
         job: str | None = None,
-    ) -> Handle:
+    ) -> JobHandle:
         """Reads the media, uploads their frames and enqueues one turn.
 
         Args:
@@ -132,7 +132,7 @@ class Client:
         wait: float = 0.0,
         keep: bool | None = None,
         job: str | None = None,
-    ) -> Handle:
+    ) -> JobHandle:
         """`submit`, for messages whose media were read before."""
         with server_errors(self.connection):
             now = self._clock.now()
@@ -157,7 +157,7 @@ class Client:
                 made, prepared.blobs, inbox=self.inbox.name, now=now, wait=wait,
                 keep=conversation is not None if keep is None else keep,
             )
-        return Handle(made.id, made.conversation, made.turn)
+        return JobHandle(made.id, made.conversation, made.turn)
 
     def upload(
         self, medium: Any, *, type: Literal["image", "video"] | None = None, model: str | None = None,

@@ -15,21 +15,21 @@ from sailq.shared.connection import connect
 from sailq.shared.errors import SailqError
 
 from .fleet import Fleet
-from .managed_process import Companion, sailq_command
+from .managed_process import ManagedProcess, sailq_command
 
 _SERVER_SECONDS = 20.0
 _WORKER_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
-class Stage:
+class Service:
     """The server's URL and the processes that were started, the one to be stopped first at the end."""
 
     redis_url: str
-    started: list[Companion]
+    started: list[ManagedProcess]
 
     @property
-    def worker(self) -> Companion:
+    def worker(self) -> ManagedProcess:
         return self.started[-1]
 
 
@@ -41,7 +41,7 @@ def set_up(
     logs: Path,
     say: Callable[[str], None],
     worker_options: Sequence[str] = (),
-) -> Stage:
+) -> Service:
     """Starts what is missing; closing `stack` stops it again, the worker first.
 
     Args:
@@ -51,7 +51,7 @@ def set_up(
 
     Raises SailqError with the last lines of its log for a process that does not get ready.
     """
-    started: list[Companion] = []
+    started: list[ManagedProcess] = []
     if redis_url is None:
         folder = Path(tempfile.mkdtemp(prefix="sailq-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -70,13 +70,13 @@ def set_up(
         worker.wait_until(lambda: worker.pid in {one.pid for one in fleet.workers()}, _WORKER_SECONDS)
         mine = next(one for one in fleet.workers() if one.pid == worker.pid)
         say(f"worker with {mine.model} on {mine.device}, {mine.slots} answers at a time")
-    return Stage(redis_url, started)
+    return Service(redis_url, started)
 
 
 def _start(
     stack: ExitStack, name: str, command: list[str], logs: Path, environment: Mapping[str, str] | None = None
-) -> Companion:
-    companion = Companion(name, command, logs / f"{name}.log", environment)
+) -> ManagedProcess:
+    companion = ManagedProcess(name, command, logs / f"{name}.log", environment)
     stack.callback(companion.stop)
     return companion
 

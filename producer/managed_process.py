@@ -21,7 +21,7 @@ def sailq_command(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from sailq.shared.main import main; main()", *arguments]
 
 
-class Companion:
+class ManagedProcess:
     """One process with its output in a file. Ctrl-C at the terminal does not reach it: its owner stops it."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Companion:
     def wait_until(self, ready: Callable[[], object], seconds: float) -> None:
         """Returns when `ready()`; raises SailqError with the log's end if the process ends or takes too long.
 
-        BadRequest, which is one, if the process says that its own command line wants mending.
+        BadRequest, which is one, if the process says that it has a usage error.
         """
         until = time.monotonic() + seconds
         while not ready():

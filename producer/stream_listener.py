@@ -29,7 +29,7 @@ class _Follower:
         self.reader = StreamReader()
 
 
-class Mailroom:
+class StreamListener:
     """Reads the inbox and the streams of all followed jobs with one XREAD and hands each follower its own mail."""
 
     def __init__(self, connection: redis.asyncio.Redis, inbox: Inbox) -> None:

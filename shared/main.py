@@ -28,7 +28,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF}
 """Of a full disk, and of a closed stdout (see `_open_standard_streams`)."""
 _interrupts: list[int] = []
 USAGE_ERROR = 2
-"""Exit code for what is mended on the command line; every other failure is 1."""
+"""Exit code for a usage error; every other failure is 1."""
 
 
 def exit_code(error: SailqError) -> int:

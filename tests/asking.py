@@ -8,7 +8,7 @@ from typing import Any
 from sailq.shared.frames import decode_frames
 from sailq.shared.jobs import GenerationOptions, media_parts
 from sailq.shared.media.messages import prepare
-from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine import Engine, PreparedPrompt
 
 LONG_ANSWER = {"max_new_tokens": 4000, "temperature": 50.0, "seed": 7}
 """Options by which "Hello" gets 2,029 tokens, all that its context allows: some seconds. Other seeds end far sooner."""
@@ -16,7 +16,7 @@ ANSWER_OF_960 = GenerationOptions(max_new_tokens=960, temperature=50.0, seed=7)
 """The first 960 of them, for tests that wait for the end."""
 
 
-def prepared(engine: Engine, row: dict[str, Any], folder: Path, options: GenerationOptions) -> Prepared:
+def prepared(engine: Engine, row: dict[str, Any], folder: Path, options: GenerationOptions) -> PreparedPrompt:
     """A row of `write_samples`, its media in `folder`, through the producer's and the engine's host work alone."""
     asked = prepare(row["messages"], base=folder, card=engine.card)
     parts = media_parts(asked.messages)

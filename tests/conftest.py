@@ -21,16 +21,17 @@ from farm import Farm, NullWorker
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
-from sailq.producer.managed_process import Companion, sailq_command
+from sailq.producer.managed_process import ManagedProcess, sailq_command
 from sailq.shared.connection import connect
 from sailq.shared.settings import Settings
 
 HOOKS = Path(__file__).with_name("hooks")
 WORKER_START_SECONDS = 90.0
 
-# A shell without job control starts what it puts in the background with SIGINT ignored, and children inherit
-# that; the tests of Ctrl-C need it as a terminal gives it.
+# A shell without job control ignores SIGINT in what it puts in the background, nohup ignores SIGHUP, and children
+# inherit both; the tests of Ctrl-C and of a terminal's end need them as a terminal gives them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # `make test` runs two test processes on two cores. More threads of PyTorch or BLAS would only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -117,20 +118,20 @@ def client(redis_url: str) -> Iterator[Client]:
 
 
 @pytest.fixture
-def start_worker(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Companion]]:
+def start_worker(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., ManagedProcess]]:
     """Starts `sailq worker` processes. Each has announced itself when the call returns, within `seconds`; all end with
     the test."""
     with ExitStack() as stack:
         count = itertools.count()
 
-        def start(*arguments: object, seconds: float = WORKER_START_SECONDS) -> Companion:
+        def start(*arguments: object, seconds: float = WORKER_START_SECONDS) -> ManagedProcess:
             return _worker(stack, redis_url, tmp_path / f"worker-{next(count)}.log", *arguments, seconds=seconds)
 
         yield start
 
 
 @pytest.fixture
-def worker(start_worker: Callable[..., Companion]) -> Companion:
+def worker(start_worker: Callable[..., ManagedProcess]) -> ManagedProcess:
     """A worker of the test's own, with sailq-tiny, on `redis_url`."""
     return start_worker()
 
@@ -152,9 +153,9 @@ def served_url(common_worker: str) -> str:
 
 def _worker(
     stack: ExitStack, url: str, log: Path, *arguments: object, seconds: float = WORKER_START_SECONDS
-) -> Companion:
+) -> ManagedProcess:
     command = sailq_command("worker", "--redis-url", url, "--threads", "1", *map(str, arguments))
-    worker = Companion("worker", command, log)
+    worker = ManagedProcess("worker", command, log)
     stack.callback(worker.stop)
     with connect(url) as connection:
         fleet = Fleet(connection)

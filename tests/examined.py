@@ -1,4 +1,4 @@
-"""`sailq doctor` as a script asks it, its mends as a person pastes them, and machines for it to look at."""
+"""`sailq doctor` as a script asks it, its fixes as a person pastes them, and machines for it to look at."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Verdict:
     name: str
     state: str
     what: str
-    mend: str | None
+    fix: str | None
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ def doctor(*arguments: object, url: str = "") -> Examined:
     return _read(done.returncode, done.stdout)
 
 
-def mended(
-    mend: str | None, *arguments: object, folder: Path, url: str = "", tools: Iterable[Path] = ()
+def fixed(
+    fix: str | None, *arguments: object, folder: Path, url: str = "", tools: Iterable[Path] = ()
 ) -> Examined:
-    """What the `sailq` script says in the same shell after `mend`, which is run in `folder`, with
+    """What the `sailq` script says in the same shell after `fix`, which is run in `folder`, with
     `tools` on its PATH."""
-    assert mend
+    assert fix
     path = os.pathsep.join(map(str, (*tools, Path(sys.executable).parent, os.environ["PATH"])))
     environment = {**os.environ, "PATH": path, **({"SAILQ_REDIS_URL": url} if url else {})}
-    script = f'set -e\n{mend}\nset +e\nexec sailq doctor --json "$@"'
+    script = f'set -e\n{fix}\nset +e\nexec sailq doctor --json "$@"'
     done = subprocess.run(
-        ["bash", "-c", script, "mend", *map(str, arguments)], cwd=folder, env=environment, capture_output=True,
+        ["bash", "-c", script, "fix", *map(str, arguments)], cwd=folder, env=environment, capture_output=True,
         text=True, timeout=SECONDS,
     )
     return _read(done.returncode, done.stdout)
@@ -71,13 +71,13 @@ def _read(code: int, said: str) -> Examined:
     verdicts = [Verdict(**one) for one in json.loads(said.splitlines()[-1])]
     for one in verdicts:
         assert one.state in {"ok", "warning", "wrong", "skipped"} and one.what and "\n" not in one.what, one
-        assert one.mend is None or one.state in {"warning", "wrong"}
-        if one.mend is not None:  # a shell can read it
-            parsed = subprocess.run(["bash", "-n", "-c", one.mend], capture_output=True, text=True)
+        assert one.fix is None or one.state in {"warning", "wrong"}
+        if one.fix is not None:  # a shell can read it
+            parsed = subprocess.run(["bash", "-n", "-c", one.fix], capture_output=True, text=True)
             assert parsed.returncode == 0, f"{one}: {parsed.stderr}"
     examined = Examined(code, {one.name: one for one in verdicts})
     assert examined.code == (1 if examined.wrong else 0)
-    assert all(examined[name].mend for name in examined.wrong)
+    assert all(examined[name].fix for name in examined.wrong)
     return examined
 
 

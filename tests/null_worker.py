@@ -27,18 +27,18 @@ from null_runner import NullRunner, Timing
 from sailq.shared.errors import SailqError
 from sailq.shared.settings import load_settings
 from sailq.worker.engine import Engine
-from sailq.worker.engine.chat_tokenizer import Prompter
+from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.engine import VISION_CACHE_BYTES
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import fingerprint
 from sailq.worker.process import serve as serving
-from sailq.worker.queue.job_runner import Executor
+from sailq.worker.queue.job_runner import JobRunner
 from sailq.worker.queue.job_store import JobStore
 
 STEPS: dict[str, tuple[type[Any], str, bool]] = {
     "claimed": (JobStore, "claim", True),
-    "begun": (Executor, "run", False),
+    "begun": (JobRunner, "run", False),
     "answered": (JobStore, "finish", False),
     "finished": (JobStore, "finish", True),
 }
@@ -63,10 +63,10 @@ class RecordingScheduler(Scheduler):
 
 
 @cache
-def loaded(model: Path) -> tuple[ModelSpec, Prompter]:
+def loaded(model: Path) -> tuple[ModelSpec, ChatTokenizer]:
     """What takes longest to load; a process that forks workers does it once."""
     spec = ModelSpec.load(model)
-    return spec, Prompter(spec)
+    return spec, ChatTokenizer(spec)
 
 
 def die_at(step: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from sailq.producer.managed_process import Companion, sailq_command
+from sailq.producer.managed_process import ManagedProcess, sailq_command
 
 
 def free_port() -> int:
@@ -64,7 +64,7 @@ def exporter(url: str, log: Path) -> Iterator[Callable[[], Scrape]]:
     """A running `sailq exporter`, as a function that scrapes it."""
     port = free_port()
     command = sailq_command("exporter", "--redis-url", url, "--address", "127.0.0.1", "--port", str(port))
-    process = Companion("exporter", command, log)
+    process = ManagedProcess("exporter", command, log)
     try:
         process.wait_until(lambda: "is shown" in log.read_text(), 60)
         yield lambda: scrape(port)

@@ -1,12 +1,12 @@
 # What must hold on a box before anything is installed: setup.sh reads this file, whose variables and words it uses.
-# Each check says one line, ok or what is wrong with its mend, and none stops the others.
+# Each check says one line, ok or what is wrong with its fix, and none stops the others.
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154  # setup.sh sets some of these variables and reads others
 
 LIBSOPHON=0.5.1
 ENVIRONMENT_MB=2000  # sailq's environment with SAIL, and room to build it: our estimate
 
-bad() { echo "wrong $1"; printf '      mend: %s\n' "${@:2}"; wrong=$((wrong + 1)); }
+bad() { echo "wrong $1"; printf '      fix: %s\n' "${@:2}"; wrong=$((wrong + 1)); }
 
 check_libsophon() {
     local version

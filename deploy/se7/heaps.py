@@ -4,7 +4,7 @@
     deploy/se7/heaps.py /data/models/qwen2-vl-7b/qwen2-vl-7b.bmodel
     deploy/se7/heaps.py --need 9000
 
-Exit code: 0, the model fits; 1, it does not; 2, the command line wants mending or the layout cannot be read.
+Exit code: 0, the model fits; 1, it does not; 2, usage error or the layout cannot be read.
 It changes nothing. The box's own Python 3.8 runs it, without packages; as root it reads what memory_edit.sh -p
 prints, as anyone else the device tree that the kernel was started with.
 """
@@ -82,7 +82,7 @@ def main() -> int:
     if args.need is not None and args.need <= 0:
         parser.error("--need is a number of MB above 0")
     try:
-        sizes, where = heaps.read_layout(args.root)
+        sizes, where = heaps.read_heaps(args.root)
         need = need_of(args.bmodel) if args.need is None else args.need
         box = heaps.box_mb(args.root)
     except (heaps.Unreadable, OSError) as error:

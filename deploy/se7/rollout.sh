@@ -14,7 +14,7 @@
 # meanwhile the others answer. It stops at the first that fails, and boxes.txt.left has that one and those after it;
 # what the failed box served before is still there: --model of the old name.
 #
-# Exit code: 0; 1, a box failed; 2, the command line wants mending.
+# Exit code: 0; 1, a box failed; 2, usage error.
 set -euo pipefail
 
 tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

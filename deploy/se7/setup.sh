@@ -19,7 +19,7 @@
 # DIR/sailq-env, DIR/models, the user sailq, /etc/sailq/worker.env (mode 600) and sailq-worker@N.service, enabled and
 # started. A worker is restarted, after its running jobs, only where something of it has changed.
 #
-# Exit code: 0; 1, a check or step failed and was named with its mend; 2, the command line wants mending.
+# Exit code: 0; 1, a check or step failed and was named with its fix; 2, usage error.
 set -euo pipefail
 umask 022
 PATH=$PATH:/usr/sbin:/sbin
@@ -222,7 +222,7 @@ run_doctor() {
                 [[ $line != SAILQ_*=* ]] || export "${line?}"
             done < <(cat "$root/etc/sailq/worker.env" "$root/etc/sailq/worker-$chip.env" 2>/dev/null)
             setpriv --reuid=sailq --regid=sailq --clear-groups "$environment/bin/sailq" doctor --device "tpu:$chip"
-        ) || stop "sailq doctor has found what would stop the worker (see above)" "mend it, and run this again"
+        ) || stop "sailq doctor has found what would stop the worker (see above)" "fix it, and run this again"
     done
 }
 

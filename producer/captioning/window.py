@@ -14,7 +14,7 @@ from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import GenerationOptions
 from sailq.shared.media.messages import Encode, Prepared, prepare
 
-from ..client import Client, Handle
+from ..client import Client, JobHandle
 from ..waiting import Waiter
 from .inputs import Clip
 from .readers import READERS, Readers
@@ -56,7 +56,7 @@ def run_batch(
     Raises ServerUnavailable.
     """
 
-    def submit(clip: Clip) -> tuple[Handle, Row]:
+    def submit(clip: Clip) -> tuple[JobHandle, Row]:
         with server_errors(client.connection):
             card = client.card(model)
         read = readers.prepare if readers else prepare
@@ -74,7 +74,7 @@ def run_batch(
 
     closing = threading.Event()
     waiter = Waiter(client.connection, client.inbox)
-    reading: dict[Future[tuple[Handle, Row]], Clip] = {}
+    reading: dict[Future[tuple[JobHandle, Row]], Clip] = {}
     running: dict[str, tuple[Clip, Row]] = {}
     left = iter(clips)
     quiet_since = time.monotonic()

@@ -29,7 +29,7 @@ NETS = (
 )
 
 
-class Published(NamedTuple):
+class PublishedSpeed(NamedTuple):
     """A row of sophon-demo's table (github.com/sophgo/sophon-demo, sample/Qwen2-VL), an SE7-32 with 7B INT4."""
 
     context: int
@@ -37,7 +37,7 @@ class Published(NamedTuple):
     tokens_per_second: float
 
 
-PUBLISHED = (Published(512, 3.55, 9.67), Published(1536, 6.08, 9.19))
+PUBLISHED = (PublishedSpeed(512, 3.55, 9.67), PublishedSpeed(1536, 6.08, 9.19))
 
 
 class Row(NamedTuple):

@@ -29,9 +29,9 @@ from sailq.shared.jobs import GenerationOptions, IdFactory, Job, ModelCard, Resu
 from sailq.shared.rqjob import Serializer, at
 from sailq.shared.scripts import text
 from sailq.shared.settings import Settings
-from sailq.worker.process.registration import Announcement
+from sailq.worker.process.registration import Registration
 from sailq.worker.process.serve import LOOK_AHEAD
-from sailq.worker.process.systemd_notifier import Supervisor
+from sailq.worker.process.systemd_notifier import SystemdNotifier
 from sailq.worker.queue.consumer import _BELL_SECONDS, _RECORD_BEATS, BEAT_SECONDS, RECORD_SECONDS
 from sailq.worker.queue.job_store import Claim, JobStore, new_execution
 
@@ -191,7 +191,7 @@ class Box:
         )
         scheduler: Any = SimpleNamespace(running=0, counts=SimpleNamespace(generation_tokens=0))
         worker = SimpleWorker([self._queue], name=self._name, connection=server, serializer=Serializer)
-        announcement = Announcement(server, engine, scheduler, Supervisor(), self._name, (MODEL,))
+        announcement = Registration(server, engine, scheduler, SystemdNotifier(), self._name, (MODEL,))
         with server.pipeline(transaction=False) as pipeline:
             worker.heartbeat(RECORD_SECONDS, pipeline)
             worker.set_state("busy", pipeline)

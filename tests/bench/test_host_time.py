@@ -24,7 +24,7 @@ from turns import RUNS, spread
 
 from sailq.producer.client import Client
 from sailq.producer.fleet import Fleet
-from sailq.producer.managed_process import Companion
+from sailq.producer.managed_process import ManagedProcess
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.shared.media.messages import Prepared
@@ -147,9 +147,9 @@ def _steps(
 
 
 @contextmanager
-def _null_worker(url: str, client: Client, folder: Path, *arguments: str) -> Iterator[Companion]:
+def _null_worker(url: str, client: Client, folder: Path, *arguments: str) -> Iterator[ManagedProcess]:
     command = [sys.executable, str(NULL_WORKER), "--redis-url", url, "--slots", str(SLOTS), *arguments]
-    worker = Companion("null worker", command, folder / "worker.log")
+    worker = ManagedProcess("null worker", command, folder / "worker.log")
     try:
         worker.wait_until(Fleet(client.connection).workers, START_SECONDS)
         yield worker

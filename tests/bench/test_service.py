@@ -12,7 +12,7 @@ from conftest import Bars, Table
 from turns import RUNS, TURN_SECONDS, Way, runs, spread
 
 from sailq.producer.client import Client
-from sailq.producer.managed_process import Companion
+from sailq.producer.managed_process import ManagedProcess
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart
 from sailq.shared.media.messages import Prepared
@@ -27,7 +27,7 @@ BARE, QUEUED = "bare engine", "through Redis and RQ"
 @pytest.mark.bench
 @pytest.mark.timeout(1800)
 def test_service(
-    model: Path, start_worker: Callable[..., Companion], redis_url: str, table: Table, bars: Bars
+    model: Path, start_worker: Callable[..., ManagedProcess], redis_url: str, table: Table, bars: Bars
 ) -> None:
     """Nothing is cached. The service is the worker and a producer; their server does nothing while these two are
     stopped."""

@@ -10,7 +10,7 @@ import pytest
 from conftest import Table
 
 from sailq.producer.client import Client
-from sailq.producer.managed_process import Companion
+from sailq.producer.managed_process import ManagedProcess
 from sailq.shared.settings import model_name
 from sailq.worker.doctor.memory import needed
 from sailq.worker.engine.engine import VISION_CACHE_BYTES
@@ -21,7 +21,7 @@ MB = 10**6
 
 
 def test_a_workers_memory(
-    model: Path, start_worker: Callable[..., Companion], redis_url: str, table: Table
+    model: Path, start_worker: Callable[..., ManagedProcess], redis_url: str, table: Table
 ) -> None:
     """Its peak, with 8 slots that have each answered 300 tokens of prompt with 100. Without a vision cache, which fills
     too slowly to be measured. PyTorch is installed here; a worker that imported it would take 240 MB more."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from turns import RUNS, spread
 
-from sailq.producer.managed_process import Companion
+from sailq.producer.managed_process import ManagedProcess
 
 MOST_SECONDS = 1.5
 """Of CPU time from the process's start to its announcement, sailq-tiny's loading included: on an idle machine the wall
@@ -20,7 +20,7 @@ time, on a busy one still the same."""
 
 @pytest.mark.bench
 @pytest.mark.timeout(1800)
-def test_a_worker_starts_quickly(start_worker: Callable[..., Companion]) -> None:
+def test_a_worker_starts_quickly(start_worker: Callable[..., ManagedProcess]) -> None:
     walls, busy = [], []
     for _ in range(RUNS):
         began = time.monotonic()

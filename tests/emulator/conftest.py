@@ -12,7 +12,7 @@ from asking import prepared
 from tiny import GREEDY
 
 from sailq.producer.samples import TASKS, write_samples
-from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine import Engine, PreparedPrompt
 from sailq.worker.model_files.model_paths import resolve
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ def cpu() -> Engine:
 
 
 @pytest.fixture(scope="session")
-def samples(cpu: Engine, tmp_path_factory: pytest.TempPathFactory) -> list[Prepared]:
+def samples(cpu: Engine, tmp_path_factory: pytest.TempPathFactory) -> list[PreparedPrompt]:
     """40 held-out samples as an engine takes them, one of each task after the other."""
     folder = tmp_path_factory.mktemp("samples")
     rows = list(write_samples(SEED, 40, folder))

@@ -11,7 +11,7 @@ import pytest
 from conftest import Compile
 from tiny import BATCHED, BEGINNING, GREEDY, LLM_CONVERT, RIGHT_SIZED, answer, load
 
-from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine import Engine, PreparedPrompt
 from sailq.worker.engine.sampling import NotFinite
 from sailq.worker.runners import emulator
 from sailq.worker.runners.chip import Chip
@@ -25,7 +25,7 @@ NAN = np.float16(np.nan).tobytes()
     pytest.param(BATCHED, "zeros", id="batch 4, zeros in memory"),
 ])
 def test_without_the_flushes_the_tokens_are_wrong(
-    options: tuple[str, ...], left: str, cpu: Engine, samples: list[Prepared], compiled: Compile,
+    options: tuple[str, ...], left: str, cpu: Engine, samples: list[PreparedPrompt], compiled: Compile,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With NaNs, because the chip reads what was there before the caches were zeroed; with zeros, because the zeros are
@@ -47,7 +47,7 @@ def test_without_the_flushes_the_tokens_are_wrong(
     assert said(load(compiled(*options)), video) != right
 
 
-def said(engine: Engine, prepared: Prepared) -> list[int] | None:
+def said(engine: Engine, prepared: PreparedPrompt) -> list[int] | None:
     """Its first tokens; None where a number was none."""
     try:
         return answer(engine, prepared, options=BEGINNING)
@@ -57,7 +57,7 @@ def said(engine: Engine, prepared: Prepared) -> list[int] | None:
 
 @pytest.mark.parametrize("options", [BATCHED, LLM_CONVERT], ids=["greedy_head", "lm_head chooses"])
 def test_a_number_that_is_none_ends_its_answer_and_leaves_its_slot_as_good_as_new(
-    options: tuple[str, ...], cpu: Engine, samples: list[Prepared], compiled: Compile
+    options: tuple[str, ...], cpu: Engine, samples: list[PreparedPrompt], compiled: Compile
 ) -> None:
     """Also where the chip makes a token of it without a sign."""
     engine, text = load(compiled(*options)), samples[4]
@@ -74,7 +74,7 @@ def test_a_number_that_is_none_ends_its_answer_and_leaves_its_slot_as_good_as_ne
 
 
 def test_a_broken_row_of_lm_heads_weights_is_seen(
-    samples: list[Prepared], compiled: Compile, monkeypatch: pytest.MonkeyPatch
+    samples: list[PreparedPrompt], compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One score of a row that is NaN, which greedy_head passes over."""
     engine, run = load(compiled(*BATCHED)), Chip.run

@@ -18,7 +18,7 @@ from tiny import RIGHT_SIZED, answer, identical, load
 from transformers import AutoTokenizer
 
 from sailq.producer.samples import sample
-from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine import Engine, PreparedPrompt
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners import emulator
 from sailq.worker.runners.logits import Logits
@@ -40,7 +40,7 @@ class Said(NamedTuple):
     logits: list[np.ndarray]  # float32 [tokens, vocabulary] of each answer
 
 
-def ask(engine: Engine, prompts: Sequence[Prepared], monkeypatch: pytest.MonkeyPatch) -> Said:
+def ask(engine: Engine, prompts: Sequence[PreparedPrompt], monkeypatch: pytest.MonkeyPatch) -> Said:
     said, rows, runner = Said([], []), [], engine.runner
 
     def keeping(call: Callable[..., Logits]) -> Callable[..., Logits]:
@@ -66,7 +66,8 @@ def apart(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
 
 
 def test_int4_answers_as_its_rounded_weights_do_on_a_cpu_and_as_well_as_fp16(
-    golden: Engine, cpu: Engine, samples: list[Prepared], compiled: Compile, full: bool, monkeypatch: pytest.MonkeyPatch
+    golden: Engine, cpu: Engine, samples: list[PreparedPrompt], compiled: Compile, full: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chosen = samples[: 20 if full else 4]
     device = load(compiled(*RIGHT_SIZED, "--quantize", "w4f16"))

@@ -13,7 +13,7 @@ from tiny import BATCHED, GREEDY, LLM_CONVERT, RIGHT_SIZED, load
 
 from sailq.shared.errors import Unsupported
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
-from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine import Engine, PreparedPrompt
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners import emulator
@@ -50,7 +50,7 @@ class Meter:
 
 
 def test_a_step_runs_each_net_once_and_copies_no_cache(
-    samples: list[Prepared], compiled: Compile, monkeypatch: pytest.MonkeyPatch
+    samples: list[PreparedPrompt], compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, runner = _loaded(compiled(*BATCHED))
     generations = [engine.start(one, GREEDY, slot) for slot, one in enumerate(samples[:3])]
@@ -95,7 +95,7 @@ def in_memory(tensor: Any) -> np.ndarray:
 
 
 def test_prefill_and_vision_run_at_the_smallest_size(
-    samples: list[Prepared], compiled: Compile, monkeypatch: pytest.MonkeyPatch
+    samples: list[PreparedPrompt], compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load(compiled(*RIGHT_SIZED))
     meter = Meter(monkeypatch)

@@ -6,7 +6,7 @@ import pytest
 from conftest import Compile
 from tiny import BASE, BATCHED, BEGINNING, GREEDY, LLM_CONVERT, RIGHT_SIZED, answer, identical, load
 
-from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine import Engine, PreparedPrompt
 
 LAYOUTS = {
     "sophon-demo": BASE,
@@ -21,7 +21,7 @@ LAYOUTS = {
 
 
 def test_99_percent_of_the_tokens_are_the_cpu_engines(
-    cpu: Engine, samples: list[Prepared], compiled: Compile, full: bool
+    cpu: Engine, samples: list[PreparedPrompt], compiled: Compile, full: bool
 ) -> None:
     chosen = samples if full else samples[:8]
     engine = load(compiled(*RIGHT_SIZED))
@@ -32,7 +32,7 @@ def test_99_percent_of_the_tokens_are_the_cpu_engines(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_cpu_engines_tokens(
-    layout: str, cpu: Engine, samples: list[Prepared], compiled: Compile, full: bool
+    layout: str, cpu: Engine, samples: list[PreparedPrompt], compiled: Compile, full: bool
 ) -> None:
     engine = load(compiled(*LAYOUTS[layout]))
     video, _, images, follow_up, text = samples[:5]
@@ -43,7 +43,7 @@ def test_every_layout_gives_the_cpu_engines_tokens(
 
 
 def test_an_lm_head_of_fewer_bits_gives_the_cpu_engines_tokens(
-    cpu: Engine, samples: list[Prepared], compiled: Compile, full: bool
+    cpu: Engine, samples: list[PreparedPrompt], compiled: Compile, full: bool
 ) -> None:
     for quantize in ("w8f16", "w4f16") if full else ("w8f16",):
         engine = load(compiled(*BASE, "--lm_head_quantize", quantize))
@@ -52,7 +52,7 @@ def test_an_lm_head_of_fewer_bits_gives_the_cpu_engines_tokens(
 
 
 def test_slots_at_different_positions_answer_as_alone(
-    cpu: Engine, samples: list[Prepared], compiled: Compile
+    cpu: Engine, samples: list[PreparedPrompt], compiled: Compile
 ) -> None:
     engine = load(compiled(*BATCHED))
     prompts = samples[:4]

@@ -8,14 +8,14 @@ from conftest import Compile
 from tiny import RIGHT_SIZED
 
 from sailq.producer.client import Client
-from sailq.producer.managed_process import Companion
+from sailq.producer.managed_process import ManagedProcess
 from sailq.shared.jobs import GenerationOptions
 
 SECONDS = 300
 
 
 def test_a_job_is_answered_through_the_queue(
-    client: Client, start_worker: Callable[..., Companion], compiled: Compile
+    client: Client, start_worker: Callable[..., ManagedProcess], compiled: Compile
 ) -> None:
     # Before it takes jobs it has answered its self-test, twice.
     start_worker("--device", "emulator", "--bmodel", compiled(*RIGHT_SIZED), seconds=SECONDS)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sailq.shared.jobs import GenerationOptions
-from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine import Engine, PreparedPrompt
 from sailq.worker.model_files.model_paths import resolve
 
 GREEDY = GenerationOptions(max_new_tokens=64)
@@ -24,7 +24,7 @@ def load(bmodel: Path) -> Engine:
     return Engine.load(resolve("sailq-tiny"), "emulator", bmodel=bmodel)
 
 
-def answer(engine: Engine, prepared: Prepared, slot: int = 0, options: GenerationOptions = GREEDY) -> list[int]:
+def answer(engine: Engine, prepared: PreparedPrompt, slot: int = 0, options: GenerationOptions = GREEDY) -> list[int]:
     """The tokens that an engine gives, greedily; raises NotFinite."""
     generation = engine.start(prepared, options, slot)
     while generation.finish_reason is None and generation.error is None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sailq.producer.client import Client
-from sailq.producer.managed_process import Companion
+from sailq.producer.managed_process import ManagedProcess
 from sailq.producer.samples import write_samples
 
 QUESTIONS = ("What do you see?", "Describe the video.", "请描述视频中的内容", "How many shapes are there?")
@@ -30,7 +30,7 @@ def asked(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def test_answers_together_are_those_of_one_at_a_time(
-    asked: list[dict[str, Any]], client: Client, start_worker: Callable[..., Companion]
+    asked: list[dict[str, Any]], client: Client, start_worker: Callable[..., ManagedProcess]
 ) -> None:
     alone = start_worker("--slots", "1", "--vision-cache", "0")
     one_at_a_time = [_end(client, client.submit(**job).job) for job in asked]

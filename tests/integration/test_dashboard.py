@@ -22,7 +22,7 @@ from scraping import exporter, free_port, scrape
 from sailq.producer.fleet import Fleet
 from sailq.shared.connection import connect
 from sailq.worker.engine import Engine
-from sailq.worker.engine.chat_tokenizer import Prompter
+from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve
@@ -52,7 +52,7 @@ class Chip(NullRunner):
 
 def of_a_chip() -> list[Metric]:
     spec, registry = ModelSpec.load(resolve("sailq-tiny")), CollectorRegistry()
-    engine = Engine(spec, Chip(spec, 1), Prompter(spec))
+    engine = Engine(spec, Chip(spec, 1), ChatTokenizer(spec))
     Metrics(registry, engine).watch(Scheduler(engine), "worker")
     return list(registry.collect())
 

@@ -1,4 +1,4 @@
-"""`sailq doctor` and the server: each mistake is made, must be named, and its mend is run where a machine has it."""
+"""`sailq doctor` and the server: each mistake is made, must be named, and its fix is run where a machine has it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from acl_server import Server
 from commands import command_without, invoke, refused, start
-from examined import Examined, doctor, mended, redis_cli
+from examined import Examined, doctor, fixed, redis_cli
 from off_clock import OffClock
 from own_server import OwnServer
 
@@ -43,10 +43,10 @@ def acl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def only(examined: Examined, name: str, *facts: str) -> str | None:
-    """The mend of the one check that finds something wrong, and names `facts` in what it says of it."""
+    """The fix of the one check that finds something wrong, and names `facts` in what it says of it."""
     assert examined.wrong == {name}, examined
     assert examined.code == 1 and all(fact in examined[name].what for fact in facts), examined[name]
-    return examined[name].mend
+    return examined[name].fix
 
 
 # All is well
@@ -66,7 +66,7 @@ def test_a_server_that_forgets_is_a_warning(redis_url: str) -> None:
     examined = doctor("--metrics-port", 0, url=redis_url)
     assert examined.code == 0 and examined["persistence"].state == "warning"
     path = redis_url.removeprefix("unix://").split("?")[0]
-    assert examined["persistence"].mend == f"sailq server --unix {path} --data ~/.sailq"
+    assert examined["persistence"].fix == f"sailq server --unix {path} --data ~/.sailq"
 
 
 def test_a_producers_machine_is_asked_for_no_more_than_it_needs(own: OwnServer) -> None:
@@ -85,7 +85,7 @@ def test_the_light_client_alone(own: OwnServer) -> None:
         assert done.stderr == ""
         found[done.returncode] = {one["name"]: one for one in json.loads(done.stdout)}
     assert found[0]["packages"]["state"] == "skipped" and "producer" in found[0]["rights"]["what"]
-    assert found[1]["packages"]["mend"] == "pip install 'sailq[cpu]'"
+    assert found[1]["packages"]["fix"] == "pip install 'sailq[cpu]'"
 
 
 # The server cannot be used
@@ -96,7 +96,7 @@ def test_no_server_and_the_one_that_its_mend_starts(folder: Path) -> None:
     examined = doctor("--for", "producer", url=url)
     assert only(examined, "server", f"{folder}/server.sock") == f"sailq server --unix {folder}/server.sock"
     assert {examined[name].state for name in ON_THE_SERVER} == {"skipped"}
-    server = start(*str(examined["server"].mend).split()[1:])
+    server = start(*str(examined["server"].fix).split()[1:])
     try:
         assert server.stdout and server.stdout.readline().startswith("export SAILQ_REDIS_URL=")
         assert doctor("--for", "producer", url=url).code == 0
@@ -108,13 +108,13 @@ def test_no_server_and_the_one_that_its_mend_starts(folder: Path) -> None:
 def test_no_server_at_a_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    mend = only(doctor(url=f"redis://127.0.0.1:{port}/0"), "server", f"127.0.0.1:{port}")
-    assert mend == f"sailq server --port {port}"
+    fix = only(doctor(url=f"redis://127.0.0.1:{port}/0"), "server", f"127.0.0.1:{port}")
+    assert fix == f"sailq server --port {port}"
 
 
 def test_a_name_that_nobody_knows() -> None:
-    mend = only(doctor(url="redis://queue.invalid:6379/0"), "server", "'queue.invalid'", "/etc/hosts")
-    assert mend and "queue.invalid" in mend and "/etc/hosts" in mend
+    fix = only(doctor(url="redis://queue.invalid:6379/0"), "server", "'queue.invalid'", "/etc/hosts")
+    assert fix and "queue.invalid" in fix and "/etc/hosts" in fix
 
 
 def test_a_url_that_is_none() -> None:
@@ -126,17 +126,17 @@ def test_a_url_that_is_none() -> None:
 @pytest.mark.parametrize("login", ["worker:wrong@", ""])
 def test_a_wrong_password_or_none(acl: Server, login: str) -> None:
     url = f"redis://{login}127.0.0.1:{acl.port}/0"
-    mend = only(doctor(url=url), "server", "make_users.sh")
-    assert mend == 'export "$(cat worker.env)"'
-    assert mended(mend, folder=acl.secrets, url=url).code == 0
+    fix = only(doctor(url=url), "server", "make_users.sh")
+    assert fix == 'export "$(cat worker.env)"'
+    assert fixed(fix, folder=acl.secrets, url=url).code == 0
 
 
 @pytest.mark.parametrize(("user", "role", "other"), [("producer", "worker", "EXPIRE"), ("reader", "producer", "TIME")])
 def test_a_user_who_may_too_little(acl: Server, user: str, role: str, other: str) -> None:
     examined = doctor("--for", role, url=acl.url(user))
-    mend = only(examined, "rights", f"'{user}'", role)
+    fix = only(examined, "rights", f"'{user}'", role)
     assert not any(password in str(examined) for password in acl.passwords(user))
-    assert mended(mend, "--for", role, folder=acl.secrets, url=acl.url(user)).code == 0
+    assert fixed(fix, "--for", role, folder=acl.secrets, url=acl.url(user)).code == 0
 
 
 @pytest.mark.parametrize("user", ["producer", "worker"])
@@ -173,18 +173,18 @@ def _words(line: str) -> list[str]:
 def test_a_full_server(own: OwnServer, tmp_path: Path) -> None:
     with connect(own.url) as connection:
         connection.config_set("maxmemory", 1)
-    mend = only(doctor(url=own.url), "server")
-    assert mend and "CONFIG SET maxmemory " in mend
+    fix = only(doctor(url=own.url), "server")
+    assert fix and "CONFIG SET maxmemory " in fix
     tools = [redis_cli(tmp_path / "bin", own.url)]
-    assert mended(mend, folder=tmp_path, url=own.url, tools=tools).code == 0
+    assert fixed(fix, folder=tmp_path, url=own.url, tools=tools).code == 0
 
 
 def test_a_server_that_forgets_jobs_when_it_is_full(own: OwnServer, tmp_path: Path) -> None:
     with connect(own.url) as connection:
         connection.config_set("maxmemory", "100mb")
         connection.config_set("maxmemory-policy", "allkeys-lru")
-    mend = only(doctor(url=own.url), "server memory", "allkeys-lru", "104.9 MB")
-    examined = mended(mend, folder=tmp_path, url=own.url, tools=[redis_cli(tmp_path / "bin", own.url)])
+    fix = only(doctor(url=own.url), "server memory", "allkeys-lru", "104.9 MB")
+    examined = fixed(fix, folder=tmp_path, url=own.url, tools=[redis_cli(tmp_path / "bin", own.url)])
     assert examined.code == 0 and "noeviction" in examined["server memory"].what
 
 
@@ -193,8 +193,8 @@ def test_a_replica_names_its_primary(tmp_path: Path) -> None:
         with connect(other.url) as connection:
             connection.replicaof("127.0.0.1", primary.url.split(":")[2].split("/")[0])
         examined = doctor(url=other.url)
-        mend = only(examined, "server")
-        assert mended(mend, folder=tmp_path, url=other.url).code == 0
+        fix = only(examined, "server")
+        assert fixed(fix, folder=tmp_path, url=other.url).code == 0
 
 
 def test_a_server_that_loads(folder: Path) -> None:
@@ -282,21 +282,21 @@ def tls_port(secrets: Path) -> Iterator[int]:
 def test_tls_that_is_not_spoken(acl: Server) -> None:
     url = acl.url("worker").replace("redis://", "rediss://")
     examined = doctor(url=url)
-    mend = only(examined, "server", "TLS", "not with rediss")
-    assert mend and "^rediss," in mend
+    fix = only(examined, "server", "TLS", "not with rediss")
+    assert fix and "^rediss," in fix
     assert not any(password in str(examined) for password in acl.passwords("worker"))
-    assert mended(mend, folder=acl.secrets, url=url).code == 0
+    assert fixed(fix, folder=acl.secrets, url=url).code == 0
 
 
 def test_tls_that_is_not_asked_for_and_an_authority_that_is_not_named(secrets: Path, tmp_path: Path) -> None:
     with tls_port(secrets) as port:
         url = f"redis://localhost:{port}/0"
-        mend = only(doctor(url=url), "server", "TLS", "begins with rediss")
-        mend = only(mended(mend, folder=tmp_path, url=url), "server", "certificate")  # OpenSSL's own word
-        assert mend and "sed 's,$,?ssl_ca_certs=/etc/sailq/ca.crt,'" in mend
+        fix = only(doctor(url=url), "server", "TLS", "begins with rediss")
+        fix = only(fixed(fix, folder=tmp_path, url=url), "server", "certificate")  # OpenSSL's own word
+        assert fix and "sed 's,$,?ssl_ca_certs=/etc/sailq/ca.crt,'" in fix
         # A handshake is all that this server can do: then it is found to be none.
-        mend = mended(mend.replace("/etc/sailq", str(secrets)), folder=tmp_path, url=url)["server"].mend
-        assert mend == "export SAILQ_REDIS_URL=redis://HOST:6379/0"
+        fix = fixed(fix.replace("/etc/sailq", str(secrets)), folder=tmp_path, url=url)["server"].fix
+        assert fix == "export SAILQ_REDIS_URL=redis://HOST:6379/0"
         url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={secrets}/ca.crt"
         assert only(doctor(url=url), "server", "IP address mismatch") == "deploy/redis/make_tls.sh 127.0.0.1"
 
@@ -307,8 +307,8 @@ def test_tls_that_is_not_asked_for_and_an_authority_that_is_not_named(secrets: P
 @pytest.mark.parametrize(("seconds", "words"), [(3 * 3600, "3 h "), (-30, "30.0 s ")])
 def test_a_clock_that_is_off(own: OwnServer, folder: Path, seconds: int, words: str) -> None:
     with OffClock(own.url.removeprefix("unix://").split("?")[0], folder / "off.sock", seconds) as off:
-        mend = only(doctor(url=off.url), "clock", words, "3 s ")
-        assert mend == "sudo timedatectl set-ntp true"
+        fix = only(doctor(url=off.url), "clock", words, "3 s ")
+        assert fix == "sudo timedatectl set-ntp true"
         off.seconds = 1
         clock = doctor(url=off.url)["clock"]
         assert clock.state == "ok" and "1.0 s" in clock.what

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from bmodel_files import qwen2_vl, write_bmodel
-from examined import AS_SHIPPED, MB, RECOMMENDED, Examined, box, doctor, mended
+from examined import AS_SHIPPED, MB, RECOMMENDED, Examined, box, doctor, fixed
 from own_server import OwnServer
 
 from sailq.worker.model_files.model_paths import resolve
@@ -43,10 +43,10 @@ def directory(tmp_path: Path) -> Path:
 
 
 def only(examined: Examined, name: str, *facts: str) -> str:
-    """The mend of the one check that finds something wrong, and names `facts` in what it says of it."""
+    """The fix of the one check that finds something wrong, and names `facts` in what it says of it."""
     assert examined.wrong == {name}, examined
     assert all(fact in examined[name].what for fact in facts), examined[name]
-    return str(examined[name].mend)
+    return str(examined[name].fix)
 
 
 def for_emulator(directory: Path, url: str) -> Examined:
@@ -56,15 +56,15 @@ def for_emulator(directory: Path, url: str) -> Examined:
 # The model
 
 
-@pytest.mark.parametrize(("model", "mend"), [
+@pytest.mark.parametrize(("model", "fix"), [
     ("/data/models/qwen2-vl-7b", "deploy/models/download.sh qwen2-vl-7b --out /data/models"),
     ("qwen2-vl-2b", "deploy/models/download.sh qwen2-vl-2b --out models"),
     ("/data/models/mine", "sailq model list /data/models"),
     ("sailq-tyni", "sailq model list"),
 ])
-def test_a_model_that_is_not_there(model: str, mend: str, url: str) -> None:
+def test_a_model_that_is_not_there(model: str, fix: str, url: str) -> None:
     examined = doctor("--model", model, "--metrics-port", 0, url=url)
-    assert only(examined, "model", f"'{model}'") == mend
+    assert only(examined, "model", f"'{model}'") == fix
     assert examined["memory"].state == examined["bmodel"].state == "skipped"
 
 
@@ -77,19 +77,19 @@ def test_a_model_that_lacks_files(
     directory: Path, url: str, missing: str, words: str, brings: str, tmp_path: Path
 ) -> None:
     (directory / missing).unlink()
-    mend = only(for_emulator(directory, url), "model", words)
-    assert mend == f"hf download Qwen/Qwen2-VL-2B-Instruct {brings} --local-dir {directory}"
+    fix = only(for_emulator(directory, url), "model", words)
+    assert fix == f"hf download Qwen/Qwen2-VL-2B-Instruct {brings} --local-dir {directory}"
     tool = tmp_path / "bin/hf"  # stands for the hub's own, which has nobody to ask here: it brings the files
     tool.parent.mkdir()
     tool.write_text(f'#!/bin/sh\nfor last; do :; done\ncd {resolve("sailq-tiny")} && cp *.json *.jinja "$last"\n')
     tool.chmod(0o755)
     arguments = ("--model", directory, "--device", "emulator", "--metrics-port", 0)
-    assert mended(mend, *arguments, folder=tmp_path, url=url, tools=[tool.parent]).code == 0
+    assert fixed(fix, *arguments, folder=tmp_path, url=url, tools=[tool.parent]).code == 0
 
 
 def test_a_model_without_the_nets_of_a_cpu(directory: Path, url: str) -> None:
-    mend = only(doctor("--model", directory, "--metrics-port", 0, url=url), "model", "onnx/embedding.onnx")
-    assert mend == (
+    fix = only(doctor("--model", directory, "--metrics-port", 0, url=url), "model", "onnx/embedding.onnx")
+    assert fix == (
         f"python deploy/models/export_onnx.py --dynamic --model_path {directory} --out {directory}/onnx"
     )
 
@@ -100,8 +100,8 @@ def test_a_model_without_the_nets_of_a_cpu(directory: Path, url: str) -> None:
 def test_another_chips_bmodel(directory: Path, url: str, tmp_path: Path) -> None:
     write_bmodel(directory / "tiny.bmodel", qwen2_vl(**TINY), chip="BM1688")
     examined = doctor("--model", directory, "--device", "emulator", "--metrics-port", 0, url=url)
-    mend = only(examined, "bmodel", "BM1688", "BM1684X")
-    aside, compile_it = mend.splitlines()
+    fix = only(examined, "bmodel", "BM1688", "BM1684X")
+    aside, compile_it = fix.splitlines()
     assert compile_it.startswith("deploy/models/compile.sh --model_path CHECKPOINT")
     write_bmodel(tmp_path / "right.bmodel", qwen2_vl(**TINY))  # as compile.sh would have left it
     subprocess.run(["bash", "-c", f"{aside}; mv {tmp_path}/right.bmodel {directory}"], check=True)
@@ -119,8 +119,8 @@ def test_a_published_bmodel_that_was_cut_short_is_fetched_again(directory: Path,
     file = directory / Path(PUBLISHED[0].bmodel).name
     file.write_bytes((directory / "tiny.bmodel").read_bytes()[:-1])
     (directory / "tiny.bmodel").unlink()
-    mend = only(for_emulator(directory, url), "bmodel", file.name)
-    assert mend == f"rm -f {file} && deploy/models/download.sh qwen2-vl-7b --out {directory.parent}"
+    fix = only(for_emulator(directory, url), "bmodel", file.name)
+    assert fix == f"rm -f {file} && deploy/models/download.sh qwen2-vl-7b --out {directory.parent}"
 
 
 @pytest.mark.parametrize(("nets", "words"), [
@@ -130,15 +130,15 @@ def test_a_published_bmodel_that_was_cut_short_is_fetched_again(directory: Path,
 ])
 def test_a_bmodel_that_is_not_the_models(directory: Path, url: str, nets: list, words: str) -> None:  # type: ignore[type-arg]
     file = write_bmodel(directory / "tiny.bmodel", nets)
-    mend = only(for_emulator(directory, url), "bmodel", words)
-    assert mend.splitlines()[0] == f"sailq model inspect {file} --nets"
+    fix = only(for_emulator(directory, url), "bmodel", words)
+    assert fix.splitlines()[0] == f"sailq model inspect {file} --nets"
 
 
 def test_no_bmodel_and_two(directory: Path, url: str) -> None:
     file = directory / "tiny.bmodel"
     shutil.copy(file, directory / "a.bmodel")
-    mend = only(for_emulator(directory, url), "bmodel", "a.bmodel", "tiny.bmodel")
-    assert mend.endswith(f"--bmodel {directory}/a.bmodel")
+    fix = only(for_emulator(directory, url), "bmodel", "a.bmodel", "tiny.bmodel")
+    assert fix.endswith(f"--bmodel {directory}/a.bmodel")
     for name in ("a", "tiny"):
         (directory / f"{name}.bmodel").unlink()
     assert "compile.sh" in only(for_emulator(directory, url), "bmodel", str(directory))
@@ -153,8 +153,8 @@ def test_too_little_memory(url: str, tmp_path: Path) -> None:
     shutil.copytree(resolve("sailq-tiny"), large)
     os.truncate(large / "onnx/weights.bin", 500 * 10**9)
     examined = doctor("--model", large, "--metrics-port", 0, url=url)
-    mend = only(examined, "memory", "1.1 TB")
-    assert mended(mend, "--metrics-port", 0, folder=tmp_path, url=url).code == 0
+    fix = only(examined, "memory", "1.1 TB")
+    assert fixed(fix, "--metrics-port", 0, folder=tmp_path, url=url).code == 0
 
 
 @pytest.mark.parametrize(("limit", "state"), [("300000000", "wrong"), ("max", "ok"), ("8000000000", "ok")])
@@ -173,8 +173,8 @@ def test_a_containers_memory_is_what_its_limit_leaves(limit: str, state: str, ur
 def test_a_port_that_is_taken(url: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        mend = only(doctor("--metrics-port", port, url=url), "metrics port", str(port))
-        start = mend.split()
+        fix = only(doctor("--metrics-port", port, url=url), "metrics port", str(port))
+        start = fix.split()
         assert start[:3] == ["sailq", "worker", "--metrics-port"]
         assert doctor(*start[2:], url=url).code == 0
     assert doctor("--metrics-port", port, url=url).code == 0
@@ -232,8 +232,8 @@ def test_a_box_that_is_well(seven_b: Path, sail: Path, url: str, tmp_path: Path)
 def test_heaps_as_shipped(seven_b: Path, sail: Path, url: str, tmp_path: Path) -> None:
     root = box(tmp_path / "box", AS_SHIPPED)
     examined = doctor("--model", seven_b, "--root", root, "--metrics-port", 0, url=url)
-    mend = only(examined, "heaps", "9070 MB", "442 MB", "npu 7615, vpu 2048, vpp 2048")
-    assert "./memory_edit.sh -c -npu 7615 -vpu 2048 -vpp 2048" in mend.splitlines()
+    fix = only(examined, "heaps", "9070 MB", "442 MB", "npu 7615, vpu 2048, vpp 2048")
+    assert "./memory_edit.sh -c -npu 7615 -vpu 2048 -vpp 2048" in fix.splitlines()
     shutil.rmtree(root)
     assert on_box(seven_b, box(root, RECOMMENDED), url).code == 0  # what memory_edit and the restart make of it
 
@@ -246,8 +246,8 @@ def test_no_heaps_hold_what_no_box_holds(seven_b: Path, sail: Path, url: str, tm
 
 def test_an_old_libsophon(directory: Path, sail: Path, url: str, tmp_path: Path) -> None:
     root = box(tmp_path / "box", RECOMMENDED, libsophon="0.4.9")
-    mend = only(on_box(directory, root, url), "libsophon", "0.4.9", "0.5.1")
-    assert "dfss" in mend
+    fix = only(on_box(directory, root, url), "libsophon", "0.4.9", "0.5.1")
+    assert "dfss" in fix
 
 
 def test_a_device_that_is_not_in_the_container(directory: Path, sail: Path, url: str, tmp_path: Path) -> None:
@@ -255,20 +255,20 @@ def test_a_device_that_is_not_in_the_container(directory: Path, sail: Path, url:
     (root / "dev/ion").unlink()
     assert "modprobe" in only(on_box(directory, root, url), "device files", "/dev/ion")
     (root / ".dockerenv").touch()
-    mend = only(on_box(directory, root, url), "device files", "/dev/ion")
-    assert mend == "docker run --device /dev/ion …"
+    fix = only(on_box(directory, root, url), "device files", "/dev/ion")
+    assert fix == "docker run --device /dev/ion …"
 
 
-@pytest.mark.parametrize(("module", "mend"), [
+@pytest.mark.parametrize(("module", "fix"), [
     ("raise ImportError('libbmrt.so.1.0: cannot open shared object file: No such file or directory')",
      "export LD_LIBRARY_PATH=/opt/sophon/libsophon-current/lib"),
     ("", "pip uninstall --yes sophon"),  # built without EngineLLM
     ("import os; os.abort()", "pip uninstall --yes sophon"),
 ])
-def test_sail_that_does_not_work(directory: Path, sail: Path, module: str, mend: str, url: str, tmp_path: Path) -> None:
+def test_sail_that_does_not_work(directory: Path, sail: Path, module: str, fix: str, url: str, tmp_path: Path) -> None:
     sail.write_text(module)
     root = box(tmp_path / "box", RECOMMENDED)
-    assert only(on_box(directory, root, url), "SAIL").startswith(mend)
+    assert only(on_box(directory, root, url), "SAIL").startswith(fix)
 
 
 def test_a_worker_that_nothing_starts(directory: Path, sail: Path, url: str, tmp_path: Path) -> None:
@@ -276,9 +276,9 @@ def test_a_worker_that_nothing_starts(directory: Path, sail: Path, url: str, tmp
     shutil.rmtree(root / "etc/systemd/system/multi-user.target.wants")
     examined = on_box(directory, root, url)
     assert examined.code == 0
-    assert examined["supervision"].mend == "sudo systemctl enable --now sailq-worker@0.service"
+    assert examined["supervision"].fix == "sudo systemctl enable --now sailq-worker@0.service"
     shutil.rmtree(root / "etc")
-    assert str(on_box(directory, root, url)["supervision"].mend).startswith("sudo deploy/se7/setup.sh ")
+    assert str(on_box(directory, root, url)["supervision"].fix).startswith("sudo deploy/se7/setup.sh ")
 
 
 def test_a_tpu_that_is_not_there(directory: Path, url: str, tmp_path: Path) -> None:
@@ -286,4 +286,4 @@ def test_a_tpu_that_is_not_there(directory: Path, url: str, tmp_path: Path) -> N
     examined = doctor("--model", directory, "--device", "tpu:1", "--root", root, "--metrics-port", 0, url=url)
     assert {"device files", "libsophon", "SAIL"} <= examined.wrong
     assert "/dev/bm-sophon1" in examined["device files"].what
-    assert examined["SAIL"].mend == "pip install dfss\npython -m dfss --install sail"
+    assert examined["SAIL"].fix == "pip install dfss\npython -m dfss --install sail"

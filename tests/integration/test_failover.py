@@ -72,14 +72,14 @@ def test_what_keeps_a_primary_from_being_found_is_told_without_secrets(empty: Se
 def test_doctor_says_why_no_primary_is_found(empty: Sentinels) -> None:
     url, own = empty.url("admin"), empty.password("sentinels")
     hosts = url.partition("@")[2].partition("/")[0]
-    for wrong, fact, mend in (
+    for wrong, fact, fix in (
         (url.replace(hosts, "127.0.0.1:1"), "No sentinel answers at 127.0.0.1:1", "ping"),
         (url.replace(f"/{NAME}/", "/nobody/"), f"watches {NAME}, and not nobody", f"/{NAME}/"),
         (url.replace(own, "wr0ng"), "refuses the login", ".env"),
     ):
         found = doctor("--metrics-port", 0, url=wrong)["server"]
-        assert found.state == "wrong" and fact in found.what and mend in (found.mend or ""), found
-        shown = found.what + (found.mend or "")
+        assert found.state == "wrong" and fact in found.what and fix in (found.fix or ""), found
+        shown = found.what + (found.fix or "")
         assert not any(secret in shown for secret in (own, empty.password("admin"), "wr0ng"))
 
 
@@ -154,7 +154,7 @@ def test_with_tls_and_debians_redis_they_go_on_too(tmp_path: Path, start_null: S
         url = sentinels.url("admin")
         assert url.startswith("rediss+sentinel://")
         found = doctor("--metrics-port", 0, url=re.sub("ssl_ca_certs=[^&]*&", "", url))["server"]
-        assert "certificate" in found.what and "ssl_ca_certs=" in (found.mend or ""), found
+        assert "certificate" in found.what and "ssl_ca_certs=" in (found.fix or ""), found
         go_on_after_a_failover(sentinels, start_null)
 
 

@@ -19,7 +19,7 @@ from rq.job import Callback
 from rq.queue import Queue
 
 from sailq.producer.client import Client
-from sailq.producer.managed_process import Companion
+from sailq.producer.managed_process import ManagedProcess
 from sailq.shared import keys
 from sailq.shared.errors import quoted
 from sailq.shared.frames import encode_frames
@@ -159,7 +159,7 @@ def push(connection: redis.Redis, name: str, fields: Mapping[str, bytes] | None 
 
 
 def test_hostile_jobs_are_refused_each_with_a_line_in_the_log_while_others_are_answered(
-    client: Client, connection: redis.Redis, worker: Companion, eventually: Callable[..., None], tmp_path: Path
+    client: Client, connection: redis.Redis, worker: ManagedProcess, eventually: Callable[..., None], tmp_path: Path
 ) -> None:
     trap = tmp_path / "trap"
     listener = socket.create_server(("127.0.0.1", 0))

@@ -15,7 +15,7 @@ import redis
 
 from sailq.producer.client import Client
 from sailq.producer.fleet import Fleet
-from sailq.producer.managed_process import Companion
+from sailq.producer.managed_process import ManagedProcess
 from sailq.shared import keys
 from sailq.shared.jobs import Message, TextPart
 from sailq.shared.media.messages import Prepared
@@ -23,7 +23,7 @@ from sailq.worker.process.watchdog import EXIT_CODE
 from sailq.worker.queue.job_store import LEASE_SECONDS
 
 NULL_WORKER = Path(__file__).parents[1] / "null_worker.py"
-Start = Callable[..., Companion]
+Start = Callable[..., ManagedProcess]
 Eventually = Callable[..., None]
 
 HI = Prepared((Message(role="user", content=(TextPart(text="Hi"),)),), {}, 0)
@@ -35,12 +35,12 @@ def start_null_worker(redis_url: str, tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
         count = 0
 
-        def start(*arguments: str, ready: bool = True) -> Companion:
+        def start(*arguments: str, ready: bool = True) -> ManagedProcess:
             nonlocal count
             count += 1
             log = tmp_path / f"worker-{count}.log"
             command = [sys.executable, str(NULL_WORKER), "--redis-url", redis_url, "--slots", "4", *arguments]
-            worker = Companion("worker", command, log)
+            worker = ManagedProcess("worker", command, log)
             stack.callback(worker.stop)
             if ready:
                 with Client(redis_url) as client:

@@ -16,7 +16,7 @@ from scraping import exporter, free_port, scrape
 
 from sailq.producer.client import Client
 from sailq.producer.fleet import Fleet
-from sailq.producer.managed_process import Companion
+from sailq.producer.managed_process import ManagedProcess
 from sailq.producer.samples import write_samples
 
 Eventually = Callable[..., None]
@@ -33,12 +33,12 @@ def metrics_port() -> int:
 
 
 @pytest.fixture
-def worker(start_worker: Callable[..., Companion], metrics_port: int) -> Companion:
+def worker(start_worker: Callable[..., ManagedProcess], metrics_port: int) -> ManagedProcess:
     return start_worker("--metrics-address", "127.0.0.1", "--metrics-port", str(metrics_port))
 
 
 def test_every_metric_of_a_worker(
-    worker: Companion, metrics_port: int, client: Client, tmp_path: Path, eventually: Eventually
+    worker: ManagedProcess, metrics_port: int, client: Client, tmp_path: Path, eventually: Eventually
 ) -> None:
     list(write_samples(7, 2, tmp_path))
     picture = next(tmp_path.rglob("*.png"))

@@ -20,7 +20,7 @@ from proxy import Proxy
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
 from sailq.producer.fleet import Fleet
-from sailq.producer.managed_process import Companion, sailq_command
+from sailq.producer.managed_process import ManagedProcess, sailq_command
 from sailq.shared import keys
 from sailq.shared.connection import ServerClock, connect
 from sailq.shared.errors import ServerUnavailable
@@ -30,7 +30,7 @@ from sailq.worker.engine import Engine
 from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.process.serve import LOOK_AHEAD
-from sailq.worker.queue.job_runner import Executor
+from sailq.worker.queue.job_runner import JobRunner
 from sailq.worker.queue.job_store import JobStore, new_execution
 from sailq.worker.queue.publisher import Publisher
 from sailq.worker.queue.refusals import Identity, Refusals
@@ -83,7 +83,7 @@ def test_an_outage_ends_no_worker_and_loses_no_job(folder: Path, eventually: Eve
     with ExitStack() as stack:
         with embedded_server(unix=socket_path, data=folder / "data") as server:
             url = server.url
-            worker = Companion("worker", sailq_command("worker", "--redis-url", url, "--slots", "1"), log)
+            worker = ManagedProcess("worker", sailq_command("worker", "--redis-url", url, "--slots", "1"), log)
             stack.callback(worker.stop)
             client = stack.enter_context(Client(url))
             fleet = Fleet(client.connection)
@@ -134,18 +134,18 @@ def test_a_link_cut_for_30_s_loses_nothing_and_both_sides_recover(
         asking.start()
         eventually(lambda: time.monotonic() - began >= CUT_SECONDS, 31)
         proxy.restore(forget=forget)
-        mended = time.monotonic()
+        fixed = time.monotonic()
         jobs.append(submit(producer, 100))
-        producer_back = time.monotonic() - mended
+        producer_back = time.monotonic() - fixed
         done = len(client.connection.keys(keys.result("*")))
         eventually(lambda: len(client.connection.keys(keys.result("*"))) > done)
-        worker_back = time.monotonic() - mended
+        worker_back = time.monotonic() - fixed
         asking.join(40)
         assert len(dict(client.as_completed(jobs, 40))) == len(jobs)
-        everything = time.monotonic() - mended
+        everything = time.monotonic() - fixed
     fate = "forgotten" if forget else "delayed"
     print(f"\nfigure: a link cut for {CUT_SECONDS:.0f} s, what was sent {fate}: calls fail after "
-          f"{failed_after[0]:.1f} s; once mended {producer_back:.1f} s to a submission, {worker_back:.1f} s "
+          f"{failed_after[0]:.1f} s; once fixed {producer_back:.1f} s to a submission, {worker_back:.1f} s "
           f"to the next result, {everything:.1f} s to all {len(jobs)}, 0 lost")
     assert failed_after[0] < 15 and producer_back < 5 and worker_back < 15
     for job in jobs:
@@ -156,20 +156,20 @@ def test_a_link_cut_for_30_s_loses_nothing_and_both_sides_recover(
 
 
 @pytest.fixture
-def executor(connection: redis.Redis) -> Iterator[Executor]:
+def executor(connection: redis.Redis) -> Iterator[JobRunner]:
     """A worker's inside, without its queue."""
     engine = Engine.load(resolve("sailq-tiny"), slots=2, threads=1)
     scheduler, publisher = Scheduler(engine), Publisher(connection, 60)
     scheduler.start()
     store = JobStore(connection, connection, TTLS, "w")
     refusals = Refusals(store, ServerClock(connection), Identity("w", "cpu", ("sailq-tiny",)))
-    yield Executor(connection, engine, scheduler, publisher, store, refusals)
+    yield JobRunner(connection, engine, scheduler, publisher, store, refusals)
     scheduler.close()
     publisher.close()
 
 
 def test_a_worker_given_a_job_that_it_still_runs_answers_it(
-    client: Client, connection: redis.Redis, executor: Executor, eventually: Eventually
+    client: Client, connection: redis.Redis, executor: JobRunner, eventually: Eventually
 ) -> None:
     """As after an outage or a suspended machine: its lease has ended, and nobody else takes the job."""
     job = client.submit_prepared(said("Tell me."), options=ANSWER_OF_960, stream=True).job

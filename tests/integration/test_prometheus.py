@@ -21,7 +21,7 @@ import yaml
 from scraping import free_port
 
 from sailq.producer.client import Client
-from sailq.producer.managed_process import Companion, sailq_command
+from sailq.producer.managed_process import ManagedProcess, sailq_command
 from sailq.producer.samples import write_samples
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -67,7 +67,7 @@ class Prometheus:
         self.port = free_port()
         command = [program("prometheus"), f"--config.file={folder}/prometheus.yml",
                    f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{self.port}"]
-        process = Companion("prometheus", command, folder / "prometheus.log")
+        process = ManagedProcess("prometheus", command, folder / "prometheus.log")
         stack.callback(process.stop)
         process.wait_until(self.ready, 30)
 
@@ -91,7 +91,7 @@ class Prometheus:
 
 @pytest.mark.timeout(180)
 def test_every_panel_shows_something_of_a_fleet_that_works(
-    redis_url: str, client: Client, start_worker: Callable[..., Companion], tmp_path: Path,
+    redis_url: str, client: Client, start_worker: Callable[..., ManagedProcess], tmp_path: Path,
     eventually: Callable[..., None],
 ) -> None:
     rows = list(write_samples(7, 3, tmp_path / "samples"))
@@ -101,7 +101,7 @@ def test_every_panel_shows_something_of_a_fleet_that_works(
     with ExitStack() as stack:
         stack.callback(client.connection.config_set, "maxmemory", 0)
         command = sailq_command("exporter", "--redis-url", redis_url, "--address", "127.0.0.1", "--port", str(ports[1]))
-        stack.callback(Companion("exporter", command, tmp_path / "exporter.log").stop)
+        stack.callback(ManagedProcess("exporter", command, tmp_path / "exporter.log").stop)
         prometheus = Prometheus(stack, tmp_path / "prometheus", *ports)
         until = time.monotonic() + RUN_SECONDS
         while time.monotonic() < until:  # work for as long as the rates look back, and a wrong request now and then

@@ -14,8 +14,8 @@ from asking import ANSWER_OF_960
 from farm import NullWorker
 from rq.job import Job as RQJob
 
-from sailq.producer.client import Client, Handle
-from sailq.producer.managed_process import Companion
+from sailq.producer.client import Client, JobHandle
+from sailq.producer.managed_process import ManagedProcess
 from sailq.shared import keys
 from sailq.shared.errors import NotFound
 from sailq.shared.frames import encode_frames
@@ -29,7 +29,7 @@ SHORT = GenerationOptions(max_new_tokens=2)
 TALK = "Tell me."
 CLOCK_SECONDS = 0.5
 """A worker learns the server's clock from one reply, and a busy machine may delay that."""
-Start = Callable[..., Companion]
+Start = Callable[..., ManagedProcess]
 Eventually = Callable[..., None]
 
 
@@ -352,7 +352,7 @@ def test_a_job_whose_workers_all_die_ends_as_an_error(
 
 
 def test_sigterm_lets_the_running_job_finish_and_takes_no_other(
-    client: Client, worker: Companion
+    client: Client, worker: ManagedProcess
 ) -> None:
     running = client.submit_prepared(said(TALK), options=ANSWER_OF_960, stream=True)
     next(client.stream(running.job, 60))
@@ -378,7 +378,7 @@ def test_a_worker_holds_four_connections_whatever_its_slots(
 
 def test_handles_are_plain_records(client: Client) -> None:
     handle = client.submit_prepared(said("hi"), conversation="mine")
-    assert handle == Handle(handle.job, "mine", 0) and client.result(handle.job) is None
+    assert handle == JobHandle(handle.job, "mine", 0) and client.result(handle.job) is None
     with pytest.raises(NotFound):
         client.result("nosuchjob")
     with pytest.raises(NotFound):

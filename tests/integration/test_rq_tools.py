@@ -23,7 +23,7 @@ from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 from rq.suspension import resume, suspend
 
-from sailq.producer.client import Client, Handle
+from sailq.producer.client import Client, JobHandle
 from sailq.producer.replies import LOOK_SECONDS
 from sailq.shared import keys
 from sailq.shared.errors import NotFound
@@ -88,7 +88,7 @@ class Scene:
         self._pool = ThreadPoolExecutor(1)
         self.waiting = self._pool.submit(self._wait)
 
-    def submit(self, prepared: Prepared, options: dict[str, Any]) -> Handle:
+    def submit(self, prepared: Prepared, options: dict[str, Any]) -> JobHandle:
         return self.client.submit_prepared(prepared, conversation="talk", options=options, keep=False)
 
     def status(self) -> str:

@@ -14,7 +14,7 @@ from null_jobs import assert_once, submit
 from own_server import OwnServer
 
 from sailq.producer.client import Client
-from sailq.producer.managed_process import Companion, sailq_command
+from sailq.producer.managed_process import ManagedProcess, sailq_command
 from sailq.shared import keys
 from sailq.shared.connection import connect, server_errors
 from sailq.shared.errors import ServerUnavailable
@@ -85,9 +85,9 @@ def test_a_data_folder_keeps_waiting_running_and_finished_jobs_and_conversations
     """`sailq server --data DIR`, ended by a signal and started again."""
     socket, url = folder / "server.sock", f"unix://{folder}/server.sock"
 
-    def start_server(log: str) -> Companion:
+    def start_server(log: str) -> ManagedProcess:
         command = sailq_command("server", "--unix", str(socket), "--data", str(folder / "data"))
-        server = Companion("server", command, folder / log)
+        server = ManagedProcess("server", command, folder / log)
         server.wait_until(lambda: "SAILQ_REDIS_URL" in server.log.read_text(), 30)
         return server
 

@@ -18,7 +18,7 @@ from null_jobs import submit
 
 from sailq.producer.client import Client
 from sailq.worker.process import systemd_notifier
-from sailq.worker.process.systemd_notifier import Supervisor
+from sailq.worker.process.systemd_notifier import SystemdNotifier
 
 StartNull = Callable[..., NullWorker]
 Eventually = Callable[..., None]
@@ -110,14 +110,14 @@ def test_a_hung_device_ends_the_signs_of_life(start_null: StartNull, manager: Ma
 def test_an_abstract_socket_and_none_at_all(address: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manager = Manager(address.format(pid=os.getpid()) or folder / "notify.sock")
     monkeypatch.setenv("NOTIFY_SOCKET", address.format(pid=os.getpid()))
-    Supervisor().ready()
+    SystemdNotifier().ready()
     assert manager.hear(0.2) == (["READY=1"] if address else [])
     manager.close()
 
 
 def test_no_sign_of_life_without_beats(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
-    told = Supervisor()
+    told = SystemdNotifier()
     told.alive()
     monkeypatch.setattr(systemd_notifier, "BEAT_LIMIT", 0.05)
     time.sleep(0.06)
@@ -132,7 +132,7 @@ def test_a_manager_that_is_gone_or_does_not_read_holds_nothing_up(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
-    told, began = Supervisor(), time.monotonic()
+    told, began = SystemdNotifier(), time.monotonic()
     for _ in range(2000):  # more than a socket's queue takes
         told.alive()
     manager.close()

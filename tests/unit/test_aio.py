@@ -12,7 +12,7 @@ from answering import Answerer
 
 from sailq.producer import stream_listener
 from sailq.producer.aio import MAX_CONNECTIONS, AsyncClient
-from sailq.producer.client import Client, Handle
+from sailq.producer.client import Client, JobHandle
 from sailq.shared import keys
 from sailq.shared.errors import BadMedia, NotFound, ServerUnavailable, WaitTimeout
 from sailq.shared.jobs import Result
@@ -107,7 +107,7 @@ def test_many_waits_need_few_connections(redis_url: str, connection: redis.Redis
     count = 500
     before = int(connection.info("clients")["connected_clients"])
     with Client(redis_url) as client:
-        handles: list[Handle] = [client.submit(HELLO) for _ in range(count)]
+        handles: list[JobHandle] = [client.submit(HELLO) for _ in range(count)]
 
     async def story(client: AsyncClient) -> tuple[int, set[str]]:
         waits = [asyncio.create_task(client.wait(handle.job)) for handle in handles]

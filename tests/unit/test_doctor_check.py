@@ -39,7 +39,7 @@ def test_a_check_that_hangs_or_fails_stops_no_other() -> None:
     checks = [Check("s", "hangs", hang), Check("s", "fails", fail), Check("s", "well", well)]
     hung, failed, fine = (verdict for _, verdict in run(checks, PLAN, seconds=0.1))
     assert hung.state == "wrong" and "within 0.1 s" in hung.what
-    assert failed.state == "wrong" and "ZeroDivisionError: it has a bug" in failed.what and failed.mend
+    assert failed.state == "wrong" and "ZeroDivisionError: it has a bug" in failed.what and failed.fix
     assert fine == ok("well")
 
 
@@ -69,6 +69,6 @@ def test_a_terminal_gets_each_mend_in_one_piece_and_skipped_checks_together() ->
 
 def test_a_pipe_gets_a_line_for_each() -> None:
     assert list(lines([(Check("s", "a", ill), ill(PLAN)), (Check("s", "b", well), ok("well"))])) == [
-        f"wrong    a             It is ill. Mend: {LONG} && second",
+        f"wrong    a             It is ill. Fix: {LONG} && second",
         "ok       b             well",
     ]

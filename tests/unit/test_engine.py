@@ -16,8 +16,8 @@ from release_record import GREEDY, LONG, RECORD, TOKENS, greedy_prompts
 from sailq.shared.errors import BadMedia, BadRequest, TooLong, Unsupported
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
-from sailq.worker.engine import Engine, Prepared
-from sailq.worker.engine.chat_tokenizer import Prompter
+from sailq.worker.engine import Engine, PreparedPrompt
+from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.scheduler import Outcome, Request, Scheduler
 from sailq.worker.model_files.model_paths import resolve
@@ -28,7 +28,7 @@ def engine() -> Engine:
     return Engine.load(random_model(), slots=4, threads=1)
 
 
-def _run(engine: Engine, work: list[tuple[Prepared, GenerationOptions]]) -> list[tuple[list[int], Outcome]]:
+def _run(engine: Engine, work: list[tuple[PreparedPrompt, GenerationOptions]]) -> list[tuple[list[int], Outcome]]:
     """Tokens and outcome of each request, all submitted at once."""
     scheduler = Scheduler(engine)
     requests = [Request(*one) for one in work]
@@ -123,7 +123,7 @@ def test_the_tokenizers_own_end_tokens_end_an_answer_whatever_the_files_name(
 ) -> None:
     directory = tmp_path / "model"
     shutil.copytree(resolve("sailq-tiny"), directory)
-    tokenizer = Prompter(ModelSpec.load(directory)).tokenizer
+    tokenizer = ChatTokenizer(ModelSpec.load(directory)).tokenizer
     ids = [tokenizer.token(name) for name in named]
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))

@@ -63,7 +63,7 @@ def test_positions_of_whole_conversations_are_those_of_the_release() -> None:
     assert len(recorded) == RECORDED
     for number, expected in enumerate(recorded):
         prepared = engine.prepare(*prompts.conversation(), GenerationOptions())
-        assert told(prepared.tokens, prepared.positions, prepared.delta) == expected, number
+        assert told(prepared.tokens, prepared.positions, prepared.rope_delta) == expected, number
 
 
 def test_text_after_a_medium_continues_at_the_largest_position_so_far() -> None:

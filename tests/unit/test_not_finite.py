@@ -7,7 +7,7 @@ import pytest
 from qwen2vl import Prompts, options
 
 from sailq.shared.jobs import GenerationOptions
-from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine import Engine, PreparedPrompt
 from sailq.worker.engine.sampling import NotFinite
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners.base import Bytes, Float
@@ -23,18 +23,18 @@ def engine() -> Engine:
 
 
 @pytest.fixture
-def prepared(engine: Engine) -> Prepared:
+def prepared(engine: Engine) -> PreparedPrompt:
     return question(engine)
 
 
-def question(engine: Engine) -> Prepared:
+def question(engine: Engine) -> PreparedPrompt:
     """About a clip or an image."""
     prompts = Prompts(0)
     messages, frames = next(one for one in iter(prompts.conversation, None) if one[1])
     return engine.prepare(messages, frames, GREEDY)
 
 
-def answer(engine: Engine, prepared: Prepared, slot: int) -> list[int]:
+def answer(engine: Engine, prepared: PreparedPrompt, slot: int) -> list[int]:
     generation = engine.start(prepared, GREEDY, slot)
     while generation.finish_reason is None:
         engine.step([generation])
@@ -46,14 +46,14 @@ def answer(engine: Engine, prepared: Prepared, slot: int) -> list[int]:
 @pytest.mark.parametrize("place", [0, 5, 7])
 def test_one_score_that_is_not_finite_spoils_its_row(value: float, place: int) -> None:
     scores = np.arange(16, dtype=np.float32).reshape(2, 8)[:, ::-1].copy()
-    assert HostLogits(scores).likeliest().tolist() == [0, 0]
+    assert HostLogits(scores).argmax().tolist() == [0, 0]
     scores[1, place] = value
-    assert HostLogits(scores).likeliest().tolist() == [0, UNUSABLE]
+    assert HostLogits(scores).argmax().tolist() == [0, UNUSABLE]
 
 
 @pytest.mark.parametrize("how", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_an_answer_ends_and_its_slot_is_as_good_as_new(
-    engine: Engine, prepared: Prepared, how: GenerationOptions
+    engine: Engine, prepared: PreparedPrompt, how: GenerationOptions
 ) -> None:
     alone = answer(engine, prepared, 0)
     broken, other = (engine.start(prepared, how, slot) for slot in (0, 1))
@@ -66,7 +66,7 @@ def test_an_answer_ends_and_its_slot_is_as_good_as_new(
 
 
 def test_vision_tokens_that_are_not_finite_are_not_kept(
-    engine: Engine, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, prepared: PreparedPrompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = Engine.load(resolve("sailq-tiny"), slots=1, threads=1)
     vision, asked = again.runner.vision, question(again)

@@ -13,7 +13,7 @@ from release_record import GREEDY, POSITIONS, RECORD, RECORDED, TOKENS, greedy_p
 
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import Message
-from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine import Engine, PreparedPrompt
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.patches import normalise
 from sailq.worker.engine.sampling import repetition_penalty, softmax, warp
@@ -44,8 +44,8 @@ def test_tokens_and_positions_of_a_thousand_prompts(engine: Engine, version: str
     assert theirs[:RECORDED] == json.loads(RECORD.read_text())["positions"], "run tests/release_record.py"
 
 
-def _told(prepared: Prepared) -> list[object]:
-    return told(prepared.tokens, prepared.positions, prepared.delta)
+def _told(prepared: PreparedPrompt) -> list[object]:
+    return told(prepared.tokens, prepared.positions, prepared.rope_delta)
 
 
 @VERSIONS
@@ -69,7 +69,7 @@ def test_patches(engine: Engine, version: str) -> None:
     assert 0 < worst <= 1e-5
 
 
-def _patches(messages: Sequence[Message], prepared: Prepared, kind: str) -> Frames:
+def _patches(messages: Sequence[Message], prepared: PreparedPrompt, kind: str) -> Frames:
     """Of all media of a kind, in order."""
     kinds = [part.type for message in messages for part in message.content if part.type != "text"]
     chosen = [medium.patches for medium, type in zip(prepared.media, kinds, strict=True) if type == kind]

@@ -64,21 +64,21 @@ def test_temperature_to_zero_equals_greedy(penalty: float) -> None:
     ]
     for seed in range(30):
         logits = _logits(seed, scale=30)
-        token = greedy.choose(logits)
-        assert [sampler.choose(logits) for sampler in samplers] == [token] * len(samplers)
+        token = greedy.sample(logits)
+        assert [sampler.sample(logits) for sampler in samplers] == [token] * len(samplers)
 
 
 def test_greedy_with_a_penalty_remembers_its_own_tokens() -> None:
     sampler = Sampler(GenerationOptions(repetition_penalty=2.0), PROMPT)
     logits = np.zeros(VOCABULARY, np.float32)
     logits[7], logits[8] = 3.0, 2.0
-    assert [sampler.choose(logits), sampler.choose(logits)] == [7, 8]
+    assert [sampler.sample(logits), sampler.choose(logits)] == [7, 8]
 
 
 def test_a_seed_repeats_and_another_differs() -> None:
     def draw(seed: int | None) -> list[int]:
         sampler = Sampler(GenerationOptions(temperature=1.0, seed=seed), PROMPT)
-        return [sampler.choose(_logits(step, scale=1)) for step in range(20)]
+        return [sampler.sample(_logits(step, scale=1)) for step in range(20)]
 
     assert draw(4) == draw(4)
     assert draw(4) != draw(5)
@@ -88,11 +88,11 @@ def test_a_seed_repeats_and_another_differs() -> None:
 def test_draws_follow_the_probabilities() -> None:
     logits = np.log(np.array([0.5, 0.0, 0.3, 0.2], np.float32) + np.float32(1e-30))
     sampler = Sampler(GenerationOptions(temperature=1.0, seed=0), PROMPT[:0])
-    counts = np.bincount([sampler.choose(logits) for _ in range(20_000)], minlength=4) / 20_000
+    counts = np.bincount([sampler.sample(logits) for _ in range(20_000)], minlength=4) / 20_000
     np.testing.assert_allclose(counts, [0.5, 0, 0.3, 0.2], atol=0.015)
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="not numbers"):
-        Sampler(GenerationOptions(), PROMPT).choose(np.full(9, value, np.float32))
+        Sampler(GenerationOptions(), PROMPT).sample(np.full(9, value, np.float32))

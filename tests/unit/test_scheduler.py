@@ -12,8 +12,8 @@ from qwen2vl import Prompts, options, random_model
 
 from sailq.shared.errors import BadRequest, Cancelled, DeadlineExceeded, DeviceFailed, SailqError
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
-from sailq.worker.engine import Engine, Prepared
-from sailq.worker.engine.chat_tokenizer import Prompter
+from sailq.worker.engine import Engine, PreparedPrompt
+from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.scheduler import Request, Scheduler
 from sailq.worker.runners.base import Float, Int
@@ -70,14 +70,14 @@ class Bench:
     def __init__(self, slots: int) -> None:
         spec = ModelSpec.load(random_model())
         self.runner = CountingRunner(spec.vocab_size, slots)
-        self.engine = Engine(spec, self.runner, Prompter(spec))  # type: ignore[arg-type]
+        self.engine = Engine(spec, self.runner, ChatTokenizer(spec))  # type: ignore[arg-type]
         self.scheduler = Scheduler(self.engine)
         self.prepared = self.engine.prepare(
             [Message(role="user", content=(TextPart(text="Hi"),))], {}, options(max_new_tokens=100)
         )
 
     def submit(self, tokens: int = 4, **fields: object) -> Request:
-        prepared = Prepared(**{**self.prepared.__dict__, "limit": tokens})
+        prepared = PreparedPrompt(**{**self.prepared.__dict__, "limit": tokens})
         request = Request(prepared, GenerationOptions(max_new_tokens=tokens), **fields)  # type: ignore[arg-type]
         self.scheduler.submit(request)
         return request

@@ -10,7 +10,7 @@ from null_runner import NullRunner
 from prometheus_client import CollectorRegistry
 
 from sailq.worker.engine import Engine
-from sailq.worker.engine.chat_tokenizer import Prompter
+from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve
@@ -75,7 +75,7 @@ class Chip(NullRunner):
 
 def test_prometheus_gets_what_could_be_read() -> None:
     spec, registry = ModelSpec.load(resolve("sailq-tiny")), CollectorRegistry()
-    engine = Engine(spec, Chip(spec, 1), Prompter(spec))
+    engine = Engine(spec, Chip(spec, 1), ChatTokenizer(spec))
     Metrics(registry, engine).watch(Scheduler(engine), "worker")
     of = {"model": "sailq-tiny", "device": "null runner"}
     assert registry.get_sample_value("sailq:slots", of) == 1

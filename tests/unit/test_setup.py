@@ -89,7 +89,7 @@ def test_every_check_that_fails_is_named_with_its_mend_and_changes_nothing(box: 
             "timedatectl set-ntp true", "127.0.0.1:1",
         ):
             assert fact in done.stdout, (fact, done.stdout)
-        assert done.stdout.count("mend: ") == 6 and "secret" not in done.stdout + done.stderr
+        assert done.stdout.count("fix: ") == 6 and "secret" not in done.stdout + done.stderr
     assert box.files() == before
 
 

@@ -11,7 +11,7 @@ from qwen2vl import Prompts, options, random_model
 from sailq.shared.errors import BadMedia
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
-from sailq.worker.engine import Engine, Prepared
+from sailq.worker.engine import Engine, PreparedPrompt
 from sailq.worker.engine.vision_cache import VisionCache, key_of
 
 CHOSEN = options(max_new_tokens=12)
@@ -46,7 +46,7 @@ def ask(part: FramesPart, text: str) -> list[Message]:
     return [Message(role="user", content=(part, TextPart(text=text)))]
 
 
-def tokens(engine: Engine, prepared: Prepared, chosen: GenerationOptions = CHOSEN) -> list[int]:
+def tokens(engine: Engine, prepared: PreparedPrompt, chosen: GenerationOptions = CHOSEN) -> list[int]:
     generation = engine.start(prepared, chosen, 0)
     while generation.finish_reason is None:
         engine.step([generation])

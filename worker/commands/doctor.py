@@ -56,7 +56,7 @@ def doctor(
       sailq doctor
       sailq doctor --for producer
       sailq doctor --model /data/models/qwen2-vl-7b --device tpu:0
-      sailq doctor --json | jq -r '.[] | select(.state == "wrong") | .mend'
+      sailq doctor --json | jq -r '.[] | select(.state == "wrong") | .fix'
     """
     import sys
     from importlib.util import find_spec

@@ -51,23 +51,23 @@ class Plan:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check finds: `what` is one sentence or a few words, `mend` commands for a shell, one a line."""
+    """What a check finds: `what` is one sentence or a few words, `fix` commands for a shell, one a line."""
 
     state: State
     what: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 def ok(what: str) -> Verdict:
     return Verdict("ok", what)
 
 
-def warning(what: str, mend: str | None = None) -> Verdict:
-    return Verdict("warning", what, mend)
+def warning(what: str, fix: str | None = None) -> Verdict:
+    return Verdict("warning", what, fix)
 
 
-def wrong(what: str, mend: str) -> Verdict:
-    return Verdict("wrong", what, mend)
+def wrong(what: str, fix: str) -> Verdict:
+    return Verdict("wrong", what, fix)
 
 
 def skipped(why: str) -> Verdict:
@@ -97,7 +97,7 @@ def run(checks: Iterable[Check], plan: Plan, seconds: float = SECONDS) -> Iterat
         if check.worker and not plan.worker:
             verdict = skipped("for a machine that runs jobs")
         elif check.needs in unmet:
-            verdict = skipped(f"to be seen when the {check.needs} is mended")
+            verdict = skipped(f"to be seen when the {check.needs} is fixed")
             unmet.add(check.name)
         else:
             verdict = _within(check, plan, seconds)

@@ -1,4 +1,4 @@
-"""Which mistake keeps a server from being used, and the command that mends it. Passwords are never shown."""
+"""Which mistake keeps a server from being used, and the command that fixes it. Passwords are never shown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KNOCK_SECONDS = 3.0
 
 
 def diagnosed(plan: Plan, connection: redis.Redis, error: ServerUnavailable) -> Verdict:
-    """What `server_errors` has made of redis-py's error, with the mend; `connection` is the one that met it."""
+    """What `server_errors` has made of redis-py's error, with the fix; `connection` is the one that met it."""
     cause = error.__cause__
     if isinstance(cause, MasterNotFoundError):
         return _no_primary(plan, connection)

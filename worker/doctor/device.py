@@ -22,7 +22,7 @@ _FLASH = (
     "  # flashing erases the box"
 )
 _INSTALL_SAIL = "pip install dfss\npython -m dfss --install sail"
-_SAIL_MENDS = (
+_SAIL_FIXES = (
     ("No module named", _INSTALL_SAIL),
     ("cannot open shared object file", f"export LD_LIBRARY_PATH={_LIBRARIES}/lib"),
     ("", f"pip uninstall --yes sophon\n{_INSTALL_SAIL}"),
@@ -95,8 +95,8 @@ def sail(plan: Plan) -> Verdict:
     if sys.version_info[:2] > NEWEST_PYTHON:
         return wrong(f"SAIL cannot be built for a Python newer than {newest}: {said}.",
                      f"uv venv --seed --python {newest} /data/sailq-env")
-    mend = next(mend for sign, mend in _SAIL_MENDS if sign in said)
-    return wrong(f"SAIL does not work with this Python: {said}", mend)
+    fix = next(fix for sign, fix in _SAIL_FIXES if sign in said)
+    return wrong(f"SAIL does not work with this Python: {said}", fix)
 
 
 def _no_tpu(plan: Plan) -> Verdict:

@@ -31,7 +31,7 @@ class NoSplit(Exception):
     """Its text is one or two sentences for the user."""
 
 
-def read_layout(root: Path) -> tuple[dict[str, int], str]:
+def read_heaps(root: Path) -> tuple[dict[str, int], str]:
     """The heaps' sizes in bytes, and where they were read. A heap that the box does not have has 0."""
     for folder, read in ((root / "sys/kernel/debug/ion", _total_mem), (root / "proc/device-tree", _reserved)):
         sizes = {heap: read(folder, heap) for heap in HEAPS}

@@ -52,7 +52,7 @@ def heaps(plan: Plan) -> Verdict:
         return skipped("a PCIe card has its own memory: bm-smi shows it")
     need = math.ceil(_bmodel_bytes(plan) / layout.MB)
     try:
-        sizes, _ = layout.read_layout(plan.root)
+        sizes, _ = layout.read_heaps(plan.root)
         box = layout.box_mb(plan.root)
     except layout.Unreadable as error:
         return warning(str(error), "memory_edit.sh -p")

@@ -23,10 +23,10 @@ Found = Iterable[tuple[Check, Verdict]]
 
 
 def lines(found: Found) -> Iterator[str]:
-    """`wrong    clock          3 h behind the server's …. Mend: sudo timedatectl set-ntp true`."""
+    """`wrong    clock          3 h behind the server's …. Fix: sudo timedatectl set-ntp true`."""
     for check, verdict in found:
-        mend = f" Mend: {' && '.join(_commands(verdict))}" if verdict.mend else ""
-        yield f"{verdict.state:<9}{check.name:<{_NAMES}}{quoted(verdict.what)}{mend}"
+        fix = f" Fix: {' && '.join(_commands(verdict))}" if verdict.fix else ""
+        yield f"{verdict.state:<9}{check.name:<{_NAMES}}{quoted(verdict.what)}{fix}"
 
 
 def show(console: Console, title: str, found: Found) -> None:
@@ -69,4 +69,4 @@ def _row(names: list[str], verdict: Verdict) -> Table:
 
 
 def _commands(verdict: Verdict) -> list[str]:
-    return [quoted(line) for line in verdict.mend.splitlines()] if verdict.mend else []
+    return [quoted(line) for line in verdict.fix.splitlines()] if verdict.fix else []

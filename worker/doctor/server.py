@@ -91,13 +91,13 @@ def memory(plan: Plan) -> Verdict:
         return skipped(_SILENT)
     used, most, policy = info["used_memory"], info.get("maxmemory", 0), info.get("maxmemory_policy", "noeviction")
     with connect(plan.redis_url, retries=0) as connection:
-        mend = command_on(connection, "CONFIG SET maxmemory-policy noeviction")
+        fix = command_on(connection, "CONFIG SET maxmemory-policy noeviction")
         if policy != "noeviction" and most:
             return wrong(
-                f"maxmemory-policy is {policy}: at {decimal(most)} the server forgets jobs that wait, or results.", mend
+                f"maxmemory-policy is {policy}: at {decimal(most)} the server forgets jobs that wait, or results.", fix
             )
         if policy != "noeviction":
-            return warning(f"maxmemory-policy is {policy}: a server with a maxmemory would forget jobs.", mend)
+            return warning(f"maxmemory-policy is {policy}: a server with a maxmemory would forget jobs.", fix)
         if most and used > FULLEST * most:
             return warning(
                 f"{decimal(used)} of {decimal(most)} are used: at the end of it new jobs are refused. `sailq status "

@@ -18,7 +18,7 @@ _END_TOKENS = "<|im_end|>", "<|endoftext|>"
 """They end an answer whatever the files say, as in sophon-demo's program."""
 
 
-class Prompter:
+class ChatTokenizer:
     """Holds the tokenizer; `encode` may be called from any thread.
 
     Attributes:

@@ -19,9 +19,9 @@ from ..model_files.model_paths import fingerprint
 from ..runners.base import Runner
 from ..runners.logits import UNUSABLE, Logits
 from ..runners.sensors import Readings
-from .chat_tokenizer import Prompter
+from .chat_tokenizer import ChatTokenizer
 from .model import ModelSpec
-from .preprocessor import Media, Medium, Prepared, Preparer
+from .preprocessor import EncodedMedium, Media, PreparedPrompt, Preprocessor
 from .sampling import NotFinite, Sampler
 from .text import TextStream
 from .vision_cache import Embeds, VisionCache
@@ -36,14 +36,14 @@ class Generation:
 
     Attributes:
         reused: media whose vision tokens an earlier request had left.
-        gap: seconds between the last two tokens; None until there are two.
+        inter_token_latency: seconds between the last two tokens; None until there are two.
         tokens: what was chosen so far, the end token included.
         delta: text that the last token made certain.
         finish_reason: None while it goes on.
         error: why the last logits could not be used; the generation is then over.
     """
 
-    prepared: Prepared
+    prepared: PreparedPrompt
     slot: int
     sampler: Sampler
     stream: TextStream
@@ -52,7 +52,7 @@ class Generation:
     prefill: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0
-    gap: float | None = None
+    inter_token_latency: float | None = None
     tokens: list[int] = field(default_factory=list)
     delta: str = ""
     finish_reason: FinishReason | None = None
@@ -80,7 +80,7 @@ class Engine:
     """Models that this process has loaded: 1 in a worker, however many jobs it served."""
 
     def __init__(
-        self, spec: ModelSpec, runner: Runner, prompter: Prompter, vision_cache_bytes: int = VISION_CACHE_BYTES,
+        self, spec: ModelSpec, runner: Runner, prompter: ChatTokenizer, vision_cache_bytes: int = VISION_CACHE_BYTES,
         version: str = "",
     ) -> None:
         self.runner = runner
@@ -90,7 +90,7 @@ class Engine:
         self._vision_calls = 0
         self.card: ModelCard = spec.card(runner.context, runner.max_patches, version)
         self._spec, self._prompter = spec, prompter
-        self._preparer = Preparer(spec, runner, prompter, self.vision_cache)
+        self._preparer = Preprocessor(spec, runner, prompter, self.vision_cache)
 
     @classmethod
     def load(
@@ -109,7 +109,7 @@ class Engine:
         cls.loads += 1
         runner = open_runner(spec, device, bmodel=bmodel, slots=slots, threads=threads)
         file = None if device == CPU else bmodel or only_bmodel(model_dir)
-        return cls(spec, runner, Prompter(spec), vision_cache_bytes, fingerprint(model_dir, file))
+        return cls(spec, runner, ChatTokenizer(spec), vision_cache_bytes, fingerprint(model_dir, file))
 
     @property
     def slots(self) -> int:
@@ -125,17 +125,17 @@ class Engine:
         return self.runner.readings()
 
     def media(self, messages: Sequence[Message]) -> Media:
-        """See `Preparer.media`."""
+        """See `Preprocessor.media`."""
         return self._preparer.media(messages)
 
     def prepare(
         self, messages: Sequence[Message], frames: Mapping[str, Frames], options: GenerationOptions,
         media: Media | None = None,
-    ) -> Prepared:
-        """See `Preparer.prepare`."""
+    ) -> PreparedPrompt:
+        """See `Preprocessor.prepare`."""
         return self._preparer.prepare(messages, frames, options, media)
 
-    def start(self, prepared: Prepared, options: GenerationOptions, slot: int) -> Generation:
+    def start(self, prepared: PreparedPrompt, options: GenerationOptions, slot: int) -> Generation:
         """Encode the vision, prefill the slot, choose the first token. What the runner raises passes."""
         began = time.monotonic()
         vision_calls = self._vision_calls
@@ -160,7 +160,7 @@ class Engine:
         """One token for each of these unfinished generations. What the runner raises passes."""
         tokens = np.array([g.tokens[-1] for g in generations], np.int32)
         # The token to feed has the place after all that are cached: the prompt and the earlier tokens.
-        places = [len(g.prepared.tokens) + len(g.tokens) - 1 + g.prepared.delta for g in generations]
+        places = [len(g.prepared.tokens) + len(g.tokens) - 1 + g.prepared.rope_delta for g in generations]
         positions = np.tile(np.array(places, np.int32), (3, 1))
         with self._on_device("decode"):
             logits = self.runner.decode([g.slot for g in generations], tokens, positions)
@@ -180,7 +180,7 @@ class Engine:
             self.device_call = None
             self.device_seconds += time.monotonic() - began
 
-    def _encode(self, medium: Medium) -> Embeds:
+    def _encode(self, medium: EncodedMedium) -> Embeds:
         """Vision tokens of a medium, unless an earlier request left them: float32 [V, H]."""
         known = medium.embeds if medium.patches is None else self.vision_cache.get(medium.key)
         if known is not None:
@@ -197,15 +197,15 @@ class Engine:
     def _accept(self, generations: Sequence[Generation], logits: Logits) -> None:
         """Choose each one's token. What is wrong with one row is its generation's own error; the others go on."""
         with self._on_device("choose"):
-            likeliest = logits.likeliest() if any(g.sampler.greedy for g in generations) else None
+            argmax = logits.argmax() if any(g.sampler.greedy for g in generations) else None
         for index, generation in enumerate(generations):
             try:
-                if likeliest is not None and generation.sampler.greedy:
-                    token = int(likeliest[index])
+                if argmax is not None and generation.sampler.greedy:
+                    token = int(argmax[index])
                 else:
                     with self._on_device("read logits"):
                         row = logits.row(index)
-                    token = generation.sampler.choose(row)
+                    token = generation.sampler.sample(row)
                 if token == UNUSABLE:
                     raise NotFinite("logits")
                 self._append(generation, token)
@@ -221,7 +221,7 @@ class Engine:
     def _append(self, generation: Generation, token: int) -> None:
         """What a token means for the text and for the end."""
         now = time.monotonic()
-        generation.gap = now - generation.last_token_at if generation.tokens else None
+        generation.inter_token_latency = now - generation.last_token_at if generation.tokens else None
         generation.tokens.append(token)
         generation.last_token_at = now
         stream = generation.stream

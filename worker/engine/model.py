@@ -25,7 +25,7 @@ class ModelSpec:
     Attributes:
         directory: where the files lie.
         context: `max_position_embeddings`; a runner may hold less.
-        eos_token_ids: end tokens by generation_config.json, or else config.json; `Prompter.end_tokens` are more.
+        eos_token_ids: end tokens by generation_config.json, or else config.json; `ChatTokenizer.end_tokens` are more.
         min_pixels, max_pixels: an image's size limits, height × width.
         rescale, mean, std: how pixel values are normalised (see `patches.normalise`).
     """

@@ -14,7 +14,7 @@ from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, media_parts
 
 from ..runners.base import Runner
-from .chat_tokenizer import Prompter
+from .chat_tokenizer import ChatTokenizer
 from .model import ModelSpec
 from .mrope import rope_index
 from .patches import Grid, patchify
@@ -22,7 +22,7 @@ from .vision_cache import Embeds, Key, VisionCache, key_of
 
 
 @dataclass(frozen=True)
-class Medium:
+class EncodedMedium:
     """An image or video on its way into the model. One of `patches` and `embeds` is there.
 
     Attributes:
@@ -58,13 +58,13 @@ class Media:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedPrompt:
     """A request's host work, done: all that the device needs.
 
     Attributes:
         tokens: int32 [L].
         positions: int32 [3, L].
-        delta: added to a later token's place for its position.
+        rope_delta: added to a later token's place for its position.
         places: int32 [V], where the vision tokens are.
         media: in order.
         limit: most tokens of the answer, by the options and by the context: its last token needs no row of the cache.
@@ -72,16 +72,16 @@ class Prepared:
 
     tokens: npt.NDArray[np.int32]
     positions: npt.NDArray[np.int32]
-    delta: int
+    rope_delta: int
     places: npt.NDArray[np.int32]
-    media: tuple[Medium, ...]
+    media: tuple[EncodedMedium, ...]
     limit: int
 
 
-class Preparer:
+class Preprocessor:
     """The host's part of an engine. May be used from any thread."""
 
-    def __init__(self, spec: ModelSpec, runner: Runner, prompter: Prompter, vision_cache: VisionCache) -> None:
+    def __init__(self, spec: ModelSpec, runner: Runner, prompter: ChatTokenizer, vision_cache: VisionCache) -> None:
         """`runner`: for its limits alone."""
         self._spec, self._runner, self._prompter, self._vision_cache = spec, runner, prompter, vision_cache
 
@@ -106,7 +106,7 @@ class Preparer:
     def prepare(
         self, messages: Sequence[Message], frames: Mapping[str, Frames], options: GenerationOptions,
         media: Media | None = None,
-    ) -> Prepared:
+    ) -> PreparedPrompt:
         """Tokens, positions and patches of a request.
 
         Args:
@@ -140,7 +140,7 @@ class Preparer:
                 "repetition_penalty 1 only."
             )
         positions, delta = rope_index(vision, media.grids, spec.merge_size)
-        return Prepared(
+        return PreparedPrompt(
             tokens, positions, delta, np.flatnonzero(vision).astype(np.int32),
             tuple(self._medium(*one, frames) for one in zip(media.parts, media.grids, media.embeds, strict=True)),
             min(options.max_new_tokens, context - len(tokens) + 1),  # the last one is never fed, so needs no row
@@ -148,12 +148,12 @@ class Preparer:
 
     def _medium(
         self, part: FramesPart, grid: Grid, embeds: Embeds | None, frames: Mapping[str, Frames]
-    ) -> Medium:
+    ) -> EncodedMedium:
         if embeds is not None:
-            return Medium(key_of(part), grid, None, embeds)
+            return EncodedMedium(key_of(part), grid, None, embeds)
         spec = self._spec
         patches, _ = patchify(_frames(part, frames), spec.patch_size, spec.merge_size, spec.temporal_patch_size)
-        return Medium(key_of(part), grid, patches, None)
+        return EncodedMedium(key_of(part), grid, patches, None)
 
     def _grid(self, part: FramesPart) -> Grid:
         """The part's grid, checked against the model and the runner."""

@@ -34,7 +34,7 @@ class Sampler:
         """Whether it takes the likeliest token, whatever was seen or drawn."""
         return self._options.temperature == 0 and self._options.repetition_penalty == 1
 
-    def choose(self, logits: npt.NDArray[np.float32]) -> int:
+    def sample(self, logits: npt.NDArray[np.float32]) -> int:
         """The next token, from float32 [vocabulary]; raises NotFinite."""
         if not np.isfinite(logits).all():
             raise NotFinite("logits")

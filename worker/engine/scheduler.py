@@ -12,7 +12,7 @@ from logging import getLogger
 from sailq.shared.errors import Cancelled, DeadlineExceeded, DeviceFailed, SailqError
 from sailq.shared.jobs import FinishReason, GenerationOptions, Priority, Usage
 
-from . import Engine, Generation, Prepared
+from . import Engine, Generation, PreparedPrompt
 
 _log = getLogger("sailq.worker")
 
@@ -65,7 +65,7 @@ class Request:
 
     def __init__(
         self,
-        prepared: Prepared,
+        prepared: PreparedPrompt,
         options: GenerationOptions,
         deadline: float | None = None,
         priority: Priority = "normal",
@@ -130,7 +130,7 @@ class Scheduler:
     def __init__(self, engine: Engine, on_gap: Callable[[float], None] = lambda seconds: None) -> None:
         """`on_gap` takes the seconds between two tokens of an answer, on the scheduler's thread."""
         self.counts = Counts()
-        self._engine, self._on_gap = engine, on_gap
+        self._engine, self._on_inter_token_latency = engine, on_gap
         self._slots: list[Request | None] = [None] * engine.slots
         self._waiting: dict[Priority, deque[Request]] = {"high": deque(), "normal": deque()}
         self._changed = threading.Condition()
@@ -262,8 +262,8 @@ class Scheduler:
             if generation.error is not None:
                 raise generation.error
             self.counts.generation_tokens += 1
-            if generation.gap is not None:
-                self._on_gap(generation.gap)
+            if generation.inter_token_latency is not None:
+                self._on_inter_token_latency(generation.inter_token_latency)
             if request.on_text is not None and generation.delta:
                 request.on_text(generation.delta)
         except Exception as error:

@@ -64,7 +64,7 @@ class Metrics:
             return Histogram(PREFIX + name, about, _LABELS, registry=registry, buckets=_SPAN_BOUNDS).labels(**of)
 
         self._gaps = _Gaps()
-        self.gap = self._gaps.observe
+        self.inter_token_latency = self._gaps.observe
         self._spans = {
             "queue_wait": histogram("request_queue_time_seconds", "Submitted until a worker claimed it."),
             "time_to_first_token": histogram("time_to_first_token_seconds", "Submitted until the first token."),

@@ -19,16 +19,16 @@ from sailq.shared.errors import Unsupported
 from ..engine import Engine
 from ..engine.scheduler import Scheduler
 from ..queue.consumer import RECORD_SECONDS
-from .systemd_notifier import Supervisor
+from .systemd_notifier import SystemdNotifier
 
 _CARD_TTL = 30 * 86_400
 
 
-class Announcement:
+class Registration:
     """One worker's, under `name`; it takes jobs for `models`, its own name first."""
 
     def __init__(
-        self, connection: redis.Redis, engine: Engine, scheduler: Scheduler, supervisor: Supervisor, name: str,
+        self, connection: redis.Redis, engine: Engine, scheduler: Scheduler, supervisor: SystemdNotifier, name: str,
         models: tuple[str, ...],
     ) -> None:
         self._connection, self._scheduler, self._supervisor = connection, scheduler, supervisor

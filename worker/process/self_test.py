@@ -7,7 +7,7 @@ import numpy as np
 from sailq.shared.errors import SailqError, TooLong
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 
-from ..engine import Engine, Prepared
+from ..engine import Engine, PreparedPrompt
 
 _TOKENS = 3
 _SIDE = 56
@@ -31,7 +31,7 @@ def self_test(engine: Engine) -> None:
         raise SailqError(f"{engine.device} fails its self-test, and this worker takes no jobs: {error}.") from error
 
 
-def _question(engine: Engine, digest: str) -> Prepared:
+def _question(engine: Engine, digest: str) -> PreparedPrompt:
     pixels = np.random.default_rng(0).integers(0, 256, (1, _SIDE, _SIDE, 3), np.uint8)
     image = FramesPart(type="image", blob=digest, frames=1, height=_SIDE, width=_SIDE)
     question, options = TextPart(text="?"), GenerationOptions(max_new_tokens=_TOKENS)
@@ -41,7 +41,7 @@ def _question(engine: Engine, digest: str) -> Prepared:
         return engine.prepare([Message(role="user", content=(question,))], {}, options)
 
 
-def _answer(engine: Engine, prepared: Prepared, slot: int) -> list[int]:
+def _answer(engine: Engine, prepared: PreparedPrompt, slot: int) -> list[int]:
     generation = engine.start(prepared, GenerationOptions(max_new_tokens=_TOKENS), slot)
     while generation.finish_reason is None and generation.error is None:
         engine.step([generation])

@@ -25,14 +25,14 @@ from ..engine import Engine
 from ..engine.scheduler import Scheduler
 from ..model_files.model_paths import resolve
 from ..queue.consumer import Consumer
-from ..queue.job_runner import Executor
+from ..queue.job_runner import JobRunner
 from ..queue.job_store import JobStore
 from ..queue.publisher import Publisher
 from ..queue.refusals import Identity, Refusals
 from .metrics import Metrics, exposed_at
-from .registration import Announcement
+from .registration import Registration
 from .self_test import self_test
-from .systemd_notifier import Supervisor
+from .systemd_notifier import SystemdNotifier
 from .watchdog import Watchdog
 
 LOOK_AHEAD = 2
@@ -83,7 +83,7 @@ def _serve(
     settings: Settings, load: Callable[[], Engine], connection: redis.Redis, waiting: redis.Redis,
     registry: CollectorRegistry, drain_seconds: float, device_timeout: float,
 ) -> None:
-    supervisor = Supervisor()
+    supervisor = SystemdNotifier()
     supervisor.status(f"loading {Path(settings.model).name}")
     began = time.monotonic()
     engine = load()
@@ -94,7 +94,7 @@ def _serve(
         "loaded %s (version %s) on %s in %.1f s", own, engine.card.version, engine.device, time.monotonic() - began
     )
     metrics = Metrics(registry, engine)
-    scheduler = Scheduler(engine, metrics.gap)
+    scheduler = Scheduler(engine, metrics.inter_token_latency)
     watchdog = Watchdog(engine, device_timeout, lambda: scheduler.alive, supervisor.alive)
     watchdog.start()
     self_test(engine)
@@ -102,8 +102,8 @@ def _serve(
     store = JobStore(connection, waiting, settings, name)
     identity = Identity(worker=name, device=engine.device, models=models)
     refusals = Refusals(store, ServerClock(connection), identity, metrics.finished)
-    executor = Executor(connection, engine, scheduler, publisher, store, refusals)
-    announcement = Announcement(connection, engine, scheduler, supervisor, name, models)
+    executor = JobRunner(connection, engine, scheduler, publisher, store, refusals)
+    announcement = Registration(connection, engine, scheduler, supervisor, name, models)
     consumer = Consumer(
         [keys.queue(model) for model in models], executor, store, refusals, connection=connection, waiting=waiting,
         name=name, places=engine.slots + LOOK_AHEAD, drain_seconds=drain_seconds, announce=announcement.beat,

@@ -15,7 +15,7 @@ BEAT_LIMIT = 300.0
 for as long as it takes to give up on it, a minute or two: that alone must not end a worker."""
 
 
-class Supervisor:
+class SystemdNotifier:
     """Its methods may be called from any thread; none waits, and none raises."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from sailq.shared import keys
 from sailq.shared.connection import ServerClock
 from sailq.shared.rqjob import Serializer
 
-from .job_runner import Executor
+from .job_runner import JobRunner
 from .job_store import Claim, JobStore, new_execution
 from .refusals import Refusals
 
@@ -50,7 +50,7 @@ class Consumer:
     """
 
     def __init__(
-        self, queues: Sequence[str], executor: Executor, store: JobStore, refusals: Refusals, *,
+        self, queues: Sequence[str], executor: JobRunner, store: JobStore, refusals: Refusals, *,
         connection: redis.Redis,
         waiting: redis.Redis, name: str, places: int, drain_seconds: float,
         announce: Callable[[redis.client.Pipeline], None], ready: Callable[[], None] = lambda: None,

@@ -38,7 +38,7 @@ class HandedBack(Exception):
     """This worker leaves before the job's answer is complete: another attempt makes it anew."""
 
 
-class Executor:
+class JobRunner:
     """Runs jobs, one a thread, through one scheduler."""
 
     def __init__(

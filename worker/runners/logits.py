@@ -20,7 +20,7 @@ UNUSABLE = -1
 class Logits(Protocol):
     """One row for each sequence of a call. Valid until the runner's next call."""
 
-    def likeliest(self) -> Int:
+    def argmax(self) -> Int:
         """int32 [rows]: the token with the highest score, the first of equals, or UNUSABLE.
 
         All scores of a row are looked at in the host's memory. Where the device chooses, only the chosen token's is,
@@ -37,7 +37,7 @@ class HostLogits:
     def __init__(self, values: Float) -> None:
         self._values = values
 
-    def likeliest(self) -> Int:
+    def argmax(self) -> Int:
         usable = np.isfinite(self._values).all(axis=1)
         return np.where(usable, self._values.argmax(axis=1), UNUSABLE).astype(np.int32)
 
@@ -55,9 +55,9 @@ class DeviceLogits:
         self._chip, self._scores, self._rows = chip, scores, list(rows)
         self._vocabulary, self._choose = vocabulary, choose
 
-    def likeliest(self) -> Int:
+    def argmax(self) -> Int:
         if self._choose is None:
-            return HostLogits(np.stack([self.row(index) for index in range(len(self._rows))])).likeliest()
+            return HostLogits(np.stack([self.row(index) for index in range(len(self._rows))])).argmax()
         tokens = self._choose()[self._rows].tolist()
         return np.array([self._checked(index, token) for index, token in enumerate(tokens)], np.int32)
 
@@ -83,7 +83,7 @@ class ChosenTokens:
     def __init__(self, tokens: Int) -> None:
         self._tokens = tokens
 
-    def likeliest(self) -> Int:
+    def argmax(self) -> Int:
         return self._tokens
 
     def row(self, index: int) -> Float:
