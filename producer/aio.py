@@ -20,7 +20,7 @@ from sailq.shared.settings import Settings
 from .async_pool import connection_pool
 from .client import Client, JobHandle
 from .replies import Chunk, Patience, read_result
-from .stream_listener import Mail, StreamListener
+from .stream_listener import Events, StreamListener
 
 MAX_CONNECTIONS = 8
 """One waits for all jobs; the others carry single commands."""
@@ -45,7 +45,7 @@ class AsyncClient:
         self.connection = redis.asyncio.Redis(
             connection_pool=connection_pool(self.settings.redis_url, MAX_CONNECTIONS)
         )
-        self._mailroom = StreamListener(self.connection, self._client.inbox)
+        self._listener = StreamListener(self.connection, self._client.inbox)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -56,7 +56,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        await self._mailroom.close()
+        await self._listener.close()
         await self.connection.connection_pool.disconnect()
         self._client.close()
 
@@ -155,9 +155,9 @@ class AsyncClient:
         """
         waiting = set(jobs)
         patience = Patience(timeout)
-        with self._mailroom.follow(waiting) as mail:
+        with self._listener.follow(waiting) as events:
             while waiting:
-                job, news = await _next(mail, patience)
+                job, news = await _next(events, patience)
                 if isinstance(news, SailqError):
                     raise news
                 if news is None:
@@ -175,9 +175,9 @@ class AsyncClient:
         come for `timeout` seconds, and NotFound.
         """
         patience = Patience(timeout)
-        with self._mailroom.follow([job]) as mail:
+        with self._listener.follow([job]) as events:
             while True:
-                _, news = await _next(mail, patience)
+                _, news = await _next(events, patience)
                 if isinstance(news, SailqError):
                     raise news
                 if news is None:
@@ -208,8 +208,8 @@ class AsyncClient:
         return await asyncio.to_thread(self._client.card, name)
 
 
-async def _next(mail: Mail, patience: Patience) -> tuple[str, list[Chunk] | SailqError | None]:
-    getting = asyncio.ensure_future(mail.get())
+async def _next(events: Events, patience: Patience) -> tuple[str, list[Chunk] | SailqError | None]:
+    getting = asyncio.ensure_future(events.get())
     try:
         while not getting.done():  # `asyncio.wait_for` could lose what comes in its last moment
             await asyncio.wait({getting}, timeout=patience.left())

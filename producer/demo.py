@@ -76,9 +76,9 @@ def set_up(
 def _start(
     stack: ExitStack, name: str, command: list[str], logs: Path, environment: Mapping[str, str] | None = None
 ) -> ManagedProcess:
-    companion = ManagedProcess(name, command, logs / f"{name}.log", environment)
-    stack.callback(companion.stop)
-    return companion
+    process = ManagedProcess(name, command, logs / f"{name}.log", environment)
+    stack.callback(process.stop)
+    return process
 
 
 def _answers(url: str) -> bool:

@@ -19,18 +19,18 @@ from .replies import LOOK_SECONDS, Chunk, Entry, Inbox, StreamReader, not_found,
 _PAUSE = 0.02
 """Seconds between two reads: what comes meanwhile is read together, and a worker writes no more often."""
 
-Mail = asyncio.Queue[tuple[str, list[Chunk] | SailqError | None]]
+Events = asyncio.Queue[tuple[str, list[Chunk] | SailqError | None]]
 """(job, new text), (job, None) when the job has its result, or (job, why nothing more will come)."""
 
 
 class _Follower:
-    def __init__(self, mail: Mail) -> None:
-        self.mail = mail
+    def __init__(self, events: Events) -> None:
+        self.events = events
         self.reader = StreamReader()
 
 
 class StreamListener:
-    """Reads the inbox and the streams of all followed jobs with one XREAD and hands each follower its own mail."""
+    """Reads the inbox and the streams of all followed jobs with one XREAD and hands each follower its own events."""
 
     def __init__(self, connection: redis.asyncio.Redis, inbox: Inbox) -> None:
         self._connection, self._inbox = connection, inbox
@@ -45,10 +45,10 @@ class StreamListener:
         self._looked = time.monotonic()
 
     @contextmanager
-    def follow(self, jobs: Iterable[str]) -> Iterator[Mail]:
-        """The mail of `jobs`, each from its first word on."""
-        mail: Mail = asyncio.Queue()
-        followers = {job: _Follower(mail) for job in jobs}
+    def follow(self, jobs: Iterable[str]) -> Iterator[Events]:
+        """The events of `jobs`, each from its first word on."""
+        events: Events = asyncio.Queue()
+        followers = {job: _Follower(events) for job in jobs}
         for job, follower in followers.items():
             self._followers.setdefault(job, []).append(follower)
         self._unseen.update(followers)
@@ -58,7 +58,7 @@ class StreamListener:
         elif self._ringing is None or self._ringing.done():
             self._ringing = asyncio.create_task(self._ring())
         try:
-            yield mail
+            yield events
         finally:
             for job, follower in followers.items():
                 others = self._followers.get(job, [])
@@ -124,9 +124,9 @@ class StreamListener:
         for follower in followers:
             chunks = follower.reader.feed(entries)
             if chunks:
-                follower.mail.put_nowait((job, chunks))
+                follower.events.put_nowait((job, chunks))
             if follower.reader.ended:
-                follower.mail.put_nowait((job, None))
+                follower.events.put_nowait((job, None))
         still = [one for one in self._followers.get(job, []) if not one.reader.ended]
         if still:
             self._followers[job] = still
@@ -175,7 +175,7 @@ class StreamListener:
 
     def _tell(self, job: str, last: SailqError | None) -> None:
         for follower in self._followers.pop(job, []):
-            follower.mail.put_nowait((job, last))
+            follower.events.put_nowait((job, last))
 
 
 def _order(position: bytes) -> tuple[int, int]:

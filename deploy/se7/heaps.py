@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-SHARED = Path(__file__).resolve().parents[2] / "worker" / "heaps.py"
+SHARED = Path(__file__).resolve().parents[2] / "worker" / "doctor" / "ion_heaps.py"
 """What reads and counts, for `sailq doctor` too; of the same checkout, so that no sailq need be installed."""
 
 
