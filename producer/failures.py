@@ -1,4 +1,4 @@
-"""Jobs that failed though the fault need not be theirs: what became of them, once more, or never again."""
+"""Jobs that failed for reasons outside the job: list them, retry them, or drop them."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from sailq.shared.errors import DeviceFailed
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.runners.base import Bytes, Float, Int
-from sailq.worker.runners.logits import ChosenTokens
+from sailq.worker.runners.base import Bytes
+from sailq.worker.runners.logits import ChosenTokens, Float, Int
 
 
 @dataclass(frozen=True)

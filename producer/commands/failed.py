@@ -21,7 +21,7 @@ _PIPED_WIDTH = 1000
 
 failed = typer.Typer(
     no_args_is_help=True,
-    help="List, retry or drop the jobs that failed though the fault need not be theirs.\n\n"
+    help="List, retry or drop the jobs that failed for reasons outside the job.\n\n"
     "These are the jobs whose workers died at each of their attempts, and those that ended with the error 'internal'; "
     "they and their clips are kept for a week. Every other error, such as bad_media or too_long, would come again and "
     "is not here, but only in the job's result; `sailq status` counts some of these too.",

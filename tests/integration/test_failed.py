@@ -1,4 +1,4 @@
-"""Jobs that fail though the fault need not be theirs: their attempts, their end, and `sailq failed`."""
+"""Jobs that fail for reasons outside the job: their attempts, their end, and `sailq failed`."""
 
 from __future__ import annotations
 

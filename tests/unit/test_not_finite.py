@@ -10,8 +10,8 @@ from sailq.shared.jobs import GenerationOptions
 from sailq.worker.engine import Engine, PreparedPrompt
 from sailq.worker.engine.sampling import NotFinite
 from sailq.worker.model_files.model_paths import resolve
-from sailq.worker.runners.base import Bytes, Float
-from sailq.worker.runners.logits import UNUSABLE, HostLogits
+from sailq.worker.runners.base import Bytes
+from sailq.worker.runners.logits import UNUSABLE, Float, HostLogits
 
 VALUES = [np.nan, np.inf, -np.inf]
 GREEDY, SAMPLED = options(max_new_tokens=6), options(max_new_tokens=6, temperature=1.0, seed=1)

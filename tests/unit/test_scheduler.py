@@ -16,8 +16,7 @@ from sailq.worker.engine import Engine, PreparedPrompt
 from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.scheduler import Request, Scheduler
-from sailq.worker.runners.base import Float, Int
-from sailq.worker.runners.logits import HostLogits
+from sailq.worker.runners.logits import Float, HostLogits, Int
 
 
 class CountingRunner:

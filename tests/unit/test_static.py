@@ -7,13 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("sailq.shared", "sailq.producer", "sailq.worker")
+SIDES = ("shared", "producer", "worker")
+PACKAGES = tuple(f"sailq.{side}" for side in SIDES)
 DOCKERFILES = sorted(ROOT.glob("deploy/**/*Dockerfile"))
 
 
@@ -45,7 +47,7 @@ def test_strict_mypy_on_the_tree() -> None:
     run(sys.executable, "-m", "mypy", *packages)
 
 
-@pytest.mark.parametrize("side", ["shared", "producer", "worker"])
+@pytest.mark.parametrize("side", SIDES)
 def test_no_relative_import_leaves_its_folder(side: str) -> None:
     for file in (ROOT / side).rglob("*.py"):
         depth = len(file.relative_to(ROOT).parent.parts)
@@ -53,18 +55,27 @@ def test_no_relative_import_leaves_its_folder(side: str) -> None:
         assert all(level <= depth for level in levels), file
 
 
-def imports(folder: str) -> set[str]:
-    """Every module that the files under `folder` import, relative ones resolved."""
-    found = set()
+def imports(folder: str) -> dict[str, set[str]]:
+    """What each module under `folder` imports, in functions too; relative names resolved."""
+    found = {}
     for file in (ROOT / folder).rglob("*.py"):
         package = ["sailq", *file.relative_to(ROOT).parent.parts]
+        names = found[".".join(package if file.stem == "__init__" else [*package, file.stem])] = set[str]()
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
-                found.update(name.name for name in node.names)
+                names.update(name.name for name in node.names)
             elif isinstance(node, ast.ImportFrom):
                 base = package[: len(package) - node.level + 1] if node.level else []
-                found.add(".".join([*base, node.module or ""]))
+                module = ".".join([*base, *filter(None, [node.module])])
+                for name in node.names:
+                    below = f"{module}.{name.name}"
+                    names.add(below if (ROOT / below.replace(".", "/")).with_suffix(".py").is_file() else module)
     return found
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {name: names for side in SIDES for name, names in imports(side).items()}
+    TopologicalSorter({name: names & graph.keys() for name, names in graph.items()}).prepare()
 
 
 @pytest.mark.parametrize(
@@ -72,12 +83,13 @@ def imports(folder: str) -> set[str]:
     [("shared", ("sailq.producer", "sailq.worker")), ("producer", ("sailq.worker",)), ("worker", ("sailq.producer",))],
 )
 def test_no_side_imports_the_other(side: str, foreign: tuple[str, ...]) -> None:
-    assert not [name for name in imports(side) if name.startswith(foreign)]
+    assert not [name for names in imports(side).values() for name in names if name.startswith(foreign)]
 
 
-@pytest.mark.parametrize("side", ["shared", "producer", "worker"])
+@pytest.mark.parametrize("side", SIDES)
 def test_torch_is_no_dependency_of_the_package(side: str) -> None:
-    assert not [name for name in imports(side) if name.split(".")[0] in {"torch", "torchvision"}]
+    roots = {name.split(".")[0] for names in imports(side).values() for name in names}
+    assert not roots & {"torch", "torchvision"}
 
 
 def test_compose_names_files_that_exist_and_only_services_that_it_has() -> None:

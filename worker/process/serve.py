@@ -53,7 +53,7 @@ def serve(
 
     Args:
         load: the model in a directory: `Engine.load` with its options.
-        drain_seconds: what running jobs have to finish in when the worker is told to stop.
+        drain_seconds: seconds that running jobs get after SIGTERM.
         device_timeout: seconds after which a call to the device ends the process.
 
     Raises Unsupported for what cannot be served, BadRequest for a port of metrics that cannot be had, and

@@ -56,7 +56,7 @@ class Consumer:
         announce: Callable[[redis.client.Pipeline], None], ready: Callable[[], None] = lambda: None,
     ) -> None:
         """`waiting`: the connection that waits and claims. `announce` adds the worker's own record to a pipeline.
-        `drain_seconds`: what running jobs have to finish in once the worker is told to stop. `ready` is called when it
+        `drain_seconds`: seconds that running jobs get after SIGTERM. `ready` is called when it
         begins to take jobs."""
         self._queues, self._executor, self._store, self._connection = queues, executor, store, connection
         self._waiting, self._refusals = waiting, refusals

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from .logits import Logits
-    from .sensors import Readings
+from .logits import Float, Int, Logits
+from .sensors import Readings
 
-Float = npt.NDArray[np.float32]
-Int = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
 
 MASKED = -10000.0

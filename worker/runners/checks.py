@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..engine.model import ModelSpec
-from .base import Bytes, Float, Int
+from .base import Bytes
+from .logits import Float, Int
 
 
 def require(condition: bool | np.bool_, complaint: str) -> None:

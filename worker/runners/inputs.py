@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .base import MASKED, Float, Int
+from .base import MASKED
+from .logits import Float, Int
 
 
 def grid_positions(h: int, w: int, merge: int = 2) -> Int:

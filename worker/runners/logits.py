@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from .base import Float, Int
 from .chip import Chip
+
+Float = npt.NDArray[np.float32]
+Int = npt.NDArray[np.int32]
 
 UNUSABLE = -1
 """Stands for the likeliest token where a score that was looked at is not finite."""

@@ -14,10 +14,10 @@ import onnxruntime
 from sailq.shared.errors import Unsupported
 
 from ..engine.model import ModelSpec
-from .base import Bytes, Float, Int
+from .base import Bytes
 from .checks import check_pixels, check_prompt, check_step
 from .inputs import causal_mask, grid_positions, past_mask
-from .logits import HostLogits
+from .logits import Float, HostLogits, Int
 
 MAX_CONTEXT = 8192
 """A prompt's scores take heads × tokens² × 4 bytes a layer: 3 GB for a 2B model at this length."""

@@ -18,12 +18,12 @@ from sailq.shared.errors import DeviceFailed, TooLong, Unsupported
 from ..engine.model import ModelSpec
 from ..engine.patches import normalise
 from ..model_files.bmodel import BmodelTensor, read_bmodel
-from .base import MASKED, Bytes, Float, Int
+from .base import MASKED, Bytes
 from .checks import check_pixels, check_prompt, check_step
 from .chip import Chip, count_tpus
 from .inputs import grid_positions, past_mask
 from .layout import read_layout
-from .logits import UNUSABLE, ChosenTokens, DeviceLogits, Logits
+from .logits import UNUSABLE, ChosenTokens, DeviceLogits, Float, Int, Logits
 from .runner_memory import HeadMemory, PromptMemory, StepMemory, VisionMemory
 from .sensors import Readings, read
 
