@@ -47,7 +47,7 @@ bench-tpu: .venv/dev  ## The compiler's estimate of Qwen2-VL-7B on a BM1684X, be
 bench-fleet: .venv/dev  ## Up to 1,000 simulated boxes on one server; eight minutes, with nothing else to do
 	$(BIN)/python tests/bench/fleet.py --out bench-out
 
-figures: .venv/dev  ## The figures of the README, printed by the tests that hold them to their bounds
+figures: .venv/dev  ## The figures of tests/README.md, printed by the tests that hold them to their bounds
 	$(BIN)/python -m pytest --quiet $(PARALLEL) -m "not tpu and not bench and not prometheus and not box and not images and not arm64" | grep --text "^figure:"
 
 fuzz: .venv/dev  ## A million hostile inputs for all that reads what others wrote; five minutes

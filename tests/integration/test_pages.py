@@ -1,4 +1,4 @@
-"""Every shell command in the README and deploy/'s pages is run here, as it stands there, or says what it needs.
+"""Every shell command on the project's pages is run here, as it stands there, or says what it needs.
 
 A block that needs what a laptop has not, a box above all, says so in its first line, `# needs a box`, or in the
 sentence before it. Each of the others is run, in a folder like the project's with the files that the pages speak of.
@@ -23,7 +23,8 @@ import pytest
 from sailq.worker.model_files.model_paths import resolve
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "deploy").rglob("*.md"))]
+FOLDERS = ("producer", "worker", "shared", "deploy", "tests")
+PAGES = [*sorted(ROOT.glob("*.md")), *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md")))]
 SHELL, PYTHON = ("sh", "bash", "shell", "console"), "python"
 NEEDS = re.compile(
     r"\bneeds? (?:such a |that |a |an |the )?(?:box|boxes|card|Docker|server|Sophgo's server|machine|compiler|hour)\b"
@@ -112,7 +113,7 @@ def project(tmp_path: Path, served_url: str) -> Path:
     """The project's folders, and what the pages' commands are about."""
     for path in (*ROOT.glob("*.toml"), *ROOT.glob("*.md"), *(ROOT / name for name in ("LICENSE", "Makefile"))):
         (tmp_path / path.name).symlink_to(path)
-    for folder in ("producer", "worker", "shared", "deploy", "tests"):
+    for folder in (*FOLDERS, "sailq"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     subprocess.run([sys.executable, "-m", "sailq.producer.samples", "--count", "4", "--out", "made"], cwd=tmp_path,

@@ -20,7 +20,7 @@ from commands import invoke
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 HEAPS = DEPLOY / "se7" / "heaps.py"
-PAGES = [ROOT / "README.md", *sorted(DEPLOY.rglob("*.md"))]
+PAGES = [*ROOT.glob("*.md"), *(page for one in ("producer", "worker", "tests", "deploy") for page in (ROOT / one).rglob("*.md"))]
 
 
 def name(path: Path) -> str:

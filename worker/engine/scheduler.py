@@ -127,10 +127,10 @@ class Scheduler:
         counts: for whoever watches; only the scheduler's thread writes.
     """
 
-    def __init__(self, engine: Engine, on_gap: Callable[[float], None] = lambda seconds: None) -> None:
-        """`on_gap` takes the seconds between two tokens of an answer, on the scheduler's thread."""
+    def __init__(self, engine: Engine, on_inter_token_latency: Callable[[float], None] = lambda seconds: None) -> None:
+        """`on_inter_token_latency` takes the seconds between two tokens of an answer, on the scheduler's thread."""
         self.counts = Counts()
-        self._engine, self._on_inter_token_latency = engine, on_gap
+        self._engine, self._on_inter_token_latency = engine, on_inter_token_latency
         self._slots: list[Request | None] = [None] * engine.slots
         self._waiting: dict[Priority, deque[Request]] = {"high": deque(), "normal": deque()}
         self._changed = threading.Condition()
