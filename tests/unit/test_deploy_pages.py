@@ -20,7 +20,8 @@ from commands import invoke
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 HEAPS = DEPLOY / "se7" / "heaps.py"
-PAGES = [*ROOT.glob("*.md"), *(page for one in ("producer", "worker", "tests", "deploy") for page in (ROOT / one).rglob("*.md"))]
+FOLDERS = ("producer", "worker", "tests", "deploy")
+PAGES = [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
 
 
 def name(path: Path) -> str:
