@@ -6,10 +6,12 @@ while a run has it open, and the kernel ends the lock with the process.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from io import FileIO
@@ -22,6 +24,8 @@ from .rows import Row, as_line, failed
 
 _START = b'{"index": '
 """How the line of a batch's row begins."""
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""What fsync answers where a file system does not support it (fsync(2), and FUSE)."""
 
 
 class RowFile:
@@ -111,19 +115,22 @@ class RowFile:
 
     def finish(self, rows: Iterable[Row]) -> None:
         """Replaces the file by `rows`, at once or not at all, and closes it. Raises SailqError where it cannot."""
-        draft = self._path.with_name(f".{self._path.name}.draft")  # one name: the lock is held
+        draft: Path | None = None
         try:
-            with draft.open("wb") as file:
-                os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
+            descriptor, name = tempfile.mkstemp(".jsonl", ".sailq-", self._path.parent)  # a file that nobody has
+            draft = Path(name)
+            with open(descriptor, "wb") as file:
+                os.fchmod(descriptor, stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
                 file.writelines(map(_line, rows))
                 file.flush()
-                os.fsync(file.fileno())
+                _sync(descriptor)
             if self._path.exists() and not self._is_current(self._file):
                 raise SailqError(f"{self._name} is another file now, which stays; this run's rows are in {draft}.")
             draft.replace(self._path)
         except OSError as error:
-            with suppress(OSError):
-                draft.unlink()
+            if draft is not None:
+                with suppress(OSError):
+                    draft.unlink()
             there = "keeps the rows that were written, but cannot be put in order"
             kept = os.path.exists(self._path) and self._is_current(self._file)
             there = there if kept else "was removed and cannot be written again"
@@ -171,8 +178,20 @@ def _line(row: Row) -> bytes:
 
 def _sync_folder(folder: Path) -> None:
     """Makes a name in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return  # files may be made in a folder that may not be read
+    try:
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    """As os.fsync, where the file system can; some can not with folders, and some not at all."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise

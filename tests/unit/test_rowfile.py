@@ -108,17 +108,48 @@ def test_a_folder_that_cannot_be_synchronized(tmp_path: Path, monkeypatch: pytes
     RowFile(tmp_path / "out.jsonl").close()
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_fsync_fails_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    RowFile(tmp_path / "out.jsonl").finish([row(0)])
+    assert lines(tmp_path / "out.jsonl") == [row(0)] and os.listdir(tmp_path) == ["out.jsonl"]
+
+
+def test_a_folder_that_may_be_written_and_not_read(folder: Path) -> None:
+    folder.chmod(0o333)
+    with as_nobody():
+        RowFile(folder / "out.jsonl").finish([row(0)])
+    folder.chmod(0o755)
+    assert lines(folder / "out.jsonl") == [row(0)]
+
+
 def test_a_file_that_was_put_in_its_place_stays(tmp_path: Path) -> None:
+    """And so do the rows that had no place."""
     out = tmp_path / "out.jsonl"
     file = RowFile(out)
     out.unlink()
     other = RowFile(out)
     other.append(row(5))
-    with pytest.raises(SailqError, match="another file"):
+    with pytest.raises(SailqError, match=r"another file .*rows are in .*/\.sailq-"):
         file.finish([row(0)])
     other.close()
-    assert lines(out) == [row(5)]
-    assert lines(tmp_path / ".out.jsonl.draft") == [row(0)]
+    (kept,) = tmp_path.glob(".sailq-*.jsonl")
+    RowFile(out).finish([row(5), row(6)])
+    assert (lines(kept), lines(out)) == ([row(0)], [row(5), row(6)])
+
+
+def test_no_other_file_is_written_over(tmp_path: Path) -> None:
+    before = {name: name.encode() for name in (".out.jsonl.draft", "out.jsonl.draft", ".sailq-1.jsonl")}
+    for name, data in before.items():
+        (tmp_path / name).write_bytes(data)
+    RowFile(tmp_path / "out.jsonl").finish([row(0)])
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, "out.jsonl"])
 
 
 def test_a_file_that_was_removed_comes_back_whole(tmp_path: Path) -> None:
