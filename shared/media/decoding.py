@@ -15,6 +15,8 @@ from .packets import NONE, Packets, VideoPacket
 
 Take = Callable[[int, VideoFrame], None]
 """Gets a packet's number and its frame."""
+_VOP, _B = b"\0\0\1\xb6", 2
+"""MPEG-4's start code of a frame and, from the 2 bits behind it, the type of B frames (ISO/IEC 14496-2, 6.2.5)."""
 
 
 class Decoder:
@@ -33,6 +35,7 @@ class Decoder:
         self._packets = packets
         self._watch = watch
         self._keys = list(packets.keys) or [0]
+        self._mpeg4 = context.codec.canonical_name == "mpeg4"
         self.damaged = set(packets.damaged)
         self.keep_corrupt = False
         context.thread_count = 1  # an error is then that of the packet just sent; a pool reads clips side by side
@@ -115,6 +118,7 @@ class Decoder:
             needed = {part for number in wanted for part in range(number, self._end(number) + 1)}
         starts = dict(spans)
         start = end = -1
+        leading = False  # whether no frame but B frames came behind the key frame
         sure = True  # that the decoder has begun with a true key frame
 
         def receive(packet: VideoPacket | None, number: int) -> None:
@@ -150,9 +154,22 @@ class Decoder:
                 finish()
                 start, end = number, starts[number]
                 sure = start == self._keys[0] or start in self._packets.hidden
+                leading = self._mpeg4
+            elif leading:
+                # FFmpeg's decoder takes the time between two fields from the first B frame that it sees. From one whose
+                # reference was not decoded it takes a wrong one, and passes over B frames of interlaced clips for ever.
+                leading = _is_b(packet)
+                if leading:
+                    continue
             all_of_it = needed is None or number in needed or number == start
             self._context.skip_frame = "DEFAULT" if all_of_it else "NONREF"
             receive(packet, number)
         finish()
         self.damaged |= errors
         return came
+
+
+def _is_b(packet: VideoPacket) -> bool:
+    """Whether a packet of MPEG-4 begins with a B frame."""
+    _, found, frame = bytes(packet).partition(_VOP)
+    return bool(found and frame) and frame[0] >> 6 == _B

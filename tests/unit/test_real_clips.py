@@ -94,6 +94,16 @@ def test_one_corrupt_packet_costs_one_frame_and_is_counted(tmp_path: Path, kind:
     assert [number_shown(video.frames[number]) for number in clean] == clean
 
 
+@pytest.mark.parametrize("kind", [kind.name for kind in KINDS if kind.interlaced])
+def test_a_whole_interlaced_clip_is_read_as_one(tmp_path: Path, kind: str) -> None:
+    """MPEG-4 with B frames: the first wanted frame behind the start lies in an open group."""
+    path = clip(tmp_path / f"clip.{KIND[kind].suffix}", kind, 100, interlaced=True)
+    for nframes in (2, 8, 16):
+        video = read(path, nframes)
+        assert numbers(video) == [int(at) for at in np.rint(np.linspace(0, 99, nframes))]
+        assert video.damaged_frames == 0
+
+
 def test_black_frames_without_compression_are_no_damage(tmp_path: Path) -> None:
     path = tmp_path / "clip.avi"
     with av.open(str(path), "w") as output:
