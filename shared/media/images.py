@@ -37,6 +37,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _ASIDE = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """PNG chunks that Pillow reads up to a limit, and that change no pixel."""
 _BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
+_RARE = ("webp", "tiff_sgilog", "tiff_sgilog24", "tiff_thunderscan", "tiff_raw_16")
+"""Compressions of TIFF, by Pillow's names, that its libtiff is built without or of which it reads few forms."""
 _ORIENTATION = 0x0112
 _TURNS = {
     2: pillow.Transpose.FLIP_LEFT_RIGHT,
@@ -128,7 +130,13 @@ def _upright(image: pillow.Image) -> Image:
     tags = getattr(image, "tag_v2", {})
     if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8:  # Pillow reads each byte as a pixel
         raise BadMedia("TIFF images with separate planes of more than 8 bits are not read.")
-    image.load()
+    try:
+        image.load()
+    except OSError:
+        kind = image.info.get("compression")
+        if image.format != "TIFF" or kind not in _RARE:
+            raise
+        raise BadMedia(f"The image cannot be decoded: TIFF's {kind} is not read, or it is damaged.") from None
     turn = _TURNS.get(_orientation(image))
     pixels = _rgb(image)  # first: a turned image has lost its TIFF tags
     return pixels if turn is None else np.asarray(pillow.fromarray(pixels).transpose(turn))
@@ -156,8 +164,8 @@ def _refusals() -> Iterator[None]:
         raise BadMedia("Decoding the image takes more memory than there is.") from None
     except UnidentifiedImageError:
         raise BadMedia(
-            "This is no image of a known kind (PNG, JPEG, BMP, WebP, TIFF, GIF, HEIC, AVIF), its header is damaged, or "
-            "its pixels are in a form that is not read."
+            "This is no image of a known kind (PNG, JPEG, BMP, WebP, TIFF, GIF, HEIC, AVIF), it is damaged or cut "
+            "short, or its pixels are in a form that is not read."
         ) from None
     except pillow.DecompressionBombError:
         raise BadMedia(f"The image has more than {limits.MAX_PIXELS // 10**6} megapixels.") from None

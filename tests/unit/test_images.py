@@ -89,8 +89,19 @@ def test_metadata_that_cannot_be_read_spoil_no_picture() -> None:
 
 @pytest.mark.parametrize("suffix", ["heic", "avif"])
 def test_a_damaged_header_is_not_called_another_kind(suffix: str) -> None:
-    with pytest.raises(BadMedia, match="header is damaged"):
+    with pytest.raises(BadMedia, match="it is damaged or cut short"):
         decode(saved(corners(), suffix)[:24])
+
+
+def test_a_tiff_of_a_compression_that_is_not_read_is_not_called_damaged_alone() -> None:
+    """Its tag 259 is a short, whose value follows the tag, the type and the count."""
+    lzw = saved(corners(), "tif", compression="tiff_lzw")
+    known, webp = (struct.pack("<HHIH", 259, 3, 1, number) for number in (5, 50001))
+    assert lzw.count(known) == 1
+    with pytest.raises(BadMedia, match="TIFF's webp is not read, or it is damaged"):
+        decode(lzw.replace(known, webp))
+    with pytest.raises(BadMedia, match="it is damaged or cut short"):
+        decode(lzw[:-50])
 
 
 def test_the_orientation_of_a_heic_is_its_own(tmp_path: Path) -> None:
