@@ -90,3 +90,19 @@ def test_a_broken_row_of_lm_heads_weights_is_seen(
     monkeypatch.setattr(Chip, "run", breaking)
     with pytest.raises(NotFinite):
         engine.start(samples[4], GREEDY, 0)
+
+
+def test_a_token_outside_the_vocabulary_ends_its_answer(
+    samples: list[PreparedPrompt], compiled: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SAIL leaves it where a copy of the chosen token fails: it raises nothing."""
+    engine, run = load(compiled(*LLM_CONVERT)), Chip.run
+
+    def breaking(chip: Chip, net: str, inputs: Any, outputs: Any) -> None:
+        run(chip, net, inputs, outputs)
+        if net == "lm_head":
+            outputs[0].handle.store(outputs[0].address, np.int32(2**30).tobytes())
+
+    monkeypatch.setattr(Chip, "run", breaking)
+    with pytest.raises(NotFinite):
+        engine.start(samples[4], GREEDY, 0)

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from sailq.worker.runners import emulator as sail
+from sailq.worker.runners.emulator.bmruntime import Memory
 
 NETS = str(ROOT / "tests/data/nets.bmodel")
 LINEAR, RELU = "linear", "relu"
@@ -159,6 +160,31 @@ def test_a_views_sync_copies_and_leaves_the_lines_dirty(engine: sail.EngineLLM, 
     engine.process(LINEAR, {0: x}, {0: own})
     own.sync_d2s()
     assert np.array_equal(own.asnumpy(), values)  # evicted over what the chip wrote
+
+
+def test_memory_that_a_box_cannot_map_is_refused_as_by_sail(
+    engine: sail.EngineLLM, handle: sail.Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libsophon's bm_mem_mmap_device_mem takes whole pages; SAIL maps a net's own in address mode 1 when it loads."""
+    memory = handle.allocate(8192)
+    inside = Memory(address=memory.address + 64, size=1024)
+    with pytest.raises(RuntimeError, match="bmlib api fail"):
+        sail.Tensor.of_net(handle, engine, inside, [1, 8, 64], sail.Dtype.BM_FLOAT16)
+    with pytest.raises(ValueError, match="1023 bytes"):
+        sail.Tensor.of_net(
+            handle, engine, Memory(address=memory.address, size=1023), [1, 8, 64], sail.Dtype.BM_FLOAT16
+        )
+    handle.free(memory)
+    mapped: list[list[int]] = []
+    of_net = sail.Tensor.of_net
+
+    def note(*given: Any) -> sail.Tensor:
+        mapped.append(given[3])
+        return of_net(*given)
+
+    monkeypatch.setattr(sail.Tensor, "of_net", note)
+    sail.EngineLLM(NETS, [0])
+    assert mapped == [[1, 4, 64], [1, 4, 64], [1, 8, 64], [1, 8, 64]]  # x and y of each stage of LINEAR alone
 
 
 def linear(engine: sail.EngineLLM, handle: sail.Handle, values: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from commands import SECONDS, rows, sailq
 from numbered import KINDS, Variant, write
 from PIL import Image
 from sailq.producer.companion import sailq_command
+
 from sailq.shared.media.limits import MAX_PIXELS
 
 KIND = {kind.name: kind for kind in KINDS}

@@ -109,3 +109,11 @@ def test_what_sail_raises_later_is_a_failed_device(call: str) -> None:
         chip.write(sail, np.ones(4))
         chip.read(sail)
         chip.copy(sail, 0, sail, 0, 4)
+
+
+def test_sail_is_asked_once_for_memory_of_which_it_warns() -> None:
+    sail = Recorder()
+    chip = Chip(sail, 0, Path("some.bmodel"))
+    sail.asked.clear()
+    assert chip.shared_inputs("block_kv_0") is chip.shared_inputs("block_kv_0")
+    assert sail.asked == [("get_input_tensors_addrmode0", {"graph_name"})]

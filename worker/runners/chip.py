@@ -1,9 +1,26 @@
 """One TPU through SAIL: a bmodel's nets, tensors on the device, and numbers between them and numpy.
 
 Every call that a loaded model makes into SAIL is in this file, in SAIL's portable order: a write is flushed
-(`sync_s2d`) and a read begins with `sync_d2s`. On a box a net's own tensors are mapped with the cache on (SAIL's
-`reset_dev_data`, `IS_SOC_MODE`): the chip does not see what still lies in the cache, and a line that is evicted late
-overwrites what the chip wrote meanwhile. Elsewhere both calls cost 0.3 µs.
+(`sync_s2d`) and a read begins with `sync_d2s`. On a box a net's own tensors are mapped with the cache on: the chip does
+not see what still lies in the cache, and a line that is evicted late overwrites what the chip wrote meanwhile.
+Elsewhere both calls cost 0.3 µs.
+
+Where each call's behaviour on a box (`IS_SOC_MODE`) stands in sophgo/sophon-sail 3.10.7 and sophgo/libsophon:
+
+    a net's own tensors are mapped     src/engine_llm.cpp:323, src/tensor.cpp:987; bmlib/src/bmlib_memory.cpp:1531,
+                                       with the cache on: driver/bm_gmem.c:166
+    sync_s2d, sync_d2s of these        flush and invalidate: src/tensor.cpp:1051, :1007; driver/bm_gmem.c:188, :199
+    sync_s2d, sync_d2s of others       nothing: they have no system memory, src/tensor.cpp:721, :1049
+    update_data, asnumpy               system memory where there is some, else the device: src/tensor.cpp:1768, :2459
+    Tensor(handle, shape, dtype)       zeroed by the chip: src/tensor.cpp:715
+    Tensor(src, shape, offset)         bounds, and no mapping of its own: src/tensor.cpp:756
+    sync_d2d                           elements, called on the target: src/tensor.cpp:1060
+    process                            waits for the chip: src/engine_llm.cpp:439
+    get_input_tensors_addrmode0        memory that nets share: tpu-runtime/src/bmruntime.cpp:299, one core's default
+
+Of a copy that fails `update_data`, `asnumpy`, `sync_*` and `sync_d2d` raise nothing (src/tensor.cpp:1036, :1776, :2469,
+:1092): SAIL logs it, and old or random values stay. So a chosen token is checked before it is used. No call here ends
+the process by `exit`, which SAIL calls in `scale_from` and `scale_to` alone (src/internal.h:166).
 """
 
 from __future__ import annotations
@@ -64,6 +81,7 @@ class Chip:
         with _OPEN:
             self._engine, self._handle = sail.EngineLLM(str(bmodel), [tpu]), sail.Handle(tpu)
             self._dtypes = {key: getattr(sail.Dtype, name) for key, name in _NAMES.items()}
+        self._shared: dict[str, Mapping[int, Any]] = {}
 
     def new(self, like: BmodelTensor) -> Any:
         """Device memory alone, zeroed, for an input or output of a net."""
@@ -81,10 +99,12 @@ class Chip:
         return own
 
     def shared_inputs(self, net: str) -> Mapping[int, Any]:
-        """The inputs' own memory of a net in address mode 0: another net's run may write over it."""
-        with _MAKE:
-            own: Mapping[int, Any] = self._engine.get_input_tensors_addrmode0(graph_name=net)
-        return own
+        """The inputs' own memory of a net in address mode 0: another net's run may write over it. SAIL warns in the log
+        at each call, so it is asked once."""
+        if net not in self._shared:
+            with _MAKE:
+                self._shared[net] = self._engine.get_input_tensors_addrmode0(graph_name=net)
+        return self._shared[net]
 
     def view(self, tensor: Any, shape: Sequence[int], start: int = 0) -> Any:
         """A part of a tensor that must outlive it, from element `start`."""

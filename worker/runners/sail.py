@@ -1,7 +1,8 @@
 """bmodels on SAIL: the runner of a BM1684X, for every layout that `runners.layout` knows.
 
 SAIL kills the process, or corrupts memory, where other runtimes raise: the file is checked before it is loaded, and
-every argument before a call. The facts that this relies on are SAIL 3.10's; `runners.emulator` behaves the same.
+every argument before a call. What this relies on was read in the sources of SAIL 3.10.7: `chip` names them;
+`runners.emulator` behaves the same.
 """
 
 from __future__ import annotations
@@ -229,8 +230,9 @@ class SailRunner:
         if not self.greedy_only:
             return DeviceLogits(self._chip, head.scores, rows, self._spec.vocab_size, choose)
         tokens = self._chip.read(head.scores).reshape(-1)[rows]
+        known = (tokens >= 0) & (tokens < self._spec.vocab_size)
         finite = np.isfinite(self._chip.read(hidden).reshape(self.slots, -1)[rows]).all(axis=1)
-        return ChosenTokens(np.where(finite, tokens, UNUSABLE).astype(np.int32))
+        return ChosenTokens(np.where(known & finite, tokens, UNUSABLE).astype(np.int32))
 
     def _choose(self) -> Int:
         """int32 [slots]: the likeliest token of each row of the last lm_head."""

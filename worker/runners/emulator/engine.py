@@ -16,7 +16,7 @@ import numpy as np
 from sailq.shared.errors import Unsupported
 
 from ...model_files.bmodel import read_bmodel
-from .bmruntime import DeviceTensor, Net, Shape, Stage, library
+from .bmruntime import DeviceTensor, Memory, Net, Shape, Stage, library
 from .errors import SailEngineError
 from .tensor import Dtype, Handle, Tensor
 
@@ -76,6 +76,10 @@ class EngineLLM:
         self._nets: dict[str, Net] = {
             name.decode(): call("bmrt_get_network_info", self._runtime, name).contents for name in found
         }
+        for net in self._nets.values():
+            for stage in net.stages[: net.stage_num] if net.addr_mode == _IO_ALONE else ():
+                self._inputs(net, stage)
+                self._outputs(net, stage)
 
     def get_graph_names(self) -> list[str]:
         return list(self._nets)
@@ -107,10 +111,22 @@ class EngineLLM:
     def get_input_tensors_addrmode0(self, graph_name: str, stage: int = 0) -> dict[int, Tensor]:
         """The inputs' own memory of any net; in address mode 0 the next net's run may write over it."""
         net = self._net(graph_name)
-        memories, shapes = _stage(net, stage).input_memories, _stage(net, stage).input_shapes
+        return self._inputs(net, _stage(net, stage))
+
+    def _inputs(self, net: Net, stage: Stage) -> dict[int, Tensor]:
+        return self._mapped(net.input_num, stage.input_memories, stage.input_shapes, net.input_dtypes)
+
+    def _outputs(self, net: Net, stage: Stage) -> dict[int, Tensor]:
+        return self._mapped(net.output_num, stage.output_memories, stage.output_shapes, net.output_dtypes)
+
+    def _mapped(
+        self, count: int, memories: Sequence[Memory], shapes: Sequence[Shape], dtypes: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """Tensors in the nets' own memory. SAIL maps those of a net in address mode 1 when it loads the file, and
+        others when they are first asked for; what cannot be mapped raises RuntimeError."""
         return {
-            index: Tensor.of_net(self._handle, self, memories[index], _dims(shapes[index]), net.input_dtypes[index])
-            for index in range(net.input_num)
+            index: Tensor.of_net(self._handle, self, memories[index], _dims(shapes[index]), dtypes[index])
+            for index in range(count)
         }
 
     def process(
@@ -131,7 +147,7 @@ class EngineLLM:
         try:
             library()(
                 "bmrt_launch_tensor_ex", self._runtime, graph_name.encode(), given, len(given), made, len(made), True,
-                False,
+                True,
             )
             library()("bm_thread_sync", self._handle.native)
         except RuntimeError:

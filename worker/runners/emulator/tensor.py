@@ -19,6 +19,8 @@ from .errors import SailDeviceError, SailTensorError
 
 Array = npt.NDArray[Any]
 _MAX_BYTES = 2**32 - 1
+_PAGE = 4096
+"""Bytes of a page of a box's kernel."""
 
 
 class Dtype(IntEnum):
@@ -132,9 +134,13 @@ class Tensor:
 
     @classmethod
     def of_net(cls, handle: Handle, keeper: Any, memory: Memory, shape: list[int], dtype: int) -> Tensor:
-        """A tensor in a net's own memory, which `keeper` keeps: mapped."""
+        """A tensor in a net's own memory, which `keeper` keeps: mapped, and so from a page's beginning."""
+        if memory.address % _PAGE:  # libsophon's bm_mem_mmap_device_mem, and what SAIL's reset_dev_data makes of it
+            raise RuntimeError("bmlib api fail")
         tensor = cls.__new__(cls)
         tensor._set(handle, shape, Dtype(dtype), True)
+        if memory.size < tensor.nbytes():
+            raise ValueError(f"{memory.size} bytes are mapped for a tensor of {tensor.nbytes()}")
         tensor._source, tensor.address = keeper, int(memory.address)
         return tensor
 
