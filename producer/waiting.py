@@ -84,18 +84,21 @@ class Waiter:
 
     def _take_up(self, news: News) -> list[str]:
         """Has the inbox told of the jobs that are new to this waiter; returns those that have ended before."""
+        self._unseen = [job for job in self._unseen if job not in self._inbox or self._age(job) >= 0]
         ended = self._have_ended()
         unseen, self._unseen = self._unseen, []
         waiting = [job for job in unseen if job not in ended]
         self._unsure.update(job for job in waiting if job in self._inbox and self._is_old(job))
         return ended + self._follow_all([job for job in waiting if job not in self._inbox], news)
 
+    def _age(self, job: str) -> int:
+        """Milliseconds from a job of this inbox to the entry of it that was read last. The inbox tells of the end of a
+        job that is younger than that entry; where two clocks differ, the next look finds it."""
+        return int((self._position or b"0").partition(b"-")[0]) - int(job[:12], 16)
+
     def _is_old(self, job: str) -> bool:
         """Whether the job's result may have expired. The inbox's newest entry is at most a minute old."""
-        if self._inbox.result_ttl <= KEEP_SECONDS:
-            return True
-        newest = int((self._position or b"0").partition(b"-")[0])
-        return newest - int(job[:12], 16) > 1000 * KEEP_SECONDS
+        return self._inbox.result_ttl <= KEEP_SECONDS or self._age(job) > 1000 * KEEP_SECONDS
 
     def _follow_all(self, jobs: list[str], news: News) -> list[str]:
         """Those that have ended; the inbox is told of the others."""
@@ -128,19 +131,17 @@ class Waiter:
         if not jobs:
             return
         with self._connection.pipeline(transaction=False) as pipeline:
-            pipeline.exists(*map(keys.job, jobs)).exists(*map(keys.result, jobs))
-            if pipeline.execute() == [len(jobs), 0]:
-                return
-        results = self._connection.mget([keys.result(job) for job in jobs])
-        with self._connection.pipeline(transaction=False) as pipeline:
-            for job in jobs:
-                pipeline.exists(keys.job(job))
-            there = pipeline.execute()
-        self._end([job for job, result in zip(jobs, results, strict=True) if result is not None], news)
-        for job, result, exists in zip(jobs, results, there, strict=True):
-            if result is None and not exists and job in self._readers:
-                # It may have ended between the two questions.
-                self._end([job], news)
+            there, done = pipeline.exists(*map(keys.job, jobs)).exists(*map(keys.result, jobs)).execute()
+        if done:
+            results = self._connection.mget([keys.result(job) for job in jobs])
+            self._end([job for job, result in zip(jobs, results, strict=True) if result is not None], news)
+        if there + done < len(jobs):
+            jobs = list(self._readers)
+            with self._connection.pipeline(transaction=False) as pipeline:
+                for job in jobs:
+                    pipeline.exists(keys.job(job))
+                # One that is not there may have ended between the two questions.
+                self._end([job for job, exists in zip(jobs, pipeline.execute(), strict=True) if not exists], news)
 
     def _end(self, jobs: Iterable[str], news: News) -> None:
         jobs = [job for job in dict.fromkeys(jobs) if job in self._readers]
