@@ -43,7 +43,7 @@ def failed(queue_name: str) -> str:
 
 
 def bell(queue_name: str) -> str:
-    """List: a token where a job waits and a worker may, too."""
+    """List: tokens, where jobs wait and workers may, too. Each wakes one worker."""
     return f"{PREFIX}bell:{queue_name}"
 
 

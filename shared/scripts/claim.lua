@@ -3,7 +3,7 @@
 -- KEYS  the queues (rq:queue:NAME), in the order in which they are served
 -- ARGV  1 worker  2 execution: a random id of this attempt  3 seconds of its lease  4 the time in RQ's form
 --       5 seconds that a claimed job is kept  6 most attempts  7 attempts that a job remembers  8 most bytes of a job
---       9 again: 1 where the reply to this very claim was lost
+--       9 again: 1 where the reply to this very claim was lost  10 idle: 1 where the worker has waited for the bell
 -- Returns {} where nothing waits; else
 --       {id, queue, attempt, more, last, fields, clips, turns}
 --       more: 1 where others wait. last: 1 where the job has no attempt after this one, which counts from `begin` on.
@@ -12,7 +12,7 @@
 --       reply.
 --       turns: the conversation's answered turns, or their size in bytes where that is too much
 
-local worker, execution, lease, time, ttl, max_attempts, max_history, max_bytes, again = unpack(ARGV)
+local worker, execution, lease, time, ttl, max_attempts, max_history, max_bytes, again, idle = unpack(ARGV)
 
 local function reply(id, name, fields, flat, last)
   local bytes, clips, turns = 0, {}, {}
@@ -31,7 +31,7 @@ local function reply(id, name, fields, flat, last)
     end
   end
   local more = redis.call('LLEN', 'rq:queue:' .. name)
-  if more > 0 then ring(name, more) end
+  if more > 0 and idle == '1' then ring(name, more) end
   return { id, name, tonumber(fields.attempt), more > 0 and 1 or 0, last and 1 or 0, flat, clips, turns }
 end
 

@@ -33,14 +33,15 @@ local function whole(text)
   return tonumber(string.match(text or '', '^%d%d?%d?%d?$')) or 0
 end
 
--- Wakes an idle worker of this queue, on which `waiting` jobs wait. A token wakes one; there are no more tokens than jobs,
--- and never many: a worker that takes a job and leaves others rings again.
+-- Wakes an idle worker of this queue, on which `waiting` jobs wait. A token wakes one. There are no more tokens than jobs,
+-- and at most 8: a worker that a token woke and that leaves jobs rings again.
 local function ring(queue, waiting)
   local bell = 'sailq:bell:' .. queue
-  if string.match(queue, '^sailq') and redis.call('LLEN', bell) < math.min(waiting, 64) then redis.call('RPUSH', bell, '1') end
+  if string.match(queue, '^sailq') and redis.call('LLEN', bell) < math.min(waiting, 8) then redis.call('RPUSH', bell, '1') end
 end
 
 -- Puts a job on its queue, at the front or at the end.
 local function push(queue, id, at_front)
-  ring(queue, try(at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id) or 0)
+  local waiting = try(at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id) or 0
+  if waiting <= 8 then ring(queue, waiting) end  -- else those before it have rung
 end

@@ -4,19 +4,21 @@
 -- ARGV  1 seconds of a lease; then the leases, each JOB:EXECUTION
 -- Returns {lost, ended}: leases that are gone, and leases of jobs that were cancelled, or deleted by a tool of RQ's
 
-local leases = { unpack(ARGV, 2) }
-local lost, ended, kept = {}, {}, {}
-local held = redis.call('ZMSCORE', 'sailq:leases', unpack(leases))
-local known = try('ZMSCORE', KEYS[1], unpack(leases))
+local leases, kept = { unpack(ARGV, 2) }, {}
 local till = seconds() + ARGV[1]
+for _, lease in ipairs(leases) do
+  kept[#kept + 1] = till
+  kept[#kept + 1] = lease
+end
+local changed = redis.call('ZADD', 'sailq:leases', 'XX', 'CH', unpack(kept))
+local held = changed < #leases and redis.call('ZMSCORE', 'sailq:leases', unpack(leases))
+local known = try('ZMSCORE', KEYS[1], unpack(leases))
+local lost, ended = {}, {}
 for i, lease in ipairs(leases) do
-  if not held[i] then
+  if held and not held[i] then
     lost[#lost + 1] = lease
-  else
-    kept[#kept + 1] = till
-    kept[#kept + 1] = lease
-    if known and known[i] ~= 'inf' then ended[#ended + 1] = lease end
+  elseif known and known[i] ~= 'inf' then
+    ended[#ended + 1] = lease
   end
 end
-if #kept > 0 then redis.call('ZADD', 'sailq:leases', 'XX', unpack(kept)) end
 return { lost, ended }

@@ -220,7 +220,7 @@ class Box:
                 if empty:
                     await self._waiting.ask("BLPOP", keys.bell(self._queue), _BELL_SECONDS)
                 execution = new_execution()
-                self._store.claim([self._queue], execution, time.time())
+                self._store.claim([self._queue], execution, time.time(), idle=empty)
                 reply = await self._waiting.ask(*self._calls.call)
                 empty = not reply or not reply[3]
                 if reply:

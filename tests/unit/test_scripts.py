@@ -454,6 +454,27 @@ def test_turns_go_on_in_order_behind_one_that_a_tool_has_cancelled(
     assert claimed(store).job == third
 
 
+# The bell
+
+def test_a_worker_that_a_token_woke_wakes_another_where_it_leaves_jobs(
+    client: Client, connection: redis.Redis, store: JobStore
+) -> None:
+    for _ in range(12):
+        client.submit(HELLO)
+    bell = keys.bell(QUEUE)
+    assert connection.llen(bell) == 8  # however many wait
+    while connection.lpop(bell):  # eight workers wake up
+        pass
+    assert store.claim([QUEUE], new_execution(), 1.0, idle=False)  # a busy one took no token, and rings none
+    assert connection.llen(bell) == 0
+    assert store.claim([QUEUE], new_execution(), 1.0, idle=True)
+    assert connection.llen(bell) == 1
+    for _ in range(9):
+        assert store.claim([QUEUE], new_execution(), 1.0, idle=False)
+    last = store.claim([QUEUE], new_execution(), 1.0, idle=True)
+    assert last and not last.more and connection.llen(bell) == 1
+
+
 # What an asyncio client hears
 
 def test_a_deleted_job_is_noticed_while_others_go_on_ending(

@@ -118,7 +118,9 @@ class Consumer:
                     self._waiting.blpop([keys.bell(queue) for queue in self._queues], timeout=_BELL_SECONDS)
                     if self._stopping.is_set():
                         return None
-                claim = self._store.claim(self._queues, execution, self._clock.now(), again=trial > 0)
+                claim = self._store.claim(
+                    self._queues, execution, self._clock.now(), again=trial > 0, idle=self._empty
+                )
                 self._empty = claim is None or not claim.more
                 return claim
             except redis.RedisError as error:

@@ -89,15 +89,18 @@ class JobStore:
         names = ("claim", "begin", "renew", "finish", "release", "recover", "hold")
         self._scripts = {name: script(connection, name) for name in names}
 
-    def claim(self, queues: Sequence[str], execution: str, now: float, *, again: bool = False) -> Claim | None:
+    def claim(
+        self, queues: Sequence[str], execution: str, now: float, *, again: bool = False, idle: bool = True
+    ) -> Claim | None:
         """The next job of the first queue that has one, leased to this worker; None where none waits.
 
         `execution`: a new id (`new_execution`). After an error, call it with the same id and `again`: the server may
-        have given a job to the call that failed.
+        have given a job to the call that failed. `idle`: whether this worker has waited for a bell, which it rings
+        again where it leaves jobs.
         """
         reply = self._scripts["claim"](keys=[keys.waiting(queue) for queue in queues], args=[
             self._worker, execution, LEASE_SECONDS, at(now), _CLAIMED_TTL, MAX_ATTEMPTS, _MAX_HISTORY,
-            2 * MAX_RECORD_BYTES, int(again),
+            2 * MAX_RECORD_BYTES, int(again), int(idle),
         ], client=self._waiting)
         if not reply:
             return None
