@@ -52,7 +52,7 @@ def job(job_id: str) -> str:
     `inbox` (names); once it is claimed, `execution` (the random id of the running attempt: only that attempt may
     finish the job), `attempt` (its number), `spent` (attempts that count) and `history` (JSON list of Attempts);
     `cancel` where it is to end; `followed` where the conversation that is named as the job has a second turn;
-    `result_record` where it has failed."""
+    `result_record` once it has ended: its encoded Result where it has failed, else empty."""
     return f"rq:job:{job_id}"
 
 

@@ -59,8 +59,9 @@ for _, queue in ipairs(KEYS) do
     -- An id without a record: the job has expired or was deleted. One that does not wait: its id is on the queue twice.
     -- RQ itself gives ids of these characters only.
     if (#flat > 0 or foreign) and not ended[fields.status] and string.match(id, '^[%w._-]+$') then
-      if fields.result_record then  -- `rq requeue` has put a failed job back
-        forget_failure(id)
+      -- RQ has put a job back that has ended, or that runs: `rq requeue`, or `enqueue` with its id.
+      if fields.result_record or (fields.execution or '') ~= '' then
+        forget_end(id, name)
         fields, flat = read_hash(job)
       end
       local attempt, spent = whole(fields.attempt) + 1, whole(fields.spent)

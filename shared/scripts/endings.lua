@@ -76,11 +76,12 @@ local function is_over(fields)
   return not fields.status or (fields.ended_at or '') ~= ''
 end
 
--- Removes all that a job's failure has left: the job begins anew.
-local function forget_failure(id)
+-- Removes all that a job's end has left: the job begins anew.
+local function forget_end(id, queue)
   redis.call('DEL', 'sailq:result:' .. id, 'sailq:stream:' .. id, 'rq:results:' .. id)
   redis.call('HDEL', 'rq:job:' .. id, 'result_record', 'history', 'cancel', 'execution', 'ended_at')
   redis.call('HSET', 'rq:job:' .. id, 'spent', 0)
+  for _, ended in ipairs({ 'finished', 'failed', 'canceled' }) do try('ZREM', 'rq:' .. ended .. ':' .. queue, id) end
 end
 
 -- Ends a job: writes its result, tells those that wait for it, adds its turn to its conversation, frees its clips, and
@@ -118,8 +119,8 @@ local function conclude(id, fields, options)
   if kept == 0 then gone[#gone + 1] = job end
   if #gone > 0 then redis.call('DEL', unpack(gone)) end
   if kept ~= 0 then
-    redis.call('HSET', job, 'status', status, 'ended_at', options.ended_at, 'execution', '')
-    if failed then redis.call('HSET', job, 'result_record', options.result) end
+    redis.call('HSET', job, 'status', status, 'ended_at', options.ended_at, 'execution', '',
+      'result_record', failed and options.result or '')
     local results = 'rq:results:' .. id
     try('XADD', results, 'MAXLEN', 10, '*', unpack(options.rq))
     for _, key in ipairs({ job, results }) do

@@ -11,7 +11,9 @@ local job, written = unpack(KEYS)
 local id, execution, result, ttl, turn, conversation_ttl, stream_ttl, status, kept, now, ended_at, all_results = unpack(ARGV)
 
 local fields = read_hash(job)
-if execution ~= '' and fields.execution ~= execution or execution == '' and is_over(fields) then
+-- 'queued': a backend has enqueued a job with this id anew while this attempt ran.
+local lost = execution ~= '' and (fields.execution ~= execution or fields.status == 'queued')
+if lost or execution == '' and is_over(fields) then
   if redis.call('GET', written) ~= result then return 0 end
   redis.call('APPEND', written, '')  -- sent again, after a lost reply or for WAIT, which counts from its connection's last write
   return 1

@@ -112,7 +112,7 @@ for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
     for _, id in ipairs(try('ZRANGE', 'rq:canceled:' .. name, 0, FEW - 1) or {}) do
       local fields = read_hash('rq:job:' .. id)
       redis.call('ZADD', 'rq:canceled:' .. name, now, id)  -- the others' turn comes
-      if not fields.status then
+      if fields.status ~= 'canceled' then  -- it has gone, or was enqueued again
         redis.call('ZREM', 'rq:canceled:' .. name, id)
       elseif not is_over(fields) and not redis.call('ZSCORE', 'sailq:leases', id .. ':' .. (fields.execution or '')) then
         cancelled[#cancelled + 1] = id  -- of one that still runs, the worker tells what it has come to

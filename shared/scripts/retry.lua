@@ -14,8 +14,7 @@ for clip in words(fields.clips) do
   if redis.call('EXISTS', 'sailq:clip:' .. clip) == 0 then return 'clips' end
 end
 for clip in words(fields.clips) do hold(clip, 'job:' .. id, false, tonumber(now), tonumber(clip_ttl)) end
-redis.call('ZREM', 'rq:failed:' .. fields.origin, id)
-forget_failure(id)
+forget_end(id, fields.origin)
 redis.call('HSET', job, 'status', 'queued', 'created_at', created_at, 'enqueued_at', created_at)
 redis.call('EXPIRE', job, job_ttl)
 push(fields.origin, id, fields.enqueue_at_front == '1')

@@ -16,6 +16,7 @@ from rq.rate_limit import RateLimit
 from rq.results import Result
 from rq.webhook import Webhook
 
+from sailq.producer.client import Client
 from sailq.shared.rqjob import FAILURE_TTL, Serializer
 
 MESSAGES = [{"role": "user", "content": [{"type": "text", "text": "Hello."}]}]
@@ -243,6 +244,46 @@ def test_what_is_not_honoured_is_refused(
     assert {name: job.return_value()["error"]["code"] for name, job in jobs.items()} == codes
     assert {job.get_status() for job in jobs.values()} == {"finished"}
     assert len(queue) == len(queue.scheduled_job_registry) == len(queue.started_job_registry) == 0
+
+
+def test_a_job_enqueued_with_the_id_of_one_that_has_ended_begins_anew(
+    queue: Queue, connection: redis.Redis, redis_url: str, start_null: Start, eventually: Eventually
+) -> None:
+    start_null(*SLOW_WORKER, *FAILING_WORKER)
+
+    def end(job: Job, status: str) -> None:
+        eventually(lambda: has_ended(job) and job.get_status() == status)
+
+    end(ask(queue, FAILING, job_id="nightly"), "failed")
+    for _ in range(4):  # more than a job has attempts
+        end(ask(queue, job_id="nightly"), "finished")
+        assert connection.hmget("rq:job:nightly", "spent", "cancel") == [b"1", None]
+        assert not queue.failed_job_registry.get_job_ids()
+    running = ask(queue, options=LONG, job_id="nightly")
+    eventually(lambda: running.get_status() == "started")
+    with Client(redis_url) as client:
+        assert client.cancel("nightly") == "running"
+    end(running, "canceled")
+    end(ask(queue, job_id="nightly"), "finished")
+    assert running.return_value()["finish_reason"] == "length"
+    assert not queue.canceled_job_registry.get_job_ids()
+
+
+def test_a_job_enqueued_with_the_id_of_one_that_was_cancelled_runs(
+    queue: Queue, start_null: Start, eventually: Eventually
+) -> None:
+    ask(queue, job_id="waiting").cancel()
+    waiting = ask(queue, job_id="waiting")
+    start_null(*SLOW_WORKER)
+    eventually(lambda: has_ended(waiting))
+    running = ask(queue, options=LONG, job_id="running")
+    eventually(lambda: running.get_status() == "started")
+    running.cancel()
+    running = ask(queue, job_id="running")
+    eventually(lambda: has_ended(running))
+    for job in (waiting, running):
+        assert job.get_status() == "finished" and job.return_value()["finish_reason"] == "length"
+    eventually(lambda: not queue.canceled_job_registry.get_job_ids())
 
 
 def test_dependents_of_a_refused_job_go_on(queue: Queue, start_null: Start, eventually: Eventually) -> None:

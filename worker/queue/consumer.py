@@ -150,7 +150,7 @@ class Consumer:
                 if claim.lease in lost:
                     self._executor.cancel(claim.job, claim.execution)  # another attempt has it, or will
                 elif claim.lease in ended:
-                    self._executor.cancel(claim.job)
+                    self._executor.cancel(claim.job, claim.execution)
         if record:
             with self._connection.pipeline(transaction=False) as pipeline:
                 self._registered.heartbeat(RECORD_SECONDS, pipeline)
