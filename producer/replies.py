@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,9 +65,10 @@ class Inbox:
         self._kept = time.monotonic()
 
     def keep(self, connection: redis.Redis) -> None:
-        """Makes the stream, or renews its life; what was told long ago goes."""
+        """Makes the stream, or renews its life; what was told long ago goes. On a full server, who waits looks for ends
+        every `LOOK_SECONDS`."""
         if self.due:
-            with connection.pipeline(transaction=False) as pipeline:
+            with suppress(redis.OutOfMemoryError), connection.pipeline(transaction=False) as pipeline:
                 self.renew(pipeline)
                 pipeline.execute()
             self.kept()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import redis.asyncio
 
@@ -76,7 +76,7 @@ class StreamListener:
     async def _ring(self) -> None:
         """Ends an XREAD that waits, so that a new job can join it."""
         while self._outdated and self._followers:
-            with server_errors(self._connection):
+            with suppress(redis.OutOfMemoryError), server_errors(self._connection):
                 await self._connection.xadd(keys.inbox(self._inbox.name), {"job": ""})
             await asyncio.sleep(_PAUSE)
 
@@ -93,9 +93,10 @@ class StreamListener:
     async def _read_once(self) -> None:
         inbox = keys.inbox(self._inbox.name)
         if self._inbox.due:
-            async with self._connection.pipeline(transaction=False) as pipeline:
-                self._inbox.renew(pipeline)
-                await pipeline.execute()
+            with suppress(redis.OutOfMemoryError):  # see `Inbox.keep`
+                async with self._connection.pipeline(transaction=False) as pipeline:
+                    self._inbox.renew(pipeline)
+                    await pipeline.execute()
             self._inbox.kept()
         if self._position is None:
             newest = await self._connection.xrevrange(inbox, count=1)
@@ -138,7 +139,9 @@ class StreamListener:
         results = await self._results(jobs)
         ended = {job for job, there in results.items() if there}
         for job in jobs - ended:
-            state = await self._follow(keys=[keys.job(job), keys.result(job)], args=[self._inbox.name])
+            state = b"unknown"
+            with suppress(redis.OutOfMemoryError):  # `_look` finds its end
+                state = await self._follow(keys=[keys.job(job), keys.result(job)], args=[self._inbox.name])
             if state == b"finished":
                 ended.add(job)
             elif state == b"gone":

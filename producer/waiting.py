@@ -108,7 +108,11 @@ class Waiter:
         with self._connection.pipeline(transaction=False) as pipeline:
             for job in jobs:
                 self._follow(keys=[keys.job(job), keys.result(job)], args=[self._inbox.name], client=pipeline)
-            for job, state in zip(jobs, pipeline.execute(), strict=True):
+            for job, state in zip(jobs, pipeline.execute(raise_on_error=False), strict=True):
+                if isinstance(state, redis.OutOfMemoryError):
+                    continue  # `_look` finds its end
+                if isinstance(state, redis.RedisError):
+                    raise state
                 if state == b"finished":
                     ended.append(job)
                 elif state == b"gone":
