@@ -18,7 +18,7 @@ import pytest
 import redis
 from farm import NullWorker
 from looking_tools import PACKAGES
-from rq import Queue
+from rq import Queue, Worker
 from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 from rq.suspension import resume, suspend
@@ -278,3 +278,15 @@ def jobs_of(worker: NullWorker, client: Client) -> list[str]:
     names = [client.connection.hget(f"rq:execution:{lease}", "worker_name") or b"" for lease in leases]
     return [lease.rpartition(":")[0] for lease, name in zip(leases, names, strict=True)
             if f"-{worker.pid}-".encode() in name]
+
+
+def test_a_worker_that_the_server_has_forgotten_is_seen_again(
+    connection: redis.Redis, start_null: Start, eventually: Eventually
+) -> None:
+    """As after a restart without data, or when another worker has swept while its link was cut."""
+    start_null()
+    eventually(lambda: len(Worker.all(connection=connection)) == 1)
+    connection.flushdb()
+    eventually(lambda: len(Worker.all(connection=connection)) == 1)
+    (seen,) = Worker.all(queue=Queue("sailq3-sailq-tiny", connection=connection))
+    assert seen.birth_date and seen.pid and seen.get_state() == "idle"

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 import redis
+from rq import worker_registration
 from rq.worker import SimpleWorker
 
 from sailq.shared import keys
@@ -154,6 +155,9 @@ class Consumer:
         if record:
             with self._connection.pipeline(transaction=False) as pipeline:
                 self._registered.heartbeat(RECORD_SECONDS, pipeline)
+                # Again: a server that was emptied, and a sweep during an outage, forget a worker that lives.
+                pipeline.hset(self._registered.key, mapping=self._registered.serialize())
+                worker_registration.register(self._registered, pipeline)
                 self._registered.set_state("busy" if claims else "idle", pipeline)
                 self._announce(pipeline)
                 pipeline.execute()
