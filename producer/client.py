@@ -247,7 +247,7 @@ class Client:
                 attempt=0, finished_at=now,
             )
             with suppress(SailqError):  # what is readable of the job is its owner's to have back
-                waiting = read_job(job, fields[b"origin"].decode(), fields)
+                waiting = read_job(job, fields.get(b"origin", b"").decode(errors="replace"), fields)
                 result = result.model_copy(update={
                     "conversation": waiting.conversation, "turn": waiting.turn, "model": waiting.model,
                     "metadata": waiting.metadata,

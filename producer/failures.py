@@ -55,7 +55,7 @@ class Failures:
             now, fields = self._clock.now(), self._connection.hgetall(keys.job(job))
             if fields.get(b"status") != b"failed":
                 raise not_failed(job)
-            deadline = read_job(job, fields[b"origin"].decode(), fields).deadline
+            deadline = read_job(job, fields.get(b"origin", b"").decode(errors="replace"), fields).deadline
             if deadline is not None and deadline <= now:
                 raise DeadlineExceeded(f"The deadline of job {job!r} has passed.")
             self._submitter.retry(job, now)

@@ -116,7 +116,7 @@ class Submitter:
 
     def drop(self, job: str) -> None:
         """Forgets a failed job, but for its result, which expires by itself. Raises NotFound."""
-        if not self._scripts["drop"](keys=[keys.job(job)], args=[job]):
+        if not self._scripts["drop"](keys=[keys.job(job)], args=[job, secrets.token_hex(8)]):
             raise not_failed(job)
 
     def clear(self, conversation: str) -> None:

@@ -9,18 +9,19 @@ local job, written = unpack(KEYS)
 local id, result, ttl, stream_ttl, now, ended_at, kept = unpack(ARGV)
 
 local fields = read_hash(job)
+local queue = fields.origin or ''
 if is_over(fields) then
   local before = redis.call('GET', written)
   return before == result and 'cancelled' or before and 'finished' or 'gone'  -- its own: sent again after a lost reply
 end
-if fields.status == 'started' then
+if fields.status == 'started' and fields.execution and fields.worker_name then
   redis.call('HSET', job, 'cancel', '1')
-  redis.call('ZADD', 'rq:wip:' .. fields.origin, 'XX', 2 ^ 50, id .. ':' .. fields.execution)  -- for renew.lua
+  redis.call('ZADD', 'rq:wip:' .. queue, 'XX', 2 ^ 50, id .. ':' .. fields.execution)  -- for renew.lua
   redis.call('PUBLISH', 'rq:pubsub:' .. fields.worker_name, cjson.encode({ command = 'stop-job', job_id = id }))
   return 'running'
 end
-redis.call('LREM', 'rq:queue:' .. fields.origin, 0, id)
-redis.call('ZREM', 'rq:deferred:' .. fields.origin, id)
+redis.call('LREM', 'rq:queue:' .. queue, 0, id)
+redis.call('ZREM', 'rq:deferred:' .. queue, id)
 conclude(id, fields, {
   result = result, ttl = ttl, turn = '', stream_ttl = stream_ttl, now = tonumber(now), ended_at = ended_at,
   status = 'canceled', kept = tonumber(kept), rq = { unpack(ARGV, 8) },

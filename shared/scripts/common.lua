@@ -28,9 +28,9 @@ local function read_fields(key, ...)
   return unpack(try('HMGET', key, ...) or {})
 end
 
--- Reads a whole number of at most four digits; 0 for any other text, as anybody may have written it.
+-- Reads a whole number of at most nine digits; 0 for any other text, as anybody may have written it.
 local function whole(text)
-  return tonumber(string.match(text or '', '^%d%d?%d?%d?$')) or 0
+  return #(text or '') < 10 and tonumber(string.match(text or '', '^%d+$')) or 0
 end
 
 -- Wakes an idle worker of this queue, on which `waiting` jobs wait. A token wakes one. There are no more tokens than jobs,

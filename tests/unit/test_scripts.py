@@ -16,10 +16,11 @@ from rq import Queue
 
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
+from sailq.producer.failures import Failures
 from sailq.producer.submission import Submitter
 from sailq.shared import keys
 from sailq.shared.connection import ServerClock
-from sailq.shared.errors import NotFound, ServerUnavailable
+from sailq.shared.errors import BadRequest, NotFound, ServerUnavailable
 from sailq.shared.jobs import Failure, FramesPart, Job, Message, Result, TextPart, Turn
 from sailq.shared.rqjob import MAX_ATTEMPTS, Serializer, at
 from sailq.shared.scripts import script
@@ -269,6 +270,37 @@ def test_a_record_without_its_queue_stops_no_look(
     look()
     look()
     assert [status(connection, job) for job in (one.job, waits)] == ["queued", "queued"]
+
+
+@pytest.mark.parametrize(("fields", "cancelled"), [
+    ({"meta": "x"}, None),  # as RQ's `save_meta` leaves it where the job has gone
+    ({"status": "queued"}, "cancelled"),
+    ({"status": "started"}, "cancelled"),
+    ({"status": "failed"}, "cancelled"),
+])
+def test_a_record_with_little_of_a_job_raises_typed_errors(
+    fields: dict[str, str], cancelled: str | None, client: Client, connection: redis.Redis
+) -> None:
+    connection.hset(keys.job("x"), mapping=fields)
+    failures = Failures(connection, Settings())
+    with pytest.raises(BadRequest if fields.get("status") == "failed" else NotFound):
+        failures.retry("x")
+    if cancelled is None:
+        with pytest.raises(NotFound):
+            client.cancel("x")
+    else:
+        assert client.cancel("x") == cancelled and client.wait("x", 60).finish_reason == "cancelled"
+    connection.hset(keys.job("x"), "status", "failed")
+    failures.drop("x")
+    assert not connection.exists(keys.job("x"))
+
+
+@pytest.mark.parametrize(("text", "number"), [("12345", 12346), ("9999999999", 1), ("-1", 1), ("1e3", 1), ("", 1)])
+def test_a_job_may_have_many_attempts(
+    text: str, number: int, client: Client, connection: redis.Redis, store: JobStore
+) -> None:
+    connection.hset(keys.job(client.submit(HELLO).job), "attempt", text)
+    assert claimed(store).attempt == number
 
 
 # Keys of another type
@@ -632,13 +664,13 @@ def test_a_retry_sent_again_says_the_same(client: Client, twice: Twice, store: J
     assert status(client.connection, job) == "queued"
 
 
-def test_a_drop_sent_again_changes_nothing(client: Client, twice: Twice, store: JobStore) -> None:
-    """Nothing is left to know it by, so it says that there is no failed job any more, which is true."""
+def test_a_drop_sent_again_says_the_same(client: Client, twice: Twice, store: JobStore) -> None:
     job = client.submit(HELLO).job
     assert store.finish(job, claimed(store).execution, result(job, "internal"))
-    with pytest.raises(NotFound):
-        Submitter(twice, Settings()).drop(job)
-    assert twice.replies == [(1, 0)] and not client.connection.exists(keys.job(job))
+    Submitter(twice, Settings()).drop(job)
+    assert twice.replies == [(1, 1)] and not client.connection.exists(keys.job(job))
+    with pytest.raises(NotFound):  # another one, later
+        Submitter(client.connection, Settings()).drop(job)
 
 
 def test_an_upload_sent_again_is_held_once(client: Client, twice: Twice) -> None:
