@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -25,6 +25,11 @@ _ANSWER_SECONDS = 10.0
 """Longer than any command blocks on purpose. A link that was cut is noticed so late, however soon it is back."""
 _RETRIES = 3
 _CLOCK_SECONDS = 60.0
+_OPTIONS = {
+    "db", "username", "password", "sentinel_username", "sentinel_password", "client_name", "socket_timeout",
+    "socket_connect_timeout", "socket_keepalive", "health_check_interval",
+}
+"""What a URL may ask of redis-py, beside its options for TLS. Of the others, some change what replies look like."""
 _STATES: dict[type[redis.RedisError], str] = {
     redis.BusyLoadingError: "is still loading its data",
     redis.OutOfMemoryError: "is full: it takes nothing new until something ends or expires, or its maxmemory grows",
@@ -62,7 +67,7 @@ def connect(url: str, *, max_connections: int | None = None, retries: int = _RET
             raise BadRequest(f"ssl_ca_certs in the server's URL names {authority!r}, and there is no such file.")
         pool.connection_class(**pool.connection_kwargs)
     except ValueError as error:
-        raise BadRequest(f"This server URL cannot be read: {error}.") from None
+        raise BadRequest(f"This server URL cannot be read: {str(error).rstrip('.')}.") from None
     except (TypeError, redis.RedisError):
         raise BadRequest("This server URL cannot be read: it has an option that redis-py does not know.") from None
     return redis.Redis.from_pool(pool)  # it owns the pool: `close` closes all of it
@@ -85,6 +90,13 @@ def by_sentinels(url: str) -> bool:
 
 
 def _check(url: str) -> None:
+    query = url.partition("?")[2]
+    unknown = [name for name in parse_qs(query) if name not in _OPTIONS and not name.startswith("ssl_")]
+    if unknown and "@" not in query:  # else the ? stands in a password
+        raise BadRequest(
+            f"This server URL has an option that sailq does not take: it takes {', '.join(sorted(_OPTIONS))} and those "
+            "that begin with ssl_."
+        )
     if by_sentinels(url):
         return  # `sentinel.parse` looks at it
     misread = (

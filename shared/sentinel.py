@@ -6,6 +6,7 @@ again to the new primary: whoever sends its command again, sends it there.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -59,7 +60,7 @@ def parse(url: str) -> Sentinels:
     where, _, query = place.partition("?")
     hosts, *path = where.split("/")
     name, database = unquote(path[0]) if path else "", path[1] if len(path) > 1 else "0"
-    if not (hosts and name and database.isdigit()) or len(path) > 2 or set("@/?#") & set(credentials):
+    if not (hosts and name and re.fullmatch("[0-9]+", database)) or len(path) > 2 or set("@/?#") & set(credentials):
         raise BadRequest(
             f"A URL of sentinels has the form {_FORM}, and in a password /, ?, # and @ are written as %2F, %3F, %23 "
             "and %40."

@@ -11,6 +11,7 @@ from sailq.shared.errors import BadRequest
 from sailq.shared.sentinel import parse
 
 FORM = "^A URL of sentinels has the form redis"
+OPTION = "option that sailq does not take"
 
 
 def test_a_urls_parts() -> None:
@@ -28,11 +29,13 @@ def test_tls_is_for_the_sentinels_too() -> None:
 
 
 @pytest.mark.parametrize(("rest", "said"), [
-    ("", FORM), ("h1:26379", FORM), ("h1/", FORM), ("/queue/0", FORM), ("h1/queue/zero", FORM), ("h1/queue/0/1", FORM),
+    ("", FORM), ("h1:26379", FORM), ("h1/", FORM), ("/queue/0", FORM), ("h1/queue/zero", FORM), ("h1/queue/²", FORM),
+    ("h1/queue/0/1", FORM),
     ("h1,/queue/0", FORM), ("h1:s3cret/queue/0", FORM), ("u:s3cret@x@h1/queue/0", FORM),
     ("u:s3cret/x@h1/queue/0", FORM), ("u:s3cret?x@h1/queue/0", FORM),
     ("u:s3cret@h1/queue/0?sentinel_password=s3cret@x", FORM),
-    ("h1/queue/0?nonsense=1", "option that redis-py does not know"),
+    ("h1/queue/0?nonsense=1", OPTION), ("h1/queue/0?encoding=zzz", OPTION), ("h1/queue/0?retry=1", OPTION),
+    ("h1/queue/0?decode_responses=true", OPTION), ("h1/queue/0?max_connections=3", OPTION),
     ("h1/queue/0?socket_timeout=long", "socket_timeout"),
     ("h1/queue/0?ssl_ca_certs=/ca", "rediss.sentinel"),
 ])
