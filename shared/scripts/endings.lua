@@ -1,5 +1,11 @@
 -- How an attempt, a turn and a job end. Python puts this file before each script, after clips.lua.
 
+-- Returns whether a job's record has this attempt as the one that runs.
+local function is_running(id, execution)
+  local status, running = read_fields('rq:job:' .. (id or ''), 'status', 'execution')
+  return status == 'started' and running == execution
+end
+
 -- Ends an attempt's lease. Returns RQ's keys of the attempt, which the caller deletes.
 local function end_execution(id, execution, queue)
   local entry = id .. ':' .. execution

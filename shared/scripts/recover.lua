@@ -100,7 +100,13 @@ for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
       try('ZREMRANGEBYSCORE', 'rq:' .. ended .. ':' .. name, 0, now)
     end
     for _, entry in ipairs(try('ZRANGE', 'rq:wip:' .. name, 0, 50 * FEW) or {}) do
-      if not redis.call('ZSCORE', 'sailq:leases', entry) then redis.call('ZREM', 'rq:wip:' .. name, entry) end
+      if not redis.call('ZSCORE', 'sailq:leases', entry) then
+        if is_running(string.match(entry, '^(.*):(%w+)$')) then  -- its lease was lost with its key
+          redis.call('ZADD', 'sailq:leases', now + lease, entry)
+        else
+          redis.call('ZREM', 'rq:wip:' .. name, entry)
+        end
+      end
     end
   end
   if name and redis.call('EXISTS', 'rq:deferred:' .. name, 'rq:canceled:' .. name, 'rq:scheduled:' .. name, 'rq:ready:' .. name,

@@ -15,9 +15,19 @@ local held = changed < #leases and redis.call('ZMSCORE', 'sailq:leases', unpack(
 local known = try('ZMSCORE', KEYS[1], unpack(leases))
 local lost, ended = {}, {}
 for i, lease in ipairs(leases) do
-  if held and not held[i] then
+  local leased = not held or held[i]
+  local runs = leased and (not known or known[i])
+  if not runs then  -- a key may have been lost: the job's record says whether the attempt goes on
+    local id, execution = string.match(lease, '^(.*):(%w+)$')
+    runs = is_running(id, execution)
+    if runs then
+      redis.call('ZADD', 'sailq:leases', till, lease)
+      try('ZADD', KEYS[1], 'NX', '+inf', lease)
+    end
+  end
+  if not leased and not runs then
     lost[#lost + 1] = lease
-  elseif known and known[i] ~= 'inf' then
+  elseif not runs or known and known[i] and known[i] ~= 'inf' then
     ended[#ended + 1] = lease
   end
 end

@@ -137,6 +137,32 @@ def test_an_outage_costs_the_living_no_attempt(
     assert claimed(store).job == dead and connection.hget(keys.job(living), "spent") == b"1"
 
 
+@pytest.mark.parametrize("lost", [keys.LEASES, f"rq:wip:{QUEUE}"])
+def test_an_attempt_whose_key_is_lost_goes_on(
+    lost: str, client: Client, connection: redis.Redis, store: JobStore
+) -> None:
+    """As when somebody deletes the key, or a server that evicts keys does."""
+    client.submit(HELLO)
+    one = claimed(store)
+    connection.delete(lost)
+    assert store.renew([one]) == (set(), set())
+    assert connection.zscore(keys.LEASES, one.lease) and connection.zscore(f"rq:wip:{QUEUE}", one.lease) == float("inf")
+    connection.delete(lost, keys.job(one.job))
+    assert one.lease in set.union(*store.renew([one]))
+
+
+def test_the_dead_workers_job_whose_lease_is_lost_comes_back(
+    client: Client, connection: redis.Redis, store: JobStore
+) -> None:
+    client.submit(HELLO)
+    one = claimed(store)
+    connection.delete(keys.LEASES, LOOKED, LAST_LOOK)
+    store.recover([QUEUE])
+    abandon(connection, one)
+    connection.delete(LOOKED)
+    assert store.recover([QUEUE]).back == [one.job]
+
+
 def test_the_dead_workers_job_comes_back_at_the_second_look(
     client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None], eventually: Callable[..., None]
 ) -> None:
