@@ -77,7 +77,10 @@ for _, queue in ipairs(KEYS) do
         'spent', last and spent or spent + 1)
       redis.call('EXPIRE', job, ttl)
       local entry = id .. ':' .. execution
-      redis.call('ZADD', 'sailq:leases', now + lease, entry)
+      if not try('ZADD', 'sailq:leases', now + lease, entry) then  -- it holds something else
+        redis.call('DEL', 'sailq:leases')
+        redis.call('ZADD', 'sailq:leases', now + lease, entry)
+      end
       try('ZADD', 'rq:wip:' .. name, '+inf', entry)
       try('ZADD', 'rq:executions:' .. id, '+inf', execution)
       try('HSET', 'rq:execution:' .. entry, 'id', execution, 'job_id', id, 'worker_name', worker,

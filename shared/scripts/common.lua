@@ -37,7 +37,7 @@ end
 -- and at most 8: a worker that a token woke and that leaves jobs rings again.
 local function ring(queue, waiting)
   local bell = 'sailq:bell:' .. queue
-  if string.match(queue, '^sailq') and redis.call('LLEN', bell) < math.min(waiting, 8) then redis.call('RPUSH', bell, '1') end
+  if string.match(queue, '^sailq') and (try('LLEN', bell) or 8) < math.min(waiting, 8) then redis.call('RPUSH', bell, '1') end
 end
 
 -- Puts a job on its queue, at the front or at the end.

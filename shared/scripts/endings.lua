@@ -139,7 +139,7 @@ local function conclude(id, fields, options)
     try('RPUSH', turns, options.turn)
     redis.call('EXPIRE', turns, options.conversation_ttl)
     if conversation ~= id then redis.call('EXPIRE', 'sailq:conversation:' .. conversation, options.conversation_ttl, 'GT') end
-    redis.call('ZADD', 'sailq:conversations', now, conversation)
+    try('ZADD', 'sailq:conversations', now, conversation)
   end
   if options.turn ~= '' and fields.keep == '1' then
     for clip in words(fields.clips) do try('SADD', 'sailq:conversation:' .. conversation .. ':clips', clip) end

@@ -46,7 +46,7 @@ if conversation ~= id then
   -- The conversation outlives each of its jobs.
   for _, kept in ipairs({ key, key .. ':turns' }) do redis.call('EXPIRE', kept, conversation_ttl + job_ttl) end
   keep_clips(conversation, now, clip_ttl)
-  redis.call('ZADD', 'sailq:conversations', now, conversation)
+  try('ZADD', 'sailq:conversations', now, conversation)
   if busy then
     redis.call('RPUSH', key .. ':waiting', id)
     redis.call('EXPIRE', key .. ':waiting', conversation_ttl + job_ttl)

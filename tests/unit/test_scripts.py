@@ -367,6 +367,19 @@ def test_a_registry_that_is_none_stops_no_look(
     assert status(connection, one.job) == "queued"
 
 
+@pytest.mark.parametrize("key", [keys.bell(QUEUE), keys.CONVERSATIONS, keys.LEASES])
+def test_a_key_of_another_type_stops_no_job(
+    key: str, client: Client, connection: redis.Redis, store: JobStore
+) -> None:
+    connection.set(key, "x")
+    jobs = [client.submit(HELLO, conversation="c").job for _ in range(2)]
+    for job in jobs:
+        one = claimed(store)
+        assert one.job == job and store.renew([one]) == (set(), set())
+        assert store.finish(job, one.execution, result(job, conversation="c"), turn(job))
+    assert [one.job for one in client.history("c")] == jobs and not connection.exists(*map(keys.job, jobs))
+
+
 @pytest.mark.parametrize("key", [keys.clip(CLIP), keys.conversation("c"), keys.conversation_clips("c"), keys.turns("c"),
                                  "sailq:conversation:c:waiting"])
 def test_a_wrong_key_of_a_conversation_stops_neither_its_end_nor_a_look(
