@@ -14,7 +14,6 @@ from machine import Machine, Service, until
 from sailq.producer.client import Client
 from sailq.producer.fleet import Fleet, WorkerInfo
 from sailq.producer.samples import write_samples
-from sailq.shared import keys
 from sailq.shared.connection import connect
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(3600)]
@@ -193,7 +192,7 @@ def test_a_stop_lets_running_jobs_finish(box: Machine, service: Service, server:
     break_device(box, "hold")
     asked = start_asking(server, tmp_path)
     with connect(server.url) as connection:
-        until(lambda: connection.hexists(keys.job(asked[0]), "worker"), "a claim")
+        until(lambda: [queue.started for queue in Fleet(connection).snapshot().queues] == [1], "a claim")
     service.systemctl("stop", "--no-block")
     service.wait_for("ActiveState", "deactivating")
     break_device(box, "")
