@@ -4,6 +4,7 @@ It runs the nets in the folder `onnx` beside the bmodel, which are those that bm
 lies where a box has libsophon. What the file FAULT says goes wrong with the device:
 
     hold    loading and each call wait for as long as the file says so
+    fail    each call raises
     noise   it does not compute the same twice
     leak    a call takes memory until there is no more
 """
@@ -93,6 +94,8 @@ class EngineLLM:
 
     def process(self, graph, inputs, outputs):
         said = fault()
+        if said == "fail":
+            raise RuntimeError("stands in for what SAIL raises")
         net = self._nets[BATCHED.get(graph, graph)]
         made = net.run(None, {one.name: inputs[index].data for index, one in enumerate(net.get_inputs())})
         if graph.startswith("block_cache_"):  # SAIL's has a tensor for each slot's new row

@@ -124,17 +124,18 @@ def test_wrong_settings_are_not_tried_again(box: Machine, service: Service) -> N
     service.systemctl("start")
 
 
-def test_a_device_call_that_does_not_return_ends_the_worker_which_is_started_again(
-    box: Machine, service: Service, server: Server, tmp_path: Path
+@pytest.mark.parametrize("fault", ["fail", "hold"])
+def test_a_device_call_that_fails_or_does_not_return_ends_the_worker_which_is_started_again(
+    box: Machine, service: Service, server: Server, tmp_path: Path, fault: str
 ) -> None:
-    """After 5 s, here."""
-    before, pid = service.ends(), service["MainPID"]
+    """One that does not return ends it after 5 s, here."""
+    before = service.ends()
     command = "/data/sailq-env/bin/sailq worker --device tpu:0 --drain-seconds 60"
     assert f"argv[]={command} ;" in service["ExecStart"]
     service.drop_in(**QUICK, ExecStart=f"{command} --device-timeout 5")
     service.systemctl("restart")
     pid = service["MainPID"]
-    break_device(box, "hold")
+    break_device(box, fault)
     asked = start_asking(server, tmp_path)
     assert ended(service, before)[0] == ("exited", "3")
     break_device(box, "")
