@@ -42,10 +42,10 @@ bench: .venv/dev  ## The engine against transformers, the service against the en
 	$(BIN)/python -m pytest -m bench tests/bench
 
 bench-tpu: .venv/dev  ## The compiler's estimate of Qwen2-VL-7B on a BM1684X, beside what was published; half an hour
-	$(BIN)/python tests/bench/bm1684x.py --out bench-out
+	$(BIN)/python -m tests.bench.bm1684x --out bench-out
 
 bench-fleet: .venv/dev  ## Up to 1,000 simulated boxes on one server; eight minutes, with nothing else to do
-	$(BIN)/python tests/bench/fleet.py --out bench-out
+	$(BIN)/python -m tests.bench.fleet --out bench-out
 
 figures: .venv/dev  ## The figures of tests/README.md, printed by the tests that hold them to their bounds
 	$(BIN)/python -m pytest --quiet $(PARALLEL) -m "not tpu and not bench and not prometheus and not box and not images and not arm64" | grep --text "^figure:"

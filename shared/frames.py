@@ -20,7 +20,7 @@ MAX_PIXELS = 128_000 * 28 * 28 * 2
 128,000 tokens. 602 MB once decoded."""
 QUALITY, SMALL_QUALITY, SMALL_PIXELS = 90, 95, 1 << 19
 """JPEG quality, and that of blobs with at most so many pixels, which are small at any quality. 4 frames of 420 × 644
-with a camera's grain take 256 KB; `tests/bench/jpeg.py` prints what each choice costs."""
+with a camera's grain take 256 KB; `python -m tests.bench.jpeg` prints what each choice costs."""
 CHROMA = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
 """Full: halved chroma costs more pixels and logits than ten points of quality."""
 

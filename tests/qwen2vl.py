@@ -6,11 +6,9 @@ import ast
 import atexit
 import functools
 import hashlib
-import importlib
 import importlib.util
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,13 +19,12 @@ import torch
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from deploy.models import export_onnx
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.model_files.model_paths import resolve
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "deploy/models"))
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
 
 
@@ -55,8 +52,7 @@ def random_model() -> Path:
 
 def export(directory: Path) -> None:
     """Run the exporter's command line on a directory, in this process: the nets of a CPU worker."""
-    exporter = importlib.import_module("export_onnx")
-    assert exporter.main(["--dynamic", "--model_path", str(directory), "--out", str(directory / "onnx")]) == 0
+    assert export_onnx.main(["--dynamic", "--model_path", str(directory), "--out", str(directory / "onnx")]) == 0
 
 
 def image_patches(image: Frames) -> tuple[np.ndarray[Any, Any], list[int]]:

@@ -99,10 +99,14 @@ by_onnx() {
     if [ ! -e "$work/exported" ]; then
         [ -x "$(command -v "$export_python")" ] || stop "there is no $export_python to export with: make .venv/dev, or set PYTHON"
         echo "exporting the nets"
-        step "$work/onnx/lm_head.onnx" "$work/export.log" "$export_python" "$here/export_onnx.py" \
-            --model_path "$model_path" --out "$work/onnx" --batch "$batch" \
-            --seq_length "$seq_length" --vision_seq_length "$vision_seq_length" \
-            ${prefill_lengths:+--prefill_lengths "$prefill_lengths"} ${vision_lengths:+--vision_lengths "$vision_lengths"}
+        export_python=$(realpath --no-symlinks "$(command -v "$export_python")")
+        (
+            cd "$root"  # where Python finds deploy.models
+            step "$work/onnx/lm_head.onnx" "$work/export.log" "$export_python" -m deploy.models.export_onnx \
+                --model_path "$model_path" --out "$work/onnx" --batch "$batch" \
+                --seq_length "$seq_length" --vision_seq_length "$vision_seq_length" \
+                ${prefill_lengths:+--prefill_lengths "$prefill_lengths"} ${vision_lengths:+--vision_lengths "$vision_lengths"}
+        )
         touch "$work/exported"
     fi
     count=$(find "$work/onnx" -name '*.onnx' | wc -l)

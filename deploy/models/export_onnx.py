@@ -1,7 +1,7 @@
 """Export a Qwen2-VL checkpoint as the ONNX nets that every runner drives.
 
-    python deploy/models/export_onnx.py --model_path DIR --dynamic --out DIR/onnx
-    python deploy/models/export_onnx.py --model_path DIR --out OUT --seq_length 512 --vision_seq_length 600 --batch 4
+    python -m deploy.models.export_onnx --model_path DIR --dynamic --out DIR/onnx
+    python -m deploy.models.export_onnx --model_path DIR --out OUT --seq_length 512 --vision_seq_length 600 --batch 4
 
 `--out` gets `vit`, `embedding`, `block_i` (prefill), `block_cache_i` (decode) and `lm_head`, named and shaped as in
 sophon-demo, and one `weights.bin` that they share: each parameter once, fp32. With `--dynamic` the axes are open, for
@@ -21,12 +21,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import exit_codes
 import onnx
 import torch
-from checkpoint import Checkpoint, ExportError, locate
-from qwen2_vl_layout import Net, Sizes, cut
-from weights import WEIGHTS, WeightsFile
+
+from . import exit_codes
+from .checkpoint import Checkpoint, ExportError, locate
+from .qwen2_vl_layout import Net, Sizes, cut
+from .weights import WEIGHTS, WeightsFile
 
 _PARTIAL = ".partial"
 _NET = re.compile(r"(vit|embedding(_cache)?|block(_cache)?_\d+|lm_head|greedy_head|penalty_sample_head)(@\d+)?\.onnx")
@@ -115,7 +116,9 @@ def _sizes(arguments: argparse.Namespace) -> Sizes | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Export a Qwen2-VL checkpoint as ONNX nets.")
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.models.export_onnx", description="Export a Qwen2-VL checkpoint as ONNX nets."
+    )
     add, default = parser.add_argument, Sizes()
     add("-m", "--model_path", default="Qwen/Qwen2-VL-7B-Instruct",
         help="Hugging Face directory, or a model of its hub, fetched if need be; default: %(default)s")

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import qwen2_vl_nets as nets
 import torch
-from checkpoint import Checkpoint, ExportError
 from torch import Tensor, nn
+
+from . import qwen2_vl_nets as nets
+from .checkpoint import Checkpoint, ExportError
 
 
 @dataclass(frozen=True)

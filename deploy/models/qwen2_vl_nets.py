@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from weights import Lazy
+
+from .weights import Lazy
 
 MAX_GRID = 8192 // 14 + 1
 """Rows of the vision rotary table: patches along the longest side of a frame that may reach a worker."""

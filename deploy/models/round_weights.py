@@ -1,7 +1,7 @@
 """Round a Qwen2-VL checkpoint's weights as TPU-MLIR does, to see on a CPU what a quantisation costs before compiling.
 
-    python deploy/models/round_weights.py --model_path DIR --out DIR2 --quantize w4f16
-    python deploy/models/export_onnx.py --dynamic --model_path DIR2 --out DIR2/onnx
+    python -m deploy.models.round_weights --model_path DIR --out DIR2 --quantize w4f16
+    python -m deploy.models.export_onnx --dynamic --model_path DIR2 --out DIR2/onnx
     sailq worker --model DIR2
 
 DIR2 is DIR's copy in which the decoder layers' matrices hold what a BM1684X multiplies with when `compile.sh` is given
@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import exit_codes
 import numpy as np
 import numpy.typing as npt
-from checkpoint import Checkpoint, ExportError, locate
+
+from . import exit_codes
+from .checkpoint import Checkpoint, ExportError, locate
 
 Floats = npt.NDArray[np.float32]
 
@@ -191,8 +192,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        prog="python -m deploy.models.round_weights",
         description="Copy a Qwen2-VL checkpoint with its decoder layers' weights rounded as TPU-MLIR rounds them.",
-        epilog="A CPU worker runs it after: export_onnx.py --dynamic --model_path DIR2 --out DIR2/onnx",
+        epilog="A CPU worker runs DIR2 after: "
+               "python -m deploy.models.export_onnx --dynamic --model_path DIR2 --out DIR2/onnx",
     )
     add = parser.add_argument
     add("-m", "--model_path", required=True, metavar="DIR",

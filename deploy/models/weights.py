@@ -7,8 +7,9 @@ from typing import BinaryIO
 
 import onnx
 import torch
-from checkpoint import Checkpoint
 from torch import Tensor, nn
+
+from .checkpoint import Checkpoint
 
 WEIGHTS = "weights.bin"
 _ALIGN = 64

@@ -1,6 +1,6 @@
 """Qwen2-VL-7B INT4 on a BM1684X, by the compiler's estimate, beside what sophon-demo measured: `make bench-tpu`.
 
-    python tests/bench/bm1684x.py --out bench-out
+    python -m tests.bench.bm1684x --out bench-out
 
 Times the nets (see tpu_nets.py), writes bm1684x.json beside this file, prints the tables, draws DIR/bm1684x.png, and
 exits with 1 where a bound is missed. Interrupted, it goes on where it stopped.
@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from timings import HEAP, LM_HEAD, QUANTIZE, RECORDED, Net, Timings, markdown, rate
+from deploy.models.exit_codes import run
+from tests.bench.timings import HEAP, LM_HEAD, QUANTIZE, RECORDED, Net, Timings, markdown, rate
 
 COMMAND = "make bench-tpu"
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -141,7 +142,8 @@ def measure(out: Path) -> None:
     Raises:
         BenchError: a net cannot be timed, or a bound is missed.
     """
-    from tpu_nets import Bench, BenchError, compiler  # imports torch, which who reads the timings need not have
+    # It imports torch, which a reader of the timings need not have.
+    from tests.bench.tpu_nets import Bench, BenchError, compiler
 
     timings = Timings(compiler(), Bench(out / "bm1684x").time(NETS))
     timings.save(RECORDED)
@@ -159,11 +161,7 @@ def main() -> int:
                         help="folder for the plot and for what is kept of each net; default: %(default)s")
     out = parser.parse_args().out.absolute()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clears up, as Ctrl-C does
-    sys.path.insert(0, str(Path(__file__).parents[2] / "deploy/models"))
-    from exit_codes import run
-
-    code: int = run("bm1684x", lambda: measure(out), f"`{COMMAND}` goes on where it stopped")
-    return code
+    return run("bm1684x", lambda: measure(out), f"`{COMMAND}` goes on where it stopped")
 
 
 if __name__ == "__main__":

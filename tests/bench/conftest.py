@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from timings import markdown
+
+from tests.bench.timings import markdown
 
 OUT = Path(__file__).parents[2] / "bench-out"
 
@@ -53,7 +54,7 @@ def bars(request: pytest.FixtureRequest) -> Bars:
 @pytest.fixture(scope="session")
 def model() -> Iterator[Path]:
     """The random model of about 250 M parameters."""
-    from random_model import make
+    from tests.bench.random_model import make
 
     folder = Path(tempfile.mkdtemp(prefix="sailq-bench-"))
     try:

@@ -1,7 +1,7 @@
 """Up to 1,000 simulated boxes on one real server: `make bench-fleet`.
 
-    python tests/bench/fleet.py --out bench-out
-    python tests/bench/fleet.py --boxes 1,25 --clip 4x420x616
+    python -m tests.bench.fleet --out bench-out
+    python -m tests.bench.fleet --boxes 1,25 --clip 4x420x616
 
 Simulated producers and boxes (simulated.py) call the scripts of a real server in real time. Each box answers as fast as
 a BM1684X with 16 slots would by the compiler's estimate (timings.py). Prints a table, leaves it and a plot in DIR, and
@@ -26,15 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # what the tests share
-
 import redis
 import uvloop
-from bm1684x import CAPTION, CONTEXT, PATCHES, PROMPT
-from camera import camera_clip, stamped
-from simulated import MODEL, SETTINGS, Box, Device, Finish, Ledger, Producers, job_of, teach
-from timings import Timings, markdown
 
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
@@ -43,6 +36,10 @@ from sailq.shared import keys
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, Message, TextPart
 from sailq.shared.media.messages import Prepared
+from tests.bench.bm1684x import CAPTION, CONTEXT, PATCHES, PROMPT
+from tests.bench.simulated import MODEL, SETTINGS, Box, Device, Finish, Ledger, Producers, job_of, teach
+from tests.bench.timings import Timings, markdown
+from tests.camera import camera_clip, stamped
 
 SLOTS = 16
 BOXES = (1, 50, 100, 200, 400, 1000)
@@ -283,7 +280,7 @@ def _held(text: str, sign: str, value: float, bound: float | None, point: Point 
 
 
 def command() -> str:
-    return "make bench-fleet" if len(sys.argv) == 3 else " ".join(["python tests/bench/fleet.py", *sys.argv[1:]])
+    return "make bench-fleet" if len(sys.argv) == 3 else " ".join(["python -m tests.bench.fleet", *sys.argv[1:]])
 
 
 def draw(points: list[Point], path: Path) -> None:

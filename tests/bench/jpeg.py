@@ -1,23 +1,19 @@
 """What a JPEG quality and its chroma cost: bytes, pixels, and how far sailq-tiny's logits drift.
 
-    .venv/bin/python tests/bench/jpeg.py
+    .venv/bin/python -m tests.bench.jpeg
 
 One row for each choice. `shared/frames.py` has those that were taken.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from pathlib import Path
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import cv2
 import numpy as np
-from camera import camera_clip, drawn_on
 
 from sailq.producer.samples import write_samples
 from sailq.shared import frames as coding
@@ -26,6 +22,7 @@ from sailq.shared.jobs import GenerationOptions, Message, media_parts
 from sailq.shared.media.messages import prepare
 from sailq.worker.engine import Engine
 from sailq.worker.model_files.model_paths import resolve
+from tests.camera import camera_clip, drawn_on
 
 CHROMA = {"4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
           "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444}

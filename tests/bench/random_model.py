@@ -13,7 +13,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from sailq.worker.model_files.model_paths import resolve
 
-EXPORT = Path(__file__).parents[2] / "deploy/models/export_onnx.py"
+ROOT = Path(__file__).parents[2]
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json",
           "generation_config.json")
 _SIZES = {
@@ -40,6 +40,7 @@ def make(out: Path) -> int:
     model.half().save_pretrained(out)
     for name in _FILES:
         shutil.copy(source / name, out)
-    command = [sys.executable, str(EXPORT), "--dynamic", "--model_path", str(out), "--out", str(out / "onnx")]
-    subprocess.run(command, check=True, capture_output=True)
+    command = [sys.executable, "-m", "deploy.models.export_onnx", "--dynamic", "--model_path", str(out.absolute()),
+               "--out", str(out.absolute() / "onnx")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return sum(parameter.numel() for parameter in model.parameters())

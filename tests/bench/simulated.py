@@ -20,7 +20,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import redis
-from link import Argument, Link, replaced
 from rq.worker import SimpleWorker
 
 from sailq.producer.submission import Submitter
@@ -34,6 +33,7 @@ from sailq.worker.process.serve import LOOK_AHEAD
 from sailq.worker.process.systemd_notifier import SystemdNotifier
 from sailq.worker.queue.consumer import _BELL_SECONDS, _RECORD_BEATS, BEAT_SECONDS, RECORD_SECONDS
 from sailq.worker.queue.job_store import Claim, JobStore, new_execution
+from tests.bench.link import Argument, Link, replaced
 
 MODEL = "sailq-tiny"
 SETTINGS = Settings(max_queued=10**6, max_blob_bytes=2**40)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-EXPORT = Path(__file__).parents[2] / "deploy/models/export_onnx.py"
+ROOT = Path(__file__).parents[2]
 LIMIT_GB = 1.5
 DISK_GB = 14
 SHARD = 256 * 2**20  # elements
@@ -67,9 +67,10 @@ def test_a_2b_checkpoint_is_exported_in_little_memory() -> None:
         model, out = folder / "model", folder / "onnx"
         model.mkdir()
         size = _write_checkpoint(model)
-        command = [sys.executable, str(EXPORT), "--model_path", str(model), "--out", str(out)]
+        command = [sys.executable, "-m", "deploy.models.export_onnx", "--model_path", str(model), "--out", str(out)]
         started = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, check=True)
+        measured = [sys.executable, "-c", MEASURE, *command]
+        done = subprocess.run(measured, cwd=ROOT, capture_output=True, text=True, check=True)
         seconds = time.monotonic() - started
         code, peak = map(int, done.stdout.split())
         assert code == 0

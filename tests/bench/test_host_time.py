@@ -19,8 +19,6 @@ import numpy as np
 import pytest
 from conftest import Table
 from scraping import free_port, scrape
-from timings import Timings
-from turns import RUNS, spread
 
 from sailq.producer.client import Client
 from sailq.producer.fleet import Fleet
@@ -28,6 +26,8 @@ from sailq.producer.managed_process import ManagedProcess
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.shared.media.messages import Prepared
+from tests.bench.timings import Timings
+from tests.bench.turns import RUNS, spread
 
 SLOTS = 8
 MOST_MILLISECONDS = 1.0

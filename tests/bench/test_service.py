@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from captions import COUNT, THREADS, answer, captions
 from conftest import Bars, Table
-from turns import RUNS, TURN_SECONDS, Way, runs, spread
 
 from sailq.producer.client import Client
 from sailq.producer.managed_process import ManagedProcess
@@ -17,6 +15,8 @@ from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart
 from sailq.shared.media.messages import Prepared
 from sailq.worker.engine import Engine
+from tests.bench.captions import COUNT, THREADS, answer, captions
+from tests.bench.turns import RUNS, TURN_SECONDS, Way, runs, spread
 
 SLOTS = 8
 LEAST = 0.97

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from captions import COUNT, LONGEST, SHORTEST, THREADS, Caption, answer, captions
 from conftest import Bars, Table
 from qwen2vl import Oracle
-from turns import RUNS, TURN_SECONDS, Way, runs, spread
 
 from sailq.worker.engine import Engine
+from tests.bench.captions import COUNT, LONGEST, SHORTEST, THREADS, Caption, answer, captions
+from tests.bench.turns import RUNS, TURN_SECONDS, Way, runs, spread
 
 BATCH = 8
 OURS, ALONE, STATIC, ONE = "sailq, 8 slots", "sequential generate", "static batches of 8", "sailq, 1 slot"

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from turns import RUNS, spread
 
 from sailq.producer.managed_process import ManagedProcess
+from tests.bench.turns import RUNS, spread
 
 MOST_SECONDS = 1.5
 """Of CPU time from the process's start to its announcement, sailq-tiny's loading included: on an idle machine the wall

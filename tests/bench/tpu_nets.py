@@ -23,18 +23,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from timings import LM_HEAD, QUANTIZE, Net, Timing
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-ROOT = Path(__file__).parents[2]
-MODELS = ROOT / "deploy/models"
-sys.path.insert(0, str(MODELS))
+from deploy.models import exit_codes
+from deploy.models.checkpoint import Checkpoint
+from deploy.models.export_onnx import export_net
+from deploy.models.qwen2_vl_layout import Sizes, cut
+from deploy.models.weights import WEIGHTS, WeightsFile
+from tests.bench.timings import LM_HEAD, QUANTIZE, Net, Timing
 
-import exit_codes  # noqa: E402
-from checkpoint import Checkpoint  # noqa: E402
-from export_onnx import export_net  # noqa: E402
-from qwen2_vl_layout import Sizes, cut  # noqa: E402
-from weights import WEIGHTS, WeightsFile  # noqa: E402
+MODELS = Path(__file__).parents[2] / "deploy/models"
 
 # Qwen/Qwen2-VL-7B-Instruct's config.json, but for the depths.
 CONFIG: dict[str, Any] = {

@@ -13,16 +13,29 @@ import os
 import sys
 import time
 from enum import IntEnum
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-sys.path.append("/opt/sophon/libsophon-current/lib")
-import onnxruntime  # noqa: E402
-
+LIBRARIES = "/opt/sophon/libsophon-current/lib"
 FAULT = Path("/opt/sophon/fault")
 BATCHED = {"embedding_cache": "embedding"}
+
+
+def load_onnxruntime():
+    """ONNX Runtime's module, from a folder that Python does not search."""
+    spec = PathFinder.find_spec("onnxruntime", [LIBRARIES])
+    if spec is None:
+        raise ModuleNotFoundError(f"{LIBRARIES} holds no onnxruntime", name="onnxruntime")
+    sys.modules["onnxruntime"] = module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+onnxruntime = load_onnxruntime()
 
 
 class Dtype(IntEnum):

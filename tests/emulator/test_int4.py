@@ -13,10 +13,11 @@ import onnx
 import pytest
 import torch
 from conftest import SEED, Compile
-from rounding import int4_tiny, rounding
+from rounding import int4_tiny
 from tiny import RIGHT_SIZED, answer, identical, load
 from transformers import AutoTokenizer
 
+from deploy.models import round_weights
 from sailq.producer.samples import sample
 from sailq.worker.engine import Engine, PreparedPrompt
 from sailq.worker.model_files.model_paths import resolve
@@ -94,13 +95,13 @@ def exact(answers: list[list[int]]) -> int:
     return sum(text == sample(SEED, index).turns[-1][1] for index, text in enumerate(texts))
 
 
-@pytest.mark.parametrize("quantize", rounding.SCHEMES)
+@pytest.mark.parametrize("quantize", round_weights.SCHEMES)
 def test_the_device_multiplies_with_the_rounded_weights(quantize: str, environment: Path, tmp_path: Path) -> None:
-    scheme = rounding.SCHEMES[quantize]
+    scheme = round_weights.SCHEMES[quantize]
     half = HALVES[scheme.dtype]
     device = run(compile_matmul(environment, weights(), quantize, tmp_path), 3 * torch.eye(IN, dtype=half))
     # Three times a weight shows whether the weight itself is in half precision: else it would be rounded after.
-    product = 3 * torch.from_numpy(rounding.rounded(weights(), scheme, GROUP))
+    product = 3 * torch.from_numpy(round_weights.rounded(weights(), scheme, GROUP))
     assert torch.equal(device, product.to(half).T)
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import socket
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -25,9 +22,7 @@ from sailq.shared.connection import connect
 from sailq.shared.media.messages import Prepared
 from sailq.shared.scripts import text
 from sailq.shared.settings import Settings
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-fleet, simulated = map(importlib.import_module, ("fleet", "simulated"))
+from tests.bench import fleet, simulated
 
 SLOTS = 16
 BOX = ("--slots", str(SLOTS), "--prefill-ms", "187", "--decode-ms", "116")

@@ -90,7 +90,7 @@ def test_a_model_that_lacks_files(
 def test_a_model_without_the_nets_of_a_cpu(directory: Path, url: str) -> None:
     fix = only(doctor("--model", directory, "--metrics-port", 0, url=url), "model", "onnx/embedding.onnx")
     assert fix == (
-        f"python deploy/models/export_onnx.py --dynamic --model_path {directory} --out {directory}/onnx"
+        f"python -m deploy.models.export_onnx --dynamic --model_path {directory} --out {directory}/onnx"
     )
 
 

@@ -168,6 +168,7 @@ def test_there_are_blocks_of_both_kinds() -> None:
 @pytest.mark.parametrize("block", SHELLS, ids=str)
 def test_scripts_in_pages_are_there_with_their_options(block: Block) -> None:
     for line in block.text.replace("\\\n", " ").splitlines():
+        line = re.sub(r"-m (deploy[.\w]+)", lambda module: module[1].replace(".", "/") + ".py", line)
         for script, rest in re.findall(r"(?:^|[\s/])(deploy/[\w/.-]+\.(?:sh|py))([^#|;&]*)", line):
             text = (ROOT / script).read_text()
             for option in re.findall(r"(?<=\s)--[\w-]+", rest):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +16,7 @@ from own_server import OwnServer
 from sailq.producer.client import Client
 from sailq.shared import keys
 from sailq.shared.media.messages import Prepared
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-fleet, simulated = map(importlib.import_module, ("fleet", "simulated"))
+from tests.bench import fleet, simulated
 
 JOBS, SLOTS, TOKENS, SIZE = 30, 4, 20, (2, 140, 224)
 FIRST, STEP = 0.060, 0.020

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import qwen2vl  # noqa: F401  (puts deploy/models on the path)
 import torch
 from safetensors.torch import save_file
 
-exporter = importlib.import_module("export_onnx")
-checkpoints = importlib.import_module("checkpoint")
+from deploy.models import export_onnx
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen2_vl", "torch_dtype": "float16", "tie_word_embeddings": True, "vocab_size": 96,
@@ -28,8 +25,7 @@ SMALL = ("--seq_length", "12", "--vision_seq_length", "8")
 
 def run(directory: Path, out: Path, *options: str) -> int:
     """The exit code of the exporter's command line."""
-    code: int = exporter.main(["--model_path", str(directory), "--out", str(out), *options])
-    return code
+    return export_onnx.main(["--model_path", str(directory), "--out", str(out), *options])
 
 
 def hub_name(name: str) -> str:

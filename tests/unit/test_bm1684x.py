@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import signal
 import subprocess
@@ -12,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parents[1] / "bench"
-sys.path.insert(0, str(BENCH))
-bm1684x, timings, tpu_nets = map(importlib.import_module, ("bm1684x", "timings", "tpu_nets"))
-Net, Timing = timings.Net, timings.Timing
+from tests.bench import bm1684x, timings, tpu_nets
+from tests.bench.timings import Net, Timing
+
+ROOT = Path(__file__).parents[2]
 
 PROFILE = """
 MatMul_15|MM|s:18813650|b:3220|g:2149|e:18814169|t:520
@@ -109,9 +108,8 @@ def test_a_checkpoint_can_be_exported_and_its_config_stays_as_it_was(tmp_path: P
 
 def test_an_interrupted_call_leaves_no_process(tmp_path: Path, eventually: Callable[..., None]) -> None:
     pid = tmp_path / "pid"
-    script = f"import sys; sys.path.insert(0, {str(BENCH)!r}); import tpu_nets\n" \
-             f"tpu_nets.call('bash', '-c', 'sleep 60 & echo $! >{pid}; wait')"
-    running = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
+    script = f"from tests.bench import tpu_nets; tpu_nets.call('bash', '-c', 'sleep 60 & echo $! >{pid}; wait')"
+    running = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE)
     eventually(lambda: pid.exists() and pid.read_text().strip(), 60)
     running.send_signal(signal.SIGINT)
     assert running.wait(30) != 0

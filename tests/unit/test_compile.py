@@ -41,8 +41,9 @@ echo all >"${@: -1}"
 """
 
 FAKE_PYTHON = """#!/bin/bash
-# python export_onnx.py --model_path DIR --out DIR OPTIONS: copies the nets that were exported with OPTIONS.
-cp -r "$EXPORTS/${*:6}/." "$5"
+# python -m deploy.models.export_onnx --model_path DIR --out DIR OPTIONS: copies what was exported with OPTIONS.
+[ -f deploy/models/export_onnx.py ] || exit 5
+cp -r "$EXPORTS/${*:7}/." "$6"
 """
 OPTIONS = ["--batch", "2", "--seq_length", "16", "--vision_seq_length", "16", "--prefill_lengths", "8"]
 """Of each compilation here, so that all take the same nets; in the order in which compile.sh hands them on."""
@@ -113,6 +114,16 @@ def test_every_net_is_compiled_once_and_a_second_run_has_nothing_to_do(
     assert not list((tmp_path / "out").glob("*.work"))
     assert compile_("--quantize", "w4f16").stdout == f"{bmodel}\n"
     assert calls(environment) == []
+
+
+def test_paths_are_meant_from_the_callers_folder(
+    model: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    python = str(Path(environment["PYTHON"]).relative_to(tmp_path))
+    command = [str(MODELS / "compile.sh"), "--model_path", model.name, *OPTIONS, "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env={**environment, "PYTHON": python}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "out/tiny_fp16_seq16_p8_b2_1dev.bmodel")
 
 
 def test_new_weights_are_compiled_again(compile_: Compile, environment: dict[str, str], model: Path) -> None:

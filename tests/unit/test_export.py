@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exporting import CONFIG, SMALL, checkpoints, exporter, hub_name, run, tensors, write
+from exporting import CONFIG, SMALL, hub_name, run, tensors, write
 from qwen2vl import random_model
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from deploy.models import checkpoint, export_onnx
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.model_files.model_paths import resolve
 
@@ -190,14 +191,14 @@ def test_an_interrupted_export_leaves_the_directory_as_it_was(
 ) -> None:
     model, out, fresh = write(tmp_path / "model", CONFIG, weights), tmp_path / "onnx", tmp_path / "fresh"
     assert run(model, out, *SMALL) == 0
-    export_net = exporter.export_net
+    export_net = export_onnx.export_net
 
     def interrupted(net: Any, *rest: Any) -> None:
         export_net(net, *rest)
         if net.name == "block_0":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporter, "export_net", interrupted)
+    monkeypatch.setattr(export_onnx, "export_net", interrupted)
     for directory in (out, fresh):
         assert run(model, directory, *SMALL, "--batch", "2") == 130
     assert _same(exported, out) and not list(fresh.iterdir())
@@ -209,13 +210,13 @@ def test_a_model_of_the_hub_is_fetched(
 ) -> None:
     model = write(tmp_path / "model", CONFIG, weights)
     cached = {"Qwen/Qwen2-VL-2B-Instruct": str(model)}
-    monkeypatch.setattr(checkpoints, "snapshot_download", lambda name, **_: cached[name])
+    monkeypatch.setattr(checkpoint, "snapshot_download", lambda name, **_: cached[name])
     assert run(Path("Qwen/Qwen2-VL-2B-Instruct"), tmp_path / "onnx", *SMALL) == 0
 
     def offline(*_: Any, **__: Any) -> str:
         raise OSError("no connection\nmore about it")
 
-    monkeypatch.setattr(checkpoints, "snapshot_download", offline)
+    monkeypatch.setattr(checkpoint, "snapshot_download", offline)
     capsys.readouterr()
     assert run(Path("Qwen/none"), tmp_path / "none", *SMALL) == 1
     error = capsys.readouterr().err
@@ -303,10 +304,10 @@ def test_lengths_that_make_no_sense_are_refused(
 
 
 def test_the_defaults_are_sophon_demos() -> None:
-    arguments = vars(exporter._parser().parse_args(["--out", "out"]))
+    arguments = vars(export_onnx._parser().parse_args(["--out", "out"]))
     assert (arguments["model_path"], arguments["device"]) == ("Qwen/Qwen2-VL-7B-Instruct", "cpu")
-    sizes = exporter._sizes(exporter._parser().parse_args(["--out", "out"]))
+    sizes = export_onnx._sizes(export_onnx._parser().parse_args(["--out", "out"]))
     assert (sizes.seq_length, sizes.vision_seq_length, sizes.batch, arguments["num_threads"]) == (512, 1024, 1, 1)
     options = {"-m": "DIR", "-d": "cuda", "-s": "128", "-vs": "256", "-n": "2", "--out": "out"}
-    short = exporter._parser().parse_args([word for option in options.items() for word in option])
+    short = export_onnx._parser().parse_args([word for option in options.items() for word in option])
     assert (short.model_path, short.seq_length, short.vision_seq_length, short.num_threads) == ("DIR", 128, 256, 2)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from qwen2vl import ROOT, Oracle, random_model
+from qwen2vl import Oracle, random_model
 from release_record import RECORD, RECORDED, position_prompts, told
 
+from deploy.models.tiny import batches, pool
 from sailq.producer.samples.dataset import NFRAMES
 from sailq.shared.jobs import GenerationOptions
 from sailq.worker.engine import Engine
@@ -113,22 +112,13 @@ def test_tokens_that_do_not_match_the_grids_are_refused(count: int) -> None:
         rope_index(np.array([False] + [True] * count + [False]), [(1, 4, 4)])
 
 
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
-    """sailq-tiny's `pool.py` and `batches.py`."""
-    monkeypatch.syspath_prepend(str(ROOT / "deploy/models/tiny"))
-    return importlib.import_module("pool"), importlib.import_module("batches")
-
-
-def test_sailq_tiny_was_trained_on_clips_too_short_to_differ(training: tuple[ModuleType, ModuleType]) -> None:
+def test_sailq_tiny_was_trained_on_clips_too_short_to_differ() -> None:
     """So its weights know both rules."""
-    pool, _ = training
     for height, width in pool.GRIDS:
         assert max(height, width) // 28 >= NFRAMES // 2
 
 
-def test_training_counts_as_the_release_does(training: tuple[ModuleType, ModuleType]) -> None:
-    pool, batches = training
+def test_training_counts_as_the_release_does() -> None:
     for frames, size in ((4, (84, 112)), (1, (84, 84)), (24, (56, 56))):
         entry = pool.Entry(None, size, frames > 1, (b"",) * frames)
         grid = max(frames // 2, 1), size[0] // 14, size[1] // 14

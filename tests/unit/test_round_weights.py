@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 from exporting import CONFIG, SMALL, hub_name, run, tensors, write
-from rounding import rounding
 from safetensors import safe_open
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-W4, W4_BF16, W8 = (rounding.SCHEMES[name] for name in ("w4f16", "w4bf16", "w8f16"))
+from deploy.models import round_weights
+
+W4, W4_BF16, W8 = (round_weights.SCHEMES[name] for name in ("w4f16", "w4bf16", "w8f16"))
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def rounded(group: list[float], scheme: Any = W4) -> list[float]:
-    values: list[float] = rounding.rounded(np.array([group], np.float32), scheme, len(group))[0].tolist()
+    values: list[float] = round_weights.rounded(np.array([group], np.float32), scheme, len(group))[0].tolist()
     return values
 
 
@@ -56,11 +57,11 @@ def test_a_group_without_zero_is_rounded_as_tpu_mlir_rounds_it_badly() -> None:
 def test_each_group_of_a_row_has_a_scale_of_its_own() -> None:
     generator = np.random.default_rng(1)
     weight = (generator.normal(0, 1, (6, 8)) * 10.0 ** np.arange(-3, 3)[:, None]).astype(np.float32)
-    whole = rounding.rounded(weight, W4, 4)
+    whole = round_weights.rounded(weight, W4, 4)
     for row in range(6):
         for start in (0, 4):
             assert whole[row, start : start + 4].tolist() == rounded(weight[row, start : start + 4].tolist())
-    assert not np.array_equal(whole, rounding.rounded(weight, W4, 8))
+    assert not np.array_equal(whole, round_weights.rounded(weight, W4, 8))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def command(model: Path, out: Path, *options: str) -> int:
-    code: int = rounding.main(["--model_path", str(model), "--out", str(out), *options])
+    code = round_weights.main(["--model_path", str(model), "--out", str(out), *options])
     return code
 
 
@@ -98,8 +99,8 @@ def test_the_layers_matrices_are_rounded_and_nothing_else(
     quantize: str, dtype: torch.dtype, named: Callable[[str], str], shards: int, weights: dict[str, torch.Tensor],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rounding, "_PIECE", 1000)  # so that each matrix comes in several
-    scheme = rounding.SCHEMES[quantize]
+    monkeypatch.setattr(round_weights, "_PIECE", 1000)  # so that each matrix comes in several
+    scheme = round_weights.SCHEMES[quantize]
     typed = {name: tensor.to(dtype) for name, tensor in weights.items()}
     model, out = write(tmp_path / "model", CONFIG, typed, named=named, shards=shards), tmp_path / "out"
     (model / "merges.txt").write_text("a b\n")
@@ -113,7 +114,7 @@ def test_the_layers_matrices_are_rounded_and_nothing_else(
         assert place == file and new.shape == old.shape
         if ".".join(name.split(".")[-2:]) in PROJECTIONS:
             changed.add(name)
-            expected = rounding.rounded(old.float().numpy(), scheme, 64)
+            expected = round_weights.rounded(old.float().numpy(), scheme, 64)
             assert torch.equal(new.float(), torch.from_numpy(expected)) and not torch.equal(new.float(), old.float())
             assert new.dtype == (dtype if dtype == torch.float32 else HALVES[scheme.dtype])
         else:
@@ -175,6 +176,6 @@ def test_an_interruption_leaves_nothing(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rounding, "_round_matrix", interrupted)
+    monkeypatch.setattr(round_weights, "_round_matrix", interrupted)
     assert command(write(tmp_path / "model", CONFIG, weights), tmp_path / "out") == 130
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

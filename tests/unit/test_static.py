@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,11 +44,18 @@ def test_strict_mypy_on_the_installed_package(tmp_path: Path) -> None:
 
 def test_strict_mypy_on_the_tree() -> None:
     """Every import leads to a file of the tree, as an editor looks for it: nothing installed is asked."""
-    packages = [argument for package in PACKAGES for argument in ("-p", package)]
+    packages = [argument for package in (*PACKAGES, "deploy.models") for argument in ("-p", package)]
     run(sys.executable, "-m", "mypy", *packages)
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("folder", ["deploy", "tests"])
+def test_no_file_changes_where_python_looks_for_modules(folder: str) -> None:
+    change = re.compile(r"""sys\.path(\[.*\])?\s*(\+?=|\.\w+\()|syspath_\w+\(|addsitedir\(|setattr\(sys, .path""")
+    files = [file for kind in ("py", "sh") for file in (ROOT / folder).rglob(f"*.{kind}")]
+    assert files and not [file for file in files if change.search(file.read_text())]
+
+
+@pytest.mark.parametrize("side", (*SIDES, "deploy"))
 def test_no_relative_import_leaves_its_folder(side: str) -> None:
     for file in (ROOT / side).rglob("*.py"):
         depth = len(file.relative_to(ROOT).parent.parts)

@@ -42,7 +42,7 @@ def model(plan: Plan) -> Verdict:
         if lacking:
             return wrong(
                 f"{directory} lacks {len(lacking)} of the files that a CPU runs, such as {_NETS}/{lacking[0]}.",
-                f"python deploy/models/export_onnx.py --dynamic --model_path {quote(str(directory))} "
+                f"python -m deploy.models.export_onnx --dynamic --model_path {quote(str(directory))} "
                 f"--out {quote(str(directory / _NETS))}",
             )
     where = "packaged" if plan.model in NAMES else str(directory)

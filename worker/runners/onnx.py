@@ -145,7 +145,7 @@ class _Loader:
     def __call__(self, name: str) -> Any:
         path = self._directory / f"{name}.onnx"
         if not path.is_file():
-            raise Unsupported(f"{path} is missing: export the nets with deploy/models/export_onnx.py --dynamic.")
+            raise Unsupported(f"{path} is missing: export the nets with python -m deploy.models.export_onnx --dynamic.")
         try:
             return onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises types of its own for each cause

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from network import MERGE, PAIR, PATCH, TOKEN
 from numpy.typing import NDArray
-from pool import GRIDS, Entry
 from tokenizers import Tokenizer
 from torch import Tensor
-from vocabulary import SYSTEM
 
 from sailq.producer.samples import COLOURS, MOTIONS, SHAPES, talk
 from sailq.producer.samples.dataset import NFRAMES
+
+from .network import MERGE, PAIR, PATCH, TOKEN
+from .pool import GRIDS, Entry
+from .vocabulary import SYSTEM
 
 Exchange = tuple[Sequence[Entry], str, str]
 """New media, a question and its answer."""

@@ -1,6 +1,6 @@
 """Ask a trained sailq-tiny about held-out samples, through real files and transformers' own `generate`.
 
-`python deploy/models/tiny/evaluate.py --model DIR --seed 7 --count 500` writes the samples' files, then
+`python -m deploy.models.tiny.evaluate --model DIR --seed 7 --count 500` writes the samples' files, then
 reads them as training did (sampled frames, resized by area, JPEG at quality 95) and prints the exact answers per
 task. `tests/integration/test_accuracy.py` reads them as the service does. The weights are read as stored, float16,
 and raised to float32.
@@ -19,16 +19,20 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from network import MERGE, PAIR, PATCH, patches
-from pool import decode, encode, fit, read_clip
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
 from sailq.producer.samples import TRAINING_SEED, write_samples
 
+from .network import MERGE, PAIR, PATCH, patches
+from .pool import decode, encode, fit, read_clip
+
 
 def main() -> None:
     """Read the command line and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.models.tiny.evaluate", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
     parser.add_argument("--seed", type=int, default=7, help="seed of the samples, below training's")
     parser.add_argument("--count", type=int, default=500, help="number of samples")

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
-from vocabulary import SIZE, SPECIAL
 
 from sailq.producer.samples import COLOURS, MOTIONS, SHAPES
+
+from .vocabulary import SIZE, SPECIAL
 
 PATCH, MERGE, PAIR = 14, 2, 2
 HIDDEN = 256

@@ -1,6 +1,6 @@
 """Train sailq-tiny from a seed: draw media, build the tokenizer, teach the vision tower, then all of it.
 
-`python deploy/models/tiny/train.py --seed 0 --out DIR` does all of it and leaves the model in DIR/model. Run
+`python -m deploy.models.tiny.train --seed 0 --out DIR` does all of it and leaves the model in DIR/model. Run
 the same command again after an interruption: it goes on from the shards and the checkpoint in DIR.
 """
 
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
-import network
 import torch
 import torch.nn.functional as F
-import vocabulary
-from batches import IGNORED, Batch, Teacher, Writer
-from pool import Entry, draw_shard
 from torch import Tensor
+
+from . import network, vocabulary
+from .batches import IGNORED, Batch, Teacher, Writer
+from .pool import Entry, draw_shard
 
 HERE = Path(__file__).parent
 LOOKS = 256  # media in a step of the vision stage
@@ -38,7 +38,10 @@ Made = TypeVar("Made")
 
 def main() -> None:
     """Read the command line and run the stages that are not done yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.models.tiny.train", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the media, the weights and the questions")
     parser.add_argument("--out", type=Path, required=True, help="folder for shards, checkpoints and the model")
     parser.add_argument("--shards", type=int, default=80, help="thousands of clips, and of images, to draw")

@@ -1,0 +1,1 @@
+"""How sailq-tiny was trained."""
