@@ -27,8 +27,8 @@ choose_options() {
         lm_head) kind=$3 ;;
     esac
     case $1 in
-        lm_head) options+=(--quant_input) ;;                   # the host and the heads read fp32
-        greedy_head | penalty_sample_head) ;;                  # as it gives them
+        lm_head) options+=(--quant_input) ;;                   # the host and greedy_head read fp32
+        greedy_head) ;;                                        # as it gives them
         block_cache_*) options+=(--quant_input --quant_output --addr_mode io_alone) ;;  # the cache lies in its inputs
         *) options+=(--quant_input --quant_output) ;;
     esac

@@ -5,9 +5,9 @@
 
 `--out` gets `vit`, `embedding`, `block_i` (prefill), `block_cache_i` (decode) and `lm_head`, named and shaped as in
 sophon-demo, and one `weights.bin` that they share: each parameter once, fp32. With `--dynamic` the axes are open, for
-a CPU. Else they are static, for the TPU's compiler, and `embedding_cache`, `greedy_head` and `penalty_sample_head`
-join; see `qwen2_vl_layout.Sizes`. Any checkpoint of transformers' or the hub's needs little memory: the nets are
-traced without data, and the weights go through a slice at a time.
+a CPU. Else they are static, for the TPU's compiler, and `embedding_cache` and `greedy_head` join; see
+`qwen2_vl_layout.Sizes`. Any checkpoint of transformers' or the hub's needs little memory: the nets are traced without
+data, and the weights go through a slice at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .qwen2_vl_layout import Net, Sizes, cut
 from .weights import WEIGHTS, WeightsFile
 
 _PARTIAL = ".partial"
-_NET = re.compile(r"(vit|embedding(_cache)?|block(_cache)?_\d+|lm_head|greedy_head|penalty_sample_head)(@\d+)?\.onnx")
+_NET = re.compile(r"(vit|embedding(_cache)?|block(_cache)?_\d+|lm_head|greedy_head)(@\d+)?\.onnx")
 
 
 def export(model_path: Path, out: Path, sizes: Sizes | None, opset: int = 17) -> None:

@@ -63,7 +63,7 @@ class Net(NamedTuple):
 def cut(checkpoint: Checkpoint, sizes: Sizes | None) -> Iterator[Net]:
     """The nets: with dynamic axes for a CPU (None), or of `sizes` for a TPU, where a net has one shape.
 
-    On a TPU the host leaves what it can to the device, so the heads that choose tokens join. A net at a shorter
+    On a TPU the host leaves what it can to the device, so the head that chooses tokens joins. A net at a shorter
     length is named NAME@LENGTH.
     """
     parts = _Parts(checkpoint, sizes)
@@ -86,7 +86,7 @@ def cut(checkpoint: Checkpoint, sizes: Sizes | None) -> Iterator[Net]:
     for layer in range(parts.layers):
         static += [parts.block(f"block_{layer}{at}", layer, 1, tokens) for at, tokens in prompts.items()]
         static.append(parts.block_cache(f"block_cache_{layer}", layer, batch, length))
-    static += [parts.lm_head(batch), parts.greedy_head(batch), parts.penalty_sample_head(batch, length)]
+    static += [parts.lm_head(batch), parts.greedy_head(batch)]
     yield from (net._replace(axes={}) for net in static)
 
 
@@ -150,14 +150,6 @@ class _Parts:
 
     def greedy_head(self, batch: int) -> Net:
         return Net("greedy_head", nets.GreedyHead(), {"logits": _floats(batch, self._spec.vocab_size)}, ("token",))
-
-    def penalty_sample_head(self, batch: int, length: int) -> Net:
-        return Net(
-            "penalty_sample_head", nets.PenaltySampleHead(),
-            {"logits": _floats(batch, self._spec.vocab_size), "input_ids": _ints(batch, length),
-             **{name: _floats(batch, 1) for name in ("top_p", "temperature", "penalty")}},
-            ("probs", "token"),
-        )
 
 
 def _floats(*shape: int) -> Tensor:

@@ -316,28 +316,3 @@ class GreedyHead(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         return torch.argmax(logits, dim=-1, keepdim=True).int()
-
-
-class PenaltySampleHead(nn.Module):
-    """The likeliest tokens, and the probabilities to draw them with: sophon-demo's sampling.
-
-    logits [B, vocabulary], input_ids int32 [B, L], and top_p, temperature, penalty [B, 1] -> probs, token int32
-    [B, 50], the likeliest first. `input_ids` are the tokens whose logits are penalised; a place that is not needed
-    repeats one of them. Of the tokens after the fifth, those beyond a cumulative probability of top_p get none.
-    """
-
-    TOP_K = 50
-    KEPT = 5
-
-    def forward(
-        self, logits: Tensor, input_ids: Tensor, top_p: Tensor, temperature: Tensor, penalty: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ids = input_ids.long()
-        seen = torch.gather(logits, 1, ids)
-        seen = torch.where(seen < 0, seen * penalty, seen / penalty)
-        scores, token = torch.topk(logits.scatter(1, ids, seen), self.TOP_K)
-        scores = scores / temperature
-        cumulative = functional.softmax(scores, dim=-1).cumsum(-1)
-        rest = torch.where(cumulative[:, self.KEPT :] < top_p, scores[:, self.KEPT :], -1000.0)
-        probs = functional.softmax(torch.cat((scores[:, : self.KEPT], rest), dim=-1), dim=-1)
-        return probs, token.int()

@@ -207,36 +207,6 @@ def test_embeddings_and_logits(tiny: Reference, static: dict[int, Nets]) -> None
     assert chosen.dtype == np.int32 and chosen.tolist() == logits.argmax(-1, keepdims=True).tolist()
 
 
-def _sample_head(logits: Array, seen: Array, top_p: float, temperature: float, penalty: float) -> tuple[Array, Array]:
-    """What sophon-demo's penalty_sample_head is to give for one row, in float64."""
-    scores = logits.astype(np.float64)
-    for token in set(seen.tolist()):
-        scores[token] = scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
-    order = np.argsort(-scores, kind="stable")[:50]
-    scores = scores[order] / temperature
-    weights = np.exp(scores - scores.max())
-    kept = np.cumsum(weights / weights.sum()) < top_p
-    kept[:5] = True
-    weights *= kept
-    return weights / weights.sum(), order
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_the_sample_head_penalises_and_keeps_the_likeliest(batch: int, static: dict[int, Nets]) -> None:
-    generator = np.random.default_rng(batch)
-    logits = (4 * generator.standard_normal((batch, 896))).astype(np.float32)
-    ids = np.repeat(generator.integers(0, 896, (batch, 12)), 2, axis=1).astype(np.int32)  # repeated ones count once
-    ids[:, :4] = np.argsort(-logits)[:, :4]  # and likely ones are among them
-    options = {"top_p": [0.95, 0.2, 1.0], "temperature": [1.0, 0.7, 2.0], "penalty": [1.3, 1.0, 2.0]}
-    feeds = {name: np.array(values[:batch], np.float32)[:, None] for name, values in options.items()}
-    probs, tokens = static[batch]("penalty_sample_head", logits=logits, input_ids=ids, **feeds)
-    assert probs.shape == tokens.shape == (batch, 50) and tokens.dtype == np.int32
-    for row in range(batch):
-        expected, order = _sample_head(logits[row], ids[row], *(feeds[name][row, 0] for name in options))
-        assert tokens[row].tolist() == order.tolist()
-        np.testing.assert_allclose(probs[row], expected, rtol=1e-4, atol=1e-7)
-
-
 @pytest.mark.proof
 def test_one_layer_of_the_7b_size() -> None:
     """Random weights: hidden 3584, 28 heads, 4 of keys and values, intermediate 18944."""
