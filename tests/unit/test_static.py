@@ -44,8 +44,14 @@ def test_strict_mypy_on_the_installed_package(tmp_path: Path) -> None:
 
 def test_strict_mypy_on_the_tree() -> None:
     """Every import leads to a file of the tree, as an editor looks for it: nothing installed is asked."""
-    packages = [argument for package in (*PACKAGES, "deploy.models") for argument in ("-p", package)]
+    packages = [argument for package in PACKAGES for argument in ("-p", package)]
     run(sys.executable, "-m", "mypy", *packages)
+
+
+@pytest.mark.proof
+def test_strict_mypy_on_the_preparation_of_models() -> None:
+    """PyTorch's types take most of a minute."""
+    run(sys.executable, "-m", "mypy", "-p", "deploy.models")
 
 
 @pytest.mark.parametrize("folder", ["deploy", "tests"])
