@@ -13,17 +13,17 @@ PORT = 9600
 
 def exporter(
     redis_url: RedisUrl = None,
-    port: Annotated[int, typer.Option("--port", min=1, max=65_535, metavar="PORT", help="Where it is shown.")] = PORT,
+    port: Annotated[int, typer.Option("--port", min=1, max=65_535, metavar="PORT", help="Port to bind.")] = PORT,
     address: Annotated[
         str,
-        typer.Option("--address", metavar="ADDRESS", show_default="0.0.0.0, all", help="Of which of this machine's."),
+        typer.Option("--address", metavar="ADDRESS", show_default="0.0.0.0, all addresses", help="Address to bind."),
     ] = "0.0.0.0",
 ) -> None:
-    """Show queues, failures and the server's memory to Prometheus until stopped.
+    """Export queues, failures and the server's memory to Prometheus until stopped.
 
-    One is enough for a server. It looks at the server each time that it is
-    scraped, and writes nothing; the server's user `reader` may do all of it.
-    Workers show their own metrics: sailq worker --metrics-port.
+    One exporter per server is enough. It reads the server at each scrape and
+    writes nothing; the server's user `reader` has the rights it needs. Workers
+    export their own metrics: see sailq worker --metrics-port.
 
     \b
     Examples:

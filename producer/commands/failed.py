@@ -21,22 +21,22 @@ _PIPED_WIDTH = 1000
 
 failed = typer.Typer(
     no_args_is_help=True,
-    help="List, retry or drop the jobs that failed for reasons outside the job.\n\n"
-    "These are the jobs whose workers died at each of their attempts, and those that ended with the error 'internal'; "
-    "they and their clips are kept for a week. Every other error, such as bad_media or too_long, would come again and "
-    "is not here, but only in the job's result; `sailq status` counts some of these too.",
+    help="List, retry or drop jobs that failed for reasons outside the job.\n\n"
+    "These are jobs whose worker died at each attempt, and jobs that ended with the error 'internal'. They and their "
+    "clips are kept for a week. Other errors, such as bad_media or too_long, would happen again: they are only in the "
+    "job's result. `sailq status` counts some of these, too.",
 )
 
 Jobs = Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", show_default=False, help="Ids of failed jobs.")]
-All = Annotated[bool, typer.Option("--all", help="Instead: all failed jobs, or those of --model.")]
+All = Annotated[bool, typer.Option("--all", help="Take all failed jobs, or all of --model, instead of JOB.")]
 ModelName = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Only this model's jobs.")]
 
 
 @failed.command("list")
 def list_jobs(json: Json = False, redis_url: RedisUrl = None, model: ModelName = None) -> None:
-    """List the failed jobs, the newest first. Changes nothing.
+    """List the failed jobs, newest first. Changes nothing.
 
-    With --json, each has the history of its attempts: worker, start and cause of the end.
+    With --json, each job has a history of its attempts: worker, start time and why the attempt ended.
 
     \b
     Examples:
@@ -63,10 +63,10 @@ def list_jobs(json: Json = False, redis_url: RedisUrl = None, model: ModelName =
 def retry(
     jobs: Jobs = None, every: All = False, json: Json = False, redis_url: RedisUrl = None, model: ModelName = None
 ) -> None:
-    """Put failed jobs back on their queues, with all their attempts before them.
+    """Put failed jobs back on their queues. Each gets all its attempts again.
 
-    A job keeps its id, its turn and its metadata; its old result is gone. A job
-    whose frames or deadline have expired stays as it is, and the exit code is 1.
+    A job keeps its id, turn and metadata. Its old result is deleted. A job whose
+    clips or deadline have expired cannot be retried; the exit code is then 1.
 
     \b
     Examples:
@@ -80,7 +80,7 @@ def retry(
 def drop(
     jobs: Jobs = None, every: All = False, json: Json = False, redis_url: RedisUrl = None, model: ModelName = None
 ) -> None:
-    """Forget failed jobs, and free their clips. They cannot be retried any more.
+    """Delete failed jobs and free their clips. They can no longer be retried.
 
     \b
     Examples:

@@ -12,7 +12,7 @@ def server(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", metavar="DIR", show_default="nothing is kept", help="Keep the data here, for the next start."
+            "--data", metavar="DIR", show_default="data is not kept", help="Folder to keep the data in between runs."
         ),
     ] = None,
     port: Annotated[
@@ -21,14 +21,14 @@ def server(
     ] = None,
     unix: Annotated[
         Path | None,
-        typer.Option("--unix", metavar="PATH", help="A socket that only you may open, instead of a port."),
+        typer.Option("--unix", metavar="PATH", help="Unix socket to use instead of a port. Only you can open it."),
     ] = None,
 ) -> None:
-    """Run an embedded server until stopped, for this machine only.
+    """Run an embedded server for this machine until stopped.
 
-    With the default port the other commands find it by themselves; otherwise
-    give them the URL that is printed. For other machines run a server of your
-    own, with a password.
+    Other commands find it at the default port. With another port or a socket,
+    pass them the URL that is printed. To serve other machines, run your own
+    Redis or Valkey with a password.
 
     \b
     Examples:

@@ -18,15 +18,15 @@ _WATCH_SECONDS = 2.0
 
 def status(
     memory: Annotated[
-        bool, typer.Option("--memory", help="Also say what holds the server's memory (looks at 20,000 keys).")
+        bool, typer.Option("--memory", help="Also show which keys use the server's memory (samples 20,000 keys).")
     ] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every 2 s, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every 2 s until Ctrl-C.")] = False,
     json: Json = False,
     redis_url: RedisUrl = None,
 ) -> None:
     """Show the workers, the queues and the server's memory. Changes nothing.
 
-    With --json and --watch, there is one JSON object a line.
+    With --json and --watch, prints one JSON object per line.
 
     \b
     Examples:

@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 _PIPED_WIDTH = 1000
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)}
 
-model = typer.Typer(no_args_is_help=True, help="Show which models there are, and what a bmodel holds.")
+model = typer.Typer(no_args_is_help=True, help="List models, and show what a bmodel contains.")
 
 
 @model.command("list")
 def list_models(
-    folder: Annotated[Path, typer.Argument(help="Where to look for models.")] = Path("models"),
+    folder: Annotated[Path, typer.Argument(help="Folder to look in.")] = Path("models"),
     json: Json = False,
 ) -> None:
-    """List the models at hand, and those that can be fetched.
+    """List the models on this machine and those that can be downloaded.
 
-    A directory with config.json can be served as it lies: sailq worker --model DIR.
+    A directory with config.json can be served as it is: sailq worker --model DIR.
 
     \b
     Examples:
@@ -65,10 +65,11 @@ def inspect(
     nets: Annotated[bool, typer.Option("--nets", help="Also list the nets with their inputs and outputs.")] = False,
     json: Json = False,
 ) -> None:
-    """Show what a bmodel holds, without a device: layout, sizes, quantisation, memory, nets.
+    """Show what a bmodel contains: layout, sizes, quantisation, memory, nets. Needs no device.
 
-    Of a model directory, config.json must fit the bmodel. Loading takes the device memory that is shown; a worker's
-    own tensors come on top.
+    In a model directory, config.json must match the bmodel. Loading the bmodel
+    takes the device memory that is shown. A worker needs more for its own
+    tensors.
 
     \b
     Examples:
