@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from .errors import BadRequest, SailqError, quoted
+from .errors import SailqError
+from .generation import GenerationOptions as GenerationOptions
+from .record import Digest, Identifier
+from .record import Record as Record
+from .record import is_identifier as is_identifier
+from .record import parse as parse
 
 MAX_TEXT_CHARACTERS = 256 * 1024
 """Longest text of one message part; more than any context this project serves holds."""
@@ -32,22 +27,6 @@ MAX_SIDE = 8192
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 Priority = Literal["normal", "high"]
-_IDENTIFIER = r"^[A-Za-z0-9._-]{1,128}$"
-_DIGEST = r"^[0-9a-f]{64}$"
-_PATTERNS = {_IDENTIFIER: "takes 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'", _DIGEST: "takes a sha256 in hex"}
-Identifier = Annotated[str, Field(pattern=_IDENTIFIER)]
-"""Names that become part of a Redis key: nothing that could leave its key's place."""
-
-
-def is_identifier(text: str) -> bool:
-    """Whether a job may be called so."""
-    return re.fullmatch(_IDENTIFIER, text) is not None
-
-
-class Record(BaseModel):
-    """Base of what travels: unknown fields, NaN and infinity refused, no coercion, no mutation."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class TextPart(Record):
@@ -68,7 +47,7 @@ class FramesPart(Record):
     """
 
     type: Literal["image", "video"]
-    blob: Annotated[str, Field(pattern=_DIGEST)]
+    blob: Digest
     frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)]
     height: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
     width: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
@@ -106,23 +85,6 @@ class Message(Record):
 def media_parts(messages: Iterable[Message]) -> list[FramesPart]:
     """The images and videos that messages show, in order."""
     return [part for message in messages for part in message.content if isinstance(part, FramesPart)]
-
-
-class GenerationOptions(Record):
-    """How to choose tokens, with transformers' names and meaning.
-
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 switch these filters off. `seed` makes a sampled
-    text repeatable; without one the worker draws a seed. `stop` texts end the answer and are cut off it.
-    """
-
-    max_new_tokens: Annotated[int, Field(ge=1, le=32768)] = 128
-    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...],
-                    Field(max_length=16, strict=False)] = ()
 
 
 class Job(Record):
@@ -292,23 +254,3 @@ class IdFactory:
         with self._lock:
             self._last = max(self._last + 1, int(now * 1000) << 16)
             return f"{self._last:016x}{self.mark}"
-
-
-R = TypeVar("R", bound=Record)
-
-
-def parse(kind: type[R], fields: Any) -> R:
-    """A checked record of `kind` from plain data; raises BadRequest with the first complaint as a sentence."""
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        raise BadRequest(_sentence(error)) from None
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(step) for step in first["loc"])
-    message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
-    if first["type"] == "string_pattern_mismatch":
-        message = _PATTERNS[first["ctx"]["pattern"]]
-    return f"{quoted(where)}: {quoted(message)}." if where else f"{quoted(message)}."

@@ -1,24 +1,83 @@
-"""The command line options that several subcommands share."""
+"""Options of the command line. One that is a field of a model has its help, its default and its bounds there."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any, get_origin
 
 import typer
+from pydantic import BaseModel
 
-RedisUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--redis-url", envvar="SAILQ_REDIS_URL", metavar="URL", show_default="redis://127.0.0.1:6379/0",
-        help="The server: redis://, rediss://, unix:// or redis+sentinel://. With a password, set the variable: all "
-        "see command lines.",
-    ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", envvar="SAILQ_MODEL", metavar="NAME|DIR", show_default="sailq-tiny",
-        help="A model's name, or its directory.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text for a person.")]
+from .record import Flag
+from .settings import Settings, flag, variable
+
+
+def shown_default(model: type[BaseModel], name: str) -> str | None:
+    """What to show as a field's default, if anything."""
+    field = model.model_fields[name]
+    own = next((one.default for one in field.metadata if isinstance(one, Flag)), None)
+    return own or (None if field.default in (None, ()) else str(field.default))
+
+
+def option(model: type[BaseModel], name: str, *, default: str | None = None) -> Any:
+    """The typer option of a field; `default` is shown in place of the model's.
+
+    The command gets None where the option is not given, so that the model's default and its variables count.
+    """
+    field = model.model_fields[name]
+    return typer.Option(
+        flag(name),
+        metavar=next((one.metavar for one in field.metadata if isinstance(one, Flag)), None),
+        envvar=variable(name) if model is Settings else None,
+        show_default=default or shown_default(model, name) or False,
+        help=field.description,
+    )
+
+
+def takes(**models: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command an option for each field of `models`, in place of its parameters of these names.
+
+    Each parameter gets a dict of the fields that were given, for `parse` to check:
+
+        @takes(generation=GenerationOptions)
+        def ask(prompt: str, generation: dict[str, Any]) -> None: ...
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+        kept = [parameter for name, parameter in own.parameters.items() if name not in models]
+        made = [_parameter(model, name) for model in models.values() for name in model.model_fields]
+
+        @wraps(command)
+        def with_models(**given: Any) -> None:
+            for parameter, model in models.items():
+                fields = {name: given.pop(name) for name in model.model_fields}
+                given[parameter] = {name: value for name, value in fields.items() if value not in (None, [])}
+            command(**given)
+
+        with_models.__signature__ = own.replace(parameters=[*kept, *made])  # type: ignore[attr-defined]
+        return with_models
+
+    return decorate
+
+
+def _parameter(model: type[BaseModel], name: str) -> inspect.Parameter:
+    made = option(model, name)
+    made.rich_help_panel = model.model_config["title"]
+    kind: Any = model.model_fields[name].annotation
+    kind = list[str] if get_origin(kind) is tuple else kind
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, made]
+    )
+
+
+RedisUrl = Annotated[str | None, option(Settings, "redis_url")]
+OwnRedisUrl = Annotated[str | None, option(Settings, "redis_url", default="an embedded server")]
+"""`RedisUrl` of the commands that start a server where none is named."""
+Model = Annotated[str | None, option(Settings, "model")]
+Alias = Annotated[str | None, option(Settings, "alias")]
+MetricsPort = Annotated[int | None, option(Settings, "metrics_port")]
+MetricsAddress = Annotated[str | None, option(Settings, "metrics_address")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

@@ -1,50 +1,78 @@
-"""What can be set, with its default. Each field is read from `SAILQ_<NAME>`; a command's flag comes before it."""
+"""Settings of both sides and of a worker. `deploy/settings.md` lists them."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import BadRequest
-from .jobs import Identifier
+from .record import Flag, Identifier, Record
 
 
-class Settings(BaseSettings):
-    """Both sides' settings. Times to live in seconds.
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"SAILQ_{name.upper()}"
 
-    Attributes:
-        redis_url: the server, as redis://, rediss:// or unix:// URL, or redis+sentinel:// or rediss+sentinel://.
-        model: a model's name or directory.
-        alias: a second name under which a worker serves its model, for which other versions of it answer, too.
-        result_ttl: how long a result is kept.
-        job_ttl: how long a job and its clips wait for a worker.
-        conversation_ttl: how long a conversation, and the clips that it keeps, are kept after its last turn.
-        max_queued: most jobs that may wait for a model; a producer's next one is refused, or waits.
-        max_blob_bytes: most bytes of clips on the server; a producer's next clip is refused, or waits.
-        results_stream: most results in `sailq:results`, a stream of all finished jobs for consumer groups; 0: none.
-        sync_replicas: replicas that must have a submission, or a result, before it counts as written; 0: none.
-        metrics_port: where a worker shows its metrics to Prometheus; 0: nowhere.
-        metrics_address: of which of the machine's addresses; 0.0.0.0: of all.
-    """
 
-    model_config = SettingsConfigDict(env_prefix="SAILQ_", frozen=True)
+def flag(name: str) -> str:
+    """The flag of a setting or an option."""
+    return f"--{name.replace('_', '-')}"
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    model: str = "sailq-tiny"
-    alias: Identifier | None = None
-    result_ttl: int = Field(default=86_400, ge=1)
-    job_ttl: int = Field(default=86_400, ge=1)
-    conversation_ttl: int = Field(default=86_400, ge=1)
-    max_queued: int = Field(default=10_000, ge=1)
-    max_blob_bytes: int = Field(default=2 * 2**30, ge=1)
-    results_stream: int = Field(default=0, ge=0)
-    sync_replicas: int = Field(default=0, ge=0)
-    metrics_port: int = Field(default=0, ge=0, le=65_535)
-    metrics_address: str = "0.0.0.0"
+
+class Settings(BaseModel):
+    """Both sides' settings. Each that is not given is read from its `variable`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, title="Settings")
+
+    redis_url: Annotated[
+        str, Flag("URL"),
+        Field(description="URL of the server: redis://, rediss://, unix:// or redis+sentinel://. If it has a password, "
+              "use the variable: command lines are visible to other users."),
+    ] = "redis://127.0.0.1:6379/0"
+    model: Annotated[str, Flag("NAME|DIR"), Field(description="Name of a model, or its directory.")] = "sailq-tiny"
+    alias: Annotated[
+        Identifier | None, Flag("NAME", "none"),
+        Field(description="Second name that the worker takes jobs under. Workers with different versions of a model "
+              "can share it. The versions need the same context and image sizes."),
+    ] = None
+    result_ttl: Annotated[int, Field(ge=1, description="Seconds that a result is kept.")] = 86_400
+    job_ttl: Annotated[int, Field(ge=1, description="Seconds that a job and its clips wait for a worker.")] = 86_400
+    conversation_ttl: Annotated[
+        int, Field(ge=1, description="Seconds that a conversation and its clips are kept after its last turn.")
+    ] = 86_400
+    max_queued: Annotated[
+        int, Field(ge=1, description="Maximum number of waiting jobs per model. Further jobs are refused or wait.")
+    ] = 10_000
+    max_blob_bytes: Annotated[
+        int, Field(ge=1, description="Maximum bytes of clips on the server. Further clips are refused or wait.")
+    ] = 2 * 2**30
+    results_stream: Annotated[
+        int, Flag("N", "0, no stream"),
+        Field(ge=0, description="Maximum number of results in `sailq:results`, a stream of all finished jobs for "
+              "consumer groups."),
+    ] = 0
+    sync_replicas: Annotated[
+        int, Flag("N", "0, none"),
+        Field(ge=0, description="Number of replicas that must confirm each submission and each result."),
+    ] = 0
+    metrics_port: Annotated[
+        int, Flag("PORT", "0, no metrics"),
+        Field(ge=0, le=65_535, description="Port for the worker's Prometheus metrics. Workers on one machine need "
+              "different ports."),
+    ] = 0
+    metrics_address: Annotated[
+        str, Flag("ADDRESS", "0.0.0.0, all addresses"), Field(description="Address to bind the metrics port to.")
+    ] = "0.0.0.0"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_variables(cls, given: dict[str, Any]) -> dict[str, Any]:
+        read = {name: os.environ[variable(name)] for name in cls.model_fields if variable(name) in os.environ}
+        return {**read, **given}
 
     @property
     def stream_ttl(self) -> int:
@@ -58,15 +86,52 @@ class Settings(BaseSettings):
         return max(self.job_ttl, self.conversation_ttl)
 
 
+class WorkerOptions(Record, title="Worker options", defer_build=True):
+    """How a worker runs its model."""
+
+    device: Annotated[
+        str, Flag("DEVICE"),
+        Field(description="Device that runs the model: cpu, tpu:N (Nth BM1684X) or emulator (that chip's C model)."),
+    ] = "cpu"
+    bmodel: Annotated[
+        Path | None, Flag("FILE", "the one in the model's directory"),
+        Field(description="Bmodel to load on the TPU or the emulator."),
+    ] = None
+    slots: Annotated[
+        int | None, Flag("N", "8 on a CPU, the bmodel's own on a TPU"),
+        Field(ge=1, le=256, description="Number of answers that are decoded together."),
+    ] = None
+    threads: Annotated[
+        int | None, Flag("N", "chosen for the model"),
+        Field(ge=1, le=1024, description="Number of CPU threads for the model."),
+    ] = None
+    drain_seconds: Annotated[
+        float, Flag("SECONDS", "60"),
+        Field(ge=0, le=86_400, description="Seconds that running jobs get after SIGTERM. Jobs that do not finish "
+              "return to the queue."),
+    ] = 60.0
+    device_timeout: Annotated[
+        float | None, Flag("SECONDS", "120, on the emulator 3600"),
+        Field(ge=0.1, le=86_400, description="Maximum time of one call to the device. If it takes longer, the worker "
+              "exits with code 3."),
+    ] = None
+    vision_cache: Annotated[
+        int, Flag("MB"),
+        Field(ge=0, le=1 << 20, description="Size of the vision-embedding cache. A cached clip is not encoded again "
+              "for the next question."),
+    ] = 128
+
+
 def load_settings(**flags: Any) -> Settings:
     """Settings with the `flags` that are not None. Raises BadRequest naming the first that cannot be used."""
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = f"SAILQ_{str(first['loc'][0]).upper()}"
         reason = first["msg"][0].lower() + first["msg"][1:]
-        raise BadRequest(f"{name} is {first['input']!r}: {reason}.") from None
+        name = str(first["loc"][0])
+        origin = variable(name) if flags.get(name) is None else flag(name)
+        raise BadRequest(f"{origin} is {first['input']!r}: {reason}.") from None
 
 
 def model_name(model: str) -> str:

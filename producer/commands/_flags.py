@@ -1,4 +1,4 @@
-"""The options that several commands share: what is asked, how media and answers are made, which server."""
+"""What `ask`, `chat`, `caption` and `bench` have in common: media, answer and media options, and what is asked."""
 
 from __future__ import annotations
 
@@ -7,194 +7,43 @@ from typing import Annotated, Any
 
 import typer
 
-_ANSWER = "Options of the answer"
-_MEDIA = "Options of videos and images"
+from sailq.shared.generation import GenerationOptions
+from sailq.shared.media.options import Options
+from sailq.shared.options import takes
+from sailq.shared.record import parse
 
-StageUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--redis-url",
-        envvar="SAILQ_REDIS_URL",
-        metavar="URL",
-        show_default="an embedded server",
-        help="A server of your own: redis://, rediss://, unix:// or redis+sentinel://. With a password, set the "
-        "variable: all see command lines.",
-    ),
+Wait = Annotated[
+    float,
+    typer.Option("--wait", metavar="SECONDS", min=0.0, help="Maximum time to wait for room in a full queue."),
 ]
-"""`RedisUrl` of the commands that start a server where none is named."""
-
-WAIT = typer.Option(
-    "--wait", metavar="SECONDS", min=0.0, help="How long to wait for room where the queue is full."
-)
-
-System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message before the prompt.")]
+System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message before the prompt.")]
 Videos = Annotated[
     list[str] | None,
-    typer.Option("--video", metavar="FILE", help="A video, of any common container and codec. May be repeated."),
+    typer.Option("--video", metavar="FILE", help="Video file, in any common container and codec. Can be repeated."),
 ]
 Images = Annotated[
     list[str] | None,
     typer.Option(
-        "--image", metavar="FILE", help="An image: JPEG, PNG, HEIC, AVIF, WebP, TIFF, GIF or BMP. May be repeated."
+        "--image", metavar="FILE", help="Image file: JPEG, PNG, HEIC, AVIF, WebP, TIFF, GIF or BMP. Can be repeated."
     ),
 ]
-
-MaxNewTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-new-tokens", metavar="N", show_default="128", rich_help_panel=_ANSWER, help="Longest answer, in tokens."
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature",
-        metavar="T",
-        show_default="0",
-        rich_help_panel=_ANSWER,
-        help="0 always takes the likeliest token; higher values vary more.",
-    ),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p",
-        metavar="P",
-        show_default="1",
-        rich_help_panel=_ANSWER,
-        help="Sample from the likeliest tokens that together reach this probability.",
-    ),
-]
-TopK = Annotated[
-    int | None,
-    typer.Option(
-        "--top-k",
-        metavar="K",
-        show_default="0, all",
-        rich_help_panel=_ANSWER,
-        help="Sample from the K likeliest tokens.",
-    ),
-]
-RepetitionPenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--repetition-penalty",
-        metavar="R",
-        show_default="1",
-        rich_help_panel=_ANSWER,
-        help="Above 1, tokens that were used become less likely.",
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", metavar="N", rich_help_panel=_ANSWER, help="Makes a sampled answer repeatable."),
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--stop", metavar="TEXT", rich_help_panel=_ANSWER, help="End the answer before this text. May be repeated."
-    ),
-]
-
-NFrames = Annotated[
-    int | None,
-    typer.Option(
-        "--nframes",
-        metavar="N",
-        rich_help_panel=_MEDIA,
-        help="Frames to take from a video, evenly spread; not together with --fps.",
-    ),
-]
-Fps = Annotated[
-    float | None,
-    typer.Option(
-        "--fps",
-        metavar="F",
-        show_default="2",
-        rich_help_panel=_MEDIA,
-        help="Frames to take for each second of a video.",
-    ),
-]
-MaxFrames = Annotated[
-    int | None,
-    typer.Option(
-        "--max-frames",
-        metavar="N",
-        min=2,
-        show_default="768",
-        rich_help_panel=_MEDIA,
-        help="Most frames of a video. With it, --nframes may be more than a video has; then all are taken.",
-    ),
-]
-ResizedHeight = Annotated[
-    int | None,
-    typer.Option(
-        "--resized-height",
-        metavar="PIXELS",
-        rich_help_panel=_MEDIA,
-        help="Frame height, rounded to a multiple of 28; only with --resized-width.",
-    ),
-]
-ResizedWidth = Annotated[
-    int | None,
-    typer.Option(
-        "--resized-width", metavar="PIXELS", rich_help_panel=_MEDIA, help="Frame width, rounded to a multiple of 28."
-    ),
-]
-MinPixels = Annotated[
-    int | None,
-    typer.Option(
-        "--min-pixels",
-        metavar="N",
-        show_default="the model's",
-        rich_help_panel=_MEDIA,
-        help="Enlarge frames of fewer pixels (height × width).",
-    ),
-]
-MaxPixels = Annotated[
-    int | None,
-    typer.Option(
-        "--max-pixels",
-        metavar="N",
-        show_default="the model's",
-        rich_help_panel=_MEDIA,
-        help="Shrink frames of more pixels (height × width).",
-    ),
-]
-VideoStart = Annotated[
-    float | None,
-    typer.Option("--video-start", metavar="SECONDS", rich_help_panel=_MEDIA, help="Where in the video to begin."),
-]
-VideoEnd = Annotated[
-    float | None,
-    typer.Option("--video-end", metavar="SECONDS", rich_help_panel=_MEDIA, help="Where in the video to end."),
-]
-VideoSampleNum = Annotated[
-    int | None,
-    typer.Option(
-        "--video-sample-num", metavar="N", rich_help_panel=_MEDIA, help="Of the frames taken, keep every N-th."
-    ),
-]
-
-_VIDEO_ONLY = {"nframes", "fps", "max_frames", "video_start", "video_end", "video_sample_num"}
+answers = takes(generation=GenerationOptions, media=Options)
+"""A command with all answer options and all media options, as `generation` and `media`."""
 
 _ALL = 1e6
 """More frames a second than any video has."""
 
 
-def given(**flags: Any) -> dict[str, Any]:
-    """The flags that were given."""
-    return {name: value for name, value in flags.items() if value not in (None, [])}
-
-
-def media_options(**flags: Any) -> dict[str, Any]:
-    """The media options that were given. Raises BadRequest for one that would do nothing without its other half."""
+def check(generation: Mapping[str, Any], media: Mapping[str, Any]) -> GenerationOptions:
+    """The answer options. Raises BadRequest for an option of either that cannot be used."""
     from sailq.shared.errors import BadRequest
 
-    options = given(**flags)
-    if ("resized_height" in options) != ("resized_width" in options):
+    parse(Options, media)
+    if ("resized_height" in media) != ("resized_width" in media):
         raise BadRequest("A size has two sides: give --resized-height and --resized-width together.")
-    return options
+    if media.get("max_frames", 2) < 2:
+        raise BadRequest("A video has at least two frames: give a --max-frames of 2 or more.")
+    return parse(GenerationOptions, generation)
 
 
 def media_parts(videos: Iterable[str] | None, images: Iterable[str] | None) -> list[dict[str, Any]]:
@@ -225,9 +74,7 @@ def fill_in(messages: Any, options: Mapping[str, Any]) -> Any:
         read = peek(value)
         if read is None or read.kind == "text":
             return value
-        kept = _VIDEO_ONLY if read.kind == "image" else set()
-        open_ = {name: set_to for name, set_to in options.items() if name not in kept and value.get(name) is None}
-        filled = {**value, **open_}
+        filled = {**value, **{name: set_to for name, set_to in options.items() if value.get(name) is None}}
         is_file = isinstance(read.source, str) and jpeg_sequence(read.source) is None
         return _capped(filled) if read.kind == "video" and is_file and "max_frames" in options else filled
 

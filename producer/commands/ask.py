@@ -11,11 +11,12 @@ from sailq.shared.options import Json, Model, RedisUrl
 from . import _flags as flags
 
 
+@flags.answers
 def ask(
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", metavar="TEXT", show_default="a description", help="The question. Without media it is needed."
+            "--prompt", metavar="TEXT", show_default="describe the media", help="Question. Required without media."
         ),
     ] = None,
     video: flags.Videos = None,
@@ -26,7 +27,7 @@ def ask(
             "--vision-inputs",
             metavar="JSON",
             show_default=False,
-            help="Media as sophon-demo's --vision_inputs names them, before those of --video and --image.",
+            help="Media in the format of sophon-demo's --vision_inputs. They come before --video and --image.",
         ),
     ] = "",
     system: flags.System = None,
@@ -34,42 +35,29 @@ def ask(
         str | None,
         typer.Option(
             "--conversation", metavar="ID",
-            help="Go on with a conversation, or begin one of this name. Its clips are kept for later questions.",
+            help="Name of a conversation to continue or start. Its clips are kept for later questions.",
         ),
     ] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Print the text as it comes.")] = False,
-    wait: Annotated[float, flags.WAIT] = 0.0,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is generated.")] = False,
+    wait: flags.Wait = 0.0,
     timeout: Annotated[
         float | None,
-        typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up when there is no answer by then."),
+        typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up if the answer takes longer."),
     ] = None,
     json: Json = False,
     redis_url: RedisUrl = None,
     model: Model = None,
-    max_new_tokens: flags.MaxNewTokens = None,
-    temperature: flags.Temperature = None,
-    top_p: flags.TopP = None,
-    top_k: flags.TopK = None,
-    repetition_penalty: flags.RepetitionPenalty = None,
-    seed: flags.Seed = None,
-    stop: flags.Stop = None,
-    nframes: flags.NFrames = None,
-    fps: flags.Fps = None,
-    resized_height: flags.ResizedHeight = None,
-    resized_width: flags.ResizedWidth = None,
-    min_pixels: flags.MinPixels = None,
-    max_pixels: flags.MaxPixels = None,
-    video_start: flags.VideoStart = None,
-    video_end: flags.VideoEnd = None,
-    video_sample_num: flags.VideoSampleNum = None,
+    *,
+    generation: dict[str, Any],
+    media: dict[str, Any],
 ) -> None:
-    """Ask about a video, about images, or just ask.
+    """Ask one question, with or without videos and images.
 
-    The answer goes to stdout, the timings to stderr. Videos come before images,
-    each kind in its order; any other order can be given with --vision-inputs.
+    The answer goes to stdout, the timings to stderr. The model sees all videos
+    before all images. --vision-inputs can give another order.
 
-    With --json the result is one JSON object; with --stream too, it comes after
-    one {"chunk": text} for each piece.
+    With --json the result is one JSON object. With --json and --stream, one
+    {"chunk": text} for each piece of the answer comes before it.
 
     \b
     Examples:
@@ -81,7 +69,6 @@ def ask(
 
     with terminal.command(json):
         from sailq.shared.errors import BadRequest, SailqError
-        from sailq.shared.jobs import GenerationOptions, parse
         from sailq.shared.settings import load_settings, model_name
 
         from ..captioning.rows import as_row, why
@@ -89,29 +76,7 @@ def ask(
         from ..vision_inputs import to_parts
         from ._answer import receive
 
-        options = parse(
-            GenerationOptions,
-            flags.given(
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                repetition_penalty=repetition_penalty,
-                seed=seed,
-                stop=stop,
-            ),
-        )
-        media = flags.media_options(
-            nframes=nframes,
-            fps=fps,
-            resized_height=resized_height,
-            resized_width=resized_width,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-            video_start=video_start,
-            video_end=video_end,
-            video_sample_num=video_sample_num,
-        )
+        options = flags.check(generation, media)
         parts = to_parts(vision_inputs) + flags.media_parts(video, image)
         question = prompt or flags.default_prompt(parts)
         if not question:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sailq.shared.options import Json, Model
+from sailq.shared.options import Json, Model, OwnRedisUrl, takes
+from sailq.shared.record import parse
+from sailq.shared.settings import WorkerOptions, flag
 
 from . import _flags as flags
 
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
 
     from ..bench import Report, Spread
 
-_WORKER = "Options of the worker, where one is started"
 
-
+@takes(worker=WorkerOptions)
+@flags.answers
 def bench(
     vision_inputs: Annotated[
         str,
@@ -30,15 +32,15 @@ def bench(
             "--vision_inputs",
             metavar="JSON",
             show_default="a rendered clip, 2 frames of 140 × 210",
-            help="The media of each job, as sophon-demo's --vision_inputs names them.",
+            help="Media of each job, in the format of sophon-demo's --vision_inputs.",
         ),
     ] = "",
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", metavar="TEXT", show_default="请描述视频中的内容", help="The question of each job."),
+        typer.Option("--prompt", metavar="TEXT", show_default="请描述视频中的内容", help="Question of each job."),
     ] = None,
     repeat: Annotated[
-        int, typer.Option("--repeat", metavar="N", min=1, max=10_000, help="How many jobs one at a time.")
+        int, typer.Option("--repeat", metavar="N", min=1, max=10_000, help="Number of jobs to run one at a time.")
     ] = 5,
     jobs: Annotated[
         int | None,
@@ -48,49 +50,32 @@ def bench(
             min=1,
             max=100_000,
             show_default="4 for each slot",
-            help="How many jobs all at once, of which twice the slots are in flight.",
+            help="Number of jobs to run all at once, with two jobs in flight per slot.",
         ),
     ] = None,
-    max_new_tokens: flags.MaxNewTokens = None,
     json: Json = False,
-    redis_url: flags.StageUrl = None,
+    redis_url: OwnRedisUrl = None,
     model: Model = None,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", metavar="cpu|tpu:N|emulator", show_default="cpu", rich_help_panel=_WORKER,
-                     help="What runs the model."),
-    ] = None,
-    bmodel: Annotated[
-        Path | None,
-        typer.Option("--bmodel", show_default="the one in the model's directory", rich_help_panel=_WORKER,
-                     help="What to load on a TPU."),
-    ] = None,
-    slots: Annotated[
-        int | None,
-        typer.Option("--slots", min=1, max=256, show_default="the worker's own", rich_help_panel=_WORKER,
-                     help="How many answers are decoded together."),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", min=1, max=1024, show_default="the worker's own", rich_help_panel=_WORKER,
-                     help="CPU threads of the model."),
-    ] = None,
+    *,
+    generation: dict[str, Any],
+    media: dict[str, Any],
+    worker: dict[str, Any],
 ) -> None:
-    """Measure as sophon-demo does: first token latency and tokens per second.
+    """Measure first token latency and tokens per second, as sophon-demo does.
 
-    After one job that is not counted, --repeat jobs run one at a time. The first
-    token's latency begins with the file on disk and ends with the first text that
-    arrives here: frames are read, resized and encoded, queued, claimed, decoded,
-    and go through the vision encoder and the prefill. Tokens per second are those
-    after the first. Then --jobs jobs keep all slots busy; reading their files is
-    part of that time too. Answers are greedy.
+    One warm-up job runs first. Then --repeat jobs run one at a time. The first
+    token latency starts with the file on disk and ends when the first text
+    arrives. It covers reading, resizing and encoding the frames, the queue, the
+    vision encoder and the prefill. Tokens per second leave out the first token.
+    Then --jobs jobs keep all slots busy; that time includes reading the files.
 
-    Each job reads its file anew and gets noise of its own into a corner of 8 × 8
-    pixels, so that no worker can answer from what it keeps of an earlier clip.
+    Each job reads its file again and changes a corner of 8 × 8 pixels, so that
+    no worker can answer it from a cache.
 
-    Workers that serve the model at --redis-url are measured as they are, best
-    with nothing else to do. Where there are none, one is started, on an embedded
-    server if none is named, and stopped at the end.
+    Workers that already serve the model at --redis-url are measured; they should
+    have nothing else to do. Without such a worker, one is started with the worker
+    options below and stopped at the end. Without --redis-url it gets an embedded
+    server.
 
     \b
     Examples:
@@ -109,7 +94,6 @@ def bench(
         from rich.console import Console
 
         from sailq.shared.errors import BadRequest
-        from sailq.shared.jobs import GenerationOptions, parse
         from sailq.shared.media.messages import prepare
         from sailq.shared.settings import load_settings, model_name
 
@@ -119,19 +103,20 @@ def bench(
         from ..samples import SampleError
         from ..vision_inputs import to_parts
 
-        options = parse(GenerationOptions, flags.given(max_new_tokens=max_new_tokens))
+        options = flags.check(generation, media)
+        parse(WorkerOptions, worker)
         settings = load_settings(redis_url=redis_url, model=model)
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sailq-bench-")))
         try:
             parts = to_parts(vision_inputs) if vision_inputs else [sample_clip(folder)]
         except SampleError as error:
             raise BadRequest(f"The sample clip cannot be made: {error}.") from None
-        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt or QUESTION}]}]
+        content = [*parts, {"type": "text", "text": prompt or QUESTION}]
+        messages = flags.fill_in([{"role": "user", "content": content}], media)
         prepare(messages)  # media that cannot be read are told before anything is started
 
-        worker_options = flags.given(device=device, bmodel=bmodel, slots=slots, threads=threads)
         name = model_name(settings.model)
-        url, watch = _stage(stack, redis_url, settings.model, name, worker_options, folder)
+        url, watch = _stage(stack, redis_url, settings.model, name, worker, folder)
         console = Console(stderr=True)
         with Client(url, settings=settings) as client, console.status("measuring") as status:
             report = measure(
@@ -151,7 +136,7 @@ def bench(
 
 
 def _stage(
-    stack: ExitStack, redis_url: str | None, model: str, name: str, worker_options: dict[str, object], logs: Path
+    stack: ExitStack, redis_url: str | None, model: str, name: str, worker_options: dict[str, Any], logs: Path
 ) -> tuple[str, Callable[[], None]]:
     """The server's URL, and a check that raises SailqError when nobody is left to answer."""
     from sailq.shared.connection import connect
@@ -165,7 +150,7 @@ def _stage(
         fleet = Fleet(stack.enter_context(connect(redis_url)))
         workers = fleet.workers(name)
         if workers and worker_options:
-            given = " and ".join(f"--{option}" for option in worker_options)
+            given = " and ".join(map(flag, worker_options))
             raise BadRequest(f"A worker serves {name} there already: leave out {given}, or name another server.")
         if workers:
             slots, busy = (sum(getattr(worker, of) for worker in workers) for of in ("slots", "running"))
@@ -177,7 +162,7 @@ def _stage(
                     raise SailqError(f"No worker serves {name} any more.")
 
             return redis_url, anybody
-    options = [word for option, value in worker_options.items() for word in (f"--{option}", str(value))]
+    options = [word for option, value in worker_options.items() for word in (flag(option), str(value))]
     stage = set_up(
         stack, redis_url=redis_url, model=model, logs=logs, say=terminal.note, worker_options=options
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from ..captioning.inputs import Clip
 
 
+@flags.answers
 def caption(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[FILE|FOLDER|GLOB]...",
             show_default=False,
-            help="Videos and images; folders give all that is in them, at any depth. - is --messages -.",
+            help="Videos and images. A folder stands for all its files, at any depth; - means --messages -.",
         ),
     ] = None,
     messages: Annotated[
@@ -30,14 +31,14 @@ def caption(
         typer.Option(
             "--messages",
             metavar="FILE.jsonl",
-            help='Instead: rows {"messages": [...]}, media paths relative to the file. '
-            'Other keys of a row come back under "metadata". - reads standard input.',
+            help='Read rows {"messages": [...]} instead; media paths are relative to the file. Other keys of a '
+            'row are returned under "metadata". - reads stdin.',
         ),
     ] = None,
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", metavar="TEXT", show_default="a description", help="What to ask of each video and image."
+            "--prompt", metavar="TEXT", show_default="describe the media", help="Question about each video and image."
         ),
     ] = None,
     out: Annotated[
@@ -46,51 +47,46 @@ def caption(
             "--out",
             metavar="OUT.jsonl",
             show_default="stdout",
-            help="Where the rows go, as they come, and at the end in the order of the input.",
+            help="File for the rows. They are added as they arrive, and put into the order of the input at the end.",
         ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="REPORT.html", help="Also write one page with pictures and timings."),
+        typer.Option(
+            "--report", metavar="REPORT.html", help="Also write a page with thumbnails, captions and timings."
+        ),
     ] = None,
     sidecar: Annotated[
         bool,
-        typer.Option("--sidecar", help="Also write each caption to {stem}.txt beside its clip, over what is there."),
+        typer.Option(
+            "--sidecar", help="Also write each caption to {stem}.txt beside its clip. Existing files are overwritten."
+        ),
     ] = False,
     window: Annotated[
-        int, typer.Option("--window", metavar="N", min=1, max=4096, help="Most clips in flight at a time.")
+        int, typer.Option("--window", metavar="N", min=1, max=4096, help="Maximum number of clips in flight.")
     ] = 64,
-    wait: Annotated[float, flags.WAIT] = 600.0,
+    wait: flags.Wait = 600.0,
     json: Json = False,
     redis_url: RedisUrl = None,
     model: Model = None,
-    max_new_tokens: flags.MaxNewTokens = None,
-    temperature: flags.Temperature = None,
-    top_p: flags.TopP = None,
-    top_k: flags.TopK = None,
-    repetition_penalty: flags.RepetitionPenalty = None,
-    seed: flags.Seed = None,
-    stop: flags.Stop = None,
-    nframes: flags.NFrames = None,
-    fps: flags.Fps = None,
-    max_frames: flags.MaxFrames = None,
-    resized_height: flags.ResizedHeight = None,
-    resized_width: flags.ResizedWidth = None,
-    min_pixels: flags.MinPixels = None,
-    max_pixels: flags.MaxPixels = None,
-    video_start: flags.VideoStart = None,
-    video_end: flags.VideoEnd = None,
-    video_sample_num: flags.VideoSampleNum = None,
+    *,
+    generation: dict[str, Any],
+    media: dict[str, Any],
 ) -> None:
     """Caption many clips as one batch.
 
-    One JSON row a clip. A clip that fails has its "error" in its row and stops
-    nothing; the exit code is then 1, as it is where a folder cannot be read.
-    Run the same command again with the same --out: what was answered is kept,
-    new and changed clips and those that failed are done.
+    Writes one JSON row per clip. A clip that fails has an "error" in its row and
+    does not stop the others. The exit code is 1 if a clip failed or a folder
+    could not be read.
 
-    The closing figures go to stderr; with --json they are JSON, and go to
-    stdout if the rows do not.
+    To resume a batch, run the same command with the same --out. Answered clips
+    are kept; new, changed and failed clips are captioned.
+
+    With --max-frames, --nframes can be more than a video has; all its frames are
+    then taken.
+
+    The summary goes to stderr. With --json it is JSON, and goes to stdout if the
+    rows go to a file.
 
     \b
     Examples:
@@ -110,7 +106,6 @@ def caption(
         from rich.console import Console
 
         from sailq.shared.errors import BadRequest, SailqError
-        from sailq.shared.jobs import GenerationOptions, parse
         from sailq.shared.settings import load_settings, model_name
 
         from ..captioning.batch import Captioning
@@ -119,30 +114,7 @@ def caption(
         from ..client import Client
         from . import _batch as batch
 
-        options = parse(
-            GenerationOptions,
-            flags.given(
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                repetition_penalty=repetition_penalty,
-                seed=seed,
-                stop=stop,
-            ),
-        )
-        media = flags.media_options(
-            nframes=nframes,
-            fps=fps,
-            max_frames=max_frames,
-            resized_height=resized_height,
-            resized_width=resized_width,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-            video_start=video_start,
-            video_end=video_end,
-            video_sample_num=video_sample_num,
-        )
+        options = flags.check(generation, media)
         if out is not None and report is not None and out.resolve() == report.resolve():
             raise BadRequest("--out and --report name the same file.")
         settings = load_settings(redis_url=redis_url, model=model)

@@ -13,30 +13,34 @@ from sailq.shared.options import Model, RedisUrl
 from . import _flags as flags
 
 if TYPE_CHECKING:
+    from sailq.shared.generation import GenerationOptions
+
     from ..client import Client
 
 _HELP = """\
-/image FILE   show an image with the next question
-/video FILE   show a video with the next question
-/clear        forget what was said, and what was to be shown
-/help         this
-q, /quit      leave (as does Ctrl-D); Ctrl-C stops an answer"""
+/image FILE   add an image to the next question
+/video FILE   add a video to the next question
+/clear        start over: forget the conversation and the files added
+/help         show this list
+q, /quit      leave (Ctrl-D leaves, too); Ctrl-C stops an answer"""
 
 
+@flags.answers
 def chat(
     video: flags.Videos = None,
     image: flags.Images = None,
     system: flags.System = None,
     redis_url: RedisUrl = None,
     model: Model = None,
-    max_new_tokens: flags.MaxNewTokens = None,
-    temperature: flags.Temperature = None,
+    *,
+    generation: dict[str, Any],
+    media: dict[str, Any],
 ) -> None:
-    """Talk about videos and images; the model remembers what was said.
+    """Chat about videos and images. The model sees earlier questions and answers.
 
-    Each line is one question. Lines may be piped in, too; then the exit code is
-    1 if one was not answered. --video and --image are shown with the first
-    question. /help lists what else can be done.
+    Each line is one question. --video and --image come with the first question.
+    /help lists the chat's own commands. Questions can be piped in. The exit code
+    is then 1 if one of them was not answered.
 
     \b
     Examples:
@@ -46,16 +50,15 @@ def chat(
     from . import _terminal as terminal
 
     with terminal.command():
-        from sailq.shared.jobs import GenerationOptions, parse
         from sailq.shared.settings import load_settings, model_name
 
         from ..client import Client
 
-        options = parse(GenerationOptions, flags.given(max_new_tokens=max_new_tokens, temperature=temperature))
+        options = flags.check(generation, media)
         settings = load_settings(redis_url=redis_url, model=model)
         name = model_name(settings.model)
         with Client(settings=settings) as client:
-            talk = _Chat(client, name, options, system)
+            talk = _Chat(client, name, options, media, system)
             talk.attached = flags.media_parts(video, image)
             terminal.check_served(client, name)
             talk.run()
@@ -66,10 +69,13 @@ def chat(
 class _Chat:
     """One conversation. `attached`: media that the next question shows."""
 
-    def __init__(self, client: Client, model: str, options: Any, system: str | None) -> None:
+    def __init__(
+        self, client: Client, model: str, options: GenerationOptions, media: dict[str, Any], system: str | None
+    ) -> None:
         self._client = client
         self._model = model
         self._options = options
+        self._media = media
         self._system = system
         self._conversation: str | None = None
         self._begun = False
@@ -134,7 +140,12 @@ class _Chat:
         if self._system and not self._begun:
             messages.insert(0, {"role": "system", "content": self._system})
         handle = self._client.submit(
-            messages, conversation=self._conversation, model=self._model, options=self._options, stream=True, keep=True
+            flags.fill_in(messages, self._media),
+            conversation=self._conversation,
+            model=self._model,
+            options=self._options,
+            stream=True,
+            keep=True,
         )
         self._conversation = handle.conversation
         try:

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sailq.shared.options import Model
-
-from . import _flags as flags
+from sailq.shared.options import Model, OwnRedisUrl
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,20 +21,20 @@ _WIDEST = 200
 
 def demo(
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Where clips, captions, report and logs go.")
+        Path, typer.Option("--out", metavar="DIR", help="Folder for clips, captions, report and logs.")
     ] = Path("demo-out"),
-    count: Annotated[int, typer.Option("--count", metavar="N", min=1, max=10_000, help="How many samples.")] = 12,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Which samples.")] = 7,
+    count: Annotated[int, typer.Option("--count", metavar="N", min=1, max=10_000, help="Number of clips.")] = 12,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the rendered clips.")] = 7,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave the worker, and the server if it was started, running.")
+        bool, typer.Option("--keep", help="Leave the worker and the embedded server running.")
     ] = False,
-    redis_url: flags.StageUrl = None,
+    redis_url: OwnRedisUrl = None,
     model: Model = None,
 ) -> None:
-    """See it work: render clips, caption them through the queue, compare with the truth.
+    """Render clips, caption them through the queue, and compare the captions with the truth.
 
-    Starts an embedded server (unless you name one) and a worker, and stops them
-    at the end. Leaves clips, captions.jsonl, report.html and logs in --out.
+    Starts a worker, and an embedded server unless --redis-url names one. Stops
+    them at the end. Clips, captions.jsonl, report.html and logs stay in --out.
 
     \b
     Examples:

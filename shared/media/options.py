@@ -6,50 +6,77 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..jobs import Record
+from ..record import Flag, Record
 
 _LARGEST = 2**31 - 1
-Count = Annotated[int, Field(ge=0, le=_LARGEST)]
-Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
-Real = Annotated[float, Field(ge=0)]
+_ResizeType = Literal["INTER_NEAREST", "INTER_LINEAR", "INTER_BICUBIC", "Origin"]
 
 
-class Options(Record):
-    """One medium's options; None is "not given".
+class Options(Record, title="Video and image options", defer_build=True):
+    """One medium's options, with the names and meaning of qwen-vl-utils' `fetch_video` and `fetch_image`.
 
-    Attributes:
-        resized_height, resized_width: pixels, rounded to the grid of 28; they count only together.
-        min_pixels, max_pixels: limits of height × width of a frame.
-        total_pixels: limit of height × width × frames / 2 of a video, default 90,316,800 (128,000 tokens × 0.9);
-            `min_pixels` goes before it. As in qwen-vl-utils' `fetch_video`.
-        nframes: how many frames to keep, rounded to an even number (half to a multiple of 4).
-        fps: frames to keep for each second, default 2; not together with `nframes`. Of an array or a list of images:
-            how many of them are a second.
-        min_frames, max_frames: limits of the number that `fps` gives, default 4 and 768.
-        video_start, video_end: seconds.
-        video_sample_num: of the frames so chosen, keep every n-th (see `sizing.frame_indices`).
-        max_side: pixels of an image's longer side, or 0 or -1 for a size that follows from the model: see
-            `sophon_demo.image_size`.
-        resize_type: how an image is resized: see `sophon_demo.resize`.
-
-    The options of time choose no frames of an image, an array or a list of images, as in qwen-vl-utils; `max_side` and
-    `resize_type` have no effect on a video, as in sophon-demo.
+    `max_side` and `resize_type` are sophon-demo's: see `sophon_demo`. None is "not given". Options that choose frames
+    have no effect on an image, and those that choose or limit them by time none on an array or a list of images;
+    `max_side` and `resize_type` have none on a video. `nframes` is rounded to an even number, half to a multiple of 4.
+    `min_frames` and `max_frames` limit the number that `fps` gives.
     """
 
-    resized_height: Positive | None = None
-    resized_width: Positive | None = None
-    min_pixels: Count | None = None
-    max_pixels: Positive | None = None
-    total_pixels: Annotated[float, Field(gt=0)] | None = None
-    nframes: Count | None = None
-    fps: Real | None = None
-    min_frames: Count | None = None
-    max_frames: Count | None = None
-    video_start: Real | None = None
-    video_end: Real | None = None
-    video_sample_num: Positive | None = None
-    max_side: Annotated[int, Field(ge=-1, le=_LARGEST)] | None = None
-    resize_type: Literal["INTER_NEAREST", "INTER_LINEAR", "INTER_BICUBIC", "Origin"] | None = None
+    nframes: Annotated[
+        int | None, Flag("N"),
+        Field(ge=0, le=_LARGEST, description="Number of frames to take from a video, evenly spaced; excludes fps."),
+    ] = None
+    fps: Annotated[
+        float | None, Flag("F", "2"),
+        Field(ge=0, description="Frames to take per second of video; for a list of images, its frame rate."),
+    ] = None
+    min_frames: Annotated[
+        int | None, Flag("N", "4"),
+        Field(ge=0, le=_LARGEST, description="Minimum number of frames to take from a video."),
+    ] = None
+    max_frames: Annotated[
+        int | None, Flag("N", "768"),
+        Field(ge=0, le=_LARGEST, description="Maximum number of frames to take from a video."),
+    ] = None
+    video_start: Annotated[
+        float | None, Flag("SECONDS", "start of the video"), Field(ge=0, description="Time in the video to start at.")
+    ] = None
+    video_end: Annotated[
+        float | None, Flag("SECONDS", "end of the video"), Field(ge=0, description="Time in the video to end at.")
+    ] = None
+    video_sample_num: Annotated[
+        int | None, Flag("N", "1"),
+        Field(ge=1, le=_LARGEST, description="Keep every Nth of the frames taken from a video."),
+    ] = None
+    resized_height: Annotated[
+        int | None, Flag("PIXELS"),
+        Field(ge=1, le=_LARGEST, description="Frame height, rounded to a multiple of 28. Needs resized_width."),
+    ] = None
+    resized_width: Annotated[
+        int | None, Flag("PIXELS"),
+        Field(ge=1, le=_LARGEST, description="Frame width, rounded to a multiple of 28. Needs resized_height."),
+    ] = None
+    min_pixels: Annotated[
+        int | None, Flag("N", "the model's"),
+        Field(ge=0, le=_LARGEST, description="Enlarge frames that have fewer pixels (height × width)."),
+    ] = None
+    max_pixels: Annotated[
+        int | None, Flag("N", "the model's"),
+        Field(ge=1, le=_LARGEST, description="Shrink frames that have more pixels (height × width)."),
+    ] = None
+    total_pixels: Annotated[
+        float | None, Flag("N", "90316800"),
+        Field(gt=0, description="Maximum of height × width × frames / 2 of a video. min_pixels takes precedence."),
+    ] = None
+    max_side: Annotated[
+        int | None, Flag("PIXELS"),
+        Field(ge=-1, le=_LARGEST, description="Length of the longer side of an image after resizing. 0 shrinks the "
+              "image to what the model takes; -1 also enlarges it."),
+    ] = None
+    resize_type: Annotated[
+        _ResizeType | None, Flag("TYPE", "bicubic, antialiased"),
+        Field(description="Resize method for images: INTER_NEAREST, INTER_LINEAR, INTER_BICUBIC, or Origin to keep the "
+              "size."),
+    ] = None
 
 
 NO_OPTIONS = Options()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sailq.shared.options import Json, Model, RedisUrl
+from sailq.shared.options import Json, MetricsPort, Model, RedisUrl, option
+from sailq.shared.settings import WorkerOptions
 
 if TYPE_CHECKING:
     from ..doctor.check import Check, Verdict
@@ -20,36 +21,21 @@ def doctor(
     role: Annotated[
         Literal["worker", "producer"] | None,
         typer.Option(
-            "--for", show_default="worker, where a worker's packages are installed",
-            help="What this machine is to do: run jobs, or submit them alone.",
+            "--for", show_default="worker, if a worker's packages are installed",
+            help="Role of this machine: run jobs, or only submit them.",
         ),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            "--device", metavar="cpu|tpu:N|emulator", show_default="tpu:0, where there is one, else cpu",
-            help="What is to run the model.",
-        ),
-    ] = None,
-    bmodel: Annotated[
-        Path | None,
-        typer.Option("--bmodel", show_default="the one in the model's directory", help="What to load on a TPU."),
-    ] = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(
-            "--metrics-port", min=0, max=65_535, envvar="SAILQ_METRICS_PORT", metavar="PORT", show_default="none",
-            help="Where a worker is to show its metrics.",
-        ),
-    ] = None,
+    device: Annotated[str | None, option(WorkerOptions, "device", default="tpu:0 if there is one, else cpu")] = None,
+    bmodel: Annotated[Path | None, option(WorkerOptions, "bmodel")] = None,
+    metrics_port: MetricsPort = None,
     json: Json = False,
-    root: Annotated[Path, typer.Option("--root", hidden=True, help="Where /dev, /proc and the like lie.")] = Path("/"),
+    root: Annotated[Path, typer.Option("--root", hidden=True, help="Folder of /dev, /proc and the like.")] = Path("/"),
 ) -> None:
-    """Say what is wrong with this machine, its server or its model, and which command fixes it.
+    """Diagnose problems of this machine, its server and its model, and print the command that fixes each.
 
-    Changes nothing, here or on the server, and opens no TPU: it may be asked
-    while a worker runs. Exit code: 0, nothing is wrong; 1, something is; 2, a
-    usage error. Warnings do not count.
+    Changes nothing on the machine or the server. Opens no TPU, so it can run
+    beside a worker. Exit code: 0, no problem (warnings do not count); 1, a
+    problem was found; 2, usage error.
 
     \b
     Examples:

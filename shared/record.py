@@ -1,0 +1,63 @@
+"""What the records of `jobs` and the options of commands are made of: checked, immutable, and light to import."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import BadRequest, quoted
+
+_IDENTIFIER = r"^[A-Za-z0-9._-]{1,128}$"
+_DIGEST = r"^[0-9a-f]{64}$"
+_PATTERNS = {_IDENTIFIER: "takes 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'", _DIGEST: "takes a sha256 in hex"}
+Identifier = Annotated[str, Field(pattern=_IDENTIFIER)]
+"""Names that become part of a Redis key: nothing that could leave its key's place."""
+Digest = Annotated[str, Field(pattern=_DIGEST)]
+"""A sha256 in hex."""
+
+
+def is_identifier(text: str) -> bool:
+    """Whether a job may be called so."""
+    return re.fullmatch(_IDENTIFIER, text) is not None
+
+
+class Record(BaseModel):
+    """Base of what travels: unknown fields, NaN and infinity refused, no coercion, no mutation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What a command's `--help` shows of a field beside its description (see `options`).
+
+    Attributes:
+        metavar: the word for its value.
+        default: what happens without it, where the field's default does not say so.
+    """
+
+    metavar: str
+    default: str | None = None
+
+
+R = TypeVar("R", bound=Record)
+
+
+def parse(kind: type[R], fields: Any) -> R:
+    """A checked record of `kind` from plain data; raises BadRequest with the first complaint as a sentence."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise BadRequest(_sentence(error)) from None
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(step) for step in first["loc"])
+    message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    if first["type"] == "string_pattern_mismatch":
+        message = _PATTERNS[first["ctx"]["pattern"]]
+    return f"{quoted(where)}: {quoted(message)}." if where else f"{quoted(message)}."
