@@ -108,7 +108,7 @@ def bench(
         settings = load_settings(redis_url=redis_url, model=model)
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sailq-bench-")))
         try:
-            parts = to_parts(vision_inputs) if vision_inputs else [sample_clip(folder)]
+            parts = to_parts(vision_inputs) if vision_inputs else [{**sample_clip(folder), **media}]
         except SampleError as error:
             raise BadRequest(f"The sample clip cannot be made: {error}.") from None
         content = [*parts, {"type": "text", "text": prompt or QUESTION}]

@@ -71,7 +71,8 @@ def test_workers_that_are_there_are_measured(served_url: str, vision_inputs: str
 def test_the_parts_of_one_job_make_up_its_latency_and_no_clip_comes_twice(
     redis_url: str, connection: redis.Redis
 ) -> None:
-    done = invoke("bench", "--repeat", 1, "--jobs", 2, "--threads", 1, "--json", url=redis_url)
+    size = ("--resized-height", 112, "--resized-width", 140)
+    done = invoke("bench", "--repeat", 1, "--jobs", 2, "--threads", 1, *size, "--json", url=redis_url)
     assert done.returncode == 0, done.stderr
     assert "server at" not in done.stderr
     report = json.loads(done.stdout)
@@ -79,7 +80,9 @@ def test_the_parts_of_one_job_make_up_its_latency_and_no_clip_comes_twice(
     one = report["one_at_a_time"]
     assert sum(one["breakdown"].values()) == pytest.approx(one["first_token_latency"]["median"])
     turns = [decode(Turn, connection.lindex(key, 0)) for key in connection.scan_iter(keys.turns("*"))]
-    assert len({part.blob for turn in turns for part in media_parts(turn.messages)}) == len(turns) == 4
+    parts = [part for turn in turns for part in media_parts(turn.messages)]
+    assert len({part.blob for part in parts}) == len(turns) == 4
+    assert {(part.height, part.width) for part in parts} == {(112, 140)}
     assert not connection.zcard("sailq:workers")
 
 

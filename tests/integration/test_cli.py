@@ -21,7 +21,7 @@ from sailq.producer.client import Client
 from sailq.producer.managed_process import sailq_command
 from sailq.producer.samples import write_samples
 from sailq.shared import keys
-from sailq.shared.jobs import Job
+from sailq.shared.jobs import GenerationOptions, Job, media_parts
 from sailq.shared.rqjob import read_job
 
 SCRIPT = Path(sys.executable).with_name("sailq")
@@ -196,7 +196,9 @@ def test_ctrl_c_and_the_end_of_the_terminal_cancel_what_waits(
 def test_ctrl_c_in_a_chat_stops_the_answer_and_keeps_what_was_shown(
     redis_url: str, connection: redis.Redis, samples: Path, eventually: Callable[..., None]
 ) -> None:
-    process = start("chat", "--image", samples / "images" / "0001_0.png", url=redis_url, stdin=subprocess.PIPE)
+    options = ("--seed", 7, "--stop", "a", "--stop", "b", "--resized-height", 112, "--resized-width", 140)
+    image = samples / "images" / "0001_0.png"
+    process = start("chat", "--image", image, *options, url=redis_url, stdin=subprocess.PIPE)
 
     def ask_and_stop(line: str) -> Job:
         assert process.stdin is not None
@@ -218,6 +220,8 @@ def test_ctrl_c_in_a_chat_stops_the_answer_and_keeps_what_was_shown(
     assert process.returncode == 1 and len([line for line in errors.splitlines() if line.startswith("sailq: ")]) == 2
     assert (again.conversation, again.turn) == (first.conversation, 1)
     assert [part.type for part in again.messages[0].content] == ["image", "text"]
+    assert again.options == GenerationOptions(seed=7, stop=("a", "b"))
+    assert [part.size for part in media_parts(again.messages)] == [(1, 112, 140)]
 
 
 def test_bad_clips_are_rows_in_order_and_exit_1(redis_url: str, tmp_path: Path) -> None:
