@@ -47,7 +47,8 @@ OPSET = 17
 _NOISE = 2**24
 """Random numbers that weights are filled with, over and over, each from another start: equal ones would be made one."""
 _FREE_GB = 15
-_SOURCES = ("compile_net.sh", "export_onnx.py", "qwen2_vl_layout.py", "qwen2_vl_nets.py", "tpu_env.sh", "weights.py")
+_SOURCES = ("compile_net.sh", "export_onnx.py", "modules.py", "qwen2_vl_layout.py", "qwen2_vl_nets.py", "tpu_env.sh",
+            "weights.py")
 
 
 class BenchError(exit_codes.Failure):
