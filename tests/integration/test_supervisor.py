@@ -146,6 +146,9 @@ def test_only_what_does_not_go_to_the_journal_has_its_time(journal: bool, tmp_pa
     with log.open("wb") as output:
         there = os.fstat(output.fileno())
         environment = {**os.environ, "JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino if journal else 1}"}
-        program = "from sailq.worker import command, watchdog; command._log_to_stderr(); watchdog._log.info('here')"
+        program = (
+            "from sailq.worker.commands import worker; from sailq.worker.process import watchdog; "
+            "worker._log_to_stderr(); watchdog._log.info('here')"
+        )
         subprocess.run([sys.executable, "-c", program], stderr=output, env=environment, check=True)
     assert log.read_text().startswith("INFO    sailq.worker: here") is journal

@@ -17,8 +17,8 @@ import pytest
 from commands import SECONDS, rows, sailq
 from numbered import KINDS, Variant, write
 from PIL import Image
-from sailq.producer.companion import sailq_command
 
+from sailq.producer.managed_process import sailq_command
 from sailq.shared.media.limits import MAX_PIXELS
 
 KIND = {kind.name: kind for kind in KINDS}

@@ -72,7 +72,7 @@ def test_greedy_with_a_penalty_remembers_its_own_tokens() -> None:
     sampler = Sampler(GenerationOptions(repetition_penalty=2.0), PROMPT)
     logits = np.zeros(VOCABULARY, np.float32)
     logits[7], logits[8] = 3.0, 2.0
-    assert [sampler.sample(logits), sampler.choose(logits)] == [7, 8]
+    assert [sampler.sample(logits), sampler.sample(logits)] == [7, 8]
 
 
 def test_a_seed_repeats_and_another_differs() -> None:

@@ -1,0 +1,47 @@
+"""The scripts' own fixtures: a worker's store of jobs, its look after others' jobs, a full server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+from answering import TTLS
+from attempts import LAST_LOOK, LOOKED, QUEUE
+from rq import Queue
+
+from sailq.shared.connection import ServerClock
+from sailq.shared.rqjob import Serializer
+from sailq.worker.queue.job_store import JobStore
+from sailq.worker.queue.refusals import Identity, Refusals
+
+
+@pytest.fixture
+def store(connection: redis.Redis) -> JobStore:
+    return JobStore(connection, connection, TTLS, "test")
+
+
+@pytest.fixture
+def look(connection: redis.Redis, store: JobStore) -> Callable[..., None]:
+    """A look after other workers' jobs, with its results, however short ago the last one was."""
+    refusals = Refusals(store, ServerClock(connection), Identity("test", "cpu", ("sailq-tiny",)))
+
+    def look(*, sweep: bool = False) -> None:
+        connection.delete(LOOKED, *([LAST_LOOK] if sweep else []))
+        refusals.recover()
+
+    return look
+
+
+@pytest.fixture
+def queue(connection: redis.Redis) -> Queue:
+    return Queue(QUEUE, connection=connection, serializer=Serializer)
+
+
+@pytest.fixture
+def full(connection: redis.Redis) -> Iterator[Callable[[], object]]:
+    """Fills the server, for the rest of the test."""
+    try:
+        yield lambda: connection.config_set("maxmemory", 1)
+    finally:
+        connection.config_set("maxmemory", 0)
