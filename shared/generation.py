@@ -6,12 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .record import Flag, Record
+from .validation import Flag, StrictModel
 
 _StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class GenerationOptions(Record, title="Answer options", defer_build=True):
+class GenerationOptions(StrictModel, title="Answer options"):
     """Options of one answer, with transformers' names and meaning."""
 
     max_new_tokens: Annotated[

@@ -11,10 +11,9 @@ from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_seri
 
 from .errors import SailqError
 from .generation import GenerationOptions as GenerationOptions
-from .record import Digest, Identifier
-from .record import Record as Record
-from .record import is_identifier as is_identifier
-from .record import parse as parse
+from .validation import Digest, Identifier, StrictModel
+from .validation import is_identifier as is_identifier
+from .validation import parse as parse
 
 MAX_TEXT_CHARACTERS = 256 * 1024
 """Longest text of one message part; more than any context this project serves holds."""
@@ -27,6 +26,10 @@ MAX_SIDE = 8192
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 Priority = Literal["normal", "high"]
+
+
+class Record(StrictModel, defer_build=False):
+    """Base of what travels."""
 
 
 class TextPart(Record):

@@ -10,8 +10,8 @@ from typing import Annotated, Any, get_origin
 import typer
 from pydantic import BaseModel
 
-from .record import Flag
 from .settings import Settings, flag, variable
+from .validation import Flag
 
 
 def shown_default(model: type[BaseModel], name: str) -> str | None:

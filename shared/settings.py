@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import BadRequest
-from .record import Flag, Identifier, Record
+from .validation import Flag, Identifier, StrictModel
 
 
 def variable(name: str) -> str:
@@ -86,7 +86,7 @@ class Settings(BaseModel):
         return max(self.job_ttl, self.conversation_ttl)
 
 
-class WorkerOptions(Record, title="Worker options", defer_build=True):
+class WorkerOptions(StrictModel, title="Worker options"):
     """How a worker runs its model."""
 
     device: Annotated[

@@ -10,7 +10,7 @@ import typer
 from sailq.shared.generation import GenerationOptions
 from sailq.shared.media.options import Options
 from sailq.shared.options import takes
-from sailq.shared.record import parse
+from sailq.shared.validation import parse
 
 Wait = Annotated[
     float,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sailq.shared.options import Json, Model, OwnRedisUrl, takes
-from sailq.shared.record import parse
 from sailq.shared.settings import WorkerOptions, flag
+from sailq.shared.validation import parse
 
 from . import _flags as flags
 

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..record import Flag, Record
+from ..validation import Flag, StrictModel
 
 _LARGEST = 2**31 - 1
 _ResizeType = Literal["INTER_NEAREST", "INTER_LINEAR", "INTER_BICUBIC", "Origin"]
 
 
-class Options(Record, title="Video and image options", defer_build=True):
+class Options(StrictModel, title="Video and image options"):
     """One medium's options, with the names and meaning of qwen-vl-utils' `fetch_video` and `fetch_image`.
 
     `max_side` and `resize_type` are sophon-demo's: see `sophon_demo`. None is "not given". Options that choose frames

@@ -33,8 +33,8 @@ def worker(
       SAILQ_REDIS_URL=redis://queue.local:6379/0 sailq worker --threads 2
       sailq worker --metrics-port 9610
     """
-    from sailq.shared.record import parse
     from sailq.shared.settings import load_settings
+    from sailq.shared.validation import parse
 
     from ..runners.devices import EMULATOR, check_device
 

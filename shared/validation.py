@@ -1,4 +1,4 @@
-"""What the records of `jobs` and the options of commands are made of: checked, immutable, and light to import."""
+"""The base of records and options, and the error of one that is invalid."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def is_identifier(text: str) -> bool:
     return re.fullmatch(_IDENTIFIER, text) is not None
 
 
-class Record(BaseModel):
-    """Base of what travels: unknown fields, NaN and infinity refused, no coercion, no mutation."""
+class StrictModel(BaseModel):
+    """Refuses unknown fields, NaN and infinity; no coercion, no mutation. Its schema is built at its first use, because
+    a command's help needs the fields alone."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Flag:
     default: str | None = None
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=StrictModel)
 
 
 def parse(kind: type[R], fields: Any) -> R:
-    """A checked record of `kind` from plain data; raises BadRequest with the first complaint as a sentence."""
+    """A checked `kind` from plain data; raises BadRequest with the first complaint as a sentence."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
