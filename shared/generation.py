@@ -18,18 +18,20 @@ class GenerationOptions(StrictModel, title="Answer options"):
         int, Flag("N"), Field(ge=1, le=32768, description="Maximum number of tokens in the answer.")
     ] = 128
     temperature: Annotated[
-        float, Flag("T", "0"), Field(ge=0, le=100, description="Sampling temperature; 0 is greedy.")
+        float, Flag("T"), Field(ge=0, le=100, description="Sampling temperature; 0 is greedy.")
     ] = 0.0
     top_p: Annotated[
-        float, Flag("P", "1, all tokens"),
-        Field(gt=0, le=1, description="Sample from the most likely tokens whose probabilities add up to P."),
+        float, Flag("P"),
+        Field(
+            gt=0, le=1, description="Sample from the most likely tokens whose probabilities add up to P; 1 means all."
+        ),
     ] = 1.0
     top_k: Annotated[
-        int, Flag("K", "0, all tokens"),
-        Field(ge=0, le=1_000_000, description="Sample from the K most likely tokens."),
+        int, Flag("K"),
+        Field(ge=0, le=1_000_000, description="Sample from the K most likely tokens; 0 means all."),
     ] = 0
     repetition_penalty: Annotated[
-        float, Flag("R", "1"),
+        float, Flag("R"),
         Field(gt=0, le=100, description="Above 1, tokens of the prompt and of the answer so far become less likely."),
     ] = 1.0
     seed: Annotated[

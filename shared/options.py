@@ -17,8 +17,9 @@ from .validation import Flag
 def shown_default(model: type[BaseModel], name: str) -> str | None:
     """What to show as a field's default, if anything."""
     field = model.model_fields[name]
-    own = next((one.default for one in field.metadata if isinstance(one, Flag)), None)
-    return own or (None if field.default in (None, ()) else str(field.default))
+    if field.default in (None, ()):
+        return next((one.default for one in field.metadata if isinstance(one, Flag)), None)
+    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
 
 
 def option(model: type[BaseModel], name: str, *, default: str | None = None) -> Any:

@@ -51,21 +51,21 @@ class Settings(BaseModel):
         int, Field(ge=1, description="Maximum bytes of clips on the server. Further clips are refused or wait.")
     ] = 2 * 2**30
     results_stream: Annotated[
-        int, Flag("N", "0, no stream"),
+        int, Flag("N"),
         Field(ge=0, description="Maximum number of results in `sailq:results`, a stream of all finished jobs for "
-              "consumer groups."),
+              "consumer groups; 0 means no stream."),
     ] = 0
     sync_replicas: Annotated[
-        int, Flag("N", "0, none"),
-        Field(ge=0, description="Number of replicas that must confirm each submission and each result."),
+        int, Flag("N"),
+        Field(ge=0, description="Number of replicas that must confirm each submission and each result; 0 means none."),
     ] = 0
     metrics_port: Annotated[
-        int, Flag("PORT", "0, no metrics"),
+        int, Flag("PORT"),
         Field(ge=0, le=65_535, description="Port for the worker's Prometheus metrics. Workers on one machine need "
-              "different ports."),
+              "different ports; 0 means no metrics."),
     ] = 0
     metrics_address: Annotated[
-        str, Flag("ADDRESS", "0.0.0.0, all addresses"), Field(description="Address to bind the metrics port to.")
+        str, Flag("ADDRESS"), Field(description="Address to bind the metrics port to; 0.0.0.0 means all.")
     ] = "0.0.0.0"
 
     @model_validator(mode="before")
@@ -106,7 +106,7 @@ class WorkerOptions(StrictModel, title="Worker options"):
         Field(ge=1, le=1024, description="Number of CPU threads for the model."),
     ] = None
     drain_seconds: Annotated[
-        float, Flag("SECONDS", "60"),
+        float, Flag("SECONDS"),
         Field(ge=0, le=86_400, description="Seconds that running jobs get after SIGTERM. Jobs that do not finish "
               "return to the queue."),
     ] = 60.0

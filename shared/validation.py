@@ -37,7 +37,7 @@ class Flag:
 
     Attributes:
         metavar: the word for its value.
-        default: what happens without it, where the field's default does not say so.
+        default: what a default of None means.
     """
 
     metavar: str

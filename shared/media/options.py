@@ -77,6 +77,3 @@ class Options(StrictModel, title="Video and image options"):
         Field(description="Resize method for images: INTER_NEAREST, INTER_LINEAR, INTER_BICUBIC, or Origin to keep the "
               "size."),
     ] = None
-
-
-NO_OPTIONS = Options()

@@ -17,9 +17,9 @@ import numpy as np
 
 from ..errors import BadMedia, BadRequest, TooLong
 from ..jobs import MAX_FRAMES, MAX_SIDE, ModelCard
-from .options import NO_OPTIONS as NO_OPTIONS
 from .options import Options as Options
 
+NO_OPTIONS = Options()
 FACTOR = 28
 """Pixels on one side of a vision token: patch 14 × merge 2."""
 TOKEN_PIXELS = FACTOR * FACTOR
