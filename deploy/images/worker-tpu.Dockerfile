@@ -20,7 +20,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 RUN --mount=type=bind,from=sail,target=/wheels \
     python -m pip --python /opt/sailq/bin/python install --no-compile --no-cache-dir --no-deps /wheels/*.whl
 RUN /opt/sailq/bin/python -c "import sailq.worker.process.serve as serve, sailq.worker.engine.chat_tokenizer as prompt; \
-    prompt.Prompter(prompt.ModelSpec.load(serve.resolve('sailq-tiny')))"
+    prompt.ChatTokenizer(prompt.ModelSpec.load(serve.resolve('sailq-tiny')))"
 
 FROM python:3.11.11-slim-bookworm
 # No group is needed: Sophgo's udev rules let everyone open the TPU's devices.
