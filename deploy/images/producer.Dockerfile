@@ -8,7 +8,7 @@ COPY shared shared
 COPY producer producer
 COPY worker worker
 COPY sailq sailq
-# pip stays in this stage, and so does its cache.
+# pip and its cache stay in this stage.
 RUN python -m venv --without-pip /opt/sailq
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/sailq/bin/python install '.[metrics]'

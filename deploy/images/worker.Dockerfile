@@ -8,8 +8,8 @@ COPY shared shared
 COPY producer producer
 COPY worker worker
 COPY sailq sailq
-# pip stays in this stage, and so does its cache. What reads clips is a producer's, and a worker imports none of it.
-# Bytecode is made, below, of what a worker imports alone.
+# pip and its cache stay in this stage. The libraries that read clips are removed, because only producers use them. The last
+# command of this stage makes the bytecode, only of the modules that a worker imports.
 RUN python -m venv --without-pip /opt/sailq
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/sailq/bin/python install --no-compile '.[cpu]' && \

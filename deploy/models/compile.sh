@@ -5,7 +5,7 @@
 #
 #   --model_path         Hugging Face directory
 #   --seq_length         tokens of the context, prompt and answer together (512)
-#   --vision_seq_length  most patches of one temporal grid (an image, or two frames of a clip), a multiple of 4 (1024)
+#   --vision_seq_length  maximum patches of one temporal grid (an image, or two frames of a clip), a multiple of 4 (1024)
 #   --prefill_lengths    lengths at which a prompt is prefilled besides seq_length: 128,256 (none)
 #   --vision_lengths     sizes of the ViT besides vision_seq_length: 256,512 (none)
 #   --batch              sequences that are decoded together (1)
@@ -13,12 +13,12 @@
 #   --lm_head_quantize   the same for lm_head (f16, or bf16)
 #   --route              onnx: the nets of export_onnx.py (default). llm_convert: TPU-MLIR's own converter, quicker, batch 1;
 #                        it takes its own options after `--`: --dynamic, --do_sample, --use_history_kv, --chunk_length N, ...
-#   --out                gets MODEL_int4_seq512_1dev.bmodel, and while it works MODEL_int4_seq512_1dev.work (models/BM1684X)
-#   --jobs               nets compiled at the same time; one layer of a 7B takes 10 GB of memory (1)
-#   --check              read the options, say what would be made, and stop
+#   --out                folder for MODEL_int4_seq512_1dev.bmodel and, while compiling, for its folder .work (models/BM1684X)
+#   --jobs               number of nets compiled at the same time; one layer of a 7B takes 10 GB of memory (1)
+#   --check              check the options, print what would be made, and stop
 #
-# Run again after an interruption, it goes on with the net where it stopped. Needs what tpu_env.sh needs and, to export, a
-# Python with torch, onnx and transformers (PYTHON, default .venv/bin/python: `make .venv/dev`).
+# After an interruption, run it again: it continues with the net where it stopped. It needs what tpu_env.sh needs and, to
+# export, a Python with torch, onnx and transformers (PYTHON, default .venv/bin/python: `make .venv/dev`).
 set -euo pipefail
 trap 'jobs -p | xargs -r kill 2>/dev/null || true' EXIT
 
@@ -29,7 +29,7 @@ export_python=${PYTHON:-$root/.venv/bin/python}
 model_path='' seq_length=512 vision_seq_length=1024 prefill_lengths='' vision_lengths='' batch=1 jobs=1
 quantize=f16 lm_head_quantize='' route=onnx out=models/BM1684X check=no converter=()
 
-wrong() { echo "compile.sh: $*; --help says what there is" >&2; exit 2; }
+wrong() { echo "compile.sh: $*; see --help" >&2; exit 2; }
 
 read_options() {
     while [ $# -gt 0 ]; do

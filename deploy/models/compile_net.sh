@@ -3,8 +3,9 @@
 #
 #     deploy/models/compile_net.sh ONNX BMODEL LAYERS LM_HEAD
 #
-# LAYERS and LM_HEAD are compile.sh's --quantize and --lm_head_quantize. Beside NET.bmodel it leaves NET.log and, of a net
-# that has one, NET.profile: the compiler's estimate of its time on the chip. compile.sh sources this file for its functions.
+# LAYERS and LM_HEAD are compile.sh's --quantize and --lm_head_quantize. It also writes NET.log beside
+# NET.bmodel and, if the net has one, NET.profile: the compiler's estimate of its time on the chip. compile.sh sources this
+# file for its functions.
 set -euo pipefail
 
 stop() { echo "$(basename "$0"): $*" >&2; exit 1; }

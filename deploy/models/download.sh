@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Fetch a bmodel for the BM1684X that Sophgo publishes, as a model directory that a worker serves:
+# Download a bmodel for the BM1684X that Sophgo publishes, as a model directory that a worker can serve:
 #
 #     deploy/models/download.sh NAME [--out models]
 #     deploy/models/download.sh --list
 #
-#   --out   gets the folder NAME
+#   --out   folder to put the folder NAME into (models)
 #
-# Run again after an interruption, it keeps the files that are whole. It needs a Python with sailq and dfss, Sophgo's
+# After an interruption, run it again: it keeps complete files. It needs a Python with sailq and dfss, Sophgo's
 # downloader (PYTHON, default .venv/bin/python in the tree or python3), and a network from which dfss reaches Sophgo.
 set -euo pipefail
 

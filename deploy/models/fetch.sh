@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Fetch a model directory from a web server of your own, so that hundreds of boxes do not all pull from Sophgo:
+# Download a model directory from your own web server. Use it for hundreds of boxes, to spare Sophgo's server:
 #
 #     deploy/models/fetch.sh URL [--out models]
 #
-#   URL     a folder with the model's files and SHA256SUMS, which `sha256sum * > SHA256SUMS` made there; its last part
-#           is the model's name
-#   --out   gets the folder of that name
+#   URL     a folder with the model's files and SHA256SUMS (made there by `sha256sum * > SHA256SUMS`). Its last part is the
+#           model's name
+#   --out   folder to put the model's folder into (models)
 #
-# An interrupted download goes on where it stopped, also when this is run again, if the server knows ranges (nginx,
-# Apache and Caddy do, Python's http.server does not). Nothing takes its place before its SHA-256 is right. It needs
-# curl, and no sailq. An https server with an authority of its own: CURL_CA_BUNDLE, which curl reads.
+# An interrupted download continues where it stopped, also in another run, if the server supports ranges (nginx, Apache
+# and Caddy do, Python's http.server does not). A file gets its name only after its SHA-256 has been checked. The script
+# needs curl, but not sailq. For an https server with its own certificate authority, set curl's CURL_CA_BUNDLE.
 set -euo pipefail
 
 url='' out=models

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Make the TPU compiler's environment, once, and print where it is:
+# Make the TPU compiler's environment if it does not exist, and print its path:
 #
 #     deploy/models/tpu_env.sh
 #
-# It holds `tpu_mlir`: the compiler, BMRuntime, and the BM1684X's C model on which `sailq worker --device emulator` runs.
-# Place: TPU_ENV, default .venv-tpu in the tree. Needs Python 3.10 (PYTHON310, default python3.10 or pyenv's), cmake,
-# make and gcc; no torch.
+# It contains `tpu_mlir`: the compiler, BMRuntime, and the BM1684X's C model on which `sailq worker --device emulator` runs.
+# TPU_ENV sets the path; the default is .venv-tpu in the tree. It needs Python 3.10 (PYTHON310, default python3.10 or pyenv's), cmake,
+# make and gcc, but not torch.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

@@ -1,16 +1,16 @@
 #!/bin/sh
-# A certificate for the server, and the small authority of your own that vouches for it.
+# Make a certificate for the server, and your own certificate authority that signs it.
 #
 #   deploy/redis/make_tls.sh NAME...
 #
-# The NAMEs are all by which clients call the server, host names or addresses: queue.local 10.0.0.5. The folder SECRETS
-# (deploy/redis/secrets) keeps the authority over another run, so that clients need no new file with a new certificate.
+# The NAMEs are all host names and addresses that clients use for the server: queue.local 10.0.0.5. The folder SECRETS
+# (deploy/redis/secrets) keeps the authority between runs, so clients need no new ca.crt when the certificate is renewed.
 set -eu
 secrets=${SECRETS:-$(dirname "$0")/secrets}
 names=""
 for name in "$@"; do
     case $name in
-        "" | *[!A-Za-z0-9.:*-]*) echo "make_tls.sh: '$name' is no host's name or address." >&2; exit 2 ;;
+        "" | *[!A-Za-z0-9.:*-]*) echo "make_tls.sh: '$name' is not a host name or address." >&2; exit 2 ;;
         *:*) kind=IP ;;
         *[!0-9.]*) kind=DNS ;;
         *) kind=IP ;;

@@ -1,14 +1,14 @@
 #!/bin/sh
-# The server's users: a password for each, users.acl for the server, and USER.env for whoever connects as USER.
+# Make a password for each user of the server, users.acl for the server, and USER.env for clients that connect as USER.
 #
 #   deploy/redis/make_users.sh URL [PRIMARY:PORT]
 #
-# URL is the server's, without a user: redis://redis:6379/0, rediss://queue.local:6380/0?ssl_ca_certs=/etc/sailq/ca.crt.
+# URL is the server's URL without a user: redis://redis:6379/0, rediss://queue.local:6380/0?ssl_ca_certs=/etc/sailq/ca.crt.
 # With sentinels it is rediss+sentinel://one:26379,two:26379,three:26379/sailq/0?ssl_ca_certs=/etc/sailq/ca.crt, and
-# PRIMARY:PORT is the server that is the primary at first. Then there are also sentinel.conf, for each sentinel, and
-# replication.conf, for each server.
-# The folder SECRETS (deploy/redis/secrets) keeps the passwords over another run. USER.password holds one a line; the
-# server takes each of them, and USER.env names the last. A password is of letters and digits, as in a URL.
+# PRIMARY:PORT is the server that starts as the primary. The script then also makes sentinel.conf for each sentinel, and
+# replication.conf for each server.
+# The folder SECRETS (deploy/redis/secrets) keeps the passwords between runs. USER.password has one password per line. The
+# server accepts all of them, and USER.env has the last one. A password consists of letters and digits, so that it fits a URL.
 set -eu
 usage() {
     echo "usage: make_users.sh redis[s]://HOST:PORT/0" >&2
@@ -19,7 +19,7 @@ here=$(dirname "$0")
 secrets=${SECRETS:-$here/secrets} primary=""
 case ${1:-} in
     redis://*@* | rediss://*@* | redis+sentinel://*@* | rediss+sentinel://*@*)
-        echo "make_users.sh: the URL names no user: they are added here." >&2; exit 2 ;;
+        echo "make_users.sh: give the URL without a user: this script adds the users." >&2; exit 2 ;;
     redis://?* | rediss://?*) url=$1 ;;
     redis+sentinel://?*/?*/* | rediss+sentinel://?*/?*/*) url=$1 primary=${2:-}
         case $primary in ?*:?*) ;; *) usage ;; esac ;;
@@ -46,7 +46,7 @@ printf '%s\n' "$joined" | while read -r line; do
     # `printf` is the shell's own: no password is ever in the process list.
     while read -r password || [ -n "$password" ]; do
         case $password in
-            "" | *[!A-Za-z0-9]*) echo "make_users.sh: $user.password holds a line of other characters." >&2; exit 2 ;;
+            "" | *[!A-Za-z0-9]*) echo "make_users.sh: $user.password has a line with characters other than letters and digits." >&2; exit 2 ;;
         esac
         hash=$(printf %s "$password" | openssl dgst -sha256 -r)
         hashes="$hashes #${hash%% *}"
@@ -60,7 +60,7 @@ done > "$secrets/users.acl.new"
 cat "$secrets/users.acl.new" > "$secrets/users.acl"  # a container has mounted this very file
 rm "$secrets/users.acl.new"
 if [ -n "$primary" ]; then
-    rm -f "$secrets/replication.conf" "$secrets/sentinel.conf"  # which the server's own user may own by now
+    rm -f "$secrets/replication.conf" "$secrets/sentinel.conf"  # the server's user may own them by now
     name=${url#*://*/} && name=${name%%/*}
     printf 'masteruser replica\nmasterauth %s\n' "$(tail -n 1 "$secrets/replica.password")" > "$secrets/replication.conf"
     {
@@ -83,7 +83,7 @@ sentinel parallel-syncs $name 1
 END
     } > "$secrets/sentinel.conf"
 fi
-# Hashes of passwords that nobody can guess: the server, which has a user of its own, may read them.
+# The server runs as another user and must read this file. It has only hashes, of passwords that nobody can guess.
 chmod 644 "$secrets/users.acl"
 echo "in $secrets: users.acl for the server, and a .env for each of its users" >&2
 [ -z "$primary" ] || echo "replication.conf for each server too, and sentinel.conf for each sentinel" >&2

@@ -1,9 +1,10 @@
 #!/bin/sh
-# What a container of docker-compose.sentinel.yml runs, in the folder of its data:
+# Start the server or sentinel of a container of docker-compose.sentinel.yml, in its data folder:
 #
 #   start.sh server [PRIMARY PORT]      start.sh sentinel
 #
-# Sentinels keep what they learn in their own file and in the servers': each has one beside its data, made on its first start.
+# Sentinels write their state to their own configuration file and to the servers'. Each container therefore has a copy
+# beside its data, made at its first start.
 set -eu
 new() {
     [ -s "$1" ] || { cat > "$1.new" && mv "$1.new" "$1"; }

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Set boxes up, or bring them a new sailq or a new model, one after another over ssh:
+# Set up boxes, or update them to a new sailq or a new model, one after another over ssh:
 #
 #     deploy/se7/rollout.sh boxes.txt --env worker.env --model qwen2-vl-7b --sail WHEEL       # the first time
 #     deploy/se7/rollout.sh boxes.txt                                                         # this tree's sailq
 #     deploy/se7/rollout.sh boxes.txt --model http://mirror/models/qwen2-vl-7b-v2             # a new bmodel
 #
-#   boxes.txt       an ssh destination a line: root, or a user whose sudo asks for no password. # begins a comment
-#   --wait SECONDS  for each box's workers to be seen (600)
-#   the rest        goes to setup.sh on the box; --env and --sail name files of this machine
+#   boxes.txt       one ssh destination per line: root, or a user whose sudo asks for no password. # begins a comment
+#   --wait SECONDS  maximum time until `sailq status` shows a box's workers. Default: 600
+#   other options   are passed to setup.sh on the box; --env and --sail name files on this machine
 #
-# This tree goes to /data/sailq-tree on the box, where its setup.sh runs. The next box's turn comes when `sailq status`,
-# run here with SAILQ_REDIS_URL (reader.env), shows this one's workers with this tree's version and the box's model:
-# meanwhile the others answer. It stops at the first that fails, and boxes.txt.left has that one and those after it;
-# what the failed box served before is still there: --model of the old name.
+# It copies this tree to /data/sailq-tree on the box and runs setup.sh there. It goes on to the next box when `sailq status`,
+# run here with SAILQ_REDIS_URL (reader.env), shows the box's workers with this tree's version and the box's model. The
+# other boxes keep answering. It stops at the first box that fails, and writes that box and the rest to boxes.txt.left. The
+# failed box still has its old model: give --model the old name to go back.
 #
-# Exit code: 0; 1, a box failed; 2, usage error.
+# Exit code: 0, success; 1, a box failed; 2, usage error.
 set -euo pipefail
 
 tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Take a flashed box (SE7), or a machine with BM1684X cards, to a worker for each chip that survives reboots:
+# Set up a flashed box (SE7), or a machine with BM1684X cards, with a worker for each chip that survives reboots:
 #
 #     sudo deploy/se7/setup.sh --env worker.env --model qwen2-vl-7b [--sail WHEEL]
-#     sudo deploy/se7/setup.sh                    # again, after whatever stopped it, or with a new sailq
+#     sudo deploy/se7/setup.sh                    # continue where it stopped, or install a new sailq
 #     sudo deploy/se7/setup.sh --model http://mirror/models/qwen2-vl-7b-v2
 #     deploy/se7/setup.sh --check --env worker.env --model qwen2-vl-7b
 #
-#   --env FILE    the worker's settings, one NAME=value a line, SAILQ_REDIS_URL among them: worker.env as
-#                 deploy/redis/make_users.sh makes it. A ca.crt beside it goes along. Without: what is in /etc/sailq
-#   --model M     a published model's name (deploy/models/download.sh --list); a folder on a web server of yours
-#                 (deploy/models/fetch.sh); or a directory that is there. Without: the one in /etc/sailq
-#   --sail WHEEL  SAIL for Python 3.11 and this machine. Without: what Sophgo's dfss installs
-#   --data DIR    the roomy partition, for environment and models (/data)
-#   --check       the checks alone, which need no root; changes nothing
-#   --root DIR    lay all files below DIR and start nothing (for tests)
+#   --env FILE    the worker's settings, one NAME=value per line, including SAILQ_REDIS_URL: the worker.env that
+#                 deploy/redis/make_users.sh makes. A ca.crt in its folder is copied, too. Default: the one in /etc/sailq
+#   --model M     a published model's name (deploy/models/download.sh --list); a folder on your web server
+#                 (deploy/models/fetch.sh); or a directory on this machine. Default: the one in /etc/sailq
+#   --sail WHEEL  SAIL for Python 3.11 and this machine. Default: the one that Sophgo's dfss installs
+#   --data DIR    folder on a large partition, for the environment and the models. Default: /data
+#   --check       only run the checks. Needs no root and changes nothing
+#   --root DIR    put all files below DIR and start nothing (for tests)
 #
-# Each step looks first, says what it finds or does, and does nothing twice: run it again whenever it stopped. It leaves
-# DIR/sailq-env, DIR/models, the user sailq, /etc/sailq/worker.env (mode 600) and sailq-worker@N.service, enabled and
-# started. A worker is restarted, after its running jobs, only where something of it has changed.
+# Each step checks first, prints what it finds or does, and skips what is already done: if the script stops, run it again.
+# It makes DIR/sailq-env, DIR/models, the user sailq and /etc/sailq/worker.env (mode 600), and enables and starts
+# sailq-worker@N.service. It restarts the workers, after their running jobs, only if something has changed.
 #
-# Exit code: 0; 1, a check or step failed and was named with its fix; 2, usage error.
+# Exit code: 0, success; 1, a check or step failed (its fix is printed); 2, usage error.
 set -euo pipefail
 umask 022
 PATH=$PATH:/usr/sbin:/sbin
