@@ -158,7 +158,7 @@ class Failure(Record):
 
     @property
     def may_pass(self) -> bool:
-        """Whether another attempt may go better: the fault need not be the job's. Any other fails the same again."""
+        """Whether the job failed for reasons outside itself, so that another attempt may succeed."""
         return self.code == SailqError.code
 
 

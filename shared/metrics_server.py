@@ -35,7 +35,7 @@ def exposed(address: str, port: int) -> Iterator[CollectorRegistry]:
 
     Whoever can reach the port can read it: there are figures and names, and nothing of any job's content.
 
-    Raises BadRequest, one sentence, where the port cannot be had.
+    Raises BadRequest, with one sentence, if the port cannot be bound.
     """
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)

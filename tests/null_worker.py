@@ -111,12 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     schedulers: list[RecordingScheduler] = []
 
     def load(model: Path) -> Engine:
-        spec, prompter = loaded(model)
+        spec, chat_tokenizer = loaded(model)
         runner = NullRunner(
             spec, given.slots, timing, hang_at=given.hang_at, fail_at=given.fail_at, flaky=given.flaky,
             failing_prompt=given.failing_prompt, deadly_prompt=given.deadly_prompt,
         )
-        return Engine(spec, runner, prompter, given.vision_cache, version=fingerprint(model))
+        return Engine(spec, runner, chat_tokenizer, given.vision_cache, version=fingerprint(model))
 
     def schedule(*arguments: Any) -> RecordingScheduler:
         schedulers.append(RecordingScheduler(*arguments))

@@ -42,7 +42,7 @@ def locate(model_path: str) -> Path:
         return Path(snapshot_download(model_path, allow_patterns=["*.json", "*.safetensors"]))
     except (OSError, ValueError) as error:
         cause = str(error).strip().partition("\n")[0]
-        raise ExportError(f"{model_path} is no directory, and cannot be had from the hub: {cause}") from None
+        raise ExportError(f"{model_path} is not a directory, and cannot be downloaded from the hub: {cause}") from None
 
 
 class Checkpoint:

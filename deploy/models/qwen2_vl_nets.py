@@ -236,7 +236,7 @@ class LmHead(nn.Module):
 
 
 class GreedyHead(nn.Module):
-    """logits [B, vocabulary] -> token int32 [B, 1], the likeliest; the first of equals.
+    """logits [B, vocabulary] -> token int32 [B, 1], the argmax; the first of equals.
 
     ArgMax, as TopK is left to the chip's own processor, for which the compiler has no estimate.
     """

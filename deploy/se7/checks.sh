@@ -17,7 +17,7 @@ check_libsophon() {
         bad "there is no libsophon: neither bm_version nor /opt/sophon/libsophon-current names one" \
             "on a box, flash V24.04.01 (deploy/se7/README.md); with a card, install the driver (deploy/pcie/README.md)"
     elif [ "$(printf '%s\n' $LIBSOPHON "$version" | sort -V | head -n 1)" != $LIBSOPHON ]; then
-        bad "libsophon is $version, and SAIL wants $LIBSOPHON or newer" "flash V24.04.01 (deploy/se7/README.md)"
+        bad "libsophon is $version, and SAIL needs $LIBSOPHON or newer" "flash V24.04.01 (deploy/se7/README.md)"
     else
         ok "libsophon $version"
     fi

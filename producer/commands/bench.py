@@ -205,7 +205,7 @@ def _table(report: Report) -> Table:
 
 
 def _details(report: Report) -> Table:
-    """What was asked, what the first token waited for, and what all slots gave together."""
+    """A table of the job, the parts of the time to first token, and the throughput of all slots."""
     from rich.table import Table
 
     from ..captioning.batch import number, seconds

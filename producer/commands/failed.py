@@ -23,8 +23,8 @@ failed = typer.Typer(
     no_args_is_help=True,
     help="List, retry or drop jobs that failed for reasons outside the job.\n\n"
     "These are jobs whose worker died at each attempt, and jobs that ended with the error 'internal'. They and their "
-    "clips are kept for a week. Other errors, such as bad_media or too_long, would happen again: they are only in the "
-    "job's result. `sailq status` counts some of these, too.",
+    "clips are kept for a week. `sailq status` shows their number. Other errors, such as bad_media or too_long, would "
+    "happen again. They are only in the job's result.",
 )
 
 Jobs = Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", show_default=False, help="Ids of failed jobs.")]

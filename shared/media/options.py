@@ -23,7 +23,10 @@ class Options(StrictModel, title="Video and image options"):
 
     nframes: Annotated[
         int | None, Flag("N"),
-        Field(ge=0, le=_LARGEST, description="Number of frames to take from a video, evenly spaced; excludes fps."),
+        Field(
+            ge=0, le=_LARGEST,
+            description="Number of frames to take from a video, evenly spaced. Cannot be combined with fps.",
+        ),
     ] = None
     fps: Annotated[
         float | None, Flag("F", "2"),

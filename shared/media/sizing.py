@@ -151,7 +151,7 @@ def frame_range(options: Options, total: int, fps: float) -> tuple[int, int]:
 def frame_count(options: Options, total: int, fps: float) -> int:
     """How many of `total` frames to keep: even, from 2 to `total`. Raises BadRequest or BadMedia."""
     if options.nframes is not None and options.fps is not None:
-        raise BadRequest("nframes and fps exclude each other.")
+        raise BadRequest("nframes and fps cannot be combined.")
     if total < FRAME_FACTOR:
         raise BadMedia(f"A video needs at least {FRAME_FACTOR} frames, and there is {total}.")
     if options.nframes is not None:
@@ -164,7 +164,7 @@ def frame_count(options: Options, total: int, fps: float) -> int:
         wanted = min(wanted, math.floor(high / FRAME_FACTOR) * FRAME_FACTOR, total)
         count = math.floor(wanted / FRAME_FACTOR) * FRAME_FACTOR
     if not FRAME_FACTOR <= count <= total:
-        raise BadRequest(f"The options ask for {count} frames; {FRAME_FACTOR} to {total} can be had.")
+        raise BadRequest(f"The options ask for {count} frames; {FRAME_FACTOR} to {total} are possible.")
     return count
 
 

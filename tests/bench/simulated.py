@@ -191,11 +191,11 @@ class Box:
         )
         scheduler: Any = SimpleNamespace(running=0, counts=SimpleNamespace(generation_tokens=0))
         worker = SimpleWorker([self._queue], name=self._name, connection=server, serializer=Serializer)
-        announcement = Registration(server, engine, scheduler, SystemdNotifier(), self._name, (MODEL,))
+        registration = Registration(server, engine, scheduler, SystemdNotifier(), self._name, (MODEL,))
         with server.pipeline(transaction=False) as pipeline:
             worker.heartbeat(RECORD_SECONDS, pipeline)
             worker.set_state("busy", pipeline)
-            announcement.beat(pipeline)
+            registration.beat(pipeline)
             return [command for command, _ in pipeline.command_stack]
 
     async def run(self) -> None:

@@ -14,7 +14,7 @@ from sailq.producer.managed_process import ManagedProcess
 from tests.bench.turns import RUNS, spread
 
 MOST_SECONDS = 1.5
-"""Of CPU time from the process's start to its announcement, sailq-tiny's loading included: on an idle machine the wall
+"""Of CPU time from the process's start to its registration, sailq-tiny's loading included: on an idle machine the wall
 time, on a busy one still the same."""
 
 

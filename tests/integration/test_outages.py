@@ -156,7 +156,7 @@ def test_a_link_cut_for_30_s_loses_nothing_and_both_sides_recover(
 
 
 @pytest.fixture
-def executor(connection: redis.Redis) -> Iterator[JobRunner]:
+def job_runner(connection: redis.Redis) -> Iterator[JobRunner]:
     """A worker's inside, without its queue."""
     engine = Engine.load(resolve("sailq-tiny"), slots=2, threads=1)
     scheduler, publisher = Scheduler(engine), Publisher(connection, 60)
@@ -169,15 +169,15 @@ def executor(connection: redis.Redis) -> Iterator[JobRunner]:
 
 
 def test_a_worker_given_a_job_that_it_still_runs_answers_it(
-    client: Client, connection: redis.Redis, executor: JobRunner, eventually: Eventually
+    client: Client, connection: redis.Redis, job_runner: JobRunner, eventually: Eventually
 ) -> None:
     """As after an outage or a suspended machine: its lease has ended, and nobody else takes the job."""
     job = client.submit_prepared(said("Tell me."), options=ANSWER_OF_960, stream=True).job
     store = JobStore(connection, connection, TTLS, "w")
     with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(executor.run, take(store, connection, job))
+        first = threads.submit(job_runner.run, take(store, connection, job))
         eventually(lambda: connection.exists(keys.stream(job)))
-        second = threads.submit(executor.run, take(store, connection, job))
+        second = threads.submit(job_runner.run, take(store, connection, job))
     assert first.exception() is None and second.exception() is None
     result = client.result(job)
     assert result and result.error is None and result.attempt == 2

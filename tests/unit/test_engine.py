@@ -108,7 +108,7 @@ def test_an_answer_ends_where_the_context_is_full(
     engine: Engine, words: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each token but the last is fed, and takes a row of the cache."""
-    monkeypatch.setattr(engine._prompter, "end_tokens", frozenset())
+    monkeypatch.setattr(engine._chat_tokenizer, "end_tokens", frozenset())
     question = [Message(role="user", content=(TextPart(text="word " * words),))]
     chosen = options(max_new_tokens=10_000)
     prepared = engine.prepare(question, {}, chosen)
@@ -129,9 +129,9 @@ def test_the_tokenizers_own_end_tokens_end_an_answer_whatever_the_files_name(
     (directory / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
     engine = Engine.load(directory, slots=1, threads=1)
-    tokenizer = engine._prompter.tokenizer
+    tokenizer = engine._chat_tokenizer.tokenizer
     expected = {"<|im_end|>", "<|endoftext|>", *named}
-    assert engine._prompter.end_tokens == {tokenizer.token(name) for name in expected}
+    assert engine._chat_tokenizer.end_tokens == {tokenizer.token(name) for name in expected}
     question = [Message(role="user", content=(TextPart(text="Hello"),))]
     tokens, outcome = _run(engine, [(engine.prepare(question, {}, options()), options())])[0]
     assert outcome.finish_reason == "stop" and tokens[-1] == tokenizer.token("<|im_end|>")

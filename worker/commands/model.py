@@ -145,7 +145,7 @@ def _page(found: Inspection) -> Group:
     else:
         at = "its real length" if layout.dynamic_prompt else " or ".join(map(str, layout.prompts))
         real = ", run at the real number" if layout.dynamic_vision else ""
-        chosen = "the likeliest token, so nothing is sampled" if layout.chooses else "logits"
+        chosen = "the argmax token; it cannot sample" if layout.chooses else "logits"
         table.add_row("layout", f"{layout.kind}, {layout.layers} layers")
         table.add_row("slots", str(layout.slots))
         table.add_row("context", f"{layout.context} tokens" + _others("a step reads", layout.caches))

@@ -34,7 +34,7 @@ _METRICS_SECONDS, _MOST_METRICS = 3.0, 1 << 20
 def python(plan: Plan) -> Verdict:
     said = f"Python {sys.version.split()[0]}, sailq {version('sailq')}"
     if sys.version_info[:2] < OLDEST_PYTHON:
-        return wrong(f"{said}: sailq wants Python 3.10 or newer.", "uv venv --seed --python 3.11 sailq-env")
+        return wrong(f"{said}: sailq needs Python 3.10 or newer.", "uv venv --seed --python 3.11 sailq-env")
     return ok(said)
 
 
@@ -85,9 +85,9 @@ def metrics_port(plan: Plan) -> Verdict:
         return ok(f"{port} is a worker's, which runs already")
     other = next((near for near in range(max(port, 1023) + 1, 65536)[:_NEARBY] if _problem(near) is None), None)
     if problem.errno == errno.EADDRINUSE:
-        why = f"Port {port} is taken by another program."
+        why = f"Port {port} is in use by another program."
     else:
-        why = f"Port {port} cannot be had: {problem.strerror}."
+        why = f"Port {port} cannot be bound: {problem.strerror}."
     if other is None:
         return wrong(why, f"ss --listening --tcp --processes 'sport = :{port}'")
     return wrong(why, f"sailq worker --metrics-port {other}")

@@ -1,4 +1,4 @@
-"""The server: whether it answers and takes writes, what it keeps, how far away it is. `mistakes` says why not."""
+"""Checks of the server: connection, writes, persistence, latency. `connection_errors` explains a failed connection."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def version(plan: Plan) -> Verdict:
     kind, number = info.get("server_name", "redis"), info.get("valkey_version", info["redis_version"])
     if tuple(map(int, info["redis_version"].split(".")[:2])) < OLDEST:
         return wrong(
-            f"{kind} {number} is too old: sailq wants Redis {OLDEST[0]}.{OLDEST[1]} or newer, or a Valkey.",
+            f"{kind} {number} is too old: sailq needs Redis {OLDEST[0]}.{OLDEST[1]} or newer, or a Valkey.",
             "docker compose up -d redis  # of docker-compose.yml: a Valkey",
         )
     return ok(f"{kind} {number}")

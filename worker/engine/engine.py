@@ -80,8 +80,8 @@ class Engine:
     """Models that this process has loaded: 1 in a worker, however many jobs it served."""
 
     def __init__(
-        self, spec: ModelSpec, runner: Runner, prompter: ChatTokenizer, vision_cache_bytes: int = VISION_CACHE_BYTES,
-        version: str = "",
+        self, spec: ModelSpec, runner: Runner, chat_tokenizer: ChatTokenizer,
+        vision_cache_bytes: int = VISION_CACHE_BYTES, version: str = "",
     ) -> None:
         self.runner = runner
         self.vision_cache = VisionCache(vision_cache_bytes)
@@ -89,8 +89,8 @@ class Engine:
         self.device_call: tuple[str, float] | None = None
         self._vision_calls = 0
         self.card: ModelCard = spec.card(runner.context, runner.max_patches, version)
-        self._spec, self._prompter = spec, prompter
-        self._preparer = Preprocessor(spec, runner, prompter, self.vision_cache)
+        self._spec, self._chat_tokenizer = spec, chat_tokenizer
+        self._preprocessor = Preprocessor(spec, runner, chat_tokenizer, self.vision_cache)
 
     @classmethod
     def load(
@@ -126,14 +126,14 @@ class Engine:
 
     def media(self, messages: Sequence[Message]) -> Media:
         """See `Preprocessor.media`."""
-        return self._preparer.media(messages)
+        return self._preprocessor.media(messages)
 
     def prepare(
         self, messages: Sequence[Message], frames: Mapping[str, Frames], options: GenerationOptions,
         media: Media | None = None,
     ) -> PreparedPrompt:
         """See `Preprocessor.prepare`."""
-        return self._preparer.prepare(messages, frames, options, media)
+        return self._preprocessor.prepare(messages, frames, options, media)
 
     def start(self, prepared: PreparedPrompt, options: GenerationOptions, slot: int) -> Generation:
         """Encode the vision, prefill the slot, choose the first token. What the runner raises passes."""
@@ -146,7 +146,7 @@ class Engine:
             logits = self.runner.prefill(slot, prepared.tokens, prepared.positions, embeds, prepared.places)
         generation = Generation(
             prepared, slot, Sampler(options, prepared.tokens),
-            TextStream(self._prompter.tokenizer, options.stop), encoded - began,
+            TextStream(self._chat_tokenizer.tokenizer, options.stop), encoded - began,
             reused=len(vision) - (self._vision_calls - vision_calls),
         )
         self._accept([generation], logits)
@@ -225,7 +225,7 @@ class Engine:
         generation.tokens.append(token)
         generation.last_token_at = now
         stream = generation.stream
-        ended = token in self._prompter.end_tokens
+        ended = token in self._chat_tokenizer.end_tokens
         generation.delta = "" if ended else stream.push(token)
         if ended or stream.stopped:
             generation.finish_reason = "stop"

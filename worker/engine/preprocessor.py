@@ -81,9 +81,11 @@ class PreparedPrompt:
 class Preprocessor:
     """The host's part of an engine. May be used from any thread."""
 
-    def __init__(self, spec: ModelSpec, runner: Runner, prompter: ChatTokenizer, vision_cache: VisionCache) -> None:
+    def __init__(
+        self, spec: ModelSpec, runner: Runner, chat_tokenizer: ChatTokenizer, vision_cache: VisionCache
+    ) -> None:
         """`runner`: for its limits alone."""
-        self._spec, self._runner, self._prompter, self._vision_cache = spec, runner, prompter, vision_cache
+        self._spec, self._runner, self._chat_tokenizer, self._vision_cache = spec, runner, chat_tokenizer, vision_cache
 
     def media(self, messages: Sequence[Message]) -> Media:
         """The media, by what the messages state of them.
@@ -122,7 +124,7 @@ class Preprocessor:
         spec = self._spec
         media = media or self.media(messages)
         vision_tokens = sum(media.counts)
-        tokens, vision = self._prompter.encode(messages, media.counts)
+        tokens, vision = self._chat_tokenizer.encode(messages, media.counts)
         context = self._runner.context
         if len(tokens) + 1 > context:
             raise TooLong(
@@ -136,8 +138,8 @@ class Preprocessor:
             )
         if self._runner.greedy_only and (options.temperature > 0 or options.repetition_penalty != 1):
             raise Unsupported(
-                "This worker's model file chooses each token itself, the likeliest: it takes temperature 0 and "
-                "repetition_penalty 1 only."
+                "This worker's model file returns only the most likely token. It supports only temperature 0 and "
+                "repetition_penalty 1."
             )
         positions, delta = rope_index(vision, media.grids, spec.merge_size)
         return PreparedPrompt(

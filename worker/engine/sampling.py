@@ -31,7 +31,7 @@ class Sampler:
 
     @property
     def greedy(self) -> bool:
-        """Whether it takes the likeliest token, whatever was seen or drawn."""
+        """Whether each token is the argmax of the logits."""
         return self._options.temperature == 0 and self._options.repetition_penalty == 1
 
     def sample(self, logits: npt.NDArray[np.float32]) -> int:

@@ -44,7 +44,7 @@ _log = getLogger("sailq.worker")
 
 @contextmanager
 def exposed_at(settings: Settings) -> Iterator[CollectorRegistry]:
-    """A registry that Prometheus sees at the port that is set, if one is. See `shared.exposition.exposed`."""
+    """A registry, served at `metrics_port` if that is set. See `shared.metrics_server.exposed`."""
     if not settings.metrics_port:
         yield CollectorRegistry()
         return

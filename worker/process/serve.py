@@ -56,7 +56,7 @@ def serve(
         drain_seconds: seconds that running jobs get after SIGTERM.
         device_timeout: seconds after which a call to the device ends the process.
 
-    Raises Unsupported for what cannot be served, BadRequest for a port of metrics that cannot be had, and
+    Raises Unsupported for what cannot be served, BadRequest if the metrics port cannot be bound, and
     ServerUnavailable when the server does not answer at start; later it waits for the server to return.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -67,7 +67,7 @@ def serve(
     waiting = connect(settings.redis_url, max_connections=1, retries=0)
     with server_errors(connection):
         connection.ping()
-    with exposed_at(settings) as registry:  # a port that is taken is no reason to load a model
+    with exposed_at(settings) as registry:  # before the model is loaded: a port in use ends the worker at once
         _serve(settings, lambda: load(model_dir), connection, waiting, registry, drain_seconds, device_timeout)
 
 
@@ -102,16 +102,16 @@ def _serve(
     store = JobStore(connection, waiting, settings, name)
     identity = Identity(worker=name, device=engine.device, models=models)
     refusals = Refusals(store, ServerClock(connection), identity, metrics.finished)
-    executor = JobRunner(connection, engine, scheduler, publisher, store, refusals)
-    announcement = Registration(connection, engine, scheduler, supervisor, name, models)
+    job_runner = JobRunner(connection, engine, scheduler, publisher, store, refusals)
+    registration = Registration(connection, engine, scheduler, supervisor, name, models)
     consumer = Consumer(
-        [keys.queue(model) for model in models], executor, store, refusals, connection=connection, waiting=waiting,
-        name=name, places=engine.slots + LOOK_AHEAD, drain_seconds=drain_seconds, announce=announcement.beat,
+        [keys.queue(model) for model in models], job_runner, store, refusals, connection=connection, waiting=waiting,
+        name=name, places=engine.slots + LOOK_AHEAD, drain_seconds=drain_seconds, announce=registration.beat,
         ready=supervisor.ready,
     )
     scheduler.start()
     try:
-        announcement.show_cards()
+        registration.show_cards()
         metrics.watch(scheduler, name)
         _log.info("worker %s takes jobs for %s, %d at a time", name, " and ".join(models), engine.slots)
         consumer.work()
@@ -121,6 +121,6 @@ def _serve(
         scheduler.close()
         publisher.close()
         watchdog.stop()
-        announcement.withdraw()
+        registration.withdraw()
         for number in (signal.SIGTERM, signal.SIGINT):  # as it ends, Python sets the default: to be killed
             signal.signal(number, signal.SIG_IGN)

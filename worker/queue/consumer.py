@@ -51,7 +51,7 @@ class Consumer:
     """
 
     def __init__(
-        self, queues: Sequence[str], executor: JobRunner, store: JobStore, refusals: Refusals, *,
+        self, queues: Sequence[str], job_runner: JobRunner, store: JobStore, refusals: Refusals, *,
         connection: redis.Redis,
         waiting: redis.Redis, name: str, places: int, drain_seconds: float,
         announce: Callable[[redis.client.Pipeline], None], ready: Callable[[], None] = lambda: None,
@@ -59,7 +59,7 @@ class Consumer:
         """`waiting`: the connection that waits and claims. `announce` adds the worker's own record to a pipeline.
         `drain_seconds`: seconds that running jobs get after SIGTERM. `ready` is called when it
         begins to take jobs."""
-        self._queues, self._executor, self._store, self._connection = queues, executor, store, connection
+        self._queues, self._job_runner, self._store, self._connection = queues, job_runner, store, connection
         self._waiting, self._refusals = waiting, refusals
         self._announce, self._ready, self._drain_seconds = announce, ready, drain_seconds
         self._clock = ServerClock(connection)
@@ -132,7 +132,7 @@ class Consumer:
 
     def _perform(self, claim: Claim) -> None:
         try:
-            self._executor.run(claim)
+            self._job_runner.run(claim)
         except redis.RedisError as error:
             _log.error("job %s: its end was not recorded, and its lease will end: %s", claim.job, error)
         except Exception:
@@ -149,9 +149,9 @@ class Consumer:
             lost, ended = self._store.renew(claims)
             for claim in claims:
                 if claim.lease in lost:
-                    self._executor.cancel(claim.job, claim.execution)  # another attempt has it, or will
+                    self._job_runner.cancel(claim.job, claim.execution)  # another attempt has it, or will
                 elif claim.lease in ended:
-                    self._executor.cancel(claim.job, claim.execution)
+                    self._job_runner.cancel(claim.job, claim.execution)
         if record:
             with self._connection.pipeline(transaction=False) as pipeline:
                 self._registered.heartbeat(RECORD_SECONDS, pipeline)
@@ -186,7 +186,7 @@ class Consumer:
         try:
             command = json.loads(message["data"])
             if command["command"] == "stop-job":
-                self._executor.cancel(command["job_id"])
+                self._job_runner.cancel(command["job_id"])
             else:  # of RQ's others, none is a producer's to give: one of them shuts the worker down
                 _log.warning("ignored the command %.100r: a worker takes stop-job alone", command["command"])
         except Exception as error:  # anybody may publish anything, and this thread is the only one to hear it
@@ -218,5 +218,5 @@ class Consumer:
         while self._claims and time.monotonic() < until:
             if self._hurry.wait(_DRAIN_LOOK_SECONDS):
                 break
-        self._executor.hand_back()
+        self._job_runner.hand_back()
         self._threads.shutdown(wait=True)

@@ -43,7 +43,7 @@ class Runner(Protocol):
 
     @property
     def greedy_only(self) -> bool:
-        """Whether the device itself chooses the likeliest token, and shows no logits."""
+        """Whether the device returns the argmax token and no logits."""
 
     @property
     def max_patches(self) -> int | None:

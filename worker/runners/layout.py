@@ -46,8 +46,8 @@ class Layout:
         dynamic_prompt, dynamic_vision: the nets run at the real length; its sizes are limits.
         history: prefill can go on after a first part (`block_kv_i`), so prompts may be as long as the context.
         masked: prefill takes a mask; else the nets are causal by themselves.
-        chooses: `lm_head` gives the likeliest token, no logits.
-        greedy_head: there is a net that finds the likeliest token from the logits.
+        chooses: `lm_head` returns the argmax token, no logits.
+        greedy_head: there is a net that computes the argmax of the logits.
         raw_pixels: the ViT takes 0..255; else normalised pixels.
         layers: blocks.
         nets: by name.

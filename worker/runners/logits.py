@@ -17,7 +17,7 @@ Float = npt.NDArray[np.float32]
 Int = npt.NDArray[np.int32]
 
 UNUSABLE = -1
-"""Stands for the likeliest token where a score that was looked at is not finite."""
+"""Token id in place of the argmax if a score is not finite."""
 
 
 class Logits(Protocol):
@@ -50,7 +50,7 @@ class HostLogits:
 
 
 class DeviceLogits:
-    """Scores in a device's memory, of which `rows` count; `choose` makes the device find the likeliest of all rows."""
+    """Scores in a device's memory, of which `rows` count; `choose` makes the device compute the argmax of each row."""
 
     def __init__(
         self, chip: Chip, scores: Any, rows: Sequence[int], vocabulary: int, choose: Callable[[], Int] | None

@@ -235,7 +235,7 @@ class SailRunner:
         return ChosenTokens(np.where(known & finite, tokens, UNUSABLE).astype(np.int32))
 
     def _choose(self) -> Int:
-        """int32 [slots]: the likeliest token of each row of the last lm_head."""
+        """int32 [slots]: the argmax of each row of the last lm_head."""
         self._chip.run("greedy_head", [self._head.scores], [self._head.token])
         tokens: Int = self._chip.read(self._head.token).reshape(-1)
         return tokens
