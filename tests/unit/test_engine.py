@@ -154,7 +154,7 @@ def test_messages_that_break_the_contract_are_refused(engine: Engine) -> None:
         engine.prepare([Message(role="user", content=parts)], given, options())
 
     video = FramesPart(type="video", blob=blob, frames=2, height=56, width=56)
-    with pytest.raises(BadMedia, match="not there"):
+    with pytest.raises(BadMedia, match="are missing"):
         prepare(video, given={})
     for wrong in (frames[:1], frames.astype(np.float32), frames[:, :28]):
         with pytest.raises(BadMedia, match="not those"):

@@ -1,4 +1,4 @@
-"""`sailq doctor`."""
+"""`sailq doctor`: checks this machine, its server and its model."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def inspect(
 
 @contextmanager
 def _refusals(json: bool) -> Iterator[None]:
-    """For a program, an error also goes to stdout as JSON; the `sailq` script prints its sentence."""
+    """With `json`, prints an error to stdout as JSON, too. The `sailq` script prints its sentence to stderr."""
     from sailq.shared.errors import SailqError
 
     try:
@@ -108,14 +108,14 @@ def _print_json(value: Any) -> None:
 
 
 def _console() -> Console:
-    """Prints brackets as they are, and lines in one piece when piped."""
+    """A console that prints brackets unchanged and, when piped, does not wrap lines."""
     from rich.console import Console
 
     return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 def _table(*columns: str, **options: Any) -> Table:
-    """With a frame on a terminal, plain when piped."""
+    """A table that has a frame on a terminal and none when piped."""
     from rich.table import Table
 
     table = Table(**(options if sys.stdout.isatty() else _PLAIN))
@@ -125,7 +125,7 @@ def _table(*columns: str, **options: Any) -> Table:
 
 
 def _printable(text: str) -> str:
-    """Names of files need not be Unicode."""
+    """`text` with each character that UTF-8 cannot encode replaced: file names need not be Unicode."""
     return text.encode(errors="replace").decode()
 
 

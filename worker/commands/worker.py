@@ -63,11 +63,11 @@ def _log_to_stderr() -> None:
     import os
 
     stderr = os.fstat(2)
-    # The journal puts the time before each line itself.
+    # The journal adds the time to each line.
     journal = os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
     logging.basicConfig(
         format=("" if journal else "%(asctime)s ") + "%(levelname)-7s %(name)s: %(message)s", level=logging.WARNING
     )
     logging.getLogger("sailq").setLevel(logging.INFO)
-    # RQ says at INFO, twice, that a job is done.
+    # RQ logs each finished job twice at INFO.
     logging.getLogger("rq.worker").addFilter(lambda record: record.levelno >= logging.WARNING)

@@ -1,5 +1,5 @@
-"""What may be wrong with a machine that is to submit jobs or to run them, a file for each subject.
+"""Checks of a machine that submits jobs or runs them, one file per subject.
 
-A check is a function of the `Plan` that gives a `Verdict`. None changes anything, here or on the server; all are
-listed in `checks.py`. Nothing here needs a worker's own packages: a producer's machine has none of them.
+A check is a function that takes a `Plan` and returns a `Verdict`. No check changes anything on the machine or the
+server. `checks.py` lists all checks. They import only what a producer's machine has, and none of a worker's packages.
 """

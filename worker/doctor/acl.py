@@ -1,4 +1,4 @@
-"""What this machine's user may do on the server, against what a worker or a producer does there."""
+"""Checks that the server's ACL lets this machine's user run every command that its role needs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ _SCRIPT = "0" * 40
 
 
 def rights(plan: Plan) -> Verdict:
-    """Each command that is needed, on each kind of key: none of them is carried out, and what is refused stands in the
-    server's ACL LOG. A transaction's own commands are not asked for, because EXEC would."""
+    """Checks each command that the role needs on each kind of key.
+
+    The server executes none of them, but logs refused ones in its ACL LOG. MULTI, EXEC and DISCARD are not checked:
+    EXEC would execute the others."""
     model = model_name(plan.model)
     commands = _worker(model) if plan.worker else _producer(model)
     role = "worker" if plan.worker else "producer"
@@ -40,7 +42,7 @@ def _shown(command: Command) -> str:
 
 
 def _producer(model: str) -> list[Command]:
-    """What `producer` sends, and what its scripts do."""
+    """The commands that `producer` sends and that its scripts call."""
     name = keys.queue(model)
     queue, deferred, waiting = keys.waiting(name), f"rq:deferred:{name}", f"{keys.conversation(_ID)}:waiting"
     return [
@@ -72,7 +74,7 @@ def _producer(model: str) -> list[Command]:
 
 
 def _worker(model: str) -> list[Command]:
-    """What `worker` sends, what its scripts do, and RQ to register it."""
+    """The commands that `worker` sends, that its scripts call, and that RQ sends to register the worker."""
     name = keys.queue(model)
     queue, wip, job = keys.waiting(name), f"rq:wip:{name}", keys.job(_ID)
     return [

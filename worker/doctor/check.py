@@ -1,4 +1,4 @@
-"""A check, what it finds, and how it is run: within a time limit, and whatever becomes of the others."""
+"""Checks, their verdicts, and how they run: each within a time limit, even when others fail."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from sailq.shared.errors import SailqError
 from ..runners.devices import CPU, EMULATOR
 
 SECONDS = 20.0
-"""What a check may take. A server that does not answer is given up earlier, by the connection's own limits."""
+"""The longest that a check may take. The connection's own timeouts end sooner when a server does not answer."""
 
 State = Literal["ok", "warning", "wrong", "skipped"]
-"""`warning`: it works, and may cost something. `skipped`: does not apply here, or cannot be known."""
+"""`warning`: it works, with a drawback. `skipped`: the check does not apply here or could not find out."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What this machine is to do.
+    """What this machine is used for: the input of all checks.
 
     Attributes:
-        worker: run jobs; else submit them alone.
+        worker: whether the machine runs jobs; False: it only submits them.
         device: as `sailq worker --device` takes it.
-        bmodel: None: the one in the model's directory.
-        metrics_port: where a worker shows its metrics; 0: nowhere.
-        root: where /dev, /etc, /opt, /proc, /run and /sys lie.
+        bmodel: the file to load; None: the one in the model's directory.
+        metrics_port: the port of a worker's metrics; 0: none.
+        root: the folder that holds /dev, /etc, /opt, /proc, /run and /sys.
     """
 
     redis_url: str
@@ -45,13 +45,13 @@ class Plan:
 
     @property
     def tpu(self) -> int:
-        """The chip's number; 0 where there is none."""
+        """The number of the TPU in `device`; 0 if `device` has no number."""
         return int(self.device.partition(":")[2] or 0)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check finds: `what` is one sentence or a few words, `fix` commands for a shell, one a line."""
+    """The result of a check. `what`: one sentence or a few words. `fix`: shell commands, one per line."""
 
     state: State
     what: str
@@ -79,8 +79,8 @@ class Check:
     """One check of a subject.
 
     Attributes:
-        needs: a check before it without which it can find nothing.
-        worker: only for a machine that runs jobs.
+        needs: an earlier check that must have passed for this one to run.
+        worker: whether the check is only for machines that run jobs.
     """
 
     subject: str
@@ -91,7 +91,7 @@ class Check:
 
 
 def run(checks: Iterable[Check], plan: Plan, seconds: float = SECONDS) -> Iterator[tuple[Check, Verdict]]:
-    """Each check's verdict, in order, as soon as it is there."""
+    """Yields each check with its verdict, in order, as soon as it is known."""
     unmet: set[str] = set()
     for check in checks:
         if check.worker and not plan.worker:
@@ -107,7 +107,8 @@ def run(checks: Iterable[Check], plan: Plan, seconds: float = SECONDS) -> Iterat
 
 
 def _within(check: Check, plan: Plan, seconds: float) -> Verdict:
-    """On a thread of its own, which is left behind when it does not end: a dead network disk can hold it for ever."""
+    """Runs a check on its own thread and abandons the thread at the time limit: a dead network disk can block it
+    forever."""
     found: list[Verdict] = []
 
     def look() -> None:

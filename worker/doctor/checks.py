@@ -1,4 +1,4 @@
-"""All checks, in the order in which they are made and shown."""
+"""All checks, in the order in which they run and are shown."""
 
 from __future__ import annotations
 

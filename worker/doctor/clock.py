@@ -1,4 +1,4 @@
-"""This machine's clock against the server's."""
+"""Compares this machine's clock with the server's."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _SETS_IT = "sudo timedatectl set-ntp true"
 
 
 def clock(plan: Plan) -> Verdict:
-    """Off by no more than `_MOST_SECONDS`.
+    """Checks that the clocks differ by at most `_MOST_SECONDS`.
 
-    The server alone times leases. Deadlines and waits go by its clock, too, but a machine reckons that from its own and
-    an offset that it reads once a minute: while the own clock is being set right, a job may miss its deadline. A wrong
-    clock also makes wrong times in logs and in RQ's list of workers, and refuses good certificates.
+    Leases use the server's clock only. Deadlines and waits use it too, but a machine computes it from its own clock and
+    an offset that it reads once a minute: while its own clock is being corrected, a job may miss its deadline. A wrong
+    clock also puts wrong times into logs and RQ's list of workers, and rejects valid certificates.
     """
     with connect(plan.redis_url, retries=0) as connection, server_errors(connection):
-        connection.ping()  # so that connecting is not measured
+        connection.ping()  # connects, so that the time to connect is not measured
         before = time.time()
         seconds, microseconds = connection.time()
         after = time.time()

@@ -1,4 +1,4 @@
-"""Which mistake keeps a server from being used, and the command that fixes it. Passwords are never shown."""
+"""Finds out why a server cannot be used, and the command that fixes it. Never shows a password."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KNOCK_SECONDS = 3.0
 
 
 def diagnosed(plan: Plan, connection: redis.Redis, error: ServerUnavailable) -> Verdict:
-    """What `server_errors` has made of redis-py's error, with the fix; `connection` is the one that met it."""
+    """The verdict for `error`, with its fix. `server_errors` raised `error` when a command on `connection` failed."""
     cause = error.__cause__
     if isinstance(cause, MasterNotFoundError):
         return _no_primary(plan, connection)
@@ -46,10 +46,12 @@ def diagnosed(plan: Plan, connection: redis.Redis, error: ServerUnavailable) -> 
 
 
 def without_tls(plan: Plan, connection: redis.Redis) -> Verdict | None:
-    """Of a rediss:// URL, that its server speaks no TLS. To be asked first: such a server waits for the end of what it
-    takes for a command, and TLS for the server."""
+    """The verdict for a rediss:// URL whose server does not use TLS; None for any other.
+
+    Must run before the first command: such a server takes the handshake for a command and waits for its end, while the
+    client waits for the server."""
     if by_sentinels(plan.redis_url):
-        return None  # where the primary is, is not known yet
+        return None  # the primary's address is not known yet
     if not _has_tls(connection) or not _said_plainly(connection):
         return None
     what = f"The server at {address(connection)} speaks no TLS: the URL begins with redis, not with rediss."
@@ -57,7 +59,7 @@ def without_tls(plan: Plan, connection: redis.Redis) -> Verdict | None:
 
 
 def command_on(connection: redis.Redis, command: str) -> str:
-    """Has the server do `command`, as its administrator."""
+    """A shell command that runs `command` on the server as its administrator."""
     options = place(connection)
     where = f"-h {quote(_host(connection))} -p {_port(options)}"
     if "path" in options:
@@ -68,14 +70,14 @@ def command_on(connection: redis.Redis, command: str) -> str:
 
 
 def embedded_command(connection: redis.Redis) -> str:
-    """What runs a server of sailq's own where `connection` leads."""
+    """The shell command that starts an embedded server at the address of `connection`."""
     options = place(connection)
     where = f"--unix {quote(options['path'])}" if "path" in options else f"--port {_port(options)}"
     return f"sailq server {where}"
 
 
 def there(connection: redis.Redis, command: str) -> str:
-    """`command` on the server's machine."""
+    """`command` as a shell command for the server's machine."""
     host = _host(connection)
     return command if host in _LOCAL else f"ssh {quote(host)} {command}"
 
@@ -111,7 +113,7 @@ def _unreached(plan: Plan, connection: redis.Redis, error: ServerUnavailable, ca
 
 
 def _no_primary(plan: Plan, connection: redis.Redis) -> Verdict:
-    """Why no sentinel names a primary that is up: the first that answers says more than those that do not."""
+    """Why no sentinel names a primary that is up. A sentinel that answers counts before those that do not."""
     name = connection.connection_pool.service_name
     silent: list[str] = []
     for sentinel in connection.connection_pool.sentinel_manager.sentinels:
@@ -158,7 +160,7 @@ def _trusted(plan: Plan, host: str, complaint: str) -> str:
 
 
 def _other_url(plan: Plan, old: str, new: str) -> str:
-    """Sets SAILQ_REDIS_URL anew; a password that is in it stays in the variable."""
+    """A shell command that changes SAILQ_REDIS_URL; the command does not show the password in the variable."""
     shown = plan.redis_url if without_password(plan.redis_url) == plan.redis_url else None
     source = quote(shown) if shown else '"$SAILQ_REDIS_URL"'
     return f"""export SAILQ_REDIS_URL="$(echo {source} | sed {quote(f's,{old},{_escaped(new)},')})\""""
@@ -169,7 +171,7 @@ def _escaped(text: str) -> str:
 
 
 def _to_primary(plan: Plan, connection: redis.Redis) -> str:
-    """The primary's address, where this user may ask for it."""
+    """The primary's address, if this user may ask for it."""
     try:
         info = connection.info("replication")
         primary = f"{info['master_host']}:{info['master_port']}"
@@ -186,10 +188,10 @@ def _most_memory(connection: redis.Redis) -> int:
 
 
 def _said_plainly(connection: redis.Redis) -> str:
-    """What the server answers to PING without a login and without TLS; nothing where it does not answer so."""
+    """The server's answer to PING without login and without TLS; empty if it does not answer."""
     try:
         with _socket(connection) as plain:
-            with suppress(OSError):  # a server that has no place says so unasked, and hangs up
+            with suppress(OSError):  # a server at maxclients sends an error at once and closes the connection
                 plain.sendall(b"PING\r\n")
             said = plain.recv(1 << 10).decode(errors="replace")
     except OSError:
@@ -199,7 +201,7 @@ def _said_plainly(connection: redis.Redis) -> str:
 
 def _speaks_tls(connection: redis.Redis) -> bool:
     context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent to whoever it is
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # send nothing to an unknown server
     try:
         with _socket(connection) as plain, context.wrap_socket(plain) as secured:
             return secured.version() is not None
@@ -218,7 +220,7 @@ def _socket(connection: redis.Redis) -> socket.socket:
 
 
 def _root_of(error: BaseException) -> BaseException | None:
-    """The system's own error behind redis-py's."""
+    """The operating system's error that caused redis-py's."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, OSError):
         found = found.__cause__ or found.__context__

@@ -1,4 +1,4 @@
-"""The TPU: its driver, its device files, and SAIL, which is only imported: a worker may be using the chip."""
+"""Checks the TPU's driver, device files and SAIL. Opens no TPU: a worker may be using it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .check import Plan, Verdict, ok, skipped, warning, wrong
 OLDEST = (0, 5, 1)
 """libsophon of V24.04.01."""
 NEWEST_PYTHON = (3, 11)
-"""That SAIL can be built for."""
+"""The newest Python that SAIL can be built for."""
 _SAIL_SECONDS = 15.0
 _LIBRARIES = "/opt/sophon/libsophon-current"
 _FLASH = (
@@ -27,11 +27,11 @@ _SAIL_FIXES = (
     ("cannot open shared object file", f"export LD_LIBRARY_PATH={_LIBRARIES}/lib"),
     ("", f"pip uninstall --yes sophon\n{_INSTALL_SAIL}"),
 )
-"""By what the import says; deploy/se7/README.md explains each."""
+"""The fix for each error text of the import; deploy/se7/README.md explains them."""
 
 
 def is_box(root: Path) -> bool:
-    """A BM1684X as SoC; else it is on a card, if there is one."""
+    """Whether this machine is a BM1684X in SoC mode. A TPU elsewhere is on a PCIe card."""
     return (root / "dev/bm-tpu0").exists() or any((root / "proc/device-tree/reserved-memory").glob("ion_npu_mem*"))
 
 
@@ -40,7 +40,7 @@ def has_tpu(root: Path) -> bool:
 
 
 def libsophon(plan: Plan) -> Verdict:
-    """Its version is one that SAIL and the worker are known to go with."""
+    """Checks that libsophon's version is one that SAIL and the worker are known to work with."""
     if not plan.on_tpu:
         return _no_tpu(plan)
     folder = plan.root / _LIBRARIES.lstrip("/")
@@ -60,7 +60,7 @@ def libsophon(plan: Plan) -> Verdict:
 
 
 def files(plan: Plan) -> Verdict:
-    """Each is there, and this user may use it."""
+    """Checks that each device file exists and that this user may use it."""
     if not plan.on_tpu:
         return _no_tpu(plan)
     names = ("bm-tpu0", "bmdev-ctl", "ion") if is_box(plan.root) else (f"bm-sophon{plan.tpu}", "bmdev-ctl")
@@ -78,7 +78,7 @@ def files(plan: Plan) -> Verdict:
 
 
 def sail(plan: Plan) -> Verdict:
-    """It can be imported by this Python, in a process of its own, and can run language models."""
+    """Checks, in a child process, that this Python can import SAIL and that it can run language models."""
     if not plan.on_tpu:
         return _no_tpu(plan)
     try:

@@ -1,4 +1,4 @@
-"""What a server would refuse, found out without having it done."""
+"""Finds out which commands a server would refuse, without executing them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Command = tuple[str | float, ...]
 
 
 def refusals(connection: redis.Redis, commands: Sequence[Command]) -> list[redis.ResponseError | None]:
-    """For each command the error by which the server refuses it; None: it would carry it out.
+    """For each command, the error with which the server refuses it; None: the server would execute it.
 
-    They are queued in a transaction that is never executed. The server looks at rights, memory and its own role when
+    The commands are queued in a transaction that is never executed. The server checks rights, memory and its role when
     it queues a command, not only when it executes it.
     """
     pool = connection.connection_pool
@@ -20,12 +20,12 @@ def refusals(connection: redis.Redis, commands: Sequence[Command]) -> list[redis
     try:
         link.send_command("MULTI")
         refused = _reply(link)
-        if refused is not None:  # what came now would be carried out
+        if refused is not None:  # outside a transaction, commands would be executed
             return [refused] * len(commands)
         link.send_packed_command(link.pack_commands(commands))
         return [_reply(link) for _ in commands]
     finally:
-        link.disconnect()  # which ends the transaction; not every user may DISCARD
+        link.disconnect()  # ends the transaction; not every user may DISCARD
         pool.release(link)
 
 

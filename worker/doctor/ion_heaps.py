@@ -1,7 +1,7 @@
 """How a BM1684X box (SoC) splits its memory into heaps, and what to set so that a model fits.
 
-deploy/se7/heaps.py loads this file by its path, on a box that has Python 3.8 and no sailq yet: it imports nothing but
-the standard library, and nothing of it is newer than 3.8.
+deploy/se7/heaps.py loads this file by its path, on a box that has Python 3.8 and no sailq yet. So it imports only the
+standard library and uses nothing newer than Python 3.8.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class NoSplit(Exception):
 
 
 def read_heaps(root: Path) -> tuple[dict[str, int], str]:
-    """The heaps' sizes in bytes, and where they were read. A heap that the box does not have has 0."""
+    """The heaps' sizes in bytes, and the path they were read from. The size of a missing heap is 0."""
     for folder, read in ((root / "sys/kernel/debug/ion", _total_mem), (root / "proc/device-tree", _reserved)):
         sizes = {heap: read(folder, heap) for heap in HEAPS}
         if sizes["npu"]:
             return sizes, str(folder)
     raise Unreadable(
-        "No heaps are to be found: this is no BM1684X box in SoC mode (a PCIe card has its own memory and needs none)."
+        "No heaps are to be found: this is not a BM1684X box in SoC mode (a PCIe card has memory of its own)."
     )
 
 
@@ -47,32 +47,33 @@ def _total_mem(folder: Path, heap: str) -> int:
     try:
         text = file.read_text(errors="replace").strip("\0\n ")
     except OSError:
-        return 0  # only root reads here
+        return 0  # only root may read here
     if not text.isdigit():
-        raise Unreadable(f"{file} holds {text[:40]!r}, which is no number of bytes.")
+        raise Unreadable(f"{file} holds {text[:40]!r}, which is not a number of bytes.")
     return int(text)
 
 
 def _reserved(folder: Path, heap: str) -> int:
-    """From ion_npu_mem and its like: the nodes that memory_edit.sh writes."""
+    """The size of a heap in bytes, from a device-tree node that memory_edit.sh writes, such as ion_npu_mem."""
     return sum(_reg(file) for file in (folder / "reserved-memory").glob(f"ion_{heap}_mem*/reg"))
 
 
 def _reg(file: Path) -> int:
-    """The sizes in a `reg` of the device tree, added up: big-endian pairs of address and size, 64 bits each."""
+    """The sum of the sizes in a `reg` of the device tree, which is a list of (address, size), big-endian, 64 bits
+    each."""
     data = file.read_bytes()
     if not data or len(data) % 16:
-        raise Unreadable(f"{file} has {len(data)} bytes, which are no pairs of address and size.")
+        raise Unreadable(f"{file} has {len(data)} bytes, which is not a list of (address, size) pairs.")
     return sum(size for _, size in struct.iter_unpack(">QQ", data))
 
 
 def box_mb(root: Path) -> int:
-    """The memory of the whole box; that of an SE7 where the device tree does not say."""
+    """The memory of the whole box in MB; that of an SE7 if the device tree does not state it."""
     return sum(_reg(file) for file in (root / "proc/device-tree").glob("memory*/reg")) // MB or BOX_MB
 
 
 def split_for(want: int, box: int) -> dict[str, int]:
-    """The MB of each heap in a known split of a box of `box` MB that holds `want` MB; raises NoSplit."""
+    """The MB of each heap in a known split of `box` MB into which a model of `want` MB fits. Raises NoSplit."""
     if box < BOX_MB:
         raise NoSplit(
             f"This box has {box} MB in all, and the known splits are for {BOX_MB} MB: `memory_edit.sh -p` prints the "
@@ -85,12 +86,12 @@ def split_for(want: int, box: int) -> dict[str, int]:
 
 
 def left_for_linux(split: dict[str, int], box: int) -> int:
-    """About how many MB."""
+    """About how many MB a split leaves for Linux."""
     return box - SYSTEM_MB - sum(split.values())
 
 
 def commands(split: dict[str, int]) -> list[str]:
-    """What sets the heaps so, for a shell on the box, which then restarts."""
+    """Shell commands that set the heaps on the box and restart it."""
     sizes = " ".join(f"-{heap} {split[heap]}" for heap in HEAPS)
     return [
         f"cd /data && wget -nd {KIT}",

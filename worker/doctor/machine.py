@@ -1,4 +1,4 @@
-"""The machine itself: Python and packages, disk, the port for metrics, and what starts a worker again."""
+"""Checks the machine: Python packages, disk, the metrics port, and the supervisor that restarts a worker."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def python(plan: Plan) -> Verdict:
 
 
 def packages(plan: Plan) -> Verdict:
-    """What a worker needs besides the client."""
+    """Checks that the packages that only a worker needs are installed."""
     extra = "cpu" if plan.device == CPU else "tpu"
     needed = ("tokenizers", "jinja2", *(("onnxruntime",) if plan.device == CPU else ()))
     found, missing = [], []
@@ -61,7 +61,7 @@ def _version(package: str) -> str:
 
 
 def disk(plan: Plan) -> Verdict:
-    """Room where the model lies."""
+    """Checks for free space on the disk that holds the model."""
     try:
         place = resolve(plan.model)
     except Unsupported:
@@ -74,7 +74,7 @@ def disk(plan: Plan) -> Verdict:
 
 
 def metrics_port(plan: Plan) -> Verdict:
-    """It can be bound, as a worker does it, or is a worker's already."""
+    """Checks that the port for metrics can be bound, or that a worker already uses it."""
     port = plan.metrics_port
     if not port:
         return skipped("no metrics are to be shown")
@@ -116,7 +116,7 @@ def _shows_metrics(port: int) -> bool:
 
 
 def supervision(plan: Plan) -> Verdict:
-    """Something starts the worker with the machine, and again when it ends."""
+    """Checks that a supervisor starts the worker at boot and restarts it when it ends."""
     if not (plan.root / "run/systemd/system").exists():
         return skipped("no systemd here; in a container, its restart policy does it")
     units = sorted({file.name for folder in _UNITS for file in (plan.root / folder).glob(_UNIT)})

@@ -1,4 +1,4 @@
-"""Memory: a machine's own for a model on its CPU, a box's heaps for one on its TPU."""
+"""Checks memory: the machine's for a model on its CPU, a box's heaps for a model on its TPU."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .check import Plan, Verdict, ok, skipped, warning, wrong
 from .device import is_box
 
 LIBRARIES_BYTES, WEIGHTS_TIMES = 190 * 10**6, 2.2
-"""What a worker takes: libraries and jobs; and its nets, whose weights ONNX Runtime keeps and partly copies. As
-tests/bench/test_worker_memory.py measures it, of models with weights of 15 MB and of 1 GB."""
+"""A worker's memory: bytes for libraries and jobs, and a factor for the weights, which ONNX Runtime keeps and partly
+copies. Measured by tests/bench/test_worker_memory.py with weights of 15 MB and of 1 GB."""
 WORKER_BYTES = LIBRARIES_BYTES + VISION_CACHE_BYTES
-"""Without a model. The vision cache fills as clips come."""
+"""A worker's memory without a model and with a full vision cache."""
 _SMALLER = "sailq model list  # and take a smaller one: sailq worker --model NAME"
 
 
 def memory(plan: Plan) -> Verdict:
-    """Enough of this machine's own for a worker, and for the weights where its CPU runs the model."""
+    """Checks that this machine has memory for a worker, and for the weights if its CPU runs the model."""
     available = _available(plan.root)
     if available is None:
         return skipped("this system does not say how much is available (no /proc/meminfo)")
@@ -39,13 +39,13 @@ def memory(plan: Plan) -> Verdict:
 
 
 def needed(directory: Path) -> int:
-    """The bytes that a worker with this model takes on a CPU, its vision cache full; an estimate."""
+    """An estimate of the bytes that a worker with this model and a full vision cache takes on a CPU."""
     weights = directory / "onnx" / "weights.bin"
     return WORKER_BYTES + int(WEIGHTS_TIMES * (weights.stat().st_size if weights.is_file() else 0))
 
 
 def heaps(plan: Plan) -> Verdict:
-    """A box's heaps hold the bmodel and a worker's tensors."""
+    """Checks that the bmodel and a worker's tensors fit into a box's heaps."""
     if not plan.on_tpu:
         return skipped(f"for a TPU; this is for {plan.device}")
     if not is_box(plan.root):
@@ -74,7 +74,7 @@ def _bmodel_bytes(plan: Plan) -> int:
 
 
 def _available(root: Path) -> int | None:
-    """Bytes, of this machine or of the container that this is."""
+    """The available bytes of this machine, or of this container."""
     try:
         text = (root / "proc/meminfo").read_text()
     except OSError:

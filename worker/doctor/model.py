@@ -1,4 +1,4 @@
-"""The model's directory, and the bmodel in it."""
+"""Checks the model's directory and the bmodel in it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HUB = "Qwen/Qwen2-VL-2B-Instruct"
 
 
 def model(plan: Plan) -> Verdict:
-    """It is there, and whole but for its bmodel."""
+    """Checks that the model's directory exists and that no file but the bmodel is missing."""
     try:
         directory = resolve(plan.model)
         spec = ModelSpec.load(directory)
@@ -50,7 +50,7 @@ def model(plan: Plan) -> Verdict:
 
 
 def bmodel(plan: Plan) -> Verdict:
-    """It is whole, for this chip, and fits the model's config.json."""
+    """Checks that the bmodel is complete, is for this chip, and fits the model's config.json."""
     directory = resolve(plan.model)
     if plan.bmodel is None and plan.device == CPU and not any(directory.glob("*.bmodel")):
         return skipped("a CPU needs none")
@@ -88,12 +88,12 @@ def _net_files(spec: ModelSpec) -> list[str]:
 
 
 def _published(path: Path) -> Published | None:
-    """As which it was published: a directory's name, or a bmodel's."""
+    """The published model that has the name of this directory or of the bmodel in it."""
     return next((one for one in PUBLISHED if path.name in (one.name, Path(one.bmodel).name)), None)
 
 
 def _get(model: str) -> str:
-    """The command that brings a model that is not there."""
+    """The shell command that downloads a missing model."""
     directory = Path(model).expanduser()
     published = _published(directory)
     if published is None:
@@ -103,7 +103,7 @@ def _get(model: str) -> str:
 
 
 def _download(directory: Path, names: list[str]) -> str:
-    """The command that brings a checkpoint's small files."""
+    """The shell command that downloads a checkpoint's small files."""
     hub = next((one.hub for one in PUBLISHED if one.name == directory.name), _HUB)
     return f"hf download {hub} {' '.join(names)} --local-dir {quote(str(directory))}"
 

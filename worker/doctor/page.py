@@ -1,4 +1,4 @@
-"""The verdicts as a person reads them: on a terminal by subject, piped one line each."""
+"""Prints the verdicts: grouped by subject on a terminal, one line each when piped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lines(found: Found) -> Iterator[str]:
 
 
 def show(console: Console, title: str, found: Found) -> None:
-    """As they come; those that were skipped for one reason together."""
+    """Prints the verdicts as they come. Checks that were skipped for the same reason share a line."""
     console.print(Text(title, style="bold"))
     subject, counts = "", Counter[str]()
     for _, group in groupby(found, _alike):

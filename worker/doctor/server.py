@@ -28,7 +28,7 @@ _SILENT = "this user may not ask for it (INFO); one of deploy/redis' users worke
 
 
 def server(plan: Plan) -> Verdict:
-    """It answers, lets this user in, and takes writes."""
+    """Checks that the server answers, accepts this user and takes writes."""
     try:
         connection = connect(plan.redis_url, retries=0)
     except BadRequest as error:
@@ -41,7 +41,7 @@ def server(plan: Plan) -> Verdict:
             with server_errors(connection):
                 connection.ping()
                 (refused,) = refusals(connection, [("SET", keys.result("doctor"), "")])
-                if refused is not None and not isinstance(refused, NoPermissionError):  # `rights` tells of those
+                if refused is not None and not isinstance(refused, NoPermissionError):  # `rights` reports those
                     raise refused
         except ServerUnavailable as error:
             return diagnosed(plan, connection, error)
@@ -62,7 +62,7 @@ def version(plan: Plan) -> Verdict:
 
 
 def persistence(plan: Plan) -> Verdict:
-    """Jobs and results outlive the server's restart."""
+    """Checks that jobs and results survive a restart of the server."""
     info = _info(plan, "persistence")
     if info is None:
         return skipped(_SILENT)
@@ -83,7 +83,7 @@ def persistence(plan: Plan) -> Verdict:
 
 
 def memory(plan: Plan) -> Verdict:
-    """It has room, and a full one refuses new jobs instead of forgetting old ones."""
+    """Checks that the server has free memory and, when full, refuses new jobs instead of evicting old ones."""
     from rich.filesize import decimal
 
     info = _info(plan, "memory")
@@ -125,7 +125,7 @@ def round_trip(plan: Plan) -> Verdict:
 
 
 def _info(plan: Plan, section: str) -> Mapping[str, Any] | None:
-    """None where this user may not ask."""
+    """A section of INFO; None if this user may not read it."""
     with connect(plan.redis_url, retries=0) as connection, server_errors(connection), suppress(NoPermissionError):
         found: Mapping[str, Any] = connection.info(section)
         return found

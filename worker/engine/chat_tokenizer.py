@@ -1,4 +1,4 @@
-"""Messages into tokens: the model directory's tokenizer and chat template, as transformers applies them."""
+"""Encodes messages as tokens with the model directory's tokenizer and chat template, as transformers does."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .model import ModelSpec
 from .tokenizer import Tokenizer
 
 _END_TOKENS = "<|im_end|>", "<|endoftext|>"
-"""They end an answer whatever the files say, as in sophon-demo's program."""
+"""Tokens that always end an answer, as in sophon-demo's program, even if the model's files do not name them."""
 
 
 class ChatTokenizer:
-    """Holds the tokenizer; `encode` may be called from any thread.
+    """Encodes conversations for one model. `encode` may be called from any thread.
 
     Attributes:
-        end_tokens: any of these ends an answer: those that the model's files name, and Qwen2-VL's own two.
+        end_tokens: the tokens that end an answer: those that the model's files name, and Qwen2-VL's own two.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -60,7 +60,8 @@ class ChatTokenizer:
         return np.repeat(tokens, repeats), np.repeat(pads, repeats)
 
     def _refuse_control(self, messages: Sequence[Message]) -> None:
-        """A control token in a text would forge a turn or a medium. The model's own answers may quote one."""
+        """Raises BadRequest for a control token in a text: it would forge a turn or a medium. Answers of the model may
+        quote one."""
         for message in messages:
             for part in message.content if message.role != "assistant" else ():
                 found = [t for t in self.tokenizer.control if part.type == "text" and t in part.text]

@@ -1,4 +1,4 @@
-"""Qwen2-VL over a runner: a request's start in a slot, and one decode step for all slots."""
+"""Runs Qwen2-VL on a runner: starts a request in a slot, and decodes one token for all slots per step."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from .text import TextStream
 from .vision_cache import Embeds, VisionCache
 
 VISION_CACHE_BYTES = 128 * 2**20
-"""About 230 clips of 40 vision tokens of a 7B."""
+"""Enough for about 230 clips of 40 vision tokens of a 7B model."""
 
 
 @dataclass
 class Generation:
-    """One answer in the making, in a slot. Times are seconds of `time.monotonic`.
+    """One answer that is being generated in a slot. Times are `time.monotonic` seconds.
 
     Attributes:
-        reused: media whose vision tokens an earlier request had left.
+        reused: number of media whose vision tokens were in the vision cache.
         inter_token_latency: seconds between the last two tokens; None until there are two.
-        tokens: what was chosen so far, the end token included.
-        delta: text that the last token made certain.
-        finish_reason: None while it goes on.
+        tokens: the tokens chosen so far, the end token included.
+        delta: the text that the last token completed.
+        finish_reason: None while the answer is unfinished.
         error: why the last logits could not be used; the generation is then over.
     """
 
@@ -71,13 +71,13 @@ class Engine:
     """One model on one runner. `media`, `prepare` and `readings` may be called from any thread, all else from one only.
 
     Attributes:
-        vision_cache: what it encoded last.
-        device_seconds: spent in the runner's calls since it was loaded.
-        device_call: the call that the runner is in, and when it began on `time.monotonic`.
+        vision_cache: the vision tokens of the media used last.
+        device_seconds: seconds spent in the runner's calls since the model was loaded.
+        device_call: the name of the runner's call in progress and its start (`time.monotonic`); None between calls.
     """
 
     loads: ClassVar[int] = 0
-    """Models that this process has loaded: 1 in a worker, however many jobs it served."""
+    """The number of models that this process has loaded; 1 in a worker."""
 
     def __init__(
         self, spec: ModelSpec, runner: Runner, chat_tokenizer: ChatTokenizer,
@@ -97,13 +97,13 @@ class Engine:
         cls, model_dir: Path, device: str = "cpu", *, bmodel: Path | None = None, slots: int | None = None,
         threads: int | None = None, vision_cache_bytes: int = VISION_CACHE_BYTES,
     ) -> Engine:
-        """The model in a directory, on a device: see `runners.devices.open_runner`. `vision_cache_bytes`: of the host's
-        memory, for vision tokens; 0 keeps none.
+        """Loads a directory's model on a device; see `runners.devices.open_runner`. `vision_cache_bytes`: size of the
+        vision cache in the host's memory; 0 disables it.
 
         Raises:
             Unsupported: no such directory or device, or not a model that this engine and its runner can serve.
         """
-        from ..runners.devices import CPU, only_bmodel, open_runner  # which import this package
+        from ..runners.devices import CPU, only_bmodel, open_runner  # here, because these modules import this package
 
         spec = ModelSpec.load(model_dir)
         cls.loads += 1
@@ -117,7 +117,7 @@ class Engine:
 
     @property
     def device(self) -> str:
-        """What runs the model, for people to read."""
+        """The name of what runs the model, for people to read."""
         return self.runner.device
 
     def readings(self) -> Readings | None:
@@ -136,7 +136,7 @@ class Engine:
         return self._preprocessor.prepare(messages, frames, options, media)
 
     def start(self, prepared: PreparedPrompt, options: GenerationOptions, slot: int) -> Generation:
-        """Encode the vision, prefill the slot, choose the first token. What the runner raises passes."""
+        """Encode the media, prefill the slot and choose the first token. Errors of the runner pass through."""
         began = time.monotonic()
         vision_calls = self._vision_calls
         vision = [self._encode(medium) for medium in prepared.media]
@@ -157,9 +157,9 @@ class Engine:
         return generation
 
     def step(self, generations: Sequence[Generation]) -> None:
-        """One token for each of these unfinished generations. What the runner raises passes."""
+        """Decode one token for each of these unfinished generations. Errors of the runner pass through."""
         tokens = np.array([g.tokens[-1] for g in generations], np.int32)
-        # The token to feed has the place after all that are cached: the prompt and the earlier tokens.
+        # The token to feed comes after all cached ones: the prompt and the earlier tokens.
         places = [len(g.prepared.tokens) + len(g.tokens) - 1 + g.prepared.rope_delta for g in generations]
         positions = np.tile(np.array(places, np.int32), (3, 1))
         with self._on_device("decode"):
@@ -167,7 +167,7 @@ class Engine:
         self._accept(generations, logits)
 
     def release(self, slot: int) -> None:
-        """The slot's generation is over."""
+        """Free the slot of a generation that is over."""
         self.runner.release(slot)
 
     @contextmanager
@@ -181,7 +181,7 @@ class Engine:
             self.device_seconds += time.monotonic() - began
 
     def _encode(self, medium: EncodedMedium) -> Embeds:
-        """Vision tokens of a medium, unless an earlier request left them: float32 [V, H]."""
+        """The vision tokens of a medium, float32 [V, H], from the cache or else the runner."""
         known = medium.embeds if medium.patches is None else self.vision_cache.get(medium.key)
         if known is not None:
             return known
@@ -195,7 +195,7 @@ class Engine:
         return embeds
 
     def _accept(self, generations: Sequence[Generation], logits: Logits) -> None:
-        """Choose each one's token. What is wrong with one row is its generation's own error; the others go on."""
+        """Choose each generation's token. Unusable logits end only their own generation, with an error."""
         with self._on_device("choose"):
             argmax = logits.argmax() if any(g.sampler.greedy for g in generations) else None
         for index, generation in enumerate(generations):
@@ -212,14 +212,14 @@ class Engine:
             except DeviceFailed:
                 raise
             except NotFinite as error:
-                with self._on_device("clear"):  # else they are in the next answer from this slot, too
+                with self._on_device("clear"):  # else the NaNs would reach the slot's next answer
                     self.runner.clear(generation.slot)
                 generation.error = error
             except Exception as error:
                 generation.error = error
 
     def _append(self, generation: Generation, token: int) -> None:
-        """What a token means for the text and for the end."""
+        """Add a token to a generation's text, and end it if the token, the text or the limit says so."""
         now = time.monotonic()
         generation.inter_token_latency = now - generation.last_token_at if generation.tokens else None
         generation.tokens.append(token)

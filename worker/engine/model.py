@@ -1,4 +1,4 @@
-"""What a model directory says of its model: the fields of its Hugging Face JSON files that the host needs."""
+"""Reads the fields that the host needs from the Hugging Face JSON files in a model directory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ _MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Qwen2-VL's numbers, with transformers' names and meaning.
+    """Qwen2-VL's configuration. Fields have the names and the meaning of transformers'.
 
     Attributes:
-        directory: where the files lie.
+        directory: the folder of the files.
         context: `max_position_embeddings`; a runner may hold less.
-        eos_token_ids: end tokens by generation_config.json, or else config.json; `ChatTokenizer.end_tokens` are more.
+        eos_token_ids: end tokens of generation_config.json, or else of config.json; `ChatTokenizer.end_tokens` adds
+        more.
         min_pixels, max_pixels: an image's size limits, height × width.
         rescale, mean, std: how pixel values are normalised (see `patches.normalise`).
     """
@@ -94,7 +95,7 @@ class ModelSpec:
         )
 
     def card(self, context: int, max_patches: int | None, version: str) -> ModelCard:
-        """The card that a worker shows, with its runner's limits."""
+        """The model card that a worker publishes, with its runner's limits."""
         return ModelCard(
             name=model_name(str(self.directory.resolve())),
             version=version,

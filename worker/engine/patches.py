@@ -1,4 +1,4 @@
-"""Frames into vision patches: transformers' Qwen2-VL image and video processors, without resizing."""
+"""Cuts frames into vision patches as transformers' Qwen2-VL image and video processors do, without resizing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Grid = tuple[int, int, int]
 
 
 def patchify(frames: Frames, patch: int = 14, merge: int = 2, temporal: int = 2) -> tuple[Frames, Grid]:
-    """Cut frames into patches, `merge` × `merge` neighbours one after the other.
+    """Cut frames into patches, ordered so that each `merge` × `merge` group is contiguous.
 
-    An odd number of frames is filled up with copies of the last, so an image becomes two equal frames.
+    The last frame is repeated until the number of frames divides by `temporal`: an image becomes two equal frames.
 
     Args:
         frames: uint8 [frames, height, width, 3], height and width multiples of `patch · merge`.
@@ -37,8 +37,8 @@ def normalise(
 ) -> npt.NDArray[np.float32]:
     """transformers' `pixel_values` of these patches: (p · rescale - mean) / std for each channel.
 
-    For nets that expect them, such as prebuilt bmodels. The nets of deploy/models take `patches` as they are,
-    because this affine map is folded into their first layer.
+    Some nets, such as prebuilt bmodels, take these. The nets of deploy/models take raw `patches`, because this affine
+    map is folded into their first layer.
     """
     shape = (1, len(mean), 1)
     per_channel = patches.reshape(len(patches), len(mean), -1) * rescale

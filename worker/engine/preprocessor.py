@@ -1,4 +1,4 @@
-"""A request's host work: tokens, positions and patches, ready before the device is."""
+"""Does a request's work on the host: tokens, positions and patches. It runs while the device is busy."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .vision_cache import Embeds, Key, VisionCache, key_of
 
 @dataclass(frozen=True)
 class EncodedMedium:
-    """An image or video on its way into the model. One of `patches` and `embeds` is there.
+    """An image or video for the model. Exactly one of `patches` and `embeds` is set.
 
     Attributes:
         grid: (t, h, w) in patches.
         patches: uint8 [t·h·w, 1176].
-        embeds: float32 [t·h·w / 4, H], where it was encoded before.
+        embeds: float32 [t·h·w / 4, H], if the medium was encoded before.
     """
 
     key: Key
@@ -39,11 +39,11 @@ class EncodedMedium:
 
 @dataclass(frozen=True)
 class Media:
-    """What messages state of their media, in order, and which of them need no frames any more.
+    """The media of messages, in order, and the vision tokens of those that the vision cache holds.
 
     Attributes:
-        counts: vision tokens of each.
-        embeds: of each, where it was encoded before.
+        counts: number of vision tokens of each medium.
+        embeds: float32 [V, H] of each medium that was encoded before, else None.
     """
 
     parts: list[FramesPart]
@@ -59,15 +59,15 @@ class Media:
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """A request's host work, done: all that the device needs.
+    """A request after its work on the host: all that the device needs.
 
     Attributes:
         tokens: int32 [L].
         positions: int32 [3, L].
         rope_delta: added to a later token's place for its position.
-        places: int32 [V], where the vision tokens are.
-        media: in order.
-        limit: most tokens of the answer, by the options and by the context: its last token needs no row of the cache.
+        places: int32 [V], the indices of the vision tokens in `tokens`.
+        media: the prompt's media, in order.
+        limit: most tokens of the answer, by the options and the context. Its last token needs no row of the cache.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -88,9 +88,9 @@ class Preprocessor:
         self._spec, self._runner, self._chat_tokenizer, self._vision_cache = spec, runner, chat_tokenizer, vision_cache
 
     def media(self, messages: Sequence[Message]) -> Media:
-        """The media, by what the messages state of them.
+        """Read what the messages state about their media.
 
-        For those who fetch frames, too: what this refuses may be too large to decode.
+        Call this before fetching frames: media that it refuses may be too large to decode.
 
         Raises:
             BadRequest, TooLong: as `prepare`.
@@ -114,7 +114,7 @@ class Preprocessor:
         Args:
             messages: the conversation, the finished turns included.
             frames: uint8 [n, height, width, 3] RGB by blob digest.
-            media: what `media` said of the same messages, where only the frames that it wanted were fetched.
+            media: the result of `media` for these messages, if only the frames in its `wanted` were fetched.
 
         Raises:
             BadRequest, BadMedia: messages and frames break the contract.
@@ -145,7 +145,7 @@ class Preprocessor:
         return PreparedPrompt(
             tokens, positions, delta, np.flatnonzero(vision).astype(np.int32),
             tuple(self._medium(*one, frames) for one in zip(media.parts, media.grids, media.embeds, strict=True)),
-            min(options.max_new_tokens, context - len(tokens) + 1),  # the last one is never fed, so needs no row
+            min(options.max_new_tokens, context - len(tokens) + 1),  # the last token is never fed, so it needs no row
         )
 
     def _medium(
@@ -164,7 +164,7 @@ class Preprocessor:
             raise BadRequest(f"An image has one frame, not {part.frames}.")
         unit = spec.patch_size * spec.merge_size
         if part.height % unit or part.width % unit:
-            raise BadRequest(f"A frame of {part.width} × {part.height} is no multiple of {unit} pixels.")
+            raise BadRequest(f"A frame of {part.width} × {part.height} is not a multiple of {unit} pixels.")
         h, w = part.height // spec.patch_size, part.width // spec.patch_size
         if most is not None and h * w > most:
             raise TooLong(
@@ -179,10 +179,10 @@ class Preprocessor:
 
 
 def _frames(part: FramesPart, frames: Mapping[str, Any]) -> Frames:
-    """The part's frames, checked to be those that it states."""
+    """The part's frames. Raises BadMedia if they are missing or differ from what the part states."""
     array = frames.get(part.blob)
     if array is None:
-        raise BadMedia(f"The frames of blob {part.blob[:12]} are not there.")
+        raise BadMedia(f"The frames of blob {part.blob[:12]} are missing.")
     if array.dtype != np.uint8 or array.shape != (part.frames, part.height, part.width, 3):
         raise BadMedia(f"The frames of blob {part.blob[:12]} are not those that the message states.")
     return np.asarray(array)

@@ -1,4 +1,4 @@
-"""Choosing the next token, with transformers' logits processors: their order and their meaning."""
+"""Chooses the next token. Order and meaning of the steps are those of transformers' logits processors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Scores = npt.NDArray[np.float64]
 
 
 class NotFinite(ValueError):
-    """The model returned NaNs or infinities: what is chosen by them is no answer."""
+    """The model returned NaNs or infinities, so no token can be chosen."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"the model returned {what} that are not numbers")
 
 
 class Sampler:
-    """One request's way to choose tokens: its options, what it has seen, and a generator of its own.
+    """Chooses the tokens of one request. Holds its options, the tokens it has seen, and its random generator.
 
     Each token takes exactly one draw from the request's own generator, so a seed gives the same text
     whatever else is in the batch.
@@ -61,7 +61,7 @@ def repetition_penalty(scores: Scores, seen: npt.NDArray[np.int32], penalty: flo
 
 
 def warp(scores: Scores, temperature: float, top_k: int, top_p: float) -> Scores:
-    """Temperature, then top-k, then top-p; what is filtered out becomes -inf. `temperature` > 0.
+    """Apply temperature, then top-k, then top-p. Filtered scores become -inf. `temperature` > 0.
 
     Scores are first shifted to a maximum of 0: the probabilities are the same, and the smallest temperature
     overflows to -inf instead of nan.

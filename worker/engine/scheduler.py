@@ -1,4 +1,4 @@
-"""Continuous batching: `step()` = admit -> prefill -> decode -> emit, on one thread, the device's."""
+"""Continuous batching: `step()` = admit -> prefill -> decode -> emit, on the device's thread."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ _log = getLogger("sailq.worker")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a request ended. Durations in seconds, `first_token_at` on `time.monotonic`; None: it never came.
+    """How a request ended. Durations are in seconds; `first_token_at` is a `time.monotonic`. None: no such step took
+    place.
 
     Attributes:
-        text: all that was given to `on_text`; of a cancelled or late request, what there was until then.
-        error: set where `finish_reason` is neither `stop` nor `length`.
+        text: all text that `on_text` got; for a cancelled or late request, the text until then.
+        error: set if `finish_reason` is neither `stop` nor `length`.
         vision_encode, prefill, decode: see `shared.jobs.Timings`.
         inter_token_latency: mean time between two tokens.
     """
@@ -55,12 +56,12 @@ class Outcome:
 
 
 class Request:
-    """One answer to be made. `on_text` is called on the scheduler's thread and must return at once.
+    """A request for one answer. `on_text` is called on the scheduler's thread and must return at once.
 
     Args:
         prepared: from `Engine.prepare`.
-        deadline: `time.monotonic` after which the answer is of no use, or None.
-        on_text: takes each piece of text when it is certain.
+        deadline: the `time.monotonic` at which the request ends as `deadline`, or None.
+        on_text: gets each piece of text once it is final.
     """
 
     def __init__(
@@ -78,18 +79,18 @@ class Request:
         self._cancelled, self._done = threading.Event(), threading.Event()
 
     def cancel(self) -> None:
-        """End it within one step; nothing happens if it is over. May be called from any thread."""
+        """End the request within one step. Does nothing if it is over. May be called from any thread."""
         self._cancelled.set()
 
     def wait(self, timeout: float | None = None) -> Outcome:
-        """Its outcome; raises TimeoutError after `timeout` seconds."""
+        """Wait for the outcome. Raises TimeoutError after `timeout` seconds."""
         if not self._done.wait(timeout):
             raise TimeoutError("The request is not over.")
         assert self.outcome is not None
         return self.outcome
 
     def interrupted(self, now: float) -> tuple[FinishReason, SailqError] | None:
-        """Why it must end now, if it must."""
+        """The reason why the request must end now; None if it may go on."""
         if self._cancelled.is_set():
             return "cancelled", Cancelled("The job was cancelled.")
         if self.deadline is not None and now >= self.deadline:
@@ -103,12 +104,12 @@ class Request:
 
 @dataclass
 class Counts:
-    """What a scheduler has done so far.
+    """Totals of a scheduler since it was made.
 
     Attributes:
-        prompt_tokens, vision_tokens: of the prompts that went in; vision tokens are prompt tokens too.
-        generation_tokens: that came out, end tokens included.
-        media, media_reused: in these prompts; reused, where their vision tokens were there already.
+        prompt_tokens, vision_tokens: tokens of the prefilled prompts; vision tokens count as prompt tokens too.
+        generation_tokens: generated tokens, end tokens included.
+        media, media_reused: media in these prompts, and those of them that were in the vision cache.
     """
 
     prompt_tokens: int = 0
@@ -121,10 +122,10 @@ class Counts:
 class Scheduler:
     """Keeps the engine's slots full. `submit` may be called from any thread; one thread runs the steps.
 
-    First come, first served; `high` priority goes before `normal`, but takes no slot away.
+    Requests are served in order. `high` priority goes before `normal`, but does not preempt a running request.
 
     Attributes:
-        counts: for whoever watches; only the scheduler's thread writes.
+        counts: totals, written only by the scheduler's thread.
     """
 
     def __init__(self, engine: Engine, on_inter_token_latency: Callable[[float], None] = lambda seconds: None) -> None:
@@ -149,7 +150,7 @@ class Scheduler:
 
     @property
     def alive(self) -> bool:
-        """False only where the loop broke: neither before `start` nor after `close`."""
+        """False only if the loop failed; True before `start` and after `close`."""
         return self._thread is None or self._closing or self._thread.is_alive()
 
     def submit(self, request: Request) -> None:
@@ -168,8 +169,10 @@ class Scheduler:
         self._thread = thread  # set after the start: `alive` reports a thread that has not started as dead
 
     def run(self) -> None:
-        """Step until `close`; then cancel what is left. A device that fails ends it at once, and leaves its requests as
-        they are: they are for a process with a device that works."""
+        """Step until `close`, then cancel the remaining requests.
+
+        If the device fails, the loop ends at once. Its requests stay unfinished: another process runs their jobs.
+"""
         try:
             while self._await_work():
                 self.step()
@@ -180,7 +183,7 @@ class Scheduler:
             self._end(request, "cancelled", Cancelled("The worker is shutting down."))
 
     def close(self) -> None:
-        """End the loop after its present step and wait for it. What is unfinished is cancelled."""
+        """End the loop after its current step and wait for it. Cancels unfinished requests."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -188,7 +191,7 @@ class Scheduler:
             self._thread.join()
 
     def step(self) -> None:
-        """End what was interrupted, prefill at most one request, decode one token for every running one."""
+        """End interrupted requests, prefill at most one request, and decode one token for each running request."""
         self._drop_interrupted()
         self._prefill_next()
         running = [request for request in self._slots if request is not None]
@@ -255,7 +258,7 @@ class Scheduler:
             self._emit(request)
 
     def _emit(self, request: Request) -> None:
-        """Hand out the newest text, and end what is finished."""
+        """Give the newest text to `on_text`, and end the request if it is finished."""
         generation = request.generation
         assert generation is not None
         try:
@@ -284,7 +287,7 @@ class Scheduler:
 
 
 def _as_failure(error: Exception, phase: str) -> SailqError:
-    """What the caller is told; anything but our own errors is logged with its traceback."""
+    """The error for the caller. Logs an error that is not a SailqError with its traceback."""
     if isinstance(error, SailqError):
         return error
     _log.error("%s failed", phase, exc_info=error)

@@ -1,4 +1,4 @@
-"""Tokens into text as they come: whole characters only, and nothing that a stop text may yet cut off."""
+"""Decodes tokens into text as they come. Holds back incomplete characters and what may begin a stop text."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._pending: list[int] = []  # tokens since the last one that ended on a whole character
-        self._decoded = 0  # characters of the pending tokens that are in _held or were given out
+        self._decoded = 0  # characters of the pending tokens that are in _held or were returned
         self._held = ""  # whole characters that may begin a stop text
         self._given: list[str] = []
         self.stopped = False
 
     @property
     def text(self) -> str:
-        """All that was given out."""
+        """All text returned so far."""
         return "".join(self._given)
 
     def push(self, token: int) -> str:
-        """Take one token; return the text that is now certain. `stopped`: whether a stop text ended it."""
+        """Add one token and return the text that is now final. Sets `stopped` if a stop text ends the answer."""
         self._pending.append(token)
         decoded = self._decode()
         # An incomplete character decodes to one replacement character at the very end.
@@ -43,7 +43,7 @@ class TextStream:
         return self._release(fresh, last=False)
 
     def finish(self) -> str:
-        """No token follows: what was held back."""
+        """End the answer and return the text that was held back."""
         rest = "" if self.stopped else self._decode()[self._decoded :]
         self._pending, self._decoded = [], 0
         return self._release(rest, last=True)

@@ -1,7 +1,7 @@
-"""A model directory's tokenizer and chat template, read with `tokenizers` and Jinja.
+"""Reads a model directory's tokenizer and chat template with `tokenizers` and Jinja.
 
-transformers does the same with the same two libraries, but it takes seconds to import and, where PyTorch is installed,
-240 MB. tests/unit/test_tokenizer.py holds both to the same tokens.
+transformers uses the same two libraries, but takes seconds to import and, if PyTorch is installed, 240 MB.
+tests/unit/test_tokenizer.py checks that both give the same tokens.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _WORDS = (
 
 
 class Tokenizer:
-    """May be used from any thread.
+    """A model's tokenizer and chat template. May be used from any thread.
 
     Attributes:
-        control: the special tokens, as texts, by id.
+        control: the text of each special token, by its id.
     """
 
     def __init__(self, directory: Path) -> None:
         """Raises Unsupported: no tokenizer, no chat template, or files that cannot be read."""
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one short text a call; and a quiet fork
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning after a fork
         config = _config(directory)
         try:
             self._backend = _backend(directory, config)
@@ -48,7 +48,7 @@ class Tokenizer:
         self._named = {name: text for name, text in named.items() if text is not None}
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The chat template's text of these messages, ready for the answer. What the template raises passes."""
+        """The prompt that the chat template makes of these messages. Errors of the template pass through."""
         return self._template.render(
             messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._named
         )
@@ -58,11 +58,11 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def token(self, text: str) -> int | None:
-        """The token whose whole text this is; None where there is none."""
+        """The id of the token with exactly this text; None if there is none."""
         return self._backend.token_to_id(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Their text, without the special ones."""
+        """The text of these tokens, without special tokens."""
         return self._backend.decode(tokens, skip_special_tokens=True)
 
 
@@ -104,7 +104,7 @@ def _template(directory: Path, config: Mapping[str, Any]) -> Template:
         source = config.get("chat_template")
     except (OSError, ValueError) as error:
         raise Unsupported(f"The chat template in {directory} cannot be read: {error}.") from None
-    if isinstance(source, list):  # several, by name
+    if isinstance(source, list):  # a list of templates, each with a name
         source = next((one.get("template") for one in source if one.get("name") == "default"), None)
     if not source:
         raise Unsupported(f"The tokenizer in {directory} has no chat template.")

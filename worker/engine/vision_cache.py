@@ -1,4 +1,4 @@
-"""Vision tokens that were made before: a second question about a clip, or a retry, does not encode it again."""
+"""Caches vision tokens, so that a second question about a clip, or a retry, does not encode it again."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Key = tuple[str, int, int, int]
 
 
 def key_of(part: FramesPart) -> Key:
-    """A blob's digest is its frames' content hash, and the frames have their size: (digest, frames, height, width)."""
+    """The cache key of a part: (digest, frames, height, width). The digest is a hash of the frames' bytes."""
     return part.blob, part.frames, part.height, part.width
 
 
 class VisionCache:
-    """The embeddings float32 [V, H] used last, in at most `limit` bytes. May be used from any thread."""
+    """An LRU cache of embeddings, float32 [V, H], of at most `limit` bytes. May be used from any thread."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._bytes = limit, 0
@@ -34,7 +34,7 @@ class VisionCache:
             return self._entries.get(key)
 
     def put(self, key: Key, embeds: Embeds) -> None:
-        """Keep it, in the place of those that were used longest ago; what exceeds the limit by itself is not kept."""
+        """Keep embeddings and evict those used longest ago. An entry larger than the limit is not kept."""
         with self._lock:
             if key in self._entries or embeds.nbytes > self._limit:
                 return

@@ -1,1 +1,1 @@
-"""Where models lie, which there are, and what a bmodel holds."""
+"""Finds models on disk and reads what a bmodel contains."""

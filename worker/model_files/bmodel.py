@@ -1,7 +1,7 @@
-"""What a bmodel holds, read from the file alone: no device and no library of the vendor's.
+"""Reads what a bmodel contains from the file alone, without a device or a vendor library.
 
-A bmodel is a header (64 bytes, little endian: magic, sizes), a FlatBuffer and the binaries that it names by their
-extents: weights and commands. The field ids are those of TPU-MLIR's schema, `tpu_mlir/Builder/BM168x/bmodel.fbs`.
+A bmodel is a header (64 bytes, little endian: magic, sizes), a FlatBuffer, and binaries (weights and commands), whose
+extents are in the FlatBuffer. The field ids are those of TPU-MLIR's schema, `tpu_mlir/Builder/BM168x/bmodel.fbs`.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ class Weight:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes that BMRuntime takes of a device to load a bmodel; tensors that the caller makes come on top.
+    """Bytes of a device's memory that BMRuntime takes to load a bmodel. The caller's own tensors come on top.
 
-    The first three are `weight`, `instruct` and `runtime` of `model_tool --info`, which leaves out the others, and
-    counts the first stage of a net again for each further one.
+    The first three are `weight`, `instruct` and `runtime` of `model_tool --info`. That tool omits the others, and
+    counts the first stage of a net again for each further stage.
 
     Attributes:
-        weights: of all nets, those with the same check code once.
-        commands: of all nets; BMRuntime takes some kB less where they are equal.
-        neurons: of the largest net, where all nets share them (BM_RUNTIME_SHARE_MEM).
+        weights: of all nets; weights with the same check code count once.
+        commands: of all nets. If nets have equal commands, BMRuntime takes a few kB less.
+        neurons: of the largest net: with BM_RUNTIME_SHARE_MEM all nets share them.
         io: inputs and outputs of the nets in mode `IO_ALONE`.
-        own_neurons: instead of `neurons` where each net has its own, as with BMRuntime's default flags.
+        own_neurons: of all nets, instead of `neurons`, if each net has its own (BMRuntime's default flags).
     """
 
     weights: int = 0
@@ -112,11 +112,12 @@ def read_bmodel(path: Path) -> Bmodel:
     try:
         return _Reader(path, binary_bytes).bmodel(Buffer(structure).root())
     except Corrupt:
-        raise Unsupported(f"{path} is damaged: its structure leads nowhere; copy or compile it again.") from None
+        raise Unsupported(f"{path} is damaged: its structure is invalid; copy or compile it again.") from None
 
 
 def _structure(path: Path) -> tuple[bytes, int]:
-    """The FlatBuffer, and the number of bytes of the binaries behind it, which the file holds."""
+    """The FlatBuffer, and the number of bytes of the binaries after it. Raises Unsupported if the file lacks some of
+    them."""
     if not path.is_file():
         raise Unsupported(f"{path} is not a file." if path.exists() else f"There is no file {path}.")
     try:
@@ -144,7 +145,7 @@ def _truncated(path: Path, held: int, stated: int | None = None) -> Unsupported:
 
 
 class _Reader:
-    """Walks the FlatBuffer once, counting the memory on its way. Methods take tables of the types they are named by."""
+    """Reads the FlatBuffer once and adds up the memory. Each method takes a table of the type in its name."""
 
     def __init__(self, path: Path, binary_bytes: int) -> None:
         self._path, self._binary_bytes = path, binary_bytes
@@ -156,7 +157,7 @@ class _Reader:
         nets, weights = {}, {}
         for table in model.tables(4):
             net, held = self._net(table)
-            if net.name not in nets:  # BMRuntime loads the first of a name
+            if net.name not in nets:  # BMRuntime loads the first net of each name
                 nets[net.name], weights[net.name] = net, held
         if not nets:
             raise Corrupt
@@ -207,7 +208,7 @@ class _Reader:
                 yield Weight(location.text(0), location.number(2, "Q"))
 
     def _count_commands(self, parameter: Table) -> None:
-        self._extent(parameter, 11)  # where those of dynamic subnets lie
+        self._extent(parameter, 11)  # holds the commands of dynamic subnets
         for subnet in parameter.tables(12):
             if subnet.number(0, "i") != 0:  # runs on the host
                 continue
@@ -219,7 +220,7 @@ class _Reader:
                 self._commands += self._extent(group, 2) + self._extent(group, 3)
 
     def _extent(self, table: Table, binary: int) -> int:
-        """Bytes of the field `binary`, which must lie in the file."""
+        """The length in bytes of the field `binary`, whose extent must lie in the file."""
         start, size = table.record(binary, _BINARY) or (0, 0)
         if start + size > self._binary_bytes:
             raise Corrupt

@@ -1,7 +1,7 @@
-"""Reads a FlatBuffer that nobody vouches for: whatever the bytes are, an answer or `Corrupt`, soon.
+"""Reads an untrusted FlatBuffer. Any bytes give a result or `Corrupt`, in bounded time.
 
-The `flatbuffers` package trusts its input: an offset out of range ends there in another error each time, and a
-vector of a million references to one table is followed a million times. Fields are named by their id in the schema.
+The `flatbuffers` package trusts its input: it raises various errors for an offset out of range, and follows a vector
+of a million references to one table a million times. Here fields are named by their id in the schema.
 Format: https://flatbuffers.dev/internals/
 """
 
@@ -13,15 +13,15 @@ from typing import Any
 
 
 class Corrupt(ValueError):
-    """An offset, a length or a text that no writer of FlatBuffers leaves."""
+    """An offset, a length or a text is not valid in a FlatBuffer."""
 
 
 class Buffer:
-    """`data` holds one FlatBuffer, from its first byte on."""
+    """The bytes of one FlatBuffer, with bounds checks. `data` begins with its first byte."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        # Each vector lies in the buffer once, so a reader that asks for each of them once reads no more than it holds.
+        # A reader that asks for each vector once reads no more bytes than the buffer has.
         self._unread = len(data)
 
     def root(self) -> Table:
@@ -34,11 +34,11 @@ class Buffer:
         return struct.unpack_from("<" + layout, self._data, at)
 
     def target(self, at: int) -> int:
-        """Where the reference at `at` leads."""
+        """The offset that the reference at `at` points to."""
         return at + int(self.unpack("I", at)[0])
 
     def vector(self, at: int, width: int) -> tuple[int, int]:
-        """(place of the first element, number of elements) of the vector to which the reference at `at` leads."""
+        """(offset of the first element, number of elements) of the vector that the reference at `at` points to."""
         start = self.target(at)
         (count,) = self.unpack("I", start)
         self._unread -= 4 + count * width
@@ -52,7 +52,7 @@ class Buffer:
             text = self._data[start : start + count].decode()
         except UnicodeDecodeError:
             raise Corrupt from None
-        if not text.isprintable():  # it will be shown on terminals
+        if not text.isprintable():  # terminals will show it
             raise Corrupt
         return text
 
@@ -66,7 +66,7 @@ class Table:
         (self._size,) = buffer.unpack("H", self._fields)
 
     def number(self, field: int, layout: str) -> int:
-        """An integer; `layout`: one letter of the struct module's."""
+        """An integer. `layout`: one format letter of the struct module."""
         at = self._place(field)
         return int(self._buffer.unpack(layout, at)[0]) if at else 0
 
@@ -79,7 +79,7 @@ class Table:
         return self._buffer.unpack(f"{count}{layout}", start)
 
     def record(self, field: int, layout: str) -> tuple[int, ...] | None:
-        """A struct, which lies in the table itself."""
+        """A struct, which is stored in the table itself."""
         at = self._place(field)
         return self._buffer.unpack(layout, at) if at else None
 
@@ -92,7 +92,7 @@ class Table:
         return Table(self._buffer, self._buffer.target(at)) if at else None
 
     def tables(self, field: int) -> Iterator[Table]:
-        """A vector of tables, to be asked for once."""
+        """A vector of tables. May be read only once."""
         at = self._place(field)
         if at:
             start, count = self._buffer.vector(at, 4)
@@ -100,7 +100,7 @@ class Table:
                 yield Table(self._buffer, self._buffer.target(place))
 
     def _place(self, field: int) -> int:
-        """Where the field's value lies, 0 if it is absent: a table never starts at 0, where the root's reference is."""
+        """The offset of the field's value, or 0 if it is absent. No value is at 0: the root's reference is there."""
         entry = 4 + 2 * field
         if entry + 2 > self._size:
             return 0

@@ -1,4 +1,4 @@
-"""What a bmodel is, in words and numbers, for a person who has the file and no device."""
+"""Describes a bmodel for people, from the file alone."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _BY_NAME = re.compile(r"(?<![a-z0-9])(w[48]b?f16|int[48]|bf16|f16|f32)(?![a-z0-9
 
 @dataclass(frozen=True)
 class Inspection:
-    """A bmodel, and what the worker can do with it.
+    """A bmodel, and whether a worker can run it.
 
     Attributes:
-        layout: None where the worker cannot drive it; `problem` then says why.
-        quantisation: of the decoder's layers; None where the file does not tell.
+        layout: None if the worker cannot run it; `problem` then says why.
+        quantisation: of the decoder's layers; None if the file does not show it.
     """
 
     bmodel: Bmodel
@@ -37,10 +37,10 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Inspect a bmodel, or the one of a model directory, whose config.json must then fit it.
+    """Inspect a bmodel, or the one in a model directory. The directory's config.json must fit it.
 
     Raises:
-        Unsupported: the file is no whole bmodel, or the directory does not hold exactly one.
+        Unsupported: the file is not a complete bmodel, or the directory does not contain exactly one.
     """
     file = only_bmodel(path) if path.is_dir() else path
     bmodel = read_bmodel(file)
@@ -55,8 +55,9 @@ def inspect(path: Path) -> Inspection:
 def quantisation(bmodel: Bmodel) -> str | None:
     """`w4f16`, `bf16`, ... from the decoder's first layer.
 
-    A layer's smallest matrix is that of k or v, hidden size times a row of the cache: its bytes give the bits of a
-    weight. Fewer bits than its inputs have are named as TPU-MLIR does. None: no such layer, or its weights unnamed.
+    The smallest matrix of a layer is that of k or v: hidden size × size of a cache row. Its bytes give the bits of a
+    weight. Weights with fewer bits than their inputs get TPU-MLIR's names, such as `w4f16`. None: the bmodel has no
+    such layer, or its weights have no names.
     """
     net = bmodel.nets.get("block_cache_0")
     if net is None or len(net.stages[0].outputs) < 2 or not all(t.shape for t in net.stages[0].outputs):
@@ -75,13 +76,14 @@ def quantisation(bmodel: Bmodel) -> str | None:
 
 
 def quantisation_by_name(path: Path) -> str | None:
-    """What the file's name claims."""
+    """The quantisation that the file's name states, if any."""
     found = _BY_NAME.search(path.name.lower().replace("_", " "))
     return found[1] if found else None
 
 
 def alike(bmodel: Bmodel) -> Iterator[tuple[str, BmodelNet]]:
-    """The nets, those of the layers that differ in nothing but their number as one: `block_0 to block_27`."""
+    """The nets with their names. Adjacent nets that differ only in their number are one entry: `block_0 to
+    block_27`."""
 
     def kind(net: BmodelNet) -> tuple[object, ...]:
         return re.sub(r"_\d+$", "", net.name), net.stages, net.dynamic, net.address_mode

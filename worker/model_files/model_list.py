@@ -1,4 +1,4 @@
-"""Which models are at hand: the packaged one, what lies in a folder, and what can be fetched."""
+"""Lists models: the packaged one, those in a folder, and those that can be downloaded."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Model:
     """One model or bmodel.
 
     Attributes:
-        name: for `--model`, where it can be served as it lies; else the file.
-        what: in words.
-        bytes: of all its files, or of the bmodel; None where nobody states them.
-        path: None where it is not here.
-        fetch: the command that brings it, where it is not here.
+        name: the value for `--model` if the model can be served; else the file's path.
+        what: a description in words.
+        bytes: size of all its files, or of the bmodel; None if unknown.
+        path: None if the model is not on this machine.
+        fetch: the command that downloads it, if it is not on this machine.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Model:
 
 
 def models(folder: Path) -> Iterator[Model]:
-    """All that is at hand, with `folder` searched, and then what could be fetched into it."""
+    """The models on this machine, those in `folder` included, then those that can be downloaded into `folder`."""
     for name in NAMES:
         directory = resolve(name)
         yield Model(name, "packaged, for CPUs", _bytes(directory), str(directory))
@@ -89,7 +89,7 @@ def _directory(directory: Path, bmodels: list[Path]) -> Iterator[Model]:
 
 
 def _described(path: Path) -> str:
-    """A bmodel in words; nothing for one net alone, which is a part on the way to a bmodel."""
+    """A bmodel in words; empty for a bmodel of one net, which is an intermediate file of compilation."""
     try:
         found = inspect(path)
     except Unsupported as error:

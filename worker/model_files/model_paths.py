@@ -1,4 +1,4 @@
-"""Where models are: the one that ships with the package, and any directory."""
+"""Finds model directories: the packaged model by its name, any other by its path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMES = ("sailq-tiny",)
 
 
 def resolve(model: str | Path) -> Path:
-    """The directory of a known model's name, or of a path; raises Unsupported."""
+    """The directory of a model, given by its name or path. Raises Unsupported."""
     path = _PACKAGED / model if str(model) in NAMES else Path(model).expanduser()
     if not (path / "config.json").is_file():
         raise Unsupported(
@@ -27,10 +27,10 @@ _PIECES, _PIECE_BYTES = 64, 64 * 1024
 
 
 def fingerprint(directory: Path, bmodel: Path | None = None) -> str:
-    """8 hex digits that differ where a model's files do: what a worker reads of its directory, and its nets.
+    """A hash of 8 hex digits of the files that a worker reads: those of the directory, and the nets.
 
-    Of a large file, its size and 64 pieces: all 7 GB of a bmodel would take a box a minute. A bmodel begins with the
-    checksums of its weights.
+    Only the size of a file and 64 pieces of it are hashed: reading all 7 GB of a bmodel would take a box a minute. A
+    bmodel begins with the checksums of its weights.
     """
     nets = [bmodel] if bmodel else (directory / "onnx").glob("*")
     files = {file.resolve() for pattern in _READ for file in directory.glob(pattern)} | {net.resolve() for net in nets}

@@ -1,4 +1,5 @@
-"""bmodels that Sophgo publishes for Qwen2-VL on the BM1684X, for `sailq model list` and deploy/models/download.sh."""
+"""The Qwen2-VL bmodels that Sophgo publishes for the BM1684X. `sailq model list` and deploy/models/download.sh read
+them."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ _LLM_TPU = "/ext_model_information/LLM/LLM-TPU"
 
 @dataclass(frozen=True)
 class Published:
-    """A model by the name that sailq gives it.
+    """A published model. `name` is sailq's name for it.
 
     Attributes:
-        bmodel, configs: paths for `dfss --url=open@sophgo.com:PATH`; no configs: `hub` has them.
-        gigabytes: of the bmodel, as its publisher states them, rounded; 0 where nobody does.
+        bmodel, configs: paths for `dfss --url=open@sophgo.com:PATH`; empty `configs`: `hub` has them.
+        gigabytes: rounded size of the bmodel as its publisher states it; 0 if not stated.
         hub: the Hugging Face repository whose config, tokenizer and processor files fit.
-        about: what the file's name says of it.
+        about: quantisation and context, as in the file's name.
     """
 
     name: str
@@ -38,6 +39,6 @@ PUBLISHED = (
     ),
 )
 
-if __name__ == "__main__":  # for download.sh: a line each, its fields parted by |
+if __name__ == "__main__":  # for download.sh: one line per model, fields separated by |
     for model in PUBLISHED:
         print("|".join(map(str, astuple(model))))

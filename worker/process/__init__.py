@@ -1,1 +1,1 @@
-"""A worker's process: put together, watched by systemd, shown to the server and to Prometheus."""
+"""The worker process: its assembly, its reports to systemd, the server and Prometheus, and its watchdog."""

@@ -1,7 +1,7 @@
-"""What one worker shows to Prometheus.
+"""The Prometheus metrics of one worker.
 
-What is counted as it happens are a few numbers; all else is read when Prometheus asks. Of the server nothing is asked:
-what is the same for all workers, the queues above all, is `sailq exporter`'s.
+A few numbers are counted as events happen; the others are read at each scrape. Nothing is read from the server:
+`sailq exporter` exports what all workers share, such as the queues.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from ..engine.scheduler import Scheduler
 _LABELS = ("model", "device")
 _GAP_BOUNDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
 _SPAN_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
-"""Seconds: from a claim on an idle box to the end of a night's queue."""
+"""Seconds: from a claim on an idle box to a job that waits for a night."""
 _STAGES = ("fetch", "preprocess", "vision_encode", "prefill", "decode")
 _REASONS = ("stop", "length", "cancelled", "deadline")
 _CODES = ("internal", "bad_request", "bad_media", "too_long", "unsupported")
-"""Of errors; series that are there from the start, so that the first of a kind is an increase."""
+"""Error codes whose series exist from the start, so that Prometheus sees the first error as an increase."""
 
 _log = getLogger("sailq.worker")
 
@@ -54,7 +54,8 @@ def exposed_at(settings: Settings) -> Iterator[CollectorRegistry]:
 
 
 class Metrics:
-    """The instruments of a worker: `gap` is for each token, `finished` for each result that was written."""
+    """The instruments of a worker: call `inter_token_latency` for each token, and `finished` for each result
+    written."""
 
     def __init__(self, registry: CollectorRegistry, engine: Engine) -> None:
         of = {"model": engine.card.name, "device": engine.device}
@@ -98,12 +99,12 @@ class Metrics:
                 instrument.observe(seconds)
 
     def watch(self, scheduler: Scheduler, name: str) -> None:
-        """Shows the state of a worker of this name that now takes jobs, too."""
+        """Adds the state of the worker `name`, once it takes jobs."""
         self._registry.register(_State(self._engine, scheduler, self._gaps, name))
 
 
 class _Gaps:
-    """A histogram whose one writer is the device's thread: it takes no lock, and a tenth of the library's time."""
+    """A histogram with one writer, the device's thread. Without a lock it takes a tenth of the library's time."""
 
     def __init__(self) -> None:
         self._counts, self._sum = [0] * (len(_GAP_BOUNDS) + 1), 0.0
@@ -122,7 +123,7 @@ class _Gaps:
 
 
 class _State(Collector):
-    """What a worker is and does at the moment, read from its engine and scheduler."""
+    """A worker's current state, read from its engine and scheduler at each scrape."""
 
     def __init__(self, engine: Engine, scheduler: Scheduler, gaps: _Gaps, name: str) -> None:
         self._engine, self._scheduler, self._gaps = engine, scheduler, gaps

@@ -1,4 +1,4 @@
-"""What others hear of a worker: its models' cards, and a record that each beat renews."""
+"""Registers a worker on the server: its models' cards, and a record that each beat renews."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CARD_TTL = 30 * 86_400
 
 
 class Registration:
-    """One worker's, under `name`; it takes jobs for `models`, its own name first."""
+    """The registration of one worker, `name`. `models`: the model names that it serves, the model's own name first."""
 
     def __init__(
         self, connection: redis.Redis, engine: Engine, scheduler: Scheduler, supervisor: SystemdNotifier, name: str,
@@ -43,17 +43,17 @@ class Registration:
         }
 
     def show_cards(self) -> None:
-        """Of an alias, the worker that started last has the card.
+        """Publishes the card of each model name. An alias gets the card of the worker that started last.
 
-        Raises ServerUnavailable, and Unsupported where newer workers serve this server: this one does not know the
+        Raises ServerUnavailable, and Unsupported if newer workers serve this server: this worker does not know the
         queues on which their producers' jobs wait.
         """
         with server_errors(self._connection), self._connection.pipeline() as pipeline:
             newest = int(self._connection.get(keys.NEWEST) or 0)
             if newest > keys.PROTOCOL:
                 raise Unsupported(
-                    f"This server's jobs are of protocol {newest}, and this worker takes those of {keys.PROTOCOL}: "
-                    "install the version of sailq that its producers have."
+                    f"This server's jobs use protocol {newest}, and this worker uses protocol {keys.PROTOCOL}: "
+                                        "install the version of sailq that its producers have."
                 )
             pipeline.set(keys.NEWEST, keys.PROTOCOL)
             for model in self._models:
@@ -63,7 +63,7 @@ class Registration:
             pipeline.execute()
 
     def beat(self, pipeline: Pipeline) -> None:
-        """Renews the record, which expires when the beats stop, and tells the supervisor of this one."""
+        """Renews the record, which expires when the beats stop, and reports the beat to systemd."""
         running = self._scheduler.running
         self._supervisor.beat(running, self._slots)
         now, at, tokens = self._clock.now(), time.monotonic(), self._scheduler.counts.generation_tokens
@@ -77,6 +77,6 @@ class Registration:
         pipeline.zremrangebyscore(keys.WORKERS, 0, now - RECORD_SECONDS)
 
     def withdraw(self) -> None:
-        with suppress(redis.RedisError):  # both age out
+        with suppress(redis.RedisError):  # both expire by themselves
             self._connection.delete(keys.worker(self._name))
             self._connection.zrem(keys.WORKERS, self._name)

@@ -1,4 +1,4 @@
-"""What a device must be able to do before its worker takes a job."""
+"""Tests the device before the worker takes a job."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _SIDE = 56
 
 
 def self_test(engine: Engine) -> None:
-    """Answer a small question about noise twice, in the first slot and in the last, with the same tokens.
+    """Answer a short question about noise in the first and in the last slot, and compare the tokens.
 
     Raises:
-        SailqError: the device fails, or does not compute the same twice.
+        SailqError: the device fails, or the two answers differ.
     """
     try:
-        # Under two names, so that the second image is encoded too and not remembered.
+        # Two digests, so that the vision cache does not serve the second image.
         first, last = (
             _answer(engine, _question(engine, name * 64), slot) for name, slot in (("0", 0), ("f", engine.slots - 1))
         )
         if first != last:
-            raise ValueError(f"asked twice, it gives the tokens {first} and {last}")
+            raise ValueError(f"the same prompt gave the tokens {first} and then {last}")
     except Exception as error:
         raise SailqError(f"{engine.device} fails its self-test, and this worker takes no jobs: {error}.") from error
 

@@ -1,4 +1,4 @@
-"""A worker process, put together: settings -> model -> engine -> scheduler -> consumer."""
+"""Assembles and runs a worker process: settings -> model -> engine -> scheduler -> consumer."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from .systemd_notifier import SystemdNotifier
 from .watchdog import Watchdog
 
 LOOK_AHEAD = 2
-"""Jobs taken beyond the slots, so that their frames and tokens are ready when a slot frees."""
+"""Jobs claimed beyond the slots, so that their frames and tokens are ready when a slot is freed."""
 MAX_CONNECTIONS = 4
-"""One waits for jobs, one for commands; two carry everything else, whatever the number of slots."""
+"""One waits for jobs and one for commands. Two carry all other commands, for any number of slots."""
 _SWITCH_SECONDS = 0.0005
-"""The device's thread comes back from each net to Python, tens of times a step, while other threads do their jobs' host
-work: by default it would wait for up to 5 ms each time."""
+"""The thread switch interval in seconds. The device's thread returns to Python after each net, tens of times a step,
+while other threads prepare jobs. With Python's default it would wait for up to 5 ms each time."""
 
 _log = logging.getLogger("sailq.worker")
 
@@ -52,7 +52,7 @@ def serve(
     """Loads the model once and serves its queue until SIGTERM or SIGINT.
 
     Args:
-        load: the model in a directory: `Engine.load` with its options.
+        load: loads the model in a directory: `Engine.load` with its options.
         drain_seconds: seconds that running jobs get after SIGTERM.
         device_timeout: seconds after which a call to the device ends the process.
 
@@ -60,7 +60,7 @@ def serve(
     ServerUnavailable when the server does not answer at start; later it waits for the server to return.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)  # until the consumer sets its own
+        signal.signal(number, _leave)  # until the consumer sets its own handlers
     sys.setswitchinterval(_SWITCH_SECONDS)
     model_dir = resolve(settings.model)
     connection = connect(settings.redis_url, max_connections=MAX_CONNECTIONS - 1)
@@ -72,9 +72,12 @@ def serve(
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Ends a worker that still loads, and so has no job. An exception would be raised in whatever runs: a module that
-    is imported raises another in its place, and a thread's or a destructor's is lost."""
-    _log.warning("told to stop while the model loads")
+    """Ends a worker that is still loading and so has no jobs.
+
+    An exception from this handler could be lost: a module that is being imported may raise another in its place, and
+    a destructor drops it.
+"""
+    _log.warning("stopped while the model was loading")
     logging.shutdown()
     os._exit(0)
 
@@ -116,7 +119,7 @@ def _serve(
         _log.info("worker %s takes jobs for %s, %d at a time", name, " and ".join(models), engine.slots)
         consumer.work()
         if not consumer.stop_requested:
-            raise SailqError("The worker's loop broke; its log says why.")
+            raise SailqError("The worker's loop failed; its log says why.")
     finally:
         scheduler.close()
         publisher.close()

@@ -1,6 +1,6 @@
-"""What systemd hears of a worker that it started: what it is doing, when it takes jobs, and that it lives.
+"""Tells systemd what a worker is doing, when it takes jobs, and that it is alive.
 
-The protocol is sd_notify(3)'s: datagrams to the socket that NOTIFY_SOCKET names. Without one nothing is sent.
+The protocol is sd_notify(3): datagrams to the socket in NOTIFY_SOCKET. Without that variable nothing is sent.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import time
 from contextlib import suppress
 
 BEAT_LIMIT = 300.0
-"""Seconds without a beat after which a worker is no longer called alive. A server that does not answer holds a beat up
-for as long as it takes to give up on it, a minute or two: that alone must not end a worker."""
+"""Seconds without a beat after which systemd may end the worker. An outage of the server can delay a beat by a minute
+or two, until the connection gives up: that alone must not end a worker."""
 
 
 class SystemdNotifier:
-    """Its methods may be called from any thread; none waits, and none raises."""
+    """Sends a worker's state to systemd. Its methods may be called from any thread. They never block or raise."""
 
     def __init__(self) -> None:
         address = os.environ.get("NOTIFY_SOCKET", "")
@@ -24,20 +24,20 @@ class SystemdNotifier:
         self._beat = time.monotonic()
 
     def status(self, text: str) -> None:
-        """One line, which `systemctl status` shows."""
+        """Sets the line that `systemctl status` shows."""
         self._send(f"STATUS={text}")
 
     def ready(self) -> None:
-        """The worker takes jobs from now on."""
+        """Reports that the worker takes jobs from now on."""
         self._send("READY=1")
 
     def beat(self, running: int, slots: int) -> None:
-        """The beat thread lives, and so many slots are in use."""
+        """Notes a beat, and reports how many slots are in use."""
         self._beat = time.monotonic()
         self.status(f"{running} of {slots} slots")
 
     def alive(self) -> None:
-        """Keeps systemd from ending the worker for another WatchdogSec, unless its beats have ceased."""
+        """Resets systemd's watchdog, unless the last beat is older than `BEAT_LIMIT`."""
         if time.monotonic() - self._beat < BEAT_LIMIT:
             self._send("WATCHDOG=1")
 
@@ -45,5 +45,5 @@ class SystemdNotifier:
         if not self._address:
             return
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)  # a manager that does not read must not hold up a worker
+            sender.setblocking(False)  # a manager that does not read must not block a worker
             sender.sendto(said.encode(), self._address)

@@ -1,4 +1,4 @@
-"""A device call that does not return is the end of the process: nothing in it can interrupt the device."""
+"""Ends the process when a device call does not return: no code in the process can interrupt it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from collections.abc import Callable
 from ..engine import Engine
 
 EXIT_CODE = 3
-"""Of a process that its watchdog ended."""
+"""The exit code of a process that its watchdog ended."""
 _LOOKS = 4
-"""How often it looks within the limit, and at least once a second."""
+"""Checks within the limit; there is at least one per second."""
 
 _log = logging.getLogger("sailq.worker")
 
 
 class Watchdog:
-    """Ends the process when a call to the engine's device takes longer than `limit` seconds, or what makes the calls
-    is gone. Its jobs' leases end with it, and other workers take them."""
+    """Ends the process when a device call takes longer than `limit` seconds, or the thread of the calls is gone.
+
+    The leases of its jobs then expire, and other workers run them.
+"""
 
     def __init__(
         self, engine: Engine, limit: float, alive: Callable[[], bool] = lambda: True,
         on_life: Callable[[], None] = lambda: None,
     ) -> None:
-        """`alive`: whether the thread that makes the device's calls still does. `on_life` is called at each look that
+        """`alive`: whether the thread that makes the device's calls still runs. `on_life`: called after each check that
         finds nothing wrong."""
         self._engine, self._limit, self._alive, self._on_life = engine, limit, alive, on_life
         self._stopped = threading.Event()
@@ -50,7 +52,7 @@ class Watchdog:
 
 
 def _leave(reason: str) -> None:
-    """At once: threads may be in a device call that nothing can interrupt."""
-    _log.critical("%s: leaving; a supervisor starts this worker again, and its jobs go to others", reason)
+    """Ends the process at once: a thread may be in a device call that nothing can interrupt."""
+    _log.critical("%s: this process ends; its jobs go to other workers, and a supervisor should restart it", reason)
     logging.shutdown()
     os._exit(EXIT_CODE)

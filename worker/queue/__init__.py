@@ -1,1 +1,1 @@
-"""A job's way through a worker: claimed with a lease, run, and finished, refused or handed back."""
+"""A job in a worker: it is claimed with a lease, run, and then finished, refused or handed back."""

@@ -1,7 +1,7 @@
-"""The loop of a worker process: wait for a place, then for a job, then give the job a thread.
+"""The main loop of a worker process: wait for a free place, claim a job, and run the job on a thread.
 
-A claim takes a job and its lease in one step, and one thread renews all leases. The leases of a worker that dies end
-after `LEASE_SECONDS`; the next worker that looks puts its jobs back. RQ's tools see workers and jobs as RQ's own.
+A claim takes a job and its lease in one step, and one thread renews all leases. When a worker dies, its leases end
+after `LEASE_SECONDS`, and another worker puts its jobs back on their queues. RQ's tools show workers and jobs.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from .job_store import Claim, JobStore, new_execution
 from .refusals import Refusals
 
 BEAT_SECONDS = 1.0
-"""Leases are renewed at each beat, and dead workers' jobs are looked for at every second one."""
+"""Leases are renewed at each beat. Every second beat looks for the jobs of dead workers."""
 _RECORD_BEATS = 8
-"""The worker's record only has to be seen to live."""
+"""The worker's record is renewed at every eighth beat: it only shows that the worker is alive."""
 RECORD_SECONDS = int(BEAT_SECONDS * _RECORD_BEATS * 2.5)
 """A worker whose record is older than this is gone."""
 _BELL_SECONDS = 2
-"""How long an idle worker waits for its queues' bells before it looks by itself: RQ's own `enqueue` rings none."""
+"""Seconds that an idle worker waits for its queues' bells before it polls: RQ's own `enqueue` rings no bell."""
 _OUTAGE_SECONDS = 1.0
 _DRAIN_LOOK_SECONDS = 0.05
 
@@ -47,7 +47,7 @@ _log = logging.getLogger("sailq.worker")
 class Consumer:
     """Takes jobs for `places` executions at a time: the scheduler's slots plus a short look-ahead.
 
-    So the host work of the next jobs is done while the device is busy, and no more is taken from other boxes than that.
+    The look-ahead lets the host prepare the next jobs while the device is busy, and leaves all others to other boxes.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Consumer:
         self._free = threading.Semaphore(places)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix="sailq-job")
         self._claims: dict[str, Claim] = {}
-        self._empty = False  # the last claim left nothing behind
+        self._empty = False  # whether the last claim left the queues empty
         self._suspended = False
         self._stopping, self._hurry, self._ended = threading.Event(), threading.Event(), threading.Event()
 
@@ -79,7 +79,7 @@ class Consumer:
         return self._stopping.is_set()
 
     def work(self) -> None:
-        """Serves the queues until SIGTERM or SIGINT, and then lets the running jobs finish, or gives them back."""
+        """Serves the queues until SIGTERM or SIGINT, then lets the running jobs finish or hands them back."""
         for one in (signal.SIGINT, signal.SIGTERM):
             signal.signal(one, self._on_signal)
         self._registered.register_birth()
@@ -105,10 +105,10 @@ class Consumer:
         try:
             self._registered.register_death()
         except redis.RedisError as error:
-            _log.warning("left without telling the server: %s", error)
+            _log.warning("the worker's registration was not removed from the server: %s", error)
 
     def _next(self) -> Claim | None:
-        """A job, or None after a short wait for one."""
+        """Claims a job, or returns None after a short wait."""
         execution = new_execution()
         for trial in count():
             try:
@@ -125,7 +125,7 @@ class Consumer:
                 self._empty = claim is None or not claim.more
                 return claim
             except redis.RedisError as error:
-                _log.warning("the server fails: %s", error)
+                _log.warning("no job was claimed, because the server failed: %s", error)
                 if self._stopping.wait(_OUTAGE_SECONDS):
                     return None
         raise AssertionError
@@ -134,14 +134,14 @@ class Consumer:
         try:
             self._job_runner.run(claim)
         except redis.RedisError as error:
-            _log.error("job %s: its end was not recorded, and its lease will end: %s", claim.job, error)
+            _log.error("job %s: its result was not written; its lease will expire: %s", claim.job, error)
         except Exception:
-            _log.exception("job %s: its end was not recorded, and its lease will end", claim.job)
+            _log.exception("job %s: its result was not written; its lease will expire", claim.job)
         finally:
             self._claims.pop(claim.lease, None)
             self._free.release()
 
-    # The beat: leases, the worker's record, and what dead workers have left.
+    # The beat: renews leases and the worker's record, and recovers the jobs of dead workers.
 
     def _beat(self, *, record: bool) -> None:
         claims = list(self._claims.values())
@@ -155,7 +155,7 @@ class Consumer:
         if record:
             with self._connection.pipeline(transaction=False) as pipeline:
                 self._registered.heartbeat(RECORD_SECONDS, pipeline)
-                # Again: a server that was emptied, and a sweep during an outage, forget a worker that lives.
+                # Register again: a flushed server, or a sweep during an outage, forgets a live worker.
                 pipeline.hset(self._registered.key, mapping=self._registered.serialize())
                 worker_registration.register(self._registered, pipeline)
                 self._registered.set_state("busy" if claims else "idle", pipeline)
@@ -172,10 +172,10 @@ class Consumer:
                     self._suspended = self._refusals.recover()
             except redis.RedisError as error:
                 _log.warning("beat failed: %s", error)
-            except Exception:  # without beats every lease ends, and jobs are run over and over
+            except Exception:  # without beats every lease expires, and jobs are run again and again
                 _log.exception("beat failed")
 
-    # Commands: RQ's stop-job, which a cancelling producer sends, is heard at once; what is missed, the beat sees.
+    # Commands: RQ's stop-job, which `cancel` of a producer sends, acts at once. The beat sees a missed one.
 
     def _listen(self) -> Any:
         commands = self._connection.pubsub()
@@ -193,14 +193,14 @@ class Consumer:
             _log.warning("ignored a command that is none of RQ's: %r", error)
 
     def _on_deafness(self, error: Exception, *_: Any) -> None:
-        _log.warning("commands are not heard: %s", error)
+        _log.warning("commands cannot be received: %s", error)
         self._ended.wait(_OUTAGE_SECONDS)
 
-    # The end: no new job; the running ones finish, or go back to the queue.
+    # Shutdown: no new jobs; the running ones finish or go back to the queue.
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self._hurry.is_set():
-            _log.warning("third signal: leaving as it is; running jobs go to other workers when their leases end")
+            _log.warning("third signal: exiting now; running jobs go to other workers when their leases expire")
             logging.shutdown()
             os._exit(1)  # job threads may be in a device call that nothing can interrupt
         if self._stopping.is_set():

@@ -1,4 +1,4 @@
-"""The messages of a job that a backend has put on the queue with RQ's own `enqueue`, as its author wrote them."""
+"""Reads the messages of a job that a backend enqueued with RQ's own `enqueue`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sailq.shared.media.parts import peek
 
 
 def read_messages(messages: Any, card: ModelCard) -> Prepared:
-    """Reads messages as `prepare` takes them, with these media alone: data URLs, and parts of `Client.upload`'s.
+    """Reads messages as `prepare` does. Their media must be data URLs or parts that `Client.upload` returned.
 
-    Raises what `prepare` raises, BadRequest for media that the worker would have to open or to fetch, and Unsupported
-    where this worker cannot read media.
+    Raises what `prepare` raises, BadRequest for media that are files or other URLs, and Unsupported if this worker
+    cannot read media.
     """
     for message in messages if isinstance(messages, (list, tuple)) else ():
         content = message.get("content") if isinstance(message, Mapping) else None
@@ -23,9 +23,9 @@ def read_messages(messages: Any, card: ModelCard) -> Prepared:
             _check(part)
     try:
         return prepare(messages, card=card)
-    except ImportError:  # the workers' images leave out what reads media
+    except ImportError:  # the workers' container images have no packages for reading media
         raise Unsupported(
-            "This worker reads no images or videos; have Client.upload read them, and give the part that it returns."
+            "This worker cannot read images or videos: read them with Client.upload, and send the part that it returns."
         ) from None
 
 
@@ -38,6 +38,6 @@ def _check(part: Any) -> None:
     sources = read.source if isinstance(read.source, (list, tuple)) else [read.source]
     if not all(isinstance(source, str) and source[:5].lower() == "data:" for source in sources):
         raise BadRequest(
-            "A worker opens no files and no addresses: give images and videos as data URLs, or as parts that "
+            "A worker opens no files and no URLs: send images and videos as data URLs, or as parts that "
             "Client.upload returns."
         )

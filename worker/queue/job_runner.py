@@ -1,4 +1,4 @@
-"""One job's way through a worker, from its claim to its result."""
+"""Runs one job in a worker, from its claim to its result."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from .refusals import Refusals
 from .shared_lock import SharedLock
 
 _MAX_CAUSE = 500
-"""Characters of an error that a job's history keeps."""
+"""The most characters of an error that a job's history keeps."""
 _OUTAGE_SECONDS = 0.25
 
 _log = logging.getLogger("sailq.worker")
 
 
 class HandedBack(Exception):
-    """This worker leaves before the job's answer is complete: another attempt makes it anew."""
+    """This worker stops before the job's answer is complete; another attempt starts over."""
 
 
 class JobRunner:
-    """Runs jobs, one a thread, through one scheduler."""
+    """Runs jobs through one scheduler. Each job has its own thread."""
 
     def __init__(
         self, connection: redis.Redis, engine: Engine, scheduler: Scheduler, publisher: Publisher, store: JobStore,
@@ -52,17 +52,17 @@ class JobRunner:
         self._refusals = refusals
         self._identity, self._on_result = refusals.identity, refusals.on_result
         self._clock = ServerClock(connection)
-        # A worker that lost its lease may be given the job again: two requests of one job.
+        # Keyed by request: a worker that lost its lease may claim the same job again.
         self._running: dict[Request, Claim] = {}
         self._lock = threading.Lock()
         self._leaving = False
         self._device = SharedLock()
 
     def run(self, claim: Claim) -> None:
-        """One attempt at a job. Every failure that is the job's own becomes its result.
+        """Runs one attempt at a job. A failure caused by the job becomes its result.
 
-        A job's last attempt has the device to itself: when a job takes its workers down, those that ran beside it
-        each time are innocent, and must not end as it does.
+        A job's last attempt runs alone on the device. If a job crashes its workers, the jobs beside it must not use up
+        their last attempts, too.
         """
         with self._device.alone() if claim.last else self._device.shared():
             if claim.last and not self._store.begin(claim):
@@ -70,7 +70,7 @@ class JobRunner:
             claimed_at = self._clock.now()
             try:
                 if not claim.fields:
-                    raise BadRequest("This job's record is too large, or not one that RQ wrote.")
+                    raise BadRequest("This job's record is too large, or RQ did not write it.")
                 job, claim = self._read(claim)
             except SailqError as error:
                 self._refusals.refuse(claim.job, claim.execution, error, queue=claim.queue, fields=claim.fields)
@@ -86,7 +86,7 @@ class JobRunner:
                 raise
 
     def _read(self, claim: Claim) -> tuple[Job, Claim]:
-        """The job, and its claim with the clips that came in the job itself."""
+        """The job, and its claim, to which the clips in the job's own messages are added."""
         if is_own(claim.fields):
             return read_job(claim.job, claim.queue, claim.fields), claim
         clips: dict[str, bytes] = {}
@@ -99,7 +99,7 @@ class JobRunner:
         return read_job(claim.job, claim.queue, claim.fields, read), replace(claim, clips={**claim.clips, **clips})
 
     def cancel(self, job: str, execution: str | None = None) -> None:
-        """Cancels a job, or one attempt at it, that runs here; nothing happens if it does not."""
+        """Cancels a job, or one attempt at it, if it runs here."""
         with self._lock:
             requests = [request for request, claim in self._running.items()
                         if claim.job == job and execution in {None, claim.execution}]
@@ -107,7 +107,7 @@ class JobRunner:
             request.cancel()
 
     def hand_back(self) -> None:
-        """Ends every attempt that runs here, or begins later, with HandedBack."""
+        """Ends every attempt that runs here now or later with HandedBack."""
         with self._lock:
             self._leaving = True
             requests = list(self._running)
@@ -128,7 +128,7 @@ class JobRunner:
             _log.warning("refused %s: %s: %s", job.id, error.code, quoted(str(error)))
             outcome = Outcome.unstarted("error", error)
         except (redis.RedisError, HandedBack):
-            raise  # not the job's fault: another attempt has it
+            raise  # not the job's fault: another attempt will run it
         except Exception as error:
             _log.exception("job %s", job.id)
             outcome = Outcome.unstarted("error", SailqError(f"The worker failed on this job: {type(error).__name__}."))
@@ -144,7 +144,7 @@ class JobRunner:
                 else:
                     self._on_result(result)
                 return
-            # The answer is in hand, and made anew only if another attempt begins meanwhile.
+            # Keep the answer: it is lost only if another attempt begins meanwhile.
             except (*OUTAGES, NotReplicated) as error:
                 if not trial:
                     _log.warning("job %s: its result is kept until the server takes it: %s", job.id, error)
@@ -178,7 +178,7 @@ class JobRunner:
             with self._lock:
                 del self._running[request]
         if self._leaving and outcome.finish_reason == "cancelled":
-            raise HandedBack  # its producer may have cancelled it, too: the next attempt sees the mark
+            raise HandedBack  # the next attempt sees whether its producer cancelled it, too
         first = outcome.first_token_at
         return outcome, timings.model_copy(update={
             "fetch": fetched - start,
@@ -192,7 +192,7 @@ class JobRunner:
         })
 
     def _frames(self, media: Media, claim: Claim) -> dict[str, Frames]:
-        """The frames that are wanted, by their clips' digests. Most came with the claim."""
+        """The frames that `media` needs, by digest. Most came with the claim."""
         missing = [digest for digest in media.wanted if digest not in claim.clips]
         clips = {**claim.clips, **(self._store.clips(missing, claim, self._clock.now()) if missing else {})}
         if not all(digest in clips for digest in media.wanted):
@@ -216,7 +216,7 @@ class JobRunner:
         )
 
     def _failed_history(self, claim: Claim, error: SailqError | None, now: float) -> tuple[Attempt, ...]:
-        """The attempts that led to an error, where another might have gone better."""
+        """The attempts that led to an error, if a retry could succeed; else empty."""
         if error is None or not Failure(code=error.code, message="").may_pass:
             return ()
         this = Attempt(attempt=claim.attempt, worker=self._identity.worker, started_at=now,
@@ -225,7 +225,7 @@ class JobRunner:
 
 
 def _deadline(job: Job, claim: Claim, now: float) -> float | None:
-    """By this process' monotonic clock: the job's own, or the end of what RQ's `job_timeout` gives it."""
+    """The earlier of the job's deadline and RQ's `job_timeout`, as `time.monotonic`; None if it has neither."""
     left = [] if job.deadline is None else [job.deadline - now]
     if left and left[0] <= 0:
         raise DeadlineExceeded("The job's deadline had passed before a worker was free.")

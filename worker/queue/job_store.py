@@ -1,5 +1,5 @@
-"""A worker's part of a job's life: it claims jobs, renews their leases, finishes them or hands them back, and puts the
-jobs of workers that died back on their queues."""
+"""The state changes of jobs that a worker makes on the server: it claims jobs, renews their leases, finishes them,
+hands them back, and recovers the jobs of dead workers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from sailq.shared.scripts import call_replicated, script
 from sailq.shared.settings import Settings
 
 LEASE_SECONDS = 4
-"""A lease that was not renewed for so long has ended: another worker gets the job."""
+"""Seconds until a lease expires if it is not renewed. Another worker then gets the job."""
 _LOOKED_MS = 500
-"""Milliseconds, at least, between two looks for jobs of dead workers, by all workers together."""
+"""The least milliseconds between two searches for jobs of dead workers, by all workers together."""
 _SWEEP_SECONDS = 60
-"""Seconds, at least, between two sweeps for clips and records that nobody needs."""
+"""The least seconds between two sweeps for clips and records that nobody needs."""
 _CLAIMED_TTL = 86_400
-"""Seconds that a claimed job's record stays. Without the record, its result could not be written."""
+"""Seconds that a claimed job's record is kept. The result cannot be written without it."""
 _MAX_HISTORY = 8
-"""The newest attempts that a job remembers. There may be more: those that were handed back do not count."""
+"""How many of its newest attempts a job remembers. A job can have more than `MAX_ATTEMPTS`, as some do not count."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +36,14 @@ class Claim:
     """One attempt at a job.
 
     Attributes:
-        job: the job's id, as it stood on the queue.
-        execution: the attempt's random id, which fences what it writes.
+        job: the job's id, as read from the queue.
+        execution: the attempt's random id. The server refuses writes of an attempt that was superseded.
         attempt: counts from 1.
         more: whether other jobs wait on its queue.
-        last: whether the job has no attempt left after this one. This one counts from `JobStore.begin` on.
-        fields: RQ's hash of the job; empty where it is too large, or the key is no hash.
-        clips: bytes of its clips, by digest; without those that are gone, or too much for one reply.
-        turns: encoded Turns of its conversation; their size in bytes, where that is too much for one reply.
+        last: whether this is the job's last attempt. It counts once `JobStore.begin` was called.
+        fields: RQ's hash of the job; empty if it is too large, or the key is not a hash.
+        clips: bytes of its clips, by digest, without those that expired or do not fit into the reply.
+        turns: encoded Turns of its conversation, or their size in bytes if they do not fit into the reply.
     """
 
     job: str
@@ -63,14 +63,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Recovered:
-    """What a look for jobs of dead workers has found.
+    """The result of a search for jobs of dead workers.
 
     Attributes:
         suspended: whether `rq suspend` keeps workers from taking jobs.
-        back: jobs that are on their queues again.
-        given_up: (job, execution) of jobs that have no attempt left. Their leases are this worker's, which ends them.
+        back: jobs that were put back on their queues.
+        given_up: (job, execution) of jobs that have no attempt left. This worker holds their leases and must end them.
         cancelled: jobs that a tool of RQ's has cancelled.
-        refused: (job, the feature of RQ's that it asks for and sailq does not have).
+        refused: (job, the feature of RQ that it needs and that sailq does not have).
     """
 
     suspended: bool
@@ -81,10 +81,10 @@ class Recovered:
 
 
 class JobStore:
-    """The transitions of jobs, as one worker makes them. Raises redis-py's errors."""
+    """The state changes of jobs that one worker makes. Raises redis-py's errors."""
 
     def __init__(self, connection: Redis, waiting: Redis, settings: Settings, worker: str) -> None:
-        """`waiting`: the connection for `claim`. It must not send a command again by itself."""
+        """`waiting`: the connection for `claim`. It must not retry commands."""
         self._connection, self._waiting, self._settings, self._worker = connection, waiting, settings, worker
         names = ("claim", "begin", "renew", "finish", "release", "recover", "hold")
         self._scripts = {name: script(connection, name) for name in names}
@@ -92,11 +92,11 @@ class JobStore:
     def claim(
         self, queues: Sequence[str], execution: str, now: float, *, again: bool = False, idle: bool = True
     ) -> Claim | None:
-        """The next job of the first queue that has one, leased to this worker; None where none waits.
+        """Claims the next job of the first queue that is not empty; None if all are empty.
 
-        `execution`: a new id (`new_execution`). After an error, call it with the same id and `again`: the server may
-        have given a job to the call that failed. `idle`: whether this worker has waited for a bell, which it rings
-        again where it leaves jobs.
+        `execution`: a new id (`new_execution`). After an error, call it with the same id and `again`: the failed call
+        may have claimed a job. `idle`: whether this worker has waited for a bell; it then rings the bell again if it
+        leaves jobs on the queue.
         """
         reply = self._scripts["claim"](keys=[keys.waiting(queue) for queue in queues], args=[
             self._worker, execution, LEASE_SECONDS, at(now), _CLAIMED_TTL, MAX_ATTEMPTS, _MAX_HISTORY,
@@ -113,12 +113,12 @@ class JobStore:
         )
 
     def begin(self, claim: Claim) -> bool:
-        """Counts a job's last attempt. False where the job has another attempt by now, or none."""
+        """Counts a job's last attempt. Returns False if the claim was superseded or the job has ended."""
         return bool(self._scripts["begin"](keys=[keys.job(claim.job)], args=[claim.execution]))
 
     def renew(self, claims: Sequence[Claim]) -> tuple[set[str], set[str]]:
-        """Renews the leases of claims. Returns the leases that are gone, and the leases of jobs that were cancelled, or
-        deleted by a tool of RQ's."""
+        """Renews the leases of claims. Returns the leases that were lost, and the leases of jobs that were cancelled or
+        that a tool of RQ deleted."""
         gone: set[str] = set()
         ended: set[str] = set()
         for queue in {claim.queue for claim in claims}:
@@ -131,13 +131,13 @@ class JobStore:
     def finish(
         self, job: str, execution: str, result: Result, turn: Turn | None = None, *, replicated: bool = False
     ) -> bool:
-        """Writes the result, tells those that wait for it, adds the turn to its conversation, releases the next turn
-        and frees the clips: all of it, or nothing.
+        """Ends a job in one atomic step: writes the result, notifies its waiters, adds the turn to its conversation,
+        queues the next turn and frees the clips.
 
-        A job whose error may pass is kept as a failed one for its `failure_ttl`. `execution` is "" for a job that
-        nobody has claimed. False, with nothing written, where the job has another attempt by now, or none. With
-        `replicated` it raises NotReplicated where fewer than `sync_replicas` replicas have confirmed the result; call
-        it again then.
+        A job whose error may not recur is kept as a failed job for its `failure_ttl`. `execution` is "" for a job that
+        nobody has claimed. Returns False, and writes nothing, if the attempt was superseded or the job has ended. With
+        `replicated`, raises NotReplicated if fewer than `sync_replicas` replicas have confirmed the result; call it
+        again then.
         """
         settings, status = self._settings, rq_status(result)
         wanted = settings.sync_replicas if replicated else 0
@@ -154,14 +154,14 @@ class JobStore:
         return bool(written)
 
     def release(self, claim: Claim, cause: str, *, counts: bool = True) -> bool:
-        """Puts a job back on its queue. `counts`: whether the attempt uses up one of the job's `MAX_ATTEMPTS`. False
-        where the job has another attempt by now, or none."""
+        """Puts a job back on its queue. `counts`: whether the attempt uses up one of the job's `MAX_ATTEMPTS`. Returns
+        False if the attempt was superseded or the job has ended."""
         return bool(self._scripts["release"](
             keys=[keys.job(claim.job)], args=[claim.job, claim.execution, cause, int(counts)]
         ))
 
     def recover(self, queues: Sequence[str]) -> Recovered:
-        """Looks after the jobs of workers that died, unless another worker has just done so."""
+        """Recovers the jobs of dead workers, unless another worker has just done so."""
         found = self._scripts["recover"](keys=[keys.waiting(queue) for queue in queues], args=[
             self._worker, _LOOKED_MS, LEASE_SECONDS, MAX_ATTEMPTS, _SWEEP_SECONDS, self._settings.conversation_ttl,
         ])
@@ -170,11 +170,11 @@ class JobStore:
                          list(zip(refused[::2], refused[1::2], strict=True)))
 
     def clips(self, digests: Sequence[str], claim: Claim, now: float) -> dict[str, bytes]:
-        """Clips that did not come with the claim, by digest: those of earlier turns, and those of a job of RQ's own
-        `enqueue`. Such a job holds them from now on."""
+        """Clips that did not come with the claim, by digest: those of earlier turns, and those of a job from RQ's own
+        `enqueue`. The server keeps the latter for such a job from now on."""
         if not is_own(claim.fields):
             held = [part for digest in digests for part in (digest, b"")]
-            with suppress(OutOfMemoryError):  # who uploaded them holds them still
+            with suppress(OutOfMemoryError):  # the upload still holds them
                 self._scripts["hold"](
                     keys=[keys.job(claim.job)], args=[f"job:{claim.job}", now, _CLAIMED_TTL, 0, *held]
                 )
@@ -189,7 +189,7 @@ class JobStore:
         return fields
 
     def history(self, job: str) -> tuple[Attempt, ...]:
-        """The job's last attempts in their order."""
+        """The job's last attempts, oldest first."""
         return attempts(self._connection.hget(keys.job(job), "history"))
 
 
@@ -198,16 +198,16 @@ def new_execution() -> str:
 
 
 def attempts(noted: bytes | None) -> tuple[Attempt, ...]:
-    """A job's history; none where it cannot be read."""
+    """A job's history; empty if it cannot be read."""
     with suppress(BadRequest, TypeError, ValueError):  # anybody may write to the server
         return tuple(parse(Attempt, attempt) for attempt in json.loads(noted or b"[]"))
     return ()
 
 
 def said_before(claim: Claim) -> list[Message]:
-    """What was said before this turn: the conversation's answered turns, in order."""
+    """The messages before this turn: those of the conversation's answered turns, in order. Raises TooLong."""
     if isinstance(claim.turns, int):
-        raise TooLong(f"This conversation's turns take {claim.turns >> 20} MB: go on in a new one.")
+        raise TooLong(f"This conversation's turns take {claim.turns >> 20} MB, too much: start a new one.")
     history: list[Message] = []
     for turn in (decode(Turn, data) for data in claim.turns):
         history.extend(turn.messages)

@@ -1,4 +1,4 @@
-"""Tokens on their way out: the device thread leaves them here, one thread writes them, many at a time."""
+"""Writes streamed text to the server. The device's thread adds text, and one thread writes it in batches."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sailq.shared.connection import OUTAGES
 from sailq.shared.scripts import script
 
 FLUSH_SECONDS = 0.05
-"""A stream's reader sees text at most this much later than it was made; the first token goes at once."""
+"""The longest that text waits to be written, in seconds. The first token is written at once."""
 FLUSH_TOKENS = 256
-"""So many tokens of all streams together do not wait for the next flush."""
+"""Tokens of all streams together that cause a flush at once."""
 _OUTAGE_SECONDS = 1.0
 
 _log = logging.getLogger("sailq.publisher")
@@ -34,13 +34,13 @@ class Stream:
 class Publisher:
     """Writes the text of all running jobs in one command per flush.
 
-    Each entry says at which character of its attempt it begins (`at`), so that an entry written twice,
-    after a lost reply, does no harm to its reader.
+    Each entry states the character of its attempt at which it begins (`at`), so that readers can skip an entry that was
+    written twice after a lost reply.
     """
 
     def __init__(self, connection: redis.Redis, ttl: int) -> None:
         """`ttl`: seconds that a stream outlives its newest entry."""
-        self._say = script(connection, "say")  # a script, as a full server refuses a plain XADD
+        self._say = script(connection, "say")  # a script, because a full server refuses a plain XADD
         self._ttl = ttl
         self._dirty: dict[Stream, None] = {}
         self._waiting = 0  # tokens, of all streams
@@ -51,19 +51,19 @@ class Publisher:
         self._thread.start()
 
     def put(self, stream: Stream, text: str) -> None:
-        """Takes text from the device thread; never blocks on the network."""
+        """Adds text, on the device's thread. Never waits for the network."""
         with self._changed:
             first = not self._dirty
             stream.pending.append(text)
             self._dirty[stream] = None
             self._waiting += 1
-            if first or self._waiting == FLUSH_TOKENS:  # else the thread would wake up for nothing at each token
+            if first or self._waiting == FLUSH_TOKENS:  # not at each token: that would wake the thread too often
                 self._changed.notify()
 
     def flush(self) -> None:
-        """Writes all that waits; returns when it is in Redis. Raises redis-py's errors.
+        """Writes all pending text and returns when it is in Redis. Raises redis-py's errors.
 
-        What an outage kept from being written, or may have, waits on.
+        Text that was not written because of an outage stays pending.
         """
         with self._flushing:
             with self._changed:
@@ -107,7 +107,7 @@ class Publisher:
                 _log.warning("streamed text was not written: %s", error)
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, _OUTAGE_SECONDS)
-            except Exception:  # the other jobs' readers still wait for theirs
+            except Exception:  # the other jobs' readers still wait for their text
                 _log.exception("streamed text was not written")
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting >= FLUSH_TOKENS or self._closed, FLUSH_SECONDS)

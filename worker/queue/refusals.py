@@ -1,4 +1,4 @@
-"""Error results for jobs that are not run: refused, given up, or ended by others."""
+"""Writes error results for jobs that are not run: refused, given up, or ended by others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger("sailq.worker")
 
 @dataclass(frozen=True)
 class Identity:
-    """How results name their maker. `models`: the names by which jobs may ask for it, its own first."""
+    """A worker as results name it. `models`: the model names that it serves, the model's own name first."""
 
     worker: str
     device: str
@@ -28,24 +28,24 @@ class Identity:
 
 
 class Refusals:
-    """One worker's. Raises redis-py's errors."""
+    """Ends jobs that one worker does not run. Raises redis-py's errors."""
 
     def __init__(
         self, store: JobStore, clock: ServerClock, identity: Identity,
         on_result: Callable[[Result], None] = lambda result: None,
     ) -> None:
-        """`on_result` takes each result that was written."""
+        """`on_result`: called with each result that was written."""
         self.identity, self.on_result = identity, on_result
         self._store, self._clock = store, clock
 
     def recover(self) -> bool:
-        """Puts the jobs of workers that died on their queues again, and ends those that can go on no more.
+        """Puts the jobs of dead workers back on their queues, and ends those that have no attempt left.
 
-        True where `rq suspend` keeps workers from taking jobs.
+        Returns True if `rq suspend` keeps workers from taking jobs.
         """
         found = self._store.recover([keys.queue(model) for model in self.identity.models])
         for job in found.back:
-            _log.warning("job %s goes back to its queue: its worker's lease has ended", job)
+            _log.warning("job %s goes back to its queue: its lease has expired", job)
         for job, execution in found.given_up:
             history = self._store.history(job)
             causes = [attempt.cause for attempt in history if attempt.cause != HANDED_BACK]
@@ -63,8 +63,8 @@ class Refusals:
         self, job_id: str, execution: str, error: SailqError, history: tuple[Attempt, ...] = (), *,
         queue: str = "", fields: Mapping[bytes, bytes] | None = None,
     ) -> None:
-        """An error result for a job. `execution`: see `JobStore.finish`; `fields`: RQ's hash, where it is at hand."""
-        _log.warning("refused %s: %s: %s", quoted(job_id), error.code, quoted(str(error)))  # one line for each
+        """Writes an error result for a job. `execution`: see `JobStore.finish`. `fields`: RQ's hash, if known."""
+        _log.warning("refused %s: %s: %s", quoted(job_id), error.code, quoted(str(error)))  # on one line
         fields = self._store.fields(job_id) if fields is None else fields
         queue = queue or fields.get(b"origin", b"").decode(errors="replace")
         result = Result(
@@ -74,7 +74,7 @@ class Refusals:
             device=self.identity.device, model=self.identity.models[0], finished_at=self._clock.now(),
             history=history, attempt=history[-1].attempt if history else 1,
         )
-        with suppress(SailqError):  # what is readable of the job is its owner's to have back
+        with suppress(SailqError):  # the result has what can be read of the job
             job = read_job(job_id, queue, fields)
             result = result.model_copy(update={
                 "conversation": job.conversation, "turn": job.turn, "metadata": job.metadata,

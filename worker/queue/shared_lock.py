@@ -1,4 +1,4 @@
-"""A lock that many hold together, or one alone."""
+"""A lock that many threads share, or one holds alone: a readers-writer lock."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 
 class SharedLock:
-    """Whoever waits to be alone goes before those who come later, so that its turn comes."""
+    """A readers-writer lock. A thread that waits for `alone` goes before later ones that ask for `shared`."""
 
     def __init__(self) -> None:
         self._holders = 0
-        self._loners = 0  # the one that holds it alone, and those that wait to
+        self._loners = 0  # those that hold it alone or wait to
         self._changed = threading.Condition()
 
     @contextmanager

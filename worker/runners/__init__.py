@@ -1,1 +1,1 @@
-"""Runners: the only code that knows a runtime. The engine drives them through `base.Runner`."""
+"""Runners: the only code that calls a runtime. The engine uses them through `base.Runner`."""

@@ -1,4 +1,4 @@
-"""What the engine asks of a runtime."""
+"""The interface between the engine and a runtime."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from .sensors import Readings
 Bytes = npt.NDArray[np.uint8]
 
 MASKED = -10000.0
-"""What is added to a score that must not count; also exact in half precision, where -inf is not safe."""
+"""Added to a masked attention score. It is exact in half precision, where -inf is not safe."""
 
 
 class Runner(Protocol):
     """One loaded model on one device, with a KV cache of its own for each slot.
 
     Every call but `readings` comes from one thread. A call checks shapes, dtypes, slots and token ids before it
-    touches the device, and raises ValueError when its caller broke the contract. A call that raises leaves the
-    slots that were not in it as they were.
+    touches the device, and raises ValueError when its caller broke the contract. A call that raises does not
+    change the slots that it did not name.
     """
 
     @property
     def device(self) -> str:
-        """What runs the nets, for people to read."""
+        """The name of what runs the nets, for people to read."""
 
     @property
     def slots(self) -> int:
-        """Sequences that can be decoded together; slots are numbered from 0."""
+        """The number of sequences that can be decoded together. Slots are numbered from 0."""
 
     @property
     def context(self) -> int:
-        """Rows of a slot's cache: the prompt and all of the answer but its last token, which is never fed."""
+        """The rows of a slot's cache. They hold the prompt and the answer but for its last token, which is never
+        fed."""
 
     @property
     def longest_prompt(self) -> int:
@@ -94,11 +95,12 @@ class Runner(Protocol):
         """
 
     def release(self, slot: int) -> None:
-        """The slot's sequence is over; its memory may serve others."""
+        """Free a slot, so that its memory can be used for another sequence."""
 
     def clear(self, slot: int) -> None:
-        """Forget the slot's sequence and zero its memory. A number that is not finite gets through the mask that hides
-        what an earlier sequence left there."""
+        """Free the slot and zero its memory.
+
+        Needed after values that are not finite: the mask does not hide them from the slot's next sequence."""
 
     def readings(self) -> Readings | None:
-        """What the device's sensors say, or None where it has none. From any thread."""
+        """The readings of the device's sensors, or None if it has none. May be called from any thread."""

@@ -1,4 +1,4 @@
-"""What every runner checks before it touches its device. ValueError: the caller broke the contract."""
+"""Argument checks of every runner, made before it touches its device. They raise ValueError."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def require(condition: bool | np.bool_, complaint: str) -> None:
 
 
 def check_tokens(spec: ModelSpec, tokens: Int, positions: Int, table: int) -> None:
-    """int32 [n], each in the vocabulary, and int32 [3, n], each in the rotary table's `table` rows."""
+    """Check `tokens`, int32 [n], each in the vocabulary, and `positions`, int32 [3, n], each below `table`, the rotary
+    table's rows."""
     require(tokens.dtype == np.int32 and tokens.ndim == 1, "tokens are int32 [n]")
     require(positions.dtype == np.int32 and positions.ndim == 2, "positions are int32 [3, n]")
     require(positions.shape == (3, len(tokens)), "three positions a token")
@@ -28,7 +29,7 @@ def check_tokens(spec: ModelSpec, tokens: Int, positions: Int, table: int) -> No
 def check_prompt(
     spec: ModelSpec, slots: int, context: int, slot: int, tokens: Int, positions: Int, vision: Float, places: Int
 ) -> None:
-    """The arguments of `Runner.prefill`, for a runner with so many slots of `context` tokens."""
+    """Check the arguments of `Runner.prefill`, for a runner with `slots` slots of `context` tokens."""
     require(0 <= slot < slots, f"there is no slot {slot}")
     require(0 < len(tokens) < context, f"a prompt of {len(tokens)} tokens does not fit")
     check_tokens(spec, tokens, positions, context)
@@ -38,10 +39,10 @@ def check_prompt(
 def check_step(
     spec: ModelSpec, used: Int, context: int, slots: Sequence[int], tokens: Int, positions: Int
 ) -> tuple[Int, Int]:
-    """The arguments of `Runner.decode`, for a runner whose slots hold `used` tokens of `context` each.
+    """Check the arguments of `Runner.decode`. `used`: the tokens that each slot holds, of `context` at most.
 
     Returns:
-        int32 [n]: the slots, and how many tokens each of them holds.
+        int32 [n] slots, and int32 [n] tokens that each of them holds.
     """
     rows = np.array(slots, np.int32)
     require(len(set(slots)) == len(slots) > 0, "slots are distinct, and at least one")
@@ -54,14 +55,14 @@ def check_step(
 
 
 def check_vision(spec: ModelSpec, length: int, vision: Float, places: Int) -> None:
-    """float32 [V, H], one row for each place in a prompt of `length` tokens."""
+    """Check `vision`, float32 [V, H]: one row for each of `places` in a prompt of `length` tokens."""
     require(vision.dtype == np.float32, "vision embeddings are float32")
     require(vision.shape == (len(places), spec.hidden_size), "the vision embeddings do not fit their places")
     require(np.isin(places, np.arange(length)).all(), "a vision token has no place in the prompt")
 
 
 def check_pixels(spec: ModelSpec, pixels: Bytes, grid: tuple[int, int, int], most: int, side: int | None) -> None:
-    """uint8 [t·h·w, 1176], at most `most` patches in one temporal grid and `side` along a side of it."""
+    """Check `pixels`, uint8 [t·h·w, 1176]. `most`: patches in one temporal grid; `side`: patches along a side of it."""
     t, h, w = grid
     size = 3 * spec.temporal_patch_size * spec.patch_size**2
     require(pixels.dtype == np.uint8 and pixels.shape == (t * h * w, size), "pixels do not fit the grid")

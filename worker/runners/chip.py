@@ -1,11 +1,11 @@
-"""One TPU through SAIL: a bmodel's nets, tensors on the device, and numbers between them and numpy.
+"""One TPU through SAIL: the nets of a bmodel, tensors on the device, and copies between them and numpy.
 
-Every call that a loaded model makes into SAIL is in this file, in SAIL's portable order: a write is flushed
-(`sync_s2d`) and a read begins with `sync_d2s`. On a box a net's own tensors are mapped with the cache on: the chip does
-not see what still lies in the cache, and a line that is evicted late overwrites what the chip wrote meanwhile.
-Elsewhere both calls cost 0.3 µs.
+All calls into SAIL on a loaded model are in this file. They work on boxes and PCIe cards: a write ends with `sync_s2d`,
+and a read begins with `sync_d2s`. A box maps a net's own tensors with the cache on. The chip does not see data that is
+still in the cache, and a line that is evicted late overwrites what the chip wrote meanwhile. Elsewhere both calls cost
+0.3 µs.
 
-Where each call's behaviour on a box (`IS_SOC_MODE`) stands in sophgo/sophon-sail 3.10.7 and sophgo/libsophon:
+The behaviour of each call on a box (`IS_SOC_MODE`), with its source in sophgo/sophon-sail 3.10.7 and sophgo/libsophon:
 
     a net's own tensors are mapped     src/engine_llm.cpp:323, src/tensor.cpp:987; bmlib/src/bmlib_memory.cpp:1531,
                                        with the cache on: driver/bm_gmem.c:166
@@ -18,8 +18,8 @@ Where each call's behaviour on a box (`IS_SOC_MODE`) stands in sophgo/sophon-sai
     process                            waits for the chip: src/engine_llm.cpp:439
     get_input_tensors_addrmode0        memory that nets share: tpu-runtime/src/bmruntime.cpp:299, one core's default
 
-Of a copy that fails `update_data`, `asnumpy`, `sync_*` and `sync_d2d` raise nothing (src/tensor.cpp:1036, :1776, :2469,
-:1092): SAIL logs it, and old or random values stay. So a chosen token is checked before it is used. No call here ends
+`update_data`, `asnumpy`, `sync_*` and `sync_d2d` do not raise when a copy fails (src/tensor.cpp:1036, :1776, :2469,
+:1092): SAIL logs it, and old or random values remain. So a chosen token is checked before it is used. No call here ends
 the process by `exit`, which SAIL calls in `scale_from` and `scale_to` alone (src/internal.h:166).
 """
 
@@ -42,8 +42,8 @@ _NAMES = {"f32": "BM_FLOAT32", "f16": "BM_FLOAT16", "bf16": "BM_BFLOAT16", "i32"
 
 
 class _Call:
-    """What SAIL raises becomes DeviceFailed. Its exceptions have no base but Exception, and those that it does not
-    register arrive as RuntimeError, IndexError or ValueError."""
+    """Turns any exception of SAIL into DeviceFailed. SAIL's exceptions have no common base but Exception, and
+    unregistered ones arrive as RuntimeError, IndexError or ValueError."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
@@ -53,7 +53,7 @@ class _Call:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, Exception):
-            raise DeviceFailed(f"SAIL fails to {self._doing}: {type(error).__name__}: {error}") from error
+            raise DeviceFailed(f"SAIL failed to {self._doing}: {type(error).__name__}: {error}") from error
 
 
 _COUNT, _OPEN, _MAKE = _Call("count the TPUs"), _Call("load the model"), _Call("make a tensor")
@@ -67,13 +67,13 @@ def count_tpus(sail: Any) -> int:
 
 
 class Chip:
-    """A bmodel on a device. SAIL does not check what it is told; `view` and `write` do. Each method raises DeviceFailed
-    where SAIL raises.
+    """A bmodel on a device. SAIL does not check its arguments; `view` and `write` do. Each method raises DeviceFailed
+    if SAIL raises.
 
     Args:
         sail: the module `sophon.sail`, or one that offers the same.
         tpu: the number of the device.
-        bmodel: what to load on it.
+        bmodel: the file to load.
     """
 
     def __init__(self, sail: Any, tpu: int, bmodel: Path) -> None:
@@ -84,7 +84,7 @@ class Chip:
         self._shared: dict[str, Mapping[int, Any]] = {}
 
     def new(self, like: BmodelTensor) -> Any:
-        """Device memory alone, zeroed, for an input or output of a net."""
+        """A zeroed tensor in device memory only, with the shape and dtype of a net's input or output."""
         dtype = self._dtypes[like.dtype]
         with _MAKE:
             return self._sail.Tensor(
@@ -92,27 +92,27 @@ class Chip:
             )
 
     def own_inputs(self, net: str, stage: int) -> Mapping[int, Any]:
-        """The inputs' own memory of a net in address mode `IO_ALONE`, which runs on it without a copy; else none. Its
-        views are for nets to run on: `write` takes the whole tensor, because SAIL flushes no view of it."""
+        """The input tensors that a net in address mode `IO_ALONE` owns; empty for other nets. The net runs on them
+        without a copy. Nets may run on their views, but `write` needs the whole tensor: SAIL does not flush views."""
         with _MAKE:
             own: Mapping[int, Any] = self._engine.get_input_tensors(graph_name=net, stage=stage)
         return own
 
     def shared_inputs(self, net: str) -> Mapping[int, Any]:
-        """The inputs' own memory of a net in address mode 0: another net's run may write over it. SAIL warns in the log
-        at each call, so it is asked once."""
+        """The input tensors of a net in address mode 0. Other nets share this memory and may overwrite it. Call it once
+        per net: SAIL logs a warning each time."""
         if net not in self._shared:
             with _MAKE:
                 self._shared[net] = self._engine.get_input_tensors_addrmode0(graph_name=net)
         return self._shared[net]
 
     def view(self, tensor: Any, shape: Sequence[int], start: int = 0) -> Any:
-        """A part of a tensor that must outlive it, from element `start`."""
+        """A view of a tensor from element `start`. The tensor must outlive it."""
         return self.views(tensor, shape, [start])[0]
 
     def views(self, tensor: Any, shape: Sequence[int], starts: Collection[int]) -> list[Any]:
-        """Parts of one tensor, checked together: a step of a 7B with 8 slots takes 448 of them. Given by keyword, SAIL
-        finds this one of its ten constructors at once."""
+        """Views of one tensor, checked together: a step of a 7B model with 8 slots needs 448 of them. With
+        keyword arguments, SAIL finds the right one of its ten constructors at once."""
         if min(starts) < 0 or max(starts) + prod(shape) > prod(tensor.shape()):
             raise ValueError(f"{list(shape)} from {sorted(starts)} is not within {tensor.shape()}")
         new, dims = self._sail.Tensor, list(shape)
@@ -120,14 +120,14 @@ class Chip:
             return [new(src=tensor, shape=dims, offset=start) for start in starts]
 
     def write(self, tensor: Any, values: npt.NDArray[Any]) -> None:
-        """Values of the tensor's size, in its own dtype. The one way to a tensor: what is not flushed is not there."""
+        """Write `values`, which have the tensor's size, in its dtype, and flush them. All writes go through here."""
         data = self._encode(values.reshape(tensor.shape()), tensor.dtype())
         with _WRITE:
             tensor.update_data(data)
             tensor.sync_s2d()
 
     def read(self, tensor: Any) -> npt.NDArray[Any]:
-        """int32 of an int32 tensor, float32 of any other."""
+        """Read a tensor: as int32 if it is int32, else as float32."""
         with _READ:
             tensor.sync_d2s()
             values: npt.NDArray[Any] = tensor.asnumpy()
@@ -139,7 +139,7 @@ class Chip:
         return values
 
     def copy(self, source: Any, start: int, target: Any, place: int, length: int) -> None:
-        """`length` elements from `start` of `source` to `place` of `target`, on the device."""
+        """Copy `length` elements from `start` of `source` to `place` of `target`, on the device."""
         with _COPY:
             target.sync_d2d(source, start, place, length)
 
@@ -149,7 +149,7 @@ class Chip:
             self._engine.process(net, dict(enumerate(inputs)), dict(enumerate(outputs)))
 
     def _encode(self, values: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
-        """As SAIL takes them: half precision as uint16."""
+        """The values in the form that SAIL takes: half precision as uint16."""
         if dtype == self._dtypes["f16"]:
             return values.astype(np.float16).view(np.uint16)
         if dtype == self._dtypes["bf16"]:  # to nearest, ties to even

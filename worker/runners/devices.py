@@ -1,4 +1,4 @@
-"""What may run a model, by the name that `sailq worker --device` takes."""
+"""Opens the runner for a device name, as given to `sailq worker --device`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .base import Runner
 CPU, EMULATOR = "cpu", "emulator"
 NAMES = (CPU, "tpu:N", EMULATOR)
 DEFAULT_SLOTS = 8
-"""Of a runner that can have any number."""
+"""The number of slots of a runner that can have any number."""
 _TPU = re.compile(r"tpu(:\d{1,3})?")
 
 
 def check_device(device: str) -> None:
-    """Raises Unsupported for what is no device's name."""
+    """Raises Unsupported if `device` is not the name of a device."""
     if device not in (CPU, EMULATOR) and not _TPU.fullmatch(device):
         raise Unsupported(f"There is no device {device!r}; there are {', '.join(NAMES)}.")
 
@@ -29,13 +29,13 @@ def open_runner(
     spec: ModelSpec, device: str = CPU, *, bmodel: Path | None = None, slots: int | None = None,
     threads: int | None = None,
 ) -> Runner:
-    """The model, loaded on a device.
+    """Load a model on a device.
 
     Args:
         device: "cpu" (ONNX Runtime), "tpu:N" (the Nth BM1684X, through SAIL) or "emulator" (its C model).
         bmodel: the file to load on a TPU; None: the one in the model's directory.
         slots: answers decoded together; None: as many as the bmodel has, or 8 on a CPU.
-        threads: of a CPU; None: as many as help this model.
+        threads: number of CPU threads; None: as many as speed this model up.
 
     Raises:
         Unsupported: no such device, its libraries are missing, or the model cannot be served on it.
@@ -58,7 +58,7 @@ def open_runner(
 
 
 def only_bmodel(directory: Path) -> Path:
-    """The bmodel of a model's directory; raises Unsupported where there is none, or more than one."""
+    """The bmodel in a model's directory. Raises Unsupported if it contains none or several."""
     files = sorted(directory.glob("*.bmodel"))
     if not files:
         raise Unsupported(f"{directory} holds no bmodel: deploy/models/compile.sh and download.sh make them.")

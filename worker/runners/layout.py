@@ -1,4 +1,4 @@
-"""What a bmodel's nets are for: the layouts that the SAIL runner drives, found by net names and shapes.
+"""Recognises the layout of a bmodel's nets by their names and shapes. These are the layouts that `SailRunner` can run:
 
 | kind                | made by                              | known by                                          |
 |---------------------|--------------------------------------|---------------------------------------------------|
@@ -26,7 +26,7 @@ CHIP = "BM1684X"
 VISION_TABLE = 8192 // 14 + 1
 """Rows of the ViT's rotary table that deploy/models exports: `MAX_GRID` of qwen2_vl_nets.py."""
 _SOPHON_DEMO_TABLE = 100
-"""The same of sophon-demo's ViT. llm_convert makes a row for each patch."""
+"""The rows of sophon-demo's table. llm_convert's has a row for each patch."""
 _TABLE, _TABLE_ROW = "tpu.Gather.source", 20 * 2
 """How TPU-MLIR names a table in the file, and bytes of a row: a frequency for 4 of the 80 dims of a vision head."""
 
@@ -36,7 +36,7 @@ class Layout:
     """A Qwen2-VL in a bmodel.
 
     Attributes:
-        kind: for people to read.
+        kind: its name, for people to read.
         slots: sequences that are decoded together.
         context: rows of a slot's cache.
         prompts: lengths at which tokens are prefilled, increasing; the last is the longest at once.
@@ -80,7 +80,7 @@ class Layout:
         return self.nets["block_cache_0"].stages[0].inputs[3].dtype
 
     def stage(self, net: str, size: int) -> Stage:
-        """The stage of a block or embedding whose first input has `size` rows; of a dynamic net, the one there is."""
+        """The stage of a block or embedding whose first input has `size` rows. A dynamic net has only one."""
         stages = self.nets[net].stages
         return next((stage for stage in stages if _rows(stage.inputs[0]) == size), stages[0])
 
@@ -90,7 +90,7 @@ class Layout:
 
 
 def read_layout(bmodel: Bmodel, spec: ModelSpec | None = None) -> Layout:
-    """The layout of a bmodel, checked to be what `SailRunner` will drive and, if given, to be `spec`'s.
+    """The layout of a bmodel, checked for what `SailRunner` needs and, if given, against `spec`.
 
     Raises:
         Unsupported: another chip, missing nets, shapes or dtypes that do not fit each other or `spec`.
@@ -111,7 +111,7 @@ def read_layout(bmodel: Bmodel, spec: ModelSpec | None = None) -> Layout:
         layout = _layout(bmodel, layers)
         complaint = next(_complaints(layout, spec), None)
     except IndexError:
-        raise Unsupported(f"{bmodel.path} has nets of Qwen2-VL's names, but of no layout that is known.") from None
+        raise Unsupported(f"{bmodel.path} has nets with the names of Qwen2-VL's, but in an unknown layout.") from None
     if complaint:
         raise Unsupported(f"{bmodel.path} does not fit {spec.directory if spec else 'itself'}: {complaint}.")
     return layout
@@ -122,7 +122,7 @@ def _require_nets(bmodel: Bmodel, layers: int) -> None:
     names += [f"{kind}_{index}" for index in range(max(layers, 1)) for kind in ("block", "block_cache")]
     for name in names:
         if name not in bmodel.nets:
-            raise Unsupported(f"{bmodel.path} is no whole Qwen2-VL: it lacks the net {name}.")
+            raise Unsupported(f"{bmodel.path} is not a complete Qwen2-VL: it lacks the net {name}.")
 
 
 def _layout(bmodel: Bmodel, layers: int) -> Layout:
@@ -160,14 +160,14 @@ def _layout(bmodel: Bmodel, layers: int) -> Layout:
 
 
 def _side(bmodel: Bmodel, rows: int) -> int:
-    """Rows of the ViT's rotary table: as many as that kind's has, and no more than the file has room for. The file
-    states a table's bytes by whole pages, and neither its rows nor its dtype."""
+    """Rows of the ViT's rotary table: the number for this kind, but at most what fits into the file's table. The file
+    states the table's size in whole pages, but neither rows nor dtype."""
     tables = [weight.bytes for weight in bmodel.weights.get("vit", ()) if weight.name == _TABLE]
     return min([rows, *(size // _TABLE_ROW for size in tables)])
 
 
 def _takes(greedy_head: Stage, scores: BmodelTensor, slots: int) -> bool:
-    """Whether it takes lm_head's output as it is, and gives a token for each slot; of other forms the host chooses."""
+    """Whether greedy_head takes lm_head's output unchanged and gives one token per slot. If not, the host chooses."""
     given, made = greedy_head.inputs, greedy_head.outputs
     return (
         len(given) == len(made) == 1 and (given[0].shape, given[0].dtype) == (scores.shape, scores.dtype)
@@ -176,13 +176,13 @@ def _takes(greedy_head: Stage, scores: BmodelTensor, slots: int) -> bool:
 
 
 def _rows(tensor: BmodelTensor) -> int:
-    """Tokens of [1, S] or [1, S, H]."""
+    """The number of tokens S of a tensor [1, S] or [1, S, H]."""
     return tensor.shape[1]
 
 
 def _complaints(layout: Layout, spec: ModelSpec | None) -> Iterator[str]:
-    """What the runner would pass and a net does not take, in words. All sizes are checked against `spec`'s, or else
-    against those of the bmodel's own first nets."""
+    """Complaints about what the runner would pass but a net does not take. Sizes are checked against `spec`, or else
+    against the bmodel's own first nets."""
     nets, slots, context = layout.nets, layout.slots, layout.context
     if not layout.prompts:
         yield "embedding and block_0 have no length in common"
@@ -190,8 +190,8 @@ def _complaints(layout: Layout, spec: ModelSpec | None) -> Iterator[str]:
     if layout.prompts[-1] > context:
         yield f"prompts of {layout.prompts[-1]} tokens are longer than the cache of {context}"
     if layout.history and context % layout.prompts[-1]:
-        yield f"a cache of {context} is no multiple of the {layout.prompts[-1]} tokens that are prefilled at once"
-    if slots > 1 and len(layout.caches) > 1:  # one slot's cache lies behind another's: a part of each is not one piece
+        yield f"a cache of {context} is not a multiple of the {layout.prompts[-1]} tokens that are prefilled at once"
+    if slots > 1 and len(layout.caches) > 1:  # the slots' caches follow each other, so a part of each is not contiguous
         yield f"{slots} slots go with one length of the cache, not with {layout.caches}"
     if slots > layout.prompts[0]:
         yield f"{slots} slots are more than the shortest prompt, {layout.prompts[0]}"
@@ -221,7 +221,7 @@ _Sizes = tuple[tuple[int, ...], tuple[int, ...]]
 def _sizes(
     layout: Layout, hidden: int, row: int, vocabulary: int, pixels: int, merged: int
 ) -> Iterator[tuple[str, list[_Sizes]]]:
-    """Elements of each net's inputs and outputs, one pair for each size that it may have."""
+    """The number of elements of each net's inputs and outputs, one pair for each size of the net."""
     slots, context = layout.slots, layout.context
     yield "vit", [((n * pixels, n * 2, n * n), (n // merged * hidden,)) for n in layout.patches]
     lengths = {_rows(stage.inputs[0]) for name in ("embedding", "block_0") for stage in layout.nets[name].stages}
@@ -245,7 +245,7 @@ def _sizes(
 
 
 def _dtype_complaints(layout: Layout) -> Iterator[str]:
-    """Tensors that are passed from net to net have one dtype: those of hidden states, and those of the cache."""
+    """Complaints about dtypes: all hidden states must have one dtype, and so must all of the cache."""
     hidden = layout.nets["lm_head"].stages[0].inputs[0].dtype
     for name, net in layout.nets.items():
         for stage in net.stages:

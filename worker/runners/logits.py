@@ -1,6 +1,6 @@
-"""The scores of the next token, left where they were made until somebody reads them.
+"""The scores of the next token. They stay where they were computed until they are read.
 
-A row is 4 bytes for each token of the vocabulary, 0.6 MB of a Qwen2-VL: a greedy answer needs none of them.
+A row has 4 bytes for each token of the vocabulary, 0.6 MB for Qwen2-VL. A greedy answer reads none of them.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class Logits(Protocol):
     def argmax(self) -> Int:
         """int32 [rows]: the token with the highest score, the first of equals, or UNUSABLE.
 
-        All scores of a row are looked at in the host's memory. Where the device chooses, only the chosen token's is,
-        and where it keeps its scores (`greedy_only`), the hidden state that they are made of.
+        Scores in the host's memory are all checked to be finite. If the device chooses, only the score of the chosen
+        token is checked. If the device gives no scores (`greedy_only`), the hidden state is checked.
         """
 
     def row(self, index: int) -> Float:
-        """float32 [vocabulary]. Raises ValueError where the device keeps its scores to itself (`greedy_only`)."""
+        """float32 [vocabulary]. Raises ValueError if the device gives no scores (`greedy_only`)."""
 
 
 class HostLogits:
-    """float32 [rows, vocabulary] in the host's memory."""
+    """Scores in the host's memory, float32 [rows, vocabulary]."""
 
     def __init__(self, values: Float) -> None:
         self._values = values
@@ -68,8 +68,8 @@ class DeviceLogits:
         return self._part(index, 0, self._vocabulary)
 
     def _checked(self, index: int, token: int) -> int:
-        """A token that the chip chose, or UNUSABLE: of NaNs it makes token 0, of -inf one too many, and without a sign.
-        Its score is 4 bytes to read."""
+        """A token that the chip chose, or UNUSABLE. For NaNs the chip chooses token 0; for only -inf, a token past the
+        vocabulary. Reading the token's score to find out costs 4 bytes."""
         known = 0 <= token < self._vocabulary
         return token if known and np.isfinite(self._part(index, token, 1)).all() else UNUSABLE
 
@@ -81,7 +81,7 @@ class DeviceLogits:
 
 
 class ChosenTokens:
-    """int32 [rows], where the net gives no scores."""
+    """Tokens of a net that gives no scores, int32 [rows]."""
 
     def __init__(self, tokens: Int) -> None:
         self._tokens = tokens
@@ -90,4 +90,4 @@ class ChosenTokens:
         return self._tokens
 
     def row(self, index: int) -> Float:
-        raise ValueError("this model file gives tokens, no logits")
+        raise ValueError("this model file gives tokens instead of logits")

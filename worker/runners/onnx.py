@@ -1,4 +1,4 @@
-"""The nets of deploy/models on ONNX Runtime: the runner of any CPU."""
+"""Runs the nets of deploy/models on any CPU with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from .inputs import causal_mask, grid_positions, past_mask
 from .logits import Float, HostLogits, Int
 
 MAX_CONTEXT = 8192
-"""A prompt's scores take heads × tokens² × 4 bytes a layer: 3 GB for a 2B model at this length."""
+"""The attention scores of a prompt take heads × tokens² × 4 bytes per layer: 3 GB for a 2B model at this length."""
 MAX_PATCHES = 4096
 """The same for the patches of one temporal grid: 896 × 896 pixels, 1 GB with 16 heads."""
 _COLUMNS = 64
-"""The cache grows by so many tokens: it is handed to the nets as it lies, unused columns masked."""
+"""The cache grows by this many tokens. The nets get all of it, with unused columns masked."""
 _NARROW = 512
-"""A narrower model's products are over before a second thread has woken up."""
+"""A model with a smaller hidden size runs on one thread: its products end before a second thread wakes up."""
 
 
 class OnnxRunner:
-    """See `base.Runner`. The nets of `<model>/onnx`, fp32; `threads` None: as many as serve them best."""
+    """See `base.Runner`. Runs the nets of `<model>/onnx` in fp32. `threads` None: a number that fits the model's
+    size."""
 
     def __init__(self, spec: ModelSpec, *, slots: int = 1, threads: int | None = None) -> None:
         if slots < 1:
@@ -38,7 +39,7 @@ class OnnxRunner:
         self._spec = spec
         self.slots, self.hidden = slots, spec.hidden_size
         self.context, self.max_patches = min(spec.context, MAX_CONTEXT), MAX_PATCHES
-        self.max_side = None  # the table has a row for each patch of the longest frame that reaches a worker
+        self.max_side = None  # the rotary table has a row for each patch of the longest side of a frame
         self.longest_prompt, self.greedy_only = self.context - 1, False
         best = 1 if spec.hidden_size < _NARROW else os.cpu_count() or 1
         load = _Loader(spec.directory / "onnx", threads or best)
@@ -76,7 +77,7 @@ class OnnxRunner:
         return HostLogits(logits)
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> HostLogits:
-        """See `base.Runner.decode`; rows of slots that take no part are computed too, and dropped."""
+        """See `base.Runner.decode`; rows of slots that are not in `slots` are computed too, and dropped."""
         rows, lengths = check_step(self._spec, self._lengths, self.context, slots, tokens, positions)
         self._fit(int(lengths.max()) + 1)
         batch, columns = int(rows.max()) + 1, self._cache.shape[3]
@@ -102,15 +103,15 @@ class OnnxRunner:
         self._cache[:, :, slot] = 0
 
     def readings(self) -> None:
-        """None: whoever watches a machine watches its CPU already."""
+        """None: a machine's own monitoring covers its CPU."""
 
     def _new_cache(self, columns: int) -> npt.NDArray[np.float32]:
-        """[layers, key or value, slots, columns, heads, dim]: the first slots of a layer are contiguous."""
+        """A cache [layers, key or value, slots, columns, heads, dim]: the first slots of a layer are contiguous."""
         spec = self._spec
         return np.zeros((spec.layers, 2, self.slots, columns, spec.kv_heads, spec.head_dim), np.float32)
 
     def _fit(self, needed: int) -> None:
-        """Have room for the longest slot and for `needed` tokens, but not more than twice as much."""
+        """Resize the cache to hold the longest slot and `needed` tokens, and at most twice as much."""
         used = int(self._lengths.max())
         columns = min(-(-max(needed, used) // _COLUMNS) * _COLUMNS, self.context)
         now = self._cache.shape[3]
@@ -120,7 +121,7 @@ class OnnxRunner:
             self._cache = cache
 
     def _check_nets(self) -> None:
-        """The nets are those of the configuration."""
+        """Raise Unsupported if the nets do not fit the model's configuration."""
         spec = self._spec
         past = next(i.shape for i in self._block_caches[0].get_inputs() if i.name == "past_k")
         vocabulary = self._lm_head.get_outputs()[0].shape[-1]
@@ -130,7 +131,7 @@ class OnnxRunner:
 
 
 class _Loader:
-    """Opens the sessions, all with the same options."""
+    """Opens the ONNX Runtime sessions, all with the same options."""
 
     def __init__(self, directory: Path, threads: int) -> None:
         self._directory, self.threads = directory, threads

@@ -1,4 +1,4 @@
-"""Tensors that a SAIL runner keeps for what goes into its nets and comes out of them, made once."""
+"""The input and output tensors of a SAIL runner's nets, allocated once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .layout import Layout
 
 
 class VisionMemory:
-    """Memory of the ViT."""
+    """The tensors of the ViT."""
 
     def __init__(self, layout: Layout, chip: Chip) -> None:
         self._chip = chip
@@ -26,7 +26,7 @@ class VisionMemory:
 
 
 class PromptMemory:
-    """Memory of prefill, for the longest part; the masks are the same for every prompt."""
+    """The tensors of prefill, for the longest part. The masks are the same for every prompt."""
 
     def __init__(self, layout: Layout, chip: Chip) -> None:
         most = layout.prompts[-1]
@@ -41,7 +41,7 @@ class PromptMemory:
 
 
 class StepMemory:
-    """Memory of a decode step."""
+    """The tensors of a decode step."""
 
     def __init__(self, layout: Layout, chip: Chip) -> None:
         step = layout.step(layout.context)
@@ -54,7 +54,7 @@ class StepMemory:
 
 
 class HeadMemory:
-    """Memory of the scores, and of the tokens that are chosen from them where the file has a net for it."""
+    """The tensors of the scores and, if the file has a net that chooses tokens, of those tokens."""
 
     def __init__(self, layout: Layout, chip: Chip) -> None:
         net = layout.nets["lm_head"].stages[0]

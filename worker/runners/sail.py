@@ -1,7 +1,7 @@
-"""bmodels on SAIL: the runner of a BM1684X, for every layout that `runners.layout` knows.
+"""Runs bmodels on a BM1684X with SAIL, in every layout that `runners.layout` knows.
 
-SAIL kills the process, or corrupts memory, where other runtimes raise: the file is checked before it is loaded, and
-every argument before a call. What this relies on was read in the sources of SAIL 3.10.7: `chip` names them;
+Where other runtimes raise, SAIL kills the process or corrupts memory. So the file is checked before it is loaded, and
+every argument before a call. The behaviour of SAIL 3.10.7 was read in its sources; `chip` names the lines.
 `runners.emulator` behaves the same.
 """
 
@@ -29,16 +29,16 @@ from .runner_memory import HeadMemory, PromptMemory, StepMemory, VisionMemory
 from .sensors import Readings, read
 
 _KEYS, _VALUES = 3, 4
-"""Inputs of block_cache_i that are the cache."""
+"""The indices of block_cache_i's inputs that are the cache."""
 
 
 class SailRunner:
-    """See `base.Runner`. The cache lies where the nets read it, and each new row is written to its place there.
+    """See `base.Runner`. The cache is in the nets' own input memory, and each new row is written in place.
 
     Args:
         sail: the module `sophon.sail`, or one that offers the same, such as `runners.emulator`.
         tpu: the number of the device.
-        slots: how many the file must have; None: any number.
+        slots: number of slots that the file must have; None: any number.
 
     Raises:
         Unsupported: no such device, the file cannot be loaded, or its nets are not those of `spec`.
@@ -61,10 +61,10 @@ class SailRunner:
             raise Unsupported(f"{bmodel} cannot be loaded: {error}") from error
 
     def _load(self, bmodel: Path) -> None:
-        """The file, and all memory that the runner will use."""
+        """Load the file and allocate all memory that the runner will use."""
         layout, there = self._layout, count_tpus(self._sail)
         if self._tpu >= there:
-            raise Unsupported(f"There is no TPU {self._tpu}: this machine has {there}, counted from 0.")
+            raise Unsupported(f"There is no TPU {self._tpu}: this machine has {there}, numbered from 0.")
         self._chip = Chip(self._sail, self._tpu, bmodel)
         self._vision = VisionMemory(layout, self._chip)
         self._prompt = PromptMemory(layout, self._chip)
@@ -94,8 +94,8 @@ class SailRunner:
         return np.concatenate(embeds)
 
     def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Logits:
-        """See `base.Runner.prefill`; at the smallest length that holds the prompt, or at its own on dynamic nets. With
-        history nets a long prompt goes in part by part."""
+        """See `base.Runner.prefill`. Runs at the smallest length that holds the prompt, or at the prompt's own on
+        dynamic nets. With history nets a long prompt is prefilled in parts."""
         check_prompt(self._spec, self.slots, self.context, slot, tokens, positions, vision, places)
         length = len(tokens)
         if length > self.longest_prompt:
@@ -111,12 +111,12 @@ class SailRunner:
         last = length - 1 - start
         first = max(0, last + 1 - self.slots)  # lm_head takes a row for each slot: the last ones of the prompt
         ends = self._chip.view(self._prompt.hidden, self._head.shape, first * self.hidden)
-        # Here the host chooses: a broken row of lm_head's weights is in every row of scores, and seen in this one.
+        # The host chooses here: it checks all scores, and so finds a broken row of lm_head's weights.
         return self._logits(ends, [last - first], None)
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Logits:
-        """See `base.Runner.decode`. To the device go tokens, positions and a mask; slots that take no part are computed
-        too, and what they give is dropped."""
+        """See `base.Runner.decode`. Copies only tokens, positions and a mask to the device. Slots that are not in
+        `slots` are computed too, and their output is dropped."""
         rows, lengths = check_step(self._spec, self._lengths, self.context, slots, tokens, positions)
         step, chip = self._step, self._chip
         columns = _smallest(self._layout.caches, int(lengths.max()))
@@ -141,7 +141,7 @@ class SailRunner:
         self._lengths[slot] = 0
 
     def clear(self, slot: int) -> None:
-        """See `base.Runner.clear`; on the device, because the other slots' rows are known to it alone."""
+        """See `base.Runner.clear`; copies zeros on the device, because only the device has the other slots' rows."""
         self.release(slot)
         size = self.context * self._row
         zeros = self._chip.new(BmodelTensor("zeros", (size,), self._layout.cache_dtype))
@@ -153,8 +153,8 @@ class SailRunner:
         return read(self._sail, self._tpu)
 
     def _cache(self, layer: int) -> list[Any]:
-        """Keys and values of a layer, in the net's own memory: from any other the runtime copies them, whole, at every
-        step. The largest stage's memory holds the smaller ones'."""
+        """The keys and values of a layer, in the net's own memory: from other memory the runtime would copy all of them
+        at each step. Smaller stages use a part of the largest stage's memory."""
         net = f"block_cache_{layer}"
         stages = self._layout.nets[net].stages
         largest = max(range(len(stages)), key=lambda index: stages[index].inputs[_KEYS].shape[1])
@@ -162,29 +162,29 @@ class SailRunner:
         inputs = stages[largest].inputs
         caches = [own[i] if i in own else self._chip.new(inputs[i]) for i in (_KEYS, _VALUES)]
         for cache in caches:
-            # The runtime's memory holds what was there before, another model's weights for one. A large number, or one
-            # that is none, gets through the mask.
+            # The runtime does not clear its memory, which may hold another model's weights. Large numbers and NaNs pass
+                        # through the mask.
             self._chip.write(cache, np.zeros(cache.shape(), np.float16))
         return caches
 
     def _past(self, columns: int) -> list[list[Any]]:
-        """Each layer's keys and values, as a step over so many columns reads them."""
+        """Each layer's keys and values, as views for a step over `columns` columns."""
         shape = self._layout.step(columns).inputs[_KEYS].shape
         return [[self._chip.view(cache, shape) for cache in caches] for caches in self._caches]
 
     def _start(self, slot: int, used: int) -> int:
-        """The element of a cache where a slot's row `used` begins."""
+        """The index of the cache element at which row `used` of a slot begins."""
         return (slot * self.context + used) * self._row
 
     def _new_rows(self, cache: Any, starts: Mapping[int, int]) -> list[Any]:
-        """Where each slot's new row goes: to the element that `starts` has for it, or to nobody."""
+        """The output tensors for the slots' new rows: the place in `starts` for a slot, or else a scratch tensor."""
         rows = [self._step.nobody] * self.slots
         for slot, view in zip(starts, self._chip.views(cache, self._step.row, starts.values()), strict=True):
             rows[slot] = view
         return rows
 
     def _embed(self, tokens: Int, vision: Float, places: Int) -> None:
-        """Hidden states of a part of a prompt, into the first rows of `self._prompt.hidden`."""
+        """Write the hidden states of a part of a prompt to the first rows of `self._prompt.hidden`."""
         prompt, chip = self._prompt, self._chip
         size = _smallest(self._layout.prompts, len(tokens))
         ids = chip.view(prompt.ids, [1, size])
@@ -194,8 +194,8 @@ class SailRunner:
             chip.write(chip.view(prompt.hidden, list(rows.shape), start * self.hidden), rows)
 
     def _prefill_part(self, slot: int, start: int, positions: Int) -> None:
-        """Run the blocks over `self._prompt.hidden`; its rows' keys and values go behind `start` rows of the slot. A
-        dynamic net writes as many rows as it reads, and wants room for its most."""
+        """Run the blocks over `self._prompt.hidden`; its keys and values are stored after the slot's first `start`
+        rows. A dynamic net writes as many rows as it reads, but needs outputs of its largest size."""
         layout, chip, prompt = self._layout, self._chip, self._prompt
         used = positions.shape[1]
         size = used if layout.dynamic_prompt else _smallest(layout.prompts, used)
@@ -213,8 +213,8 @@ class SailRunner:
             prompt.hidden, prompt.other = prompt.other, prompt.hidden
 
     def _history(self, net: str, caches: list[Any], slot: int, used: int) -> list[Any]:
-        """The first `used` rows of a slot's keys and values, copied into the net's own inputs: it reads them nowhere
-        else, and other nets' runs write over them there."""
+        """Copy the first `used` rows of a slot's keys and values into the net's own inputs. The net reads them only
+        there, and runs of other nets overwrite them."""
         own = self._chip.shared_inputs(net)
         views = []
         for index, cache in zip((2, 3), caches, strict=True):
@@ -224,7 +224,8 @@ class SailRunner:
         return views
 
     def _logits(self, hidden: Any, rows: Sequence[int], choose: Callable[[], Int] | None) -> Logits:
-        """lm_head takes a row for each slot, of which `rows` count: one launch reads its weights once."""
+        """Run lm_head on a row for each slot. `rows`: the indices of the rows that are used. One run reads the weights
+        once."""
         head = self._head
         self._chip.run("lm_head", [hidden], [head.scores])
         if not self.greedy_only:

@@ -1,7 +1,7 @@
-"""What a BM1684X says of its own state, through SAIL.
+"""Reads the sensors of a BM1684X through SAIL.
 
-SAIL up to 3.10.2 ignored what libsophon answered: where a reading failed there was whatever lay in memory. So what
-cannot be true is left out. Later ones raise SailDeviceError (`src/tensor.cpp`): a sensor that fails is left out too.
+SAIL up to 3.10.2 ignored libsophon's status, so a failed reading returned random memory. Impossible values are dropped
+for this reason. Later versions raise SailDeviceError (`src/tensor.cpp`); such a reading is dropped too.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _MOST_CELSIUS = 150
 
 @dataclass(frozen=True)
 class Readings:
-    """One look at a device; None: not known.
+    """The readings of a device. None: unknown.
 
     Attributes:
-        utilization: share of the time, 0 to 1, that the TPU computed lately, by its driver.
-        celsius: of the chip.
+        utilization: share of recent time that the TPU was busy, 0 to 1, by its driver.
+        celsius: temperature of the chip.
         memory_used, memory_total: bytes of the device's memory, all processes together.
     """
 
@@ -33,7 +33,7 @@ class Readings:
 
 
 def read(sail: Any, tpu: int) -> Readings | None:
-    """The readings of a device that is open in this process; None where `sail` gives none (`runners.emulator`).
+    """The readings of a device that is open in this process; None if `sail` has none (`runners.emulator`).
 
     `get_dev_stat` gives MB, MB and per cent, `get_chip_temp` degrees.
     """
@@ -51,7 +51,7 @@ def read(sail: Any, tpu: int) -> Readings | None:
 
 
 def _ask(sensor: Callable[[], Sequence[int]], count: int) -> list[int]:
-    """So many numbers that a sensor gives, or that cannot be true. SAIL's exceptions have no base but Exception."""
+    """The `count` numbers that a sensor gives; impossible ones if it fails. SAIL's exceptions have no common base."""
     try:
         said = [int(number) for number in sensor()]
     except Exception:

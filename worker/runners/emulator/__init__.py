@@ -1,8 +1,8 @@
 """The part of `sophon.sail` that `runners.sail` uses, on the C model of the BM1684X.
 
 Names, arguments and behaviour are SAIL's own (release 3.10, `src/bind.cpp`), in the build that runs on a box
-(`IS_SOC_MODE`): see `cache` for what its memory is like. Code that is right there is right on a PCIe card too. Where
-SAIL would kill the process or corrupt memory, ValueError is raised instead.
+(`IS_SOC_MODE`): see `cache` for its memory. Code that works there works on a PCIe card too. Where SAIL would kill the
+process or corrupt memory, this raises ValueError.
 """
 
 from __future__ import annotations
@@ -32,5 +32,5 @@ DEVICE = "BM1684X emulator"
 
 
 def get_available_tpu_num() -> int:
-    """One: the C model."""
+    """Always 1: the C model."""
     return 1

@@ -70,7 +70,7 @@ class Net(Structure):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What the C libraries print to stdout goes to stderr: stdout is the user's."""
+    """Redirects what the C libraries print from stdout to stderr: stdout is for the user."""
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)
@@ -83,7 +83,7 @@ def quiet() -> Iterator[None]:
 
 
 class Library:
-    """The functions in use. A status other than success, or false, raises RuntimeError."""
+    """The C functions in use. A call that returns an error status or false raises RuntimeError."""
 
     def __init__(self, folder: Path) -> None:
         with quiet():
@@ -127,7 +127,7 @@ class Library:
         return result
 
     def device(self, number: int) -> c_void_p:
-        """The handle of a device; the C model has one of each number for the whole process."""
+        """The handle of a device. The process has one per device number."""
         if number not in self._devices:
             handle = c_void_p()
             self("bm_dev_request", byref(handle), number)
@@ -137,12 +137,12 @@ class Library:
 
 @functools.cache
 def library() -> Library:
-    """The C model's libraries; raises Unsupported where there are none."""
+    """The C model's libraries. Raises Unsupported if they are not installed."""
     return Library(_folder())
 
 
 def _folder() -> Path:
-    """A folder that holds links to what is loaded, and nothing else."""
+    """A folder that contains only links to the libraries to load."""
     environment = Path(os.environ.get(_ENVIRONMENT, ".venv-tpu")).absolute()
     source = environment / "lib/python3.10/site-packages/tpu_mlir/lib"
     if not (source / "libbmrt.so").exists():

@@ -1,9 +1,9 @@
-"""A box's memory as its own cores see it: through a cache that the chip does not look into.
+"""Emulates a box's memory as its cores see it: through a cache that the chip does not see.
 
 On a box the nets' own tensors are mapped into host memory with the cache on ("NPU directly accesses DDR without passing
 cache but cache is passed when an application accesses it", libsophon's guide). What the host writes stays in dirty
-lines until they are flushed, or evicted at a moment that nobody chooses. Of all moments this takes the worst: a dirty
-line is evicted when the chip has just written to the same place, and never before.
+lines until they are flushed or evicted. A real cache may evict a line at any time. This one evicts at the worst time: a
+dirty line is evicted only when the chip has just written to the same place.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 LINE = 64
-"""Bytes of a line of a Cortex-A53."""
+"""Bytes in a cache line of a Cortex-A53."""
 
 
 class Cache:
-    """Write-back lines over a device's memory, by physical address: every mapping of a place sees the same lines.
+    """A write-back cache of a device's memory. Lines are found by physical address, so all mappings of a place share
+    them.
 
     Args:
-        load: bytes of the memory itself, from an address.
-        store: puts bytes there.
+        load: reads bytes from the device's memory.
+        store: writes bytes to the device's memory.
     """
 
     def __init__(self, load: Callable[[int, int], bytes], store: Callable[[int, bytes], None]) -> None:
@@ -28,7 +29,7 @@ class Cache:
         self._dirty: set[int] = set()
 
     def read(self, address: int, size: int) -> bytes:
-        """As the host reads: from lines that it holds, whatever the chip wrote since; the others are fetched."""
+        """Read as the host does. Cached lines are used even if the chip wrote there since; others are fetched."""
         lines = _lines(address, size)
         self._fetch(lines)
         held = b"".join(map(self._lines.__getitem__, lines))
@@ -36,7 +37,7 @@ class Cache:
         return held[start : start + size]
 
     def write(self, address: int, data: bytes) -> None:
-        """As the host writes: into lines alone, of which those that are not filled are fetched first."""
+        """Write as the host does: to cache lines only. A line that is only partly written is fetched first."""
         lines = _lines(address, len(data))
         self._fetch({lines[0], lines[-1]})
         before = address - lines.start * LINE
@@ -53,14 +54,14 @@ class Cache:
         self._dirty -= dirty
 
     def invalidate(self, address: int, size: int) -> None:
-        """Drop lines; what was not flushed is lost."""
+        """Drop lines. Data that was not flushed is lost."""
         lines = _lines(address, size)
         for line in lines:
             self._lines.pop(line, None)
         self._dirty.difference_update(lines)
 
     def chip_wrote(self, address: int, size: int) -> None:
-        """Evict dirty lines, over what the chip wrote."""
+        """Evict the dirty lines, which overwrites what the chip wrote."""
         if self._dirty:
             self.flush(address, size)
 
@@ -75,7 +76,7 @@ def _lines(address: int, size: int) -> range:
 
 
 def _runs(lines: Iterable[int]) -> Iterator[range]:
-    """Lines that follow each other, together."""
+    """Groups of consecutive lines."""
     ordered = sorted(lines)
     start = 0
     for end in range(1, len(ordered) + 1):

@@ -1,4 +1,4 @@
-"""SAIL's EngineLLM, on BMRuntime; what it does is that of `src/engine_llm.cpp`."""
+"""SAIL's EngineLLM on BMRuntime. It behaves as SAIL's `src/engine_llm.cpp` does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ROUNDING = 1 << 22
 
 class EngineLLM:
     """The nets of a bmodel on one device: `EngineLLM(bmodel_path, tpu_ids)`, `EngineLLM(bmodel_path, flags, tpu_ids)`
-    or `EngineLLM(bmodel_bytes=, bmodel_size=, tpu_ids=)`. Their memory begins with random bytes, NaNs among them."""
+    or `EngineLLM(bmodel_bytes=, bmodel_size=, tpu_ids=)`. Their memory starts with random bytes, NaNs among them."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         if "bmodel_bytes" in named:
@@ -40,7 +40,7 @@ class EngineLLM:
             self._load(*given, **named)
 
     def _load_with_flags(self, bmodel_path: str, flags: int, tpu_ids: Sequence[int]) -> None:
-        self._load(bmodel_path, tpu_ids)  # whatever they are, nets share their memory here as on a box
+        self._load(bmodel_path, tpu_ids)  # whatever the flags are, nets share their memory, as on a box
 
     def _load(self, bmodel_path: str, tpu_ids: Sequence[int]) -> None:
         if not os.path.exists(bmodel_path):
@@ -57,7 +57,7 @@ class EngineLLM:
         self._open(tpu_ids, bmodel_size, "bmrt_load_bmodel_data", bmodel_bytes, bmodel_size)
 
     def _open(self, tpu_ids: Sequence[int], size: int, load: str, *what: Any) -> None:
-        """`size`: bytes of device memory that loading is going to take."""
+        """Opens the device and loads a bmodel on it. `size`: bytes of device memory that loading takes."""
         if not tpu_ids:
             raise SailEngineError("EngineLLM device_ids error!")
         if len(tpu_ids) > 1:
@@ -65,7 +65,7 @@ class EngineLLM:
         self._handle, call = Handle(tpu_ids[0]), library()
         _litter(self._handle, size)
         self._runtime = call("bmrt_create", self._handle.native)
-        weakref.finalize(self, call, "bmrt_destroy", self._runtime)  # left to the exit, it crashes there
+        weakref.finalize(self, call, "bmrt_destroy", self._runtime)  # it crashes if it happens at exit
         try:
             call(load, self._runtime, *what)
         except RuntimeError:
@@ -104,12 +104,13 @@ class EngineLLM:
         return int(self._net(graph_name).addr_mode)
 
     def get_input_tensors(self, graph_name: str, stage: int = 0) -> dict[int, Tensor]:
-        """The inputs' own memory of a net in address mode 1, which runs on it without a copy; else none."""
+        """The input tensors that a net in address mode 1 owns; empty for other nets. The net runs on them without a
+        copy."""
         alone = self.get_addr_mode(graph_name) == _IO_ALONE
         return self.get_input_tensors_addrmode0(graph_name, stage) if alone else {}
 
     def get_input_tensors_addrmode0(self, graph_name: str, stage: int = 0) -> dict[int, Tensor]:
-        """The inputs' own memory of any net; in address mode 0 the next net's run may write over it."""
+        """The input tensors of any net. In address mode 0 the next net's run may overwrite them."""
         net = self._net(graph_name)
         return self._inputs(net, _stage(net, stage))
 
@@ -122,8 +123,8 @@ class EngineLLM:
     def _mapped(
         self, count: int, memories: Sequence[Memory], shapes: Sequence[Shape], dtypes: Sequence[int]
     ) -> dict[int, Tensor]:
-        """Tensors in the nets' own memory. SAIL maps those of a net in address mode 1 when it loads the file, and
-        others when they are first asked for; what cannot be mapped raises RuntimeError."""
+        """Tensors in a net's own memory. SAIL maps those of a net in address mode 1 when it loads the file, and others
+        on first use. Raises RuntimeError if memory cannot be mapped."""
         return {
             index: Tensor.of_net(self._handle, self, memories[index], _dims(shapes[index]), dtypes[index])
             for index in range(count)
@@ -162,8 +163,8 @@ class EngineLLM:
 
 
 def _litter(handle: Handle, size: int) -> None:
-    """Leave random bytes in the memory that is allocated next, as whatever ran before does: of half-precision numbers
-    each 32nd is then NaN or infinite. The runtime clears nothing, and a NaN gets through any mask."""
+    """Fill the memory that is allocated next with random bytes, as earlier programs leave it: each 32nd half-precision
+    number is then NaN or infinite. The runtime clears no memory, and a NaN passes through any mask."""
     random, blocks = np.random.default_rng(0), []
     try:
         for start in range(0, size + _ROUNDING, _BLOCK):
@@ -171,7 +172,7 @@ def _litter(handle: Handle, size: int) -> None:
             blocks.append(block)
             handle.store(block.address, random.bytes(block.size))
     except RuntimeError:
-        pass  # there is less memory than that: loading will say so
+        pass  # not enough memory: loading will raise
     for block in blocks:
         handle.free(block)
 
@@ -194,7 +195,7 @@ def _within(index: int, count: int) -> int:
 def _tensors(
     given: Mapping[int, Tensor], dtypes: Sequence[int], count: int, what: str
 ) -> ctypes.Array[DeviceTensor]:
-    """As the runtime takes them, after what it does not check."""
+    """Check the tensors, which the runtime does not do, and convert them for it."""
     if sorted(given) != list(range(count)) or not all(isinstance(tensor, Tensor) for tensor in given.values()):
         raise ValueError(f"each {what} is given: 0 to {count - 1}")
     for index, tensor in given.items():
@@ -209,7 +210,7 @@ def _tensors(
 
 
 def _fits(net: Net, stage: Any, given: ctypes.Array[DeviceTensor]) -> bool:
-    """Static: these shapes. Dynamic: no more than these."""
+    """Whether a stage takes these shapes: a static net exactly its own, a dynamic one none that is larger."""
     for index, tensor in enumerate(given):
         most, dims = _dims(stage.input_shapes[index]), _dims(tensor.shape)
         if dims != most and not (net.is_dynamic and len(dims) == len(most) and all(map(int.__le__, dims, most))):

@@ -1,30 +1,30 @@
-"""SAIL's exceptions as Python sees them: pybind11 registers each by itself, so they have no base but Exception.
+"""SAIL's exceptions in Python. pybind11 registers each one separately, so they have no common base but Exception.
 
-Its `SailRuntimeError` ("no enough device memory", "bmlib api fail") is not registered and arrives as RuntimeError, and
-the lookup of a net that there is not as IndexError.
+Its `SailRuntimeError` ("no enough device memory", "bmlib api fail") is not registered and arrives as RuntimeError. An
+unknown net raises IndexError.
 """
 
 from __future__ import annotations
 
 
 class MemoryError(Exception):
-    """Of a copy between host and device."""
+    """A copy between host and device failed."""
 
 
 class NotSupport(Exception):
-    """SAIL was built without it."""
+    """SAIL was built without this feature."""
 
 
 class DataTypeError(Exception):
-    """Two tensors of different dtypes."""
+    """Two tensors have different dtypes."""
 
 
 class SailDeviceError(Exception):
-    """The device cannot be opened or asked."""
+    """The device cannot be opened or queried."""
 
 
 class SailTensorError(Exception):
-    """A tensor cannot be made, written or read so."""
+    """A tensor cannot be created, written or read with these arguments."""
 
 
 class SailEngineError(Exception):
@@ -32,16 +32,16 @@ class SailEngineError(Exception):
 
 
 class SailBMImageError(Exception):
-    """Of images, which sailq leaves to others."""
+    """An image operation failed. sailq uses none."""
 
 
 class SailDecoderError(Exception):
-    """Of video."""
+    """Decoding a video failed. sailq decodes none with SAIL."""
 
 
 class SailEncoderError(Exception):
-    """Of video."""
+    """Encoding a video failed. sailq encodes none."""
 
 
 class SailUnknownError(Exception):
-    """A status that SAIL does not know."""
+    """SAIL met an unknown status."""

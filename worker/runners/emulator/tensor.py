@@ -1,4 +1,4 @@
-"""SAIL's Handle and Tensor; what they do is that of `src/tensor.cpp`, built for a box."""
+"""SAIL's Handle and Tensor. They behave as SAIL's `src/tensor.cpp` does when built for a box."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .errors import SailDeviceError, SailTensorError
 Array = npt.NDArray[Any]
 _MAX_BYTES = 2**32 - 1
 _PAGE = 4096
-"""Bytes of a page of a box's kernel."""
+"""Bytes in a memory page of a box's kernel."""
 
 
 class Dtype(IntEnum):
@@ -45,7 +45,7 @@ _NUMPY: dict[Dtype, npt.DTypeLike] = {
 
 
 class Handle:
-    """A device by its number, 0. `cache` is the host's, over all of its memory."""
+    """A device, given by its number, 0. `cache`: the host's cache of all of its memory."""
 
     def __init__(self, tpu_id: int) -> None:
         if tpu_id != 0:
@@ -54,17 +54,17 @@ class Handle:
         self.cache = _cache(tpu_id)
 
     def load(self, address: int, size: int) -> bytes:
-        """What the memory itself holds."""
+        """Reads the device's memory without the cache."""
         data = ctypes.create_string_buffer(size)
         library()("bm_memcpy_d2s", self.native, data, Memory(address=address, size=size))
         return data.raw
 
     def store(self, address: int, data: bytes) -> None:
-        """Into the memory itself."""
+        """Writes to the device's memory without the cache."""
         library()("bm_memcpy_s2d", self.native, Memory(address=address, size=len(data)), data)
 
     def allocate(self, size: int) -> Memory:
-        """Device memory, as it was left; RuntimeError where there is no more."""
+        """Allocates device memory without clearing it. Raises RuntimeError if it is full."""
         memory = Memory()
         library()("bm_malloc_device_byte", self.native, byref(memory), size)
         return memory
@@ -83,9 +83,9 @@ class Tensor:
     """Device memory, `Tensor(handle, shape, dtype, own_sys_data, own_dev_data)`, or a view into another tensor's,
     `Tensor(src, shape, offset)`, offset in elements.
 
-    A new tensor's memory is zeroed. One with system memory, and each of a net's own, is *mapped*: the host writes and
-    reads it through its cache. A view of one has its system memory too, but is itself no mapping: its `sync_s2d` copies
-    from the cache to the device and leaves the lines dirty, and its `sync_d2s` makes them so.
+    A new tensor's memory is zeroed. A tensor with system memory, and each of a net's own tensors, is *mapped*: the host
+    reads and writes it through its cache. A view of a mapped tensor shares the system memory but is not mapped itself:
+    its `sync_s2d` copies from the cache to the device and leaves the lines dirty, and its `sync_d2s` makes them dirty.
     """
 
     address: int
@@ -134,7 +134,7 @@ class Tensor:
 
     @classmethod
     def of_net(cls, handle: Handle, keeper: Any, memory: Memory, shape: list[int], dtype: int) -> Tensor:
-        """A tensor in a net's own memory, which `keeper` keeps: mapped, and so from a page's beginning."""
+        """A mapped tensor in a net's own memory, which starts on a page. `keeper`: the object that owns the memory."""
         if memory.address % _PAGE:  # libsophon's bm_mem_mmap_device_mem, and what SAIL's reset_dev_data makes of it
             raise RuntimeError("bmlib api fail")
         tensor = cls.__new__(cls)
@@ -169,7 +169,8 @@ class Tensor:
         return prod(self._shape) * self.element_size()
 
     def update_data(self, data: Array) -> None:
-        """The exact shape, half precision as uint16: to system memory, where there is some, else to the device."""
+        """Writes to system memory if the tensor has some, else to the device. `data`: the exact shape; half precision
+        as uint16."""
         if list(data.shape) != self._shape:
             raise SailTensorError("invalid argument")
         if data.dtype != _NUMPY[self._dtype]:
@@ -180,14 +181,14 @@ class Tensor:
             self.handle.store(self.address, data.tobytes())
 
     def asnumpy(self) -> Array:
-        """A copy of system memory, where there is some, else of the device's; half precision comes as uint16."""
+        """Copies system memory if the tensor has some, else device memory. Half precision is returned as uint16."""
         load = self.handle.cache.read if self._cached else self.handle.load
         values: Array = np.empty(self._shape, _NUMPY[self._dtype])
         values.data.cast("B")[:] = load(self.address, self.nbytes())
         return values
 
     def sync_s2d(self, size: int | None = None) -> None:
-        """`size` bytes, or all, from system memory to the device; nothing where there is none."""
+        """Copies `size` bytes, or all, from system memory to the device. Does nothing without system memory."""
         size = self.nbytes() if size is None else size
         if self._mapped:
             self.handle.cache.flush(self.address, size)
@@ -195,7 +196,7 @@ class Tensor:
             self.handle.store(self.address, self.handle.cache.read(self.address, size))
 
     def sync_d2s(self, size: int | None = None) -> None:
-        """`size` bytes, or all, from the device to system memory; nothing where there is none."""
+        """Copies `size` bytes, or all, from the device to system memory. Does nothing without system memory."""
         size = self.nbytes() if size is None else size
         if self._mapped:
             self.handle.cache.invalidate(self.address, size)
@@ -203,7 +204,7 @@ class Tensor:
             self.handle.cache.write(self.address, self.handle.load(self.address, size))
 
     def sync_d2d(self, src: Tensor, offset_src: int, offset_dst: int, len: int) -> None:
-        """Copy from another tensor, on the device; elements. Called on the destination."""
+        """Copies from another tensor to this one, on the device. Offsets and length are in elements."""
         if src._dtype != self._dtype:
             raise SailTensorError("mismatch Tensor")
         if min(offset_src, offset_dst, len) < 0:
@@ -218,5 +219,5 @@ class Tensor:
         self.handle.cache.chip_wrote(self.address + offset_dst * size, len * size)
 
     def native(self) -> Memory:
-        """As the runtime takes it."""
+        """The tensor as BMRuntime's C struct."""
         return Memory(address=self.address, size=self.nbytes())
