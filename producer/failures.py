@@ -26,7 +26,7 @@ class Failures:
         self._clock = ServerClock(connection)
 
     def results(self, model: str | None = None) -> list[Result]:
-        """How they failed, the newest first; with `model`, only the jobs that asked for it or that it ran."""
+        """The results of failed jobs, newest first. With `model`, only of jobs that asked for it or that it ran."""
         with server_errors(self._connection):
             names = [key.decode().removeprefix(keys.waiting("")) for key in self._connection.smembers("rq:queues")]
             queues = sorted(name for name in names if name.startswith(keys.queue("")))
@@ -39,17 +39,17 @@ class Failures:
                 found = pipeline.execute()
         results = []
         for (queue, _), data in zip(jobs, found, strict=True):
-            if data:  # they expire one by one
-                with suppress(BadRequest):  # one of another version hides no other
+            if data:  # failed jobs expire one by one
+                with suppress(BadRequest):  # a result of another version does not hide the others
                     result = decode(Result, data)
                     if model is None or model == result.model or keys.queue(model) == queue:
                         results.append(result)
         return sorted(results, key=lambda result: -result.finished_at)
 
     def retry(self, job: str) -> None:
-        """Puts a job back on its queue as if it were new: all its attempts, no result.
+        """Puts a failed job back on its queue. It gets all its attempts again, and its result is deleted.
 
-        Raises NotFound, BadMedia where its frames have expired, and DeadlineExceeded: such a job stays as it is.
+        Raises NotFound, BadMedia if its frames have expired, and DeadlineExceeded. The job is not changed then.
         """
         with server_errors(self._connection):
             now, fields = self._clock.now(), self._connection.hgetall(keys.job(job))
@@ -61,6 +61,6 @@ class Failures:
             self._submitter.retry(job, now)
 
     def drop(self, job: str) -> None:
-        """Forgets a job and its failure, but for its result, which expires by itself. Raises NotFound."""
+        """Deletes a failed job. Its result expires by itself. Raises NotFound."""
         with server_errors(self._connection):
             self._submitter.drop(job)

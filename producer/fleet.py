@@ -1,6 +1,6 @@
-"""What the operator sees: workers, queues, failures and memory, read without changing anything.
+"""Reads what operators need: workers, queues, failures and memory. Changes nothing.
 
-RQ's own `registry.count` and `get_job_ids` clean up as they count, so the sizes are read from its keys.
+RQ's `registry.count` and `get_job_ids` also delete expired jobs, so the sizes are read from RQ's keys.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from sailq.shared import keys
 from sailq.shared.connection import ServerClock, server_errors
 
 _OLDEST_AMONG = 16
-"""Jobs at a queue's head that are looked at: priority jobs stand before older ones."""
+"""How many jobs at a queue's head are checked for the oldest: priority jobs go before older ones."""
 MEMORY_SAMPLE = 20_000
-"""Most keys that `memory_by_kind` looks at."""
+"""The most keys that `memory_by_kind` samples."""
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """One worker as it describes itself with each beat. `beat_age`, `uptime`: seconds. `model_version`: differs where
-    the model's files do. `alias`: its second name, or none. `tokens_per_second`: of all its answers, since the beat
-    before. `version`: sailq's."""
+    """A worker's record, which each beat renews. `beat_age`, `uptime`: seconds. `model_version`: a hash of the model's
+    files. `alias`: its second model name, or empty. `tokens_per_second`: over all its answers since the previous beat.
+    `version`: sailq's."""
 
     name: str
     host: str
@@ -47,13 +47,13 @@ class WorkerInfo:
 
     @property
     def names(self) -> list[str]:
-        """What jobs may ask for to be run by it: its model, and its alias if it has one."""
+        """The model names whose jobs it runs: its model, and its alias if it has one."""
         return [self.model, self.alias] if self.alias else [self.model]
 
 
 @dataclass(frozen=True)
 class QueueInfo:
-    """One model's jobs. `oldest_wait`: seconds that the longest waiting job near the head has waited."""
+    """The queue of one model. `oldest_wait`: seconds that the oldest of the jobs near the head has waited."""
 
     model: str
     waiting: int
@@ -65,7 +65,7 @@ class QueueInfo:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The fleet at one moment. `clip_bytes`: see `keys.CLIP_BYTES`. `memory_limit` 0: none."""
+    """The state of the fleet. `clip_bytes`: see `keys.CLIP_BYTES`. `memory_limit`: 0 if there is none."""
 
     workers: list[WorkerInfo]
     queues: list[QueueInfo]
@@ -78,7 +78,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class MemoryKind:
-    """Keys of one kind among those looked at, and their bytes."""
+    """The sampled keys of one kind: their number and bytes."""
 
     kind: str
     keys: int
@@ -93,7 +93,8 @@ class Fleet:
         self._clock = ServerClock(connection)
 
     def workers(self, model: str | None = None) -> list[WorkerInfo]:
-        """Those whose record has not expired, by name; with `model`, only those that serve it, or have it as alias."""
+        """The workers whose record has not expired, sorted by name. With `model`, only those with this model or
+        alias."""
         with server_errors(self._connection):
             names = sorted(name.decode() for name in self._connection.zrange(keys.WORKERS, 0, -1))
             with self._connection.pipeline(transaction=False) as pipeline:
@@ -109,7 +110,7 @@ class Fleet:
         with server_errors(self._connection):
             models = {name.decode() for name in self._connection.smembers(keys.MODELS)}
             models |= {name for worker in workers for name in worker.names}
-            # A model's jobs may come before its first worker.
+            # A model may have jobs before it has a worker.
             ours = Queue.redis_queue_namespace_prefix + keys.queue("")
             queues = {name.decode() for name in self._connection.smembers(Queue.redis_queues_keys)}
             models |= {name.removeprefix(ours) for name in queues if name.startswith(ours)}
@@ -126,7 +127,7 @@ class Fleet:
             )
 
     def memory_by_kind(self) -> list[MemoryKind]:
-        """What holds memory, largest first, among at most `MEMORY_SAMPLE` keys."""
+        """The kinds of keys by the memory they take, largest first, in a sample of at most `MEMORY_SAMPLE` keys."""
         counts: dict[str, int] = defaultdict(int)
         sizes: dict[str, int] = defaultdict(int)
         with server_errors(self._connection):

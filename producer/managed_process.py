@@ -1,4 +1,4 @@
-"""A process that runs beside this one for a while: started, watched until it is ready, stopped by its pid."""
+"""Runs a child process: starts it, waits until it is ready, and stops it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def sailq_command(*arguments: str) -> list[str]:
 
 
 class ManagedProcess:
-    """One process with its output in a file. Ctrl-C at the terminal does not reach it: its owner stops it."""
+    """A child process that writes its output to a file. Ctrl-C does not reach it; its owner must stop it."""
 
     def __init__(
         self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
     ) -> None:
-        """`environment` comes on top of this process's own."""
+        """`environment`: variables added to this process's own."""
         self.name = name
         self.log = log
         with log.open("wb") as output:
@@ -42,9 +42,10 @@ class ManagedProcess:
         self.pid = self._process.pid
 
     def wait_until(self, ready: Callable[[], object], seconds: float) -> None:
-        """Returns when `ready()`; raises SailqError with the log's end if the process ends or takes too long.
+        """Waits until `ready()` is true.
 
-        BadRequest, which is one, if the process says that it has a usage error.
+        Raises SailqError with the end of the log if the process ends or takes too long, and BadRequest if it exits with
+        the code of a usage error.
         """
         until = time.monotonic() + seconds
         while not ready():
@@ -56,7 +57,7 @@ class ManagedProcess:
             time.sleep(0.05)
 
     def check(self) -> None:
-        """Raises SailqError with the log's end if the process is no more."""
+        """Raises SailqError with the end of the log if the process has ended."""
         if self._process.poll() is not None:
             raise SailqError(f"The {self.name} ended (exit {self._process.returncode}).{self.tail()}")
 
@@ -66,7 +67,7 @@ class ManagedProcess:
         return "".join(f"\n  {line}" for line in [f"The end of {self.log}:", *lines])
 
     def stop(self, seconds: float = 10.0) -> int:
-        """Asks the process to end, and makes it after `seconds`; returns its exit code."""
+        """Asks the process to end, and kills it after `seconds`. Returns its exit code."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         try:

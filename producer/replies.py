@@ -1,4 +1,4 @@
-"""What comes back for a job, understood without a connection of its own: both clients read by this."""
+"""Interprets the streams and results of jobs. Does no I/O of its own, so that both clients share it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sailq.shared.errors import NotFound, WaitTimeout
 from sailq.shared.jobs import Result
 
 LOOK_SECONDS = 2.0
-"""How long one XREAD waits; between two, a deleted job is noticed."""
+"""Seconds that one XREAD waits. Deleted jobs are noticed between two reads."""
 KEEP_SECONDS = 60.0
 _INBOX_TTL = 3600
 _MOST_TOLD = 1000
-"""Ends that an inbox remembers from one minute to the next; a waiter that is slower looks for itself."""
+"""The number of ended jobs that an inbox keeps when it is trimmed, once a minute. A slower waiter checks each job."""
 
 Entry = tuple[bytes, Mapping[bytes, bytes]]
 
@@ -29,8 +29,7 @@ Entry = tuple[bytes, Mapping[bytes, bytes]]
 class Chunk:
     """A piece of a job's text.
 
-    `restarted` is set on the first piece after the job began anew on another worker: what was read of it
-    before is void.
+    `restarted`: set on the first piece of a new attempt. Discard the text that was read before.
     """
 
     text: str
@@ -39,10 +38,10 @@ class Chunk:
 
 
 class Inbox:
-    """The stream in which one client is told of its jobs' ends, and which ends an hour after the client."""
+    """The stream that lists the ended jobs of one client. It expires an hour after the client's last use."""
 
     def __init__(self, name: str, result_ttl: float) -> None:
-        """`name`: the end of all ids that the client gives (see `IdFactory`). `result_ttl`: seconds, as in Settings."""
+        """`name`: the suffix of all job ids of the client (see `IdFactory`). `result_ttl`: seconds, as in Settings."""
         self.name, self.result_ttl = name, result_ttl
         self._kept = float("-inf")
 
@@ -57,16 +56,16 @@ class Inbox:
 
     @property
     def due(self) -> bool:
-        """Whether the stream's life is to be renewed; once a minute."""
+        """Whether the stream must be renewed, which happens once a minute."""
         return time.monotonic() - self._kept >= KEEP_SECONDS
 
     def kept(self) -> None:
-        """To be called when `renew` is done."""
+        """Notes that `renew` was done."""
         self._kept = time.monotonic()
 
     def keep(self, connection: redis.Redis) -> None:
-        """Makes the stream, or renews its life; what was told long ago goes. On a full server, who waits looks for ends
-        every `LOOK_SECONDS`."""
+        """Creates the stream or renews its expiry, and trims old entries. A full server refuses this: waiters then
+        check their jobs every `LOOK_SECONDS`."""
         if self.due:
             with suppress(redis.OutOfMemoryError), connection.pipeline(transaction=False) as pipeline:
                 self.renew(pipeline)
@@ -74,19 +73,19 @@ class Inbox:
             self.kept()
 
     def renew(self, pipeline: Any) -> None:
-        """The commands of `keep`, for a pipeline of redis-py or of its asyncio."""
+        """Adds the commands of `keep` to a pipeline of redis-py or of its asyncio client."""
         key = keys.inbox(self.name)
         pipeline.xadd(key, {"job": ""}, maxlen=_MOST_TOLD)
         pipeline.expire(key, _INBOX_TTL)
 
 
 def told_of(entries: Iterable[Entry]) -> list[str]:
-    """The jobs that an inbox's entries name, whoever wrote them."""
+    """The job ids in an inbox's entries. Anybody may have written them."""
     return [fields.get(b"job", b"").decode(errors="replace") for _, fields in entries]
 
 
 class StreamReader:
-    """Turns a job's stream entries into chunks: newest attempt only, each character once."""
+    """Turns a job's stream entries into chunks. Each character comes once, and only from the newest attempt."""
 
     def __init__(self) -> None:
         self.position = b"0"
@@ -95,7 +94,7 @@ class StreamReader:
         self._length = 0
 
     def feed(self, entries: Iterable[Entry]) -> list[Chunk]:
-        """The chunks in entries read after `position`, which moves on."""
+        """The chunks in entries read after `position`. Updates `position`."""
         chunks: list[Chunk] = []
         for position, fields in entries:
             self.position = position
@@ -105,7 +104,7 @@ class StreamReader:
             try:
                 attempt, at, text = int(fields[b"attempt"]), int(fields[b"at"]), fields[b"text"].decode()
             except (KeyError, ValueError):
-                continue  # somebody else's
+                continue  # not written by sailq
             restarted = False
             if attempt > self._attempt:
                 restarted = self._attempt > 0
@@ -119,7 +118,7 @@ class StreamReader:
 
 
 class Patience:
-    """How long a caller still waits for something new. Seconds; `timeout` None: for ever."""
+    """The time that a caller still waits for something new. `timeout`: seconds; None: no limit."""
 
     def __init__(self, timeout: float | None) -> None:
         self._timeout = timeout
@@ -129,7 +128,7 @@ class Patience:
         self._until = None if self._timeout is None else time.monotonic() + self._timeout
 
     def left(self) -> float:
-        """At most `LOOK_SECONDS`; raises WaitTimeout when there is nothing left."""
+        """Seconds left to wait, at most `LOOK_SECONDS`. Raises WaitTimeout if there are none."""
         if self._until is None:
             return LOOK_SECONDS
         left = self._until - time.monotonic()

@@ -1,4 +1,4 @@
-"""All that one event loop waits for, read by one task over one connection, however many wait."""
+"""Reads the inbox and all followed streams of one event loop with one task and one connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sailq.shared.scripts import text
 from .replies import LOOK_SECONDS, Chunk, Entry, Inbox, StreamReader, not_found, told_of
 
 _PAUSE = 0.02
-"""Seconds between two reads: what comes meanwhile is read together, and a worker writes no more often."""
+"""Seconds between two reads. Entries that come meanwhile are read together. A worker does not write more often."""
 
 Events = asyncio.Queue[tuple[str, list[Chunk] | SailqError | None]]
 """(job, new text), (job, None) when the job has its result, or (job, why nothing more will come)."""
@@ -40,13 +40,13 @@ class StreamListener:
         self._reading: asyncio.Task[None] | None = None
         self._ringing: asyncio.Task[None] | None = None
         self._outdated = False
-        """Whether somebody follows a job that the XREAD now waiting does not read."""
+        """Whether a job was added that the current XREAD does not read."""
         self._position: bytes | None = None
         self._looked = time.monotonic()
 
     @contextmanager
     def follow(self, jobs: Iterable[str]) -> Iterator[Events]:
-        """The events of `jobs`, each from its first word on."""
+        """Yields a queue of the events of `jobs`, from the start of each job's text."""
         events: Events = asyncio.Queue()
         followers = {job: _Follower(events) for job in jobs}
         for job, follower in followers.items():
@@ -74,7 +74,7 @@ class StreamListener:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def _ring(self) -> None:
-        """Ends an XREAD that waits, so that a new job can join it."""
+        """Ends the current XREAD, so that the next one includes a new job."""
         while self._outdated and self._followers:
             with suppress(redis.OutOfMemoryError), server_errors(self._connection):
                 await self._connection.xadd(keys.inbox(self._inbox.name), {"job": ""})
@@ -103,7 +103,7 @@ class StreamListener:
             self._position = newest[0][0] if newest else b"0"
         unseen, self._unseen = self._unseen & self._followers.keys(), set()
         ended = await self._take_up(unseen)
-        # Only those that are there now: one who joins while this waits has to begin at the first entry.
+        # Only current followers: one that joins during this await must start at the first entry.
         followers = {keys.stream(job).encode(): (job, list(some)) for job, some in self._followers.items()}
         positions: dict[str | bytes, bytes] = {inbox: self._position}
         for key, (_, some) in followers.items():
@@ -135,7 +135,7 @@ class StreamListener:
             self._followers.pop(job, None)
 
     async def _take_up(self, jobs: set[str]) -> set[str]:
-        """Has the inbox told of the jobs that are new here; returns those that have ended before."""
+        """Makes new jobs report to the inbox. Returns those that have already ended."""
         results = await self._results(jobs)
         ended = {job for job, there in results.items() if there}
         for job in jobs - ended:
@@ -149,7 +149,7 @@ class StreamListener:
         return ended
 
     async def _look(self) -> None:
-        """For what no inbox tells: jobs that were deleted, or whose end was lost with the server that knew it."""
+        """Finds the ends that no inbox reports: deleted jobs, and jobs whose end was lost in a failover."""
         self._looked = time.monotonic()
         jobs = set(self._followers)
         if not jobs:
@@ -169,7 +169,7 @@ class StreamListener:
                 self._tell(job, not_found(job))
 
     async def _results(self, jobs: Iterable[str]) -> dict[str, bool]:
-        """Which jobs have ended."""
+        """Whether each job has a result."""
         jobs = list(jobs)
         if not jobs:
             return {}
@@ -182,6 +182,6 @@ class StreamListener:
 
 
 def _order(position: bytes) -> tuple[int, int]:
-    """Stream ids are `milliseconds-number`."""
+    """A stream id, `milliseconds-number`, as a sortable tuple."""
     milliseconds, _, number = position.partition(b"-")
     return int(milliseconds), int(number or 0)

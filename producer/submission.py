@@ -1,4 +1,4 @@
-"""A producer's part of a job's life: submitted, cancelled, retried after a failure, or dropped."""
+"""The state changes of jobs that a producer makes: it submits, cancels, retries and drops them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONGEST_PAUSE = 1.0
 
 
 class Submitter:
-    """Puts jobs on queues, and takes them back. Raises redis-py's errors."""
+    """Submits, cancels, retries and drops jobs. Raises redis-py's errors."""
 
     def __init__(self, connection: redis.Redis, settings: Settings) -> None:
         self._settings = settings
@@ -35,18 +35,17 @@ class Submitter:
     ) -> Job:
         """Enqueues `job` as its conversation's next turn and returns it with that turn's number.
 
-        A job that is there already, by its id, is left as it is. A turn whose predecessor is unfinished waits for it.
+        A job with an existing id is not changed. A turn waits for the unfinished turns before it.
 
         Args:
-            clips: encoded frames by their digests, which the server holds for as long as the job needs them, as it does
-                those that were uploaded before.
-            inbox: the name of the inbox that is told when the job has ended.
+            clips: encoded frames by their digests. The server keeps them, and clips that were uploaded before, for as
+                long as the job needs them.
+            inbox: the name of the inbox that is notified when the job has ended.
             keep: whether the conversation keeps the clips, for its later turns.
             now: the server's time, seconds since the epoch.
-            wait: seconds to wait for room, with `max_queued` jobs and `max_blob_bytes` of clips at most, and for
-                `sync_replicas` replicas.
+            wait: seconds to wait for `sync_replicas` replicas, and for room within `max_queued` and `max_blob_bytes`.
 
-        Raises QueueFull, NotReplicated, and CodecError for what is too large to travel.
+        Raises QueueFull, NotReplicated, and CodecError for a job that is too large.
         """
         settings, queue = self._settings, keys.queue(job.model)
         digests = dict.fromkeys(part.blob for part in media_parts(job.messages))
@@ -81,11 +80,11 @@ class Submitter:
                 )
             if left <= 0:
                 raise self._full(state, count, job.model)
-            time.sleep(min(left, pause * random.uniform(0.5, 1.0)))  # thousands may wait for the same place
+            time.sleep(min(left, pause * random.uniform(0.5, 1.0)))  # thousands of callers may wait for the same room
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def upload(self, clips: Mapping[str, bytes], now: float) -> None:
-        """Has the server keep clips for jobs that are yet to come, as long as a job may wait. Raises QueueFull."""
+        """Stores clips on the server for later jobs, for as long as a job may wait. Raises QueueFull."""
         settings = self._settings
         state, count = self._scripts["hold"](args=[
             f"upload:{secrets.token_hex(8)}", now, settings.job_ttl, settings.max_blob_bytes,
@@ -95,7 +94,7 @@ class Submitter:
             raise self._full(state, count, "")
 
     def cancel(self, result: Result) -> Literal["finished", "gone", "running", "cancelled"]:
-        """Ends a waiting job with `result`, or tells its worker."""
+        """Ends a waiting job with `result`, or notifies the worker of a running one."""
         state: bytes = self._scripts["cancel"](
             keys=[keys.job(result.job), keys.result(result.job)],
             args=[result.job, encode(result), self._settings.result_ttl, self._settings.stream_ttl,
@@ -104,7 +103,7 @@ class Submitter:
         return state.decode()  # type: ignore[return-value]
 
     def retry(self, job: str, now: float) -> None:
-        """Puts a failed job back on its queue. Raises NotFound, and BadMedia where its clips have expired."""
+        """Puts a failed job back on its queue. Raises NotFound, and BadMedia if its clips have expired."""
         state = self._scripts["retry"](
             keys=[keys.job(job)],
             args=[job, now, at(now), self._settings.job_ttl, self._settings.blob_ttl],
@@ -115,12 +114,12 @@ class Submitter:
             raise BadMedia(f"The frames of job {job!r} have expired; submit it again.")
 
     def drop(self, job: str) -> None:
-        """Forgets a failed job, but for its result, which expires by itself. Raises NotFound."""
+        """Deletes a failed job. Its result expires by itself. Raises NotFound."""
         if not self._scripts["drop"](keys=[keys.job(job)], args=[job, secrets.token_hex(8)]):
             raise not_failed(job)
 
     def clear(self, conversation: str) -> None:
-        """Forgets what a conversation has said."""
+        """Deletes a conversation's history."""
         self._scripts["clear"](
             keys=[keys.turns(conversation), keys.conversation_clips(conversation)], args=[conversation]
         )

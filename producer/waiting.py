@@ -1,4 +1,4 @@
-"""Waiting for many jobs over one connection."""
+"""Waits for many jobs over one connection."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from .replies import KEEP_SECONDS, LOOK_SECONDS, Chunk, Inbox, StreamReader, not
 
 @dataclass
 class News:
-    """What one poll brought: new text by job, and how jobs ended (NotFound: they vanished)."""
+    """The result of one poll: new text by job, and how jobs ended (NotFound: the job was deleted)."""
 
     chunks: dict[str, list[Chunk]] = field(default_factory=dict)
     ended: list[tuple[str, Result | NotFound]] = field(default_factory=list)
 
 
 class Waiter:
-    """Follows a changing set of jobs, told of their ends by one inbox. A job that ended is followed no more."""
+    """Follows a changing set of jobs. One inbox reports their ends. A job that ended is no longer followed."""
 
     def __init__(self, connection: redis.Redis, inbox: Inbox, jobs: Iterable[str] = (), *, text: bool = False) -> None:
-        """`text`: whether the jobs' streams are read, too."""
+        """`text`: whether to read the jobs' streams, too."""
         self._connection, self._inbox, self._text = connection, inbox, text
         self._readers: dict[str, StreamReader] = {}
         self._unseen: list[str] = []
-        self._unsure: set[str] = set()  # old jobs of its own without a result: it may have expired
+        self._unsure: set[str] = set()  # the inbox's own old jobs that had no result: it may have expired
         self._position: bytes | None = None
         self._looked = time.monotonic()
         self._follow = script(connection, "follow")
@@ -50,11 +50,11 @@ class Waiter:
             self._unseen.append(job)
 
     def poll(self, seconds: float) -> News:
-        """What is new, waiting at most `seconds` for it. Raises ServerUnavailable."""
+        """Waits up to `seconds` for news. Raises ServerUnavailable."""
         news = News()
         with server_errors(self._connection):
             if self._position is None and not self._inbox.made and (done := self._have_ended()) == self._unseen:
-                ended, self._unseen = done, []  # who asks for answers that are there needs no inbox, and may not write
+                ended, self._unseen = done, []  # needs no inbox, and may not write
             else:
                 if self._position is None:
                     self._position = self._newest()
@@ -83,7 +83,7 @@ class Waiter:
         return newest[0][0] if newest else b"0"
 
     def _take_up(self, news: News) -> list[str]:
-        """Has the inbox told of the jobs that are new to this waiter; returns those that have ended before."""
+        """Makes new jobs report to the inbox. Returns those that have already ended."""
         self._unseen = [job for job in self._unseen if job not in self._inbox or self._age(job) >= 0]
         ended = self._have_ended()
         unseen, self._unseen = self._unseen, []
@@ -92,8 +92,8 @@ class Waiter:
         return ended + self._follow_all([job for job in waiting if job not in self._inbox], news)
 
     def _age(self, job: str) -> int:
-        """Milliseconds from a job of this inbox to the entry of it that was read last. The inbox tells of the end of a
-        job that is younger than that entry; where two clocks differ, the next look finds it."""
+        """Milliseconds from the job's submission to the inbox entry that was read last; below 0, the inbox will report
+        the job's end. If two clocks differ, the next `_look` finds it."""
         return int((self._position or b"0").partition(b"-")[0]) - int(job[:12], 16)
 
     def _is_old(self, job: str) -> bool:
@@ -101,7 +101,7 @@ class Waiter:
         return self._inbox.result_ttl <= KEEP_SECONDS or self._age(job) > 1000 * KEEP_SECONDS
 
     def _follow_all(self, jobs: list[str], news: News) -> list[str]:
-        """Those that have ended; the inbox is told of the others."""
+        """The jobs that have ended. Makes the others report to the inbox."""
         if not jobs:
             return []
         ended = []
@@ -121,12 +121,12 @@ class Waiter:
         return ended
 
     def _have_ended(self) -> list[str]:
-        """Those that are new and have their results."""
+        """The new jobs that already have results."""
         results = self._connection.mget([keys.result(job) for job in self._unseen]) if self._unseen else []
         return [job for job, result in zip(self._unseen, results, strict=True) if result is not None]
 
     def _look(self, news: News) -> None:
-        """For what no inbox tells: jobs that were deleted, or whose end was lost with the server that knew it."""
+        """Finds the ends that no inbox reports: deleted jobs, and jobs whose end was lost in a failover."""
         self._looked = time.monotonic()
         self._inbox.keep(self._connection)
         unsure, self._unsure = [job for job in self._unsure if job in self._readers], set()
@@ -144,7 +144,7 @@ class Waiter:
             with self._connection.pipeline(transaction=False) as pipeline:
                 for job in jobs:
                     pipeline.exists(keys.job(job))
-                # One that is not there may have ended between the two questions.
+                # A missing job may have ended between the two commands.
                 self._end([job for job, exists in zip(jobs, pipeline.execute(), strict=True) if not exists], news)
 
     def _end(self, jobs: Iterable[str], news: News) -> None:

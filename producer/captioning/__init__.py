@@ -1,1 +1,1 @@
-"""Batches: many clips through one client, to JSONL rows, a summary and a report page."""
+"""Captions batches of clips through one client, and writes JSONL rows, a summary and a report page."""

@@ -1,4 +1,4 @@
-"""A batch from input to rows: takes over what an earlier run did, writes each row as it comes, sums up."""
+"""Runs a batch: resumes an earlier run, writes each row as it comes, and makes a summary."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .window import run_batch
 
 @dataclass(frozen=True)
 class Summary:
-    """A batch in figures. Rates and latencies are of this run's answers, without those of earlier runs.
+    """The figures of a batch. Rates and latencies count only this run's answers.
 
     Attributes:
         first_token_median, first_token_p90: seconds from submission, the queue included.
@@ -53,14 +53,14 @@ class Summary:
 
 @dataclass
 class Captioning:
-    """One run over `clips`. After `start`, `todo` are those that no earlier run has answered.
+    """One run over `clips`. After `start`, `todo` holds the clips that no earlier run has answered.
 
-    A row answers a clip if it is of the same request, and if the clip's files have the size and time of change that
-    the row tells (rows of earlier versions tell none) or are gone.
+    A row answers a clip if its request is the same, and if the clip's files are gone or still have the size and mtime
+    in the row. Rows of earlier versions have neither.
 
     Attributes:
-        wait: seconds that a clip waits for room where the queue is full.
-        kept: other rows of earlier runs: their clips are gone, or no longer asked for as often.
+        wait: seconds that a clip waits for room if the queue is full.
+        kept: rows of earlier runs that match no clip of this run; `out` keeps them.
     """
 
     clips: Sequence[Clip]
@@ -76,7 +76,7 @@ class Captioning:
     wall: float = 0.0
     _file: RowFile | None = None
     _files: dict[int, list[Row]] = field(default_factory=dict)
-    """By index, what each clip's files were before they were read."""
+    """By index, the state of each clip's files before they were read."""
     _before: dict[int, Row] = field(default_factory=dict)
     """By index, the failed or outdated row that stays until its clip has a new one."""
 
@@ -102,9 +102,9 @@ class Captioning:
         for row in (row for rows in held.values() for row in rows):
             asked = clips.get(row["request"])
             if asked is not None and not self._answers(row, asked):
-                continue  # a run died before it removed this row, which a later one replaced
+                continue  # a later row replaced this one, but its run died before it removed it
             if asked is None and failed(row) and row.get("source") in sources:
-                continue  # tried before with other options
+                continue  # a failed attempt with other options
             if asked is None and not failed(row) and not self._gone(row):
                 raise BadRequest(
                     f"{self.out} holds answers to something else (to {row.get('source')!r}, for one): "
@@ -122,9 +122,9 @@ class Captioning:
         seen: Callable[[Clip, Prepared], None] | None = None,
         idle: Callable[[], None] | None = None,
     ) -> Generator[Row, None, None]:
-        """Each new row, once it is written. However this ends, `out` is then put in the order of the input.
+        """Yields each new row once it is written. At the end, even after an error, sorts `out` in the input's order.
 
-        Raises ServerUnavailable, and SailqError where a row cannot be written or `out` not be put in order.
+        Raises ServerUnavailable, and SailqError if a row cannot be written or `out` cannot be sorted.
         """
         began = time.monotonic()
         batch = run_batch(
@@ -156,16 +156,16 @@ class Captioning:
             self._file.finish(self._all())
 
     def close(self) -> None:
-        """Ends the lock of `out`."""
+        """Releases the lock of `out`."""
         if self._file is not None:
             self._file.close()
 
     def ordered(self) -> list[Row]:
-        """The input's rows so far, in its order."""
+        """The rows so far, in the order of the input."""
         return [self.rows[index] for index in sorted(self.rows)]
 
     def _all(self) -> Iterator[Row]:
-        """Every row that `out` must hold: the input's, and after them those that are kept."""
+        """All rows for `out`: those of the input, then those in `kept`."""
         rows = {**self._before, **self.rows}
         for index in sorted(rows):
             yield {**rows[index], "index": index}
@@ -173,8 +173,10 @@ class Captioning:
             yield {**row, "index": index}
 
     def _identified(self) -> Iterator[Clip]:
-        """The clips to do. Each is looked at when its turn comes, some time before it is read: if it changes after
-        that, the next run does it again."""
+        """Yields the clips in `todo`, and notes the state of each one's files shortly before they are read.
+
+        If the files change after that, the next run captions the clip again.
+        """
         for clip in self.todo:
             self._files[clip.index] = clip.files()
             yield clip
@@ -184,10 +186,10 @@ class Captioning:
         return not failed(row) and (_missing(now) or _states(row.get("files", now)) == _states(now))
 
     def _gone(self, row: Row) -> bool:
-        """Whether nothing is left of the files of a row's clip."""
+        """Whether all files of a row's clip are gone."""
         base = self.clips[0].base
         if "files" not in row and base is not None:
-            return False  # of an earlier version: its source need not be a path
+            return False  # a row of an earlier version: its source may not be a path
         paths = [file["path"] for file in row["files"]] if "files" in row else [row["source"]]
         names = [name for path in paths for name in from_text(path)]
         return bool(names) and not any(os.path.lexists((base or Path()) / name) for name in names)
@@ -217,7 +219,7 @@ class Captioning:
 
     def _row(self, clip: Clip, answer: Row) -> Row:
         files = self._files[clip.index]
-        if _missing(files):  # then the row tells more
+        if _missing(files):  # then the row says more
             files = answer.get("files", files)
         about = {"index": clip.index, "source": clip.source, "files": files}
         return {**about, **answer, **about, "metadata": dict(clip.metadata), "request": self._request(clip)}
@@ -232,7 +234,7 @@ def _states(files: Sequence[Row]) -> list[Any]:
 
 
 def right(row: Row) -> bool | None:
-    """Whether the text is the true one, where the input told it as `answer`; else None."""
+    """Whether the text equals the input's `answer`; None if the input has none."""
     truth = row["metadata"].get("answer")
     return None if truth is None else not failed(row) and row["text"].strip() == str(truth).strip()
 

@@ -1,4 +1,5 @@
-"""The files of folders and of patterns, and what is left out of them. No folder is read twice, however it is linked."""
+"""Finds files by folder and by pattern, and reports what it leaves out. Reads each folder once, even with links to
+it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ BROKEN_LINK = "a link to a file that does not exist"
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file or a folder that is no clip, and why. `locked`: a folder that cannot be read, so clips may be missing."""
+    """A file or folder that is left out, and why. `locked`: whether it is an unreadable folder, so clips may be
+    missing."""
 
     path: str
     reason: str
@@ -27,7 +29,7 @@ class LeftOut:
 
 @dataclass
 class Found:
-    """What a folder holds, at any depth."""
+    """The contents of a folder, at any depth."""
 
     files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -37,8 +39,8 @@ class Found:
 def walk(folder: str, wanted: Callable[[str], bool]) -> Found:
     """The files in `folder` whose names are `wanted`, sorted by their paths.
 
-    Linked folders are followed, each once and after all that is not linked; so links may form loops. Files whose names
-    begin with a dot are left out without a word, and so are the texts that `--sidecar` wrote.
+    Links to folders are followed last, and each folder is read once, so links may form loops. Files whose names begin
+    with a dot, and texts that `--sidecar` wrote, are left out without a report.
     """
     found = Found()
     seen: set[str] = set()
@@ -76,9 +78,9 @@ def walk(folder: str, wanted: Callable[[str], bool]) -> Found:
 
 
 def matches(pattern: str, locked: list[LeftOut] | None = None) -> list[str]:
-    """What a shell pattern names, sorted; `**` stands for folders at any depth, linked ones too, each once.
+    """The sorted paths that match a shell pattern. `**` matches folders at any depth, links included, each folder once.
 
-    `locked`: gets the folders that cannot be read, in which the pattern may name more.
+    `locked`: gets the folders that cannot be read and may contain further matches.
     """
     locked = [] if locked is None else locked
     parts = Path(pattern).parts
@@ -103,7 +105,7 @@ def matches(pattern: str, locked: list[LeftOut] | None = None) -> list[str]:
 
 
 def _locked(parts: Sequence[str]) -> list[LeftOut]:
-    """The folders that `glob.glob` passes over in silence, as they cannot be read or entered."""
+    """The folders that `glob.glob` skips without an error because they cannot be read or entered."""
     found = []
     for at in range(1 if os.path.isabs(parts[0]) else 0, len(parts)):
         head, needed = str(Path(*parts[:at])), os.X_OK | (os.R_OK if glob.has_magic(parts[at]) else 0)
@@ -129,5 +131,5 @@ def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
 def _is(kind: Callable[[], bool]) -> bool:
     try:
         return kind()
-    except OSError:  # a link to itself, for one
+    except OSError:  # such as a link to itself
         return False

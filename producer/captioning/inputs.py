@@ -1,4 +1,4 @@
-"""What a batch is made of: files, folders and globs, or the rows of a JSONL file."""
+"""Reads the input of a batch: files, folders and globs, or the rows of a JSONL file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".heic", ".heif", ".avif"])
 GIF = ".gif"
-"""A video if it moves, else an image."""
+"""A GIF with several frames is a video, else an image."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Clip:
 
     Attributes:
         index: place in the input, from 0.
-        source: its media, for people.
+        source: the names of its media, for people.
         messages: as the caller wrote them; checked when the clip's turn comes.
         base: folder that the media's paths start from.
-        metadata: what else the input said of it; comes back in its row.
+        metadata: the other fields of its input, which its row repeats.
     """
 
     index: int
@@ -52,7 +52,7 @@ class Clip:
 
     @property
     def question(self) -> str:
-        """The last message's text, for people."""
+        """The text of the last message, for people."""
         parts = _parts(self.messages[-1])
         return " ".join(part.source for part in parts if part.kind == "text" and isinstance(part.source, str))
 
@@ -63,9 +63,9 @@ class Clip:
         return [place for one in named if (place := _place(one, self.base)) is not None]
 
     def files(self) -> list[dict[str, Any]]:
-        """Of each of its files as it is now: absolute `path`, `size` in bytes, `mtime` in seconds (of its last change).
+        """The current state of its files: absolute `path`, `size` in bytes, `mtime` in seconds.
 
-        The latter two are None for a file that is not there.
+        The latter two are None for a missing file.
         """
         found: list[dict[str, Any]] = []
         for place in self.places:
@@ -78,7 +78,7 @@ class Clip:
         return found
 
     def request(self, model: str, options: GenerationOptions) -> str:
-        """Names what is asked: the same for the same messages, model and options, in every run."""
+        """A fingerprint of what is asked: equal in every run for the same messages, model and options."""
         asked = json.dumps([model, options.model_dump(), self.messages], sort_keys=True)
         return hashlib.sha256(asked.encode()).hexdigest()[:24]
 
@@ -86,15 +86,15 @@ class Clip:
 def from_paths(
     paths: Sequence[str], prompts: Mapping[str, str], left_out: list[LeftOut] | None = None
 ) -> list[Clip]:
-    """A clip for each file; folders give the media in them, at any depth, in the order of their names.
+    """Makes a clip of each file. A folder gives the media in it, at any depth, in the order of their names.
 
-    A folder is read once, however often and by whatever links it is named.
+    Each folder is read once, even if it is named several times or through links.
 
     Args:
         prompts: what to ask of a "video" and of an "image".
-        left_out: gets what the folders hold beside.
+        left_out: gets the other files in the folders.
 
-    Raises BadRequest for a folder or a pattern that gives nothing.
+    Raises BadRequest for a folder or a pattern without media.
     """
     left_out = [] if left_out is None else left_out
     files: dict[str, str] = {}
@@ -131,7 +131,7 @@ def _expand(path: str, left_out: list[LeftOut]) -> list[str]:
             raise BadRequest(f"Nothing matches {for_terminal(path)!r}{reason}.")
         files = [name for name in names if not os.path.isdir(name)]
         for name in names:
-            if os.path.isdir(name):  # one without media is no error among others
+            if os.path.isdir(name):  # a pattern may match folders without media
                 found = folders.walk(name, _is_media)
                 left_out += found.left_out
                 files += found.files
@@ -146,11 +146,11 @@ def _is_media(name: str) -> bool:
 
 
 def from_messages(path: Path) -> list[Clip]:
-    """A clip for each row `{"messages": [...], ...}` of a JSONL file; media paths start from its folder.
+    """Makes a clip of each row `{"messages": [...], ...}` of a JSONL file. Media paths start from the file's folder.
 
     `-` is standard input, whose media paths start from the working directory.
 
-    Raises BadRequest that names the line which is no such row.
+    Raises BadRequest that names the first invalid line.
     """
     standard = str(path) == "-"
     shown, file = ("standard input", "stdin") if standard else (for_terminal(str(path)), as_text(path.name))
@@ -167,9 +167,9 @@ def from_messages(path: Path) -> list[Clip]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise BadRequest(f"Line {number} of {shown} is no JSON: {error}.") from None
+            raise BadRequest(f"Line {number} of {shown} is not JSON: {error}.") from None
         if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
-            raise BadRequest(f"Line {number} of {shown} is no map with a list of messages.")
+            raise BadRequest(f"Line {number} of {shown} is not a map with a list of messages.")
         messages = row.pop("messages")
         first = [medium[0] for medium in _media(messages) if medium]
         source = ", ".join(one if is_named(one) else name(one) for one in first) or f"{file}:{number}"
@@ -180,7 +180,7 @@ def from_messages(path: Path) -> list[Clip]:
 
 
 def _media(messages: Any) -> Iterator[list[str]]:
-    """The paths and URLs of each medium that `messages` show: one, or those of a list of images."""
+    """For each medium of `messages`, its path or URL, or those of a list of images."""
     for message in messages if isinstance(messages, list) else ():
         for part in (part for part in _parts(message) if part.kind != "text"):
             sources = part.source if isinstance(part.source, (list, tuple)) else [part.source]
@@ -188,7 +188,7 @@ def _media(messages: Any) -> Iterator[list[str]]:
 
 
 def _place(medium: str, base: Path | None) -> Path | None:
-    """The file that a path or a `file://` URL names; None for other URLs and for what can be no file's name."""
+    """The file that a path or a `file://` URL names. None for other URLs and for invalid file names."""
     try:
         place = local_path(medium, base or Path()) if is_named(medium) else None
     except Unsupported:
@@ -199,12 +199,12 @@ def _place(medium: str, base: Path | None) -> Path | None:
 def _can_be_a_name(path: str) -> bool:
     try:
         return "\0" not in os.fsdecode(os.fsencode(path))
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
+    except UnicodeEncodeError:  # a surrogate that encodes no byte
         return False
 
 
 def _parts(message: Any) -> list[Part]:
-    """A message's parts, without those that are none."""
+    """A message's parts, without invalid ones."""
     content = message.get("content") if isinstance(message, dict) else None
     parts = content if isinstance(content, list) else [content]
     return [part for one in parts if one is not None and (part := peek(one)) is not None]

@@ -1,4 +1,4 @@
-"""Names of files as text. A name on a disk is bytes, which need not be UTF-8 (a Chinese recorder writes GBK)."""
+"""File names as text. A name on a disk is bytes that need not be UTF-8: a Chinese recorder writes GBK."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def as_text(name: str) -> str:
     """`name` as valid Unicode: each byte that is not UTF-8 becomes `\\x` and two digits."""
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte: from JSON, not from a disk
+    except UnicodeEncodeError:  # a surrogate that encodes no byte: from JSON, not from a disk
         return name.encode("utf-8", "backslashreplace").decode()
 
 
 def from_text(text: str) -> list[str]:
-    """The names that `as_text` may have made `text` of. Usually one."""
+    """The names for which `as_text` returns `text`. Usually one."""
     data = text.encode("utf-8", "surrogateescape")
     return list(dict.fromkeys([text, os.fsdecode(_ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), data))]))
 

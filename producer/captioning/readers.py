@@ -1,7 +1,7 @@
-"""Child processes that read clips: a decoder that crashes costs one clip, and up to `READERS` cores decode.
+"""Reads clips in child processes. A decoder that crashes fails one clip only, and up to `READERS` cores decode.
 
-A child is started when it is first needed, reads one clip at a time, and ends when its pipe closes, however its
-parent ended. Ctrl-C is the parent's to handle.
+A child is started when it is first needed and reads one clip at a time. It ends when its pipe closes, even if its
+parent crashed. Ctrl-C reaches only the parent.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from sailq.shared.errors import BadMedia, SailqError
 from sailq.shared.media.messages import Prepared, prepare
 
 READERS = min(4, os.cpu_count() or 1)
-"""Clips that are read at a time."""
+"""The most clips that are read at a time."""
 MAX_MEMORY = 4 * 1024**3
 """Address space of a child, in bytes."""
 MAX_SECONDS = 600.0
-"""Processor time of a child for one clip: for a decoder that hangs, where `media.limits` cannot be checked."""
+"""Seconds of processor time of a child for one clip. It ends a decoder that hangs where `media.limits` is not
+checked."""
 
 
 class Readers:
     """Reads clips in children. Safe to use from several threads, each of which waits for its clip."""
 
     def __init__(self, count: int = READERS) -> None:
-        self._idle: queue.LifoQueue[_Child | None] = queue.LifoQueue()  # a started child before a new one
+        self._idle: queue.LifoQueue[_Child | None] = queue.LifoQueue()  # last in, first out: a started child first
         self._children: set[_Child] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -51,7 +52,7 @@ class Readers:
         self.close()
 
     def prepare(self, messages: Any, **options: Any) -> Prepared:
-        """`messages.prepare` in a child. Raises what it raises, and BadMedia where the child died of the clip."""
+        """Runs `messages.prepare` in a child. Raises what it raises, and BadMedia if the child died."""
         child = self._idle.get()
         try:
             child = child or self._start()
@@ -90,7 +91,7 @@ class _Child:
     def __init__(self) -> None:
         self._pipe, other = Pipe()
         code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({other.fileno()})"
-        # In a session of its own, Ctrl-C in the terminal reaches the parent alone.
+        # In a session of its own: Ctrl-C in the terminal then reaches only the parent.
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -117,11 +118,11 @@ def _cause(code: int) -> str:
 
 
 def serve(fileno: int) -> None:
-    """A child's life: requests come and answers go through the pipe `fileno`."""
+    """Runs a child: it reads requests from the pipe `fileno` and writes answers to it."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     cv2.setNumThreads(1)
-    warnings.filterwarnings("ignore", module="PIL")  # its limit of pixels is near ours; odd metadata does no harm
+    warnings.filterwarnings("ignore", module="PIL")  # Pillow's limit of pixels is near ours; odd metadata is harmless
     pipe: Connection[Any, Any] = Connection(fileno)
     with suppress(EOFError, OSError):
         while True:
@@ -139,5 +140,5 @@ def _answer(messages: Any, options: dict[str, Any]) -> Prepared | SailqError:
         return error
     except MemoryError:
         return BadMedia(f"Reading this clip takes more than {MAX_MEMORY // 2**30} GiB of memory.")
-    except Exception as error:  # whatever it is, it costs one clip
+    except Exception as error:  # any error fails this clip only
         return SailqError(f"This clip cannot be read: {type(error).__name__}: {error}.")

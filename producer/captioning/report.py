@@ -1,4 +1,4 @@
-"""A batch as one HTML page that needs nothing else: no scripts, no network, pictures inside."""
+"""Writes a batch as one self-contained HTML page: no scripts, no network, pictures included."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_report(
     """Writes the page to `path`.
 
     Args:
-        rows: those of a batch, in the order of the page.
+        rows: the rows of a batch, in the order of the page.
         thumbnails: data URIs of pictures by a row's index.
         questions: what was asked, by a row's index.
 
@@ -141,7 +141,7 @@ def _source(row: Row) -> str:
 
 
 def _frames(row: Row) -> Iterable[str]:
-    """What was sampled of each video."""
+    """The sampled frames of each video, in words."""
     for medium in row.get("media", ()):
         if times := medium.get("times"):
             rate = f", {number(medium['fps'])} a second" if medium["fps"] else ""

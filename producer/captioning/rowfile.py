@@ -1,7 +1,7 @@
-"""A batch's rows in a file: appended to as results arrive, put in the order of the input at the end.
+"""The file of a batch's rows. Rows are appended as they arrive, and sorted into the order of the input at the end.
 
-Whenever the process dies, every line that was written is whole, or is the last one and is ignored. The file is locked
-while a run has it open, and the kernel ends the lock with the process.
+If the process dies, every line is complete but perhaps the last one, which the next run ignores. The file is locked
+while a run has it open, and the kernel releases the lock when the process ends.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from .names import for_terminal
 from .rows import Row, as_line, failed
 
 _START = b'{"index": '
-"""How the line of a batch's row begins."""
+"""The first bytes of a line with a row."""
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-"""What fsync answers where a file system does not support it (fsync(2), and FUSE)."""
+"""The errors of fsync on a file system that does not support it (fsync(2), and FUSE)."""
 
 
 class RowFile:
     """The rows of one `--out`. `rows`: what earlier runs left in it."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BadRequest for a file that another run has open, that is no such JSONL, or that cannot be written."""
+        """Raises BadRequest for a file that another run has open, that is not such JSONL, or that cannot be written."""
         self._name = for_terminal(str(path))
-        self._path = Path(os.path.realpath(path))  # a link stays one when the file is replaced
+        self._path = Path(os.path.realpath(path))  # replaces the target of a link, not the link
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._open()
@@ -55,12 +55,12 @@ class RowFile:
             raise
 
     def _open(self) -> FileIO:
-        """The file that the path names once its lock is held; a run that ends replaces it."""
+        """Opens and locks the file. Opens it again if a run that ended has replaced it meanwhile."""
         while True:
             file = FileIO(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
             try:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise BadRequest(f"{self._name} cannot be used for the rows: it is no regular file.")
+                    raise BadRequest(f"{self._name} cannot be used for the rows: it is not a regular file.")
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_current(file):
                     return file
@@ -81,25 +81,25 @@ class RowFile:
             return False
 
     def _read(self, data: bytes) -> tuple[list[Row], int, bytes]:
-        """(the rows in `data`, how many bytes of it they are, the line end that the last of them lacks)"""
+        """(the rows in `data`, their length in bytes, the line end that the last row lacks)"""
         *lines, last = data.split(b"\n")
         rows = []
         for number, line in enumerate(lines, 1):
             if (row := _row(line)) is None:
-                raise BadRequest(f"Line {number} of {self._name} is no row of a batch; choose another --out.")
+                raise BadRequest(f"Line {number} of {self._name} is not a row of a batch; choose another --out.")
             rows.append(row)
         if (row := _row(last)) is not None:
             return [*rows, row], len(data), b"\n"
         if _is_json(last) or not (last.startswith(_START) or _START.startswith(last)):
-            raise BadRequest(f"The last line of {self._name} is no row of a batch; choose another --out.")
+            raise BadRequest(f"The last line of {self._name} is not a row of a batch; choose another --out.")
         return rows, len(data) - len(last), b""  # a run died while it wrote this line
 
     def append(self, row: Row) -> None:
-        """Raises SailqError where the row cannot be written; the file then has the rows that it had."""
+        """Appends a row. Raises SailqError if it cannot be written; the file then keeps its earlier rows."""
         line = self._missing + _line(row)
         left = memoryview(line)
         try:
-            self._cut()  # what a run that died left of a line
+            self._cut()  # removes the incomplete line of a run that died
             while left:
                 left = left[self._file.write(left) :]
         except OSError as error:
@@ -114,10 +114,10 @@ class RowFile:
         self._file.seek(self._end)
 
     def finish(self, rows: Iterable[Row]) -> None:
-        """Replaces the file by `rows`, at once or not at all, and closes it. Raises SailqError where it cannot."""
+        """Replaces the file's contents with `rows`, atomically, and closes it. Raises SailqError if it cannot."""
         draft: Path | None = None
         try:
-            descriptor, name = tempfile.mkstemp(".jsonl", ".sailq-", self._path.parent)  # a file that nobody has
+            descriptor, name = tempfile.mkstemp(".jsonl", ".sailq-", self._path.parent)  # a name that no file has
             draft = Path(name)
             with open(descriptor, "wb") as file:
                 os.fchmod(descriptor, stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
@@ -125,7 +125,7 @@ class RowFile:
                 file.flush()
                 _sync(descriptor)
             if self._path.exists() and not self._is_current(self._file):
-                raise SailqError(f"{self._name} is another file now, which stays; this run's rows are in {draft}.")
+                raise SailqError(f"{self._name} was replaced by another file meanwhile; the rows are in {draft}.")
             draft.replace(self._path)
         except OSError as error:
             if draft is not None:
@@ -146,12 +146,12 @@ class RowFile:
             ) from None
 
     def close(self) -> None:
-        """Ends the lock."""
+        """Releases the lock."""
         self._file.close()
 
 
 def _row(line: bytes) -> Row | None:
-    """The row in a whole line; None if it holds none."""
+    """The row in a complete line; None if the line is not a row."""
     try:
         row: Row = json.loads(line)
         names = [row["source"], row["request"]]
@@ -177,11 +177,11 @@ def _line(row: Row) -> bytes:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a name in `folder` survive a power cut."""
+    """Syncs a folder, so that a new name in it survives a power cut."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:
-        return  # files may be made in a folder that may not be read
+        return  # a folder may be writable but not readable
     try:
         _sync(descriptor)
     finally:
@@ -189,7 +189,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _sync(descriptor: int) -> None:
-    """As os.fsync, where the file system can; some can not with folders, and some not at all."""
+    """os.fsync that ignores file systems without support for it; some do not support it for folders."""
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Results as rows of JSON: what `--json` prints and what a batch writes."""
+"""Converts results to JSON rows, which `--json` prints and a batch writes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Row = dict[str, Any]
 
 
 def media_fields(prepared: Prepared | None) -> Row:
-    """`media`: the frames that were sent of each medium, with their times in seconds from the clip's first frame.
+    """The row's fields about its media; None for `prepared` leaves them empty.
 
-    `damaged_frames`: frames of the clips that were found damaged. None: no medium was read.
+    `media`: the frames that were sent of each medium, with their times in seconds from the clip's first frame.
+    `damaged_frames`: number of frames that were found damaged.
     """
     parts = media_parts(prepared.messages) if prepared else []
     return {
@@ -25,7 +26,7 @@ def media_fields(prepared: Prepared | None) -> Row:
 
 
 def as_row(result: Result) -> Row:
-    """`text`, `metrics` (seconds, tokens), `error` and where it was answered; plain JSON values."""
+    """A result as plain JSON values: `text`, `metrics` (seconds, tokens), `error` and the worker that answered."""
     return {
         "text": result.text,
         "conversation": result.conversation,
@@ -47,7 +48,7 @@ def as_row(result: Result) -> Row:
 
 
 def failed_row(error: SailqError) -> Row:
-    """The same shape for what never became a result."""
+    """A row of the same shape for a clip that failed before it had a result."""
     return {
         "text": "",
         "conversation": None,
@@ -69,12 +70,12 @@ def failed_row(error: SailqError) -> Row:
 
 
 def failed(row: Row) -> bool:
-    """Whether a row holds no whole answer."""
+    """Whether a row has no complete answer."""
     return row["error"] is not None or row["finish_reason"] not in {"stop", "length"}
 
 
 def why(row: Row) -> str | None:
-    """The sentence that says why there is no whole answer; None where there is one."""
+    """The sentence that says why a row has no complete answer; None if it has one."""
     if not failed(row):
         return None
     if row["error"] is not None:
@@ -83,8 +84,8 @@ def why(row: Row) -> str | None:
 
 
 def as_line(value: Any, encoding: str = "utf-8") -> str:
-    """JSON on one line, readable, and escaped where `encoding` has no such characters (names of files need not be
-    Unicode, a terminal may be ASCII)."""
+    """JSON on one line. Characters that `encoding` does not have are escaped: file names need not be Unicode, and a
+    terminal may be ASCII."""
     line = json.dumps(value, ensure_ascii=False)
     try:
         line.encode(encoding)

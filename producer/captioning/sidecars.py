@@ -1,4 +1,4 @@
-"""Captions as `{stem}.txt` beside their clips."""
+"""Writes captions to `{stem}.txt` beside their clips."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from .rows import Row, failed
 
 
 class Sidecars:
-    """The texts of one batch. What a file of such a name held before is replaced."""
+    """The text files of one batch. Existing files of these names are overwritten."""
 
     def __init__(self, clips: Sequence[Clip], taken: Iterable[Path] = ()) -> None:
-        """`taken`: files that must stay. Raises BadRequest where two clips would share a text, or one has no file."""
+        """`taken`: files that must not be overwritten. Raises BadRequest if two clips share a text file, or a clip is
+        not a file."""
         owners = {Path(os.path.realpath(path)): "a file of this batch" for path in taken}
         owners |= {Path(os.path.realpath(place)): "a clip" for clip in clips for place in clip.places}
         self._places: dict[int, Path] = {}
         for clip in clips:
             name = for_terminal(clip.source)
-            if not clip.places:  # a URL, or what can be no file's name
-                raise BadRequest(f"{name} is no file, so --sidecar has no place for its text.")
+            if not clip.places:  # a URL, or an invalid file name
+                raise BadRequest(f"{name} is not a file, so --sidecar cannot write a text file beside it.")
             text = clip.places[0].with_suffix(".txt")
             place = Path(os.path.realpath(text))
             if place in owners:
@@ -34,7 +35,7 @@ class Sidecars:
             self._places[clip.index] = text
 
     def write(self, clip: Clip, row: Row) -> None:
-        """Writes an answer's text, if it is not there yet. Raises SailqError where it cannot be written."""
+        """Writes an answer's text unless the file already has it. Raises SailqError if it cannot be written."""
         if failed(row):
             return
         place = self._places[clip.index]
@@ -46,7 +47,7 @@ class Sidecars:
             draft.write_bytes(data)
             draft.replace(place)
         except OSError as error:
-            with suppress(OSError):  # of a disk that may only be read, for one
+            with suppress(OSError):  # such as on a read-only disk
                 draft.unlink()
             raise SailqError(f"{for_terminal(str(place))} cannot be written: {error.strerror}.") from None
 

@@ -1,4 +1,4 @@
-"""Small pictures for the report, made of the very frames that were sent to the model."""
+"""Small pictures for the report, made of the frames that were sent to the model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Thumbnails:
         self.by_index: dict[int, Sequence[str]] = {}
 
     def take(self, clip: Clip, prepared: Prepared) -> None:
-        """Pictures of what is about to be sent. Safe to call from several threads."""
+        """Makes pictures of the media about to be sent. Safe to call from several threads."""
         parts = media_parts(prepared.messages)
         self.by_index[clip.index] = [
             data_uri(strip(decode_frames(prepared.blobs[part.blob], (part.frames, part.height, part.width))))
@@ -45,7 +45,7 @@ class Thumbnails:
         ]
 
     def fill(self, captioning: Captioning, client: Client) -> None:
-        """Reads again the clips that an earlier run has answered; those that are gone have no picture."""
+        """Makes the pictures of clips that an earlier run answered, from their files. Missing files get no picture."""
         missing = [
             clip for clip in captioning.clips if clip.index in captioning.rows and clip.index not in self.by_index
         ]
@@ -65,7 +65,7 @@ class Thumbnails:
 
 
 def strip(frames: Frames) -> Frames:
-    """One small picture: an image, or a video's first, middle and last frame side by side."""
+    """One small picture of a medium: an image, or a video's first, middle and last frame side by side."""
     chosen = [frames[0]] if len(frames) == 1 else [frames[at] for at in (0, len(frames) // 2, -1)]
     height, width = frames.shape[1:3]
     width = max(1, min(round(width * HEIGHT / height), MAX_WIDTH))
@@ -76,6 +76,6 @@ def strip(frames: Frames) -> Frames:
 
 
 def data_uri(picture: Frames) -> str:
-    """`picture`: uint8 [height, width, 3], RGB."""
+    """A picture as a data URI. `picture`: uint8 [height, width, 3], RGB."""
     _, jpeg = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()

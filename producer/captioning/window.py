@@ -1,4 +1,4 @@
-"""Many jobs through one client: media are read ahead in threads, a bounded window of jobs is in flight."""
+"""Runs many jobs through one client. Media are read ahead in threads, and a bounded number of jobs is in flight."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .readers import READERS, Readers
 from .rows import Row, as_row, failed_row, media_fields
 
 _POLL_SECONDS = 0.05
-"""How soon a clip that was read is followed while others are still being read."""
+"""Seconds between polls while clips are being read, so that a read clip is submitted soon."""
 _FULL_SECONDS = 1.0
-"""How often a clip asks again for room where the queue is full."""
+"""Seconds between attempts to submit a clip to a full queue."""
 _IDLE_SECONDS = 2.0
 
 
@@ -40,18 +40,18 @@ def run_batch(
     patience: float = 0.0,
     readers: Readers | None = None,
 ) -> Generator[tuple[Clip, Row], None, None]:
-    """Each clip with its row (see `rows.as_row` and `rows.media_fields`), in the order in which they finish.
+    """Yields each clip with its row (see `rows.as_row` and `rows.media_fields`), in the order in which they finish.
 
-    A clip that cannot be read gets an error row at once. When the caller stops iterating, or an error ends
-    the batch, the jobs still in flight are cancelled.
+    A clip that cannot be read gets an error row at once. If the caller stops iterating or an error
+    ends the batch, the jobs in flight are cancelled.
 
     Args:
-        window: most clips being read or answered at a time.
+        window: most clips that are read or answered at a time.
         seen: gets each clip's frames, in a reader's thread, before they are uploaded.
-        idle: called now and then while nothing comes.
+        idle: called regularly while nothing finishes.
         encode: makes the blob of each medium's frames.
-        patience: seconds that a clip waits for room where the queue is full, or for replicas.
-        readers: read the media, and are closed at the end; without them threads of this process read.
+        patience: seconds that a clip waits for room in the queue, or for replicas.
+        readers: read the media, and are closed at the end; None: threads of this process read.
 
     Raises ServerUnavailable.
     """
@@ -94,7 +94,7 @@ def run_batch(
                     raise
                 except SailqError as error:
                     yield clip, failed_row(error) | media_fields(None)
-                except Exception as error:  # a clip never stops the others, whatever it does to a decoder
+                except Exception as error:  # no error of one clip stops the others
                     reason = f"This clip cannot be read: {type(error).__name__}: {error}."
                     yield clip, failed_row(SailqError(reason)) | media_fields(None)
                 else:
@@ -115,7 +115,7 @@ def run_batch(
             readers.close()
         pool.shutdown(cancel_futures=True)
         handles = [one.result()[0] for one in reading if not one.cancelled() and one.exception() is None]
-        with suppress(ServerUnavailable):  # then none can be cancelled
+        with suppress(ServerUnavailable):  # then no job can be cancelled
             for job in [*running, *(handle.job for handle in handles)]:
                 with suppress(NotFound):
                     client.cancel(job)

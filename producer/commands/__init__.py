@@ -1,1 +1,1 @@
-"""The producer's subcommands, one a file. Each imports only typer until it runs, so that help is quick."""
+"""The producer's subcommands, one per file. Each imports only typer until it runs, so that help is fast."""

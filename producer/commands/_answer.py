@@ -1,4 +1,4 @@
-"""Receiving one answer at a terminal."""
+"""Receives one answer at a terminal."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from ..client import Client
 
 GRACE_SECONDS = 5.0
-"""How much longer than a job's own deadline its asker waits for the worker to say so."""
+"""Seconds that a caller waits, after a job's deadline, for the worker to report it."""
 
 
 def receive(
     client: Client, job: str, *, timeout: float | None = None, show: Callable[[str], None] | None = None
 ) -> Result:
-    """The job's result; its text goes to `show` as it comes, and all of it has gone there at the end.
+    """Waits for the job's result, and passes all of its text to `show` as it comes.
 
-    Ctrl-C, and a `timeout` (seconds) that nothing came in, cancel the job.
+    Cancels the job on Ctrl-C, and if nothing comes for `timeout` seconds.
     """
     from sailq.shared.errors import SailqError, WaitTimeout
 

@@ -1,4 +1,4 @@
-"""A batch at a terminal: progress while it runs, a table when it is done."""
+"""Runs a batch at a terminal: shows progress while it runs and a table at the end."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def run(
     each: Callable[[Row], None] | None = None,
     watch: Callable[[], Any] | None = None,
 ) -> Summary:
-    """Runs what is left to do; the report is written however it ends.
+    """Runs the rest of a batch. Writes the report even if the run fails.
 
     Args:
-        console: where progress and notes go, stderr's.
-        each: gets each new row; may print it to stdout.
-        watch: called while nothing comes; may raise to end the batch.
+        console: the console of stderr, for progress and notes.
+        each: called with each new row; may print it to stdout.
+        watch: called while waiting; may raise to end the batch.
     """
     from ..captioning.report import write_report
 
@@ -62,7 +62,7 @@ def run(
             )
 
     thumbnails = Thumbnails()
-    write()  # a path that cannot be written is told before the work, not after it
+    write()  # fails before the work if the path cannot be written
     waiting = _Waiting(client, captioning.model, console, watch)
     total = len(captioning.clips)
     progress = Progress(
@@ -75,7 +75,7 @@ def run(
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        # A bar would tear rows that are printed on the same screen; into a file they must go past it.
+        # No bar if rows are printed on the same screen. Rows that go to a file do not pass through the bar.
         disable=not console.is_terminal or (each is not None and sys.stdout.isatty()),
         redirect_stdout=False,
         transient=True,
@@ -107,7 +107,7 @@ def run(
 
 
 class _Waiting:
-    """Tells, once each time it becomes true, that nobody serves the model."""
+    """Prints a note each time the last worker of the model disappears."""
 
     def __init__(self, client: Client, model: str, console: Console, watch: Callable[[], Any] | None) -> None:
         self._fleet = Fleet(client.connection)
@@ -121,13 +121,13 @@ class _Waiting:
             self._watch()
         missing = not self._fleet.workers(self._model)
         if missing and not self._told:
-            with suppress(OSError):  # a terminal that is gone ends nothing
+            with suppress(OSError):  # a closed terminal must not end the batch
                 self._console.print(f"no worker serves {self._model} now; waiting", style="yellow", highlight=False)
         self._told = missing
 
 
 def tell_failures(captioning: Captioning, console: Console) -> None:
-    """Why the first few failed, for people; all of it is in the rows."""
+    """Prints why the first few clips failed. The rows have all errors."""
     reasons = [(str(row["source"]), reason) for row in captioning.ordered() if (reason := why(row)) is not None]
     for source, reason in reasons[:_TOLD]:
         told = reason if reason.startswith(source) else f"{source}: {reason}"
@@ -137,7 +137,7 @@ def tell_failures(captioning: Captioning, console: Console) -> None:
 
 
 def tell_left_out(left_out: Sequence[LeftOut], console: Console) -> None:
-    """What of the folders is no clip: for each reason how many, and the first few names."""
+    """Prints what was left out of the folders: for each reason the number of files and the first few names."""
     reasons: dict[str, list[str]] = {}
     for one in left_out:
         reasons.setdefault(one.reason, []).append(for_terminal(one.path))
@@ -148,7 +148,7 @@ def tell_left_out(left_out: Sequence[LeftOut], console: Console) -> None:
 
 
 def closing_table(summary: Summary) -> Table:
-    """The batch in figures, for people."""
+    """A table of the batch's figures, for people."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(justify="right")

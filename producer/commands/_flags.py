@@ -1,4 +1,4 @@
-"""What `ask`, `chat`, `caption` and `bench` have in common: media, answer and media options, and what is asked."""
+"""What `ask`, `chat`, `caption` and `bench` share: answer options, media options, media parts and default prompts."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ Images = Annotated[
     ),
 ]
 answers = takes(generation=GenerationOptions, media=Options)
-"""A command with all answer options and all media options, as `generation` and `media`."""
+"""A decorator that gives a command all answer options as `generation`, and all media options as `media`."""
 
 _ALL = 1e6
 """More frames a second than any video has."""
 
 
 def check(generation: Mapping[str, Any], media: Mapping[str, Any]) -> GenerationOptions:
-    """The answer options. Raises BadRequest for an option of either that cannot be used."""
+    """The checked answer options. Raises BadRequest for an invalid answer or media option."""
     from sailq.shared.errors import BadRequest
 
     parse(Options, media)
     if ("resized_height" in media) != ("resized_width" in media):
-        raise BadRequest("A size has two sides: give --resized-height and --resized-width together.")
+        raise BadRequest("--resized-height and --resized-width must be given together.")
     if media.get("max_frames", 2) < 2:
         raise BadRequest("A video has at least two frames: give a --max-frames of 2 or more.")
     return parse(GenerationOptions, generation)
 
 
 def media_parts(videos: Iterable[str] | None, images: Iterable[str] | None) -> list[dict[str, Any]]:
-    """Parts of a message's content: the videos, then the images, each kind in its order."""
+    """Message parts of the videos, then of the images, each in the given order."""
     return [
         *({"type": "video", "video": path} for path in videos or ()),
         *({"type": "image", "image": path} for path in images or ()),
@@ -55,7 +55,7 @@ def media_parts(videos: Iterable[str] | None, images: Iterable[str] | None) -> l
 
 
 def default_prompt(parts: Iterable[Mapping[str, Any]]) -> str | None:
-    """What to ask about media when nothing was asked; None without media."""
+    """The prompt for media if the user gave none; None without media."""
     kinds = [part["type"].removesuffix("_url") for part in parts]
     if "video" in kinds:
         return "Describe the video."
@@ -65,7 +65,8 @@ def default_prompt(parts: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def fill_in(messages: Any, options: Mapping[str, Any]) -> Any:
-    """`messages`, with media `options` wherever their own leave them open; malformed ones stay as they are."""
+    """`messages` with `options` added to each medium that does not set them itself. Malformed messages are not
+    changed."""
 
     from sailq.shared.media.parts import peek
     from sailq.shared.media.sources import jpeg_sequence
@@ -87,9 +88,9 @@ def fill_in(messages: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _capped(part: dict[str, Any]) -> dict[str, Any]:
-    """A video file's options whose `nframes` is at most `max_frames` and what the video has.
+    """A video file's options, with `nframes` limited to `max_frames` and to the frames of the video.
 
-    qwen-vl-utils refuses an `nframes` that is more than a video has, but takes all frames for a high `fps`.
+    qwen-vl-utils refuses an `nframes` above the video's number of frames, but takes all frames for a high `fps`.
     """
     wanted, most = part.get("nframes"), part["max_frames"]
     if part.get("fps") is not None or type(wanted) is not int or type(most) is not int or wanted < 2:

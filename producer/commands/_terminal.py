@@ -1,4 +1,4 @@
-"""What the commands say: errors as a sentence or as JSON, timings, and whether anybody will answer."""
+"""What the commands print: errors as a sentence or as JSON, timings, and a note if no worker will answer."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 class OutputLost(SailqError):
-    """What is written to stdout cannot go there: a full disk, a pipe that nobody reads."""
+    """stdout cannot be written: the disk is full, or nobody reads the pipe."""
 
 
 @contextmanager
 def command(as_json: bool = False) -> Iterator[None]:
-    """Every command's body: its errors become one line (or JSON on stdout) and an exit code.
+    """Wraps the body of every command: turns errors into one line (or JSON on stdout) and an exit code.
 
-    SIGTERM and the end of its terminal (SIGHUP) end it as Ctrl-C does, so that nothing is left behind; `nohup` works.
-    Pillow's warnings of odd images are not shown.
+    SIGTERM and SIGHUP (the terminal closed) act like Ctrl-C, so that jobs and processes are cleaned up. `nohup` works.
+    Hides Pillow's warnings about odd images.
     """
     warnings.filterwarnings("ignore", module="PIL")
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
@@ -42,7 +42,7 @@ def command(as_json: bool = False) -> Iterator[None]:
         yield
     except SailqError as error:
         if not as_json or isinstance(error, OutputLost):
-            raise  # the `sailq` script prints it
+            raise  # the `sailq` script prints the error
         print_json({"error": {"code": error.code, "message": str(error)}})
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
@@ -55,13 +55,13 @@ def command(as_json: bool = False) -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """A line for the person, out of the way of what is piped; dim on a terminal. It is lost where stderr is closed."""
+    """Prints a line for the user to stderr, dim on a terminal. Does nothing if stderr is closed."""
     with suppress(OSError):
         print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
-    """A value on one line of stdout, in characters that it can show. Raises OutputLost."""
+    """Prints a value on one line of stdout. Escapes characters that stdout cannot encode. Raises OutputLost."""
     from ..captioning.rows import as_line
 
     _say(as_line(value, sys.stdout.encoding or "utf-8") + "\n")
@@ -71,7 +71,7 @@ def _say(text: str) -> None:
     try:
         print(text, end="", flush=True)
     except OSError as error:
-        with suppress(OSError, ValueError):  # what is left in the buffer must not fail once more when Python exits
+        with suppress(OSError, ValueError):  # the rest of the buffer must not fail again when Python exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise OutputLost("Nobody reads the output any more: the pipe is closed.") from None
@@ -79,7 +79,7 @@ def _say(text: str) -> None:
 
 
 def timings(result: Result) -> str:
-    """One line: time to first token, tokens/s, total."""
+    """A line with time to first token, tokens/s and total time."""
     said = []
     if result.timings.time_to_first_token is not None:
         said.append(f"first token after {result.timings.time_to_first_token:.2f} s")
@@ -92,7 +92,7 @@ def timings(result: Result) -> str:
 
 
 def check_served(client: Client, model: str) -> None:
-    """Says so when nobody serves `model` yet; raises Unsupported when workers serve other models only."""
+    """Prints a note if no worker serves `model` yet. Raises Unsupported if all workers serve other models."""
     from sailq.shared.errors import Unsupported
 
     from ..fleet import Fleet
@@ -102,10 +102,10 @@ def check_served(client: Client, model: str) -> None:
     if model in served:
         return
     if served and client.card(model) is None:
-        raise Unsupported(f"No worker has ever served {model!r}; now {', '.join(served)} is served.")
+        raise Unsupported(f"No worker has ever served {model!r}; workers now serve {', '.join(served)}.")
     note(f"no worker serves {model} yet; waiting")
 
 
 def print_piece(text: str) -> None:
-    """A piece of an answer, as it comes."""
+    """Prints a piece of an answer as it comes."""
     _say(text)

@@ -1,4 +1,4 @@
-"""`sailq ask`: one question, one answer."""
+"""`sailq ask`: asks one question and prints the answer."""
 
 from __future__ import annotations
 

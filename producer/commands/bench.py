@@ -1,4 +1,4 @@
-"""`sailq bench`: sophon-demo's performance test, for whatever model and device is at hand."""
+"""`sailq bench`: runs sophon-demo's performance test on any model and device."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def bench(
             raise BadRequest(f"The sample clip cannot be made: {error}.") from None
         content = [*parts, {"type": "text", "text": prompt or QUESTION}]
         messages = flags.fill_in([{"role": "user", "content": content}], media)
-        prepare(messages)  # media that cannot be read are told before anything is started
+        prepare(messages)  # fails before anything is started if media cannot be read
 
         name = model_name(settings.model)
         url, watch = _stage(stack, redis_url, settings.model, name, worker, folder)
@@ -138,7 +138,7 @@ def bench(
 def _stage(
     stack: ExitStack, redis_url: str | None, model: str, name: str, worker_options: dict[str, Any], logs: Path
 ) -> tuple[str, Callable[[], None]]:
-    """The server's URL, and a check that raises SailqError when nobody is left to answer."""
+    """Starts what is missing. Returns the server's URL, and a check that raises SailqError if no worker is left."""
     from sailq.shared.connection import connect
     from sailq.shared.errors import BadRequest, SailqError
 
@@ -151,7 +151,7 @@ def _stage(
         workers = fleet.workers(name)
         if workers and worker_options:
             given = " and ".join(map(flag, worker_options))
-            raise BadRequest(f"A worker serves {name} there already: leave out {given}, or name another server.")
+            raise BadRequest(f"A worker there already serves {name}: leave out {given}, or name another server.")
         if workers:
             slots, busy = (sum(getattr(worker, of) for worker in workers) for of in ("slots", "running"))
             also = f"; {busy} other answers are being made there, and will be seen in the figures" if busy else ""
@@ -178,7 +178,7 @@ def _print(report: Report) -> None:
 
 
 def _table(report: Report) -> Table:
-    """sophon-demo's table, with its columns' names."""
+    """The results as sophon-demo's table, with its column names."""
     from rich.table import Table
 
     from ..captioning.batch import number

@@ -1,4 +1,4 @@
-"""`sailq caption`: many clips, one row each."""
+"""`sailq caption`: captions many clips, one row per clip."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def _clips(
         paths, messages = [], Path("-")
     if messages is not None:
         if paths or prompt:
-            raise BadRequest("--messages says all that is asked: leave out the files and --prompt.")
+            raise BadRequest("--messages has all media and prompts: leave out the files and --prompt.")
         clips = inputs.from_messages(messages)
     elif paths:
         prompts = {kind: prompt or str(flags.default_prompt([{"type": kind}])) for kind in ("video", "image")}

@@ -1,4 +1,4 @@
-"""`sailq chat`: a conversation, line by line."""
+"""`sailq chat`: a conversation at a terminal. Each line is a question."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def chat(
 
 
 class _Chat:
-    """One conversation. `attached`: media that the next question shows."""
+    """One conversation. `attached`: media that go with the next question."""
 
     def __init__(
         self, client: Client, model: str, options: GenerationOptions, media: dict[str, Any], system: str | None
@@ -126,7 +126,7 @@ class _Chat:
             kind = word[1:]
             self.attached.append({"type": kind, kind: path})
         else:
-            raise BadRequest(f"There is no {word}; /help lists what there is.")
+            raise BadRequest(f"There is no command {word}; /help lists the commands.")
 
     def _turn(self, question: str) -> None:
         from sailq.shared.errors import SailqError
@@ -155,14 +155,14 @@ class _Chat:
             reason = "The answer was stopped; the conversation goes on."
         print(flush=True)
         if reason is not None:
-            self.attached = shown  # what was not answered is no part of the conversation
+            self.attached = shown  # an unanswered question is not part of the conversation
             raise SailqError(reason)
         self._begun = True
         terminal.note(terminal.timings(result))
 
 
 def _file(typed: str) -> str:
-    """The path that was typed, or pasted with the quotes that a terminal puts around a dropped file."""
+    """The path that was typed, or dropped on the terminal, which puts quotes around it."""
     if typed[:1] in {"'", '"'} and typed[-1] == typed[0]:
         return typed[1:-1]
     return os.path.expanduser(typed)

@@ -1,4 +1,4 @@
-"""`sailq demo`: everything once, from rendered clips to captions beside the truth."""
+"""`sailq demo`: runs the whole service once, from rendered clips to captions next to the true answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 _WIDEST = 200
-"""Characters of a caption in the table; all of it is in the files."""
+"""The most characters of a caption in the table. The files have all of it."""
 
 
 def demo(

@@ -1,4 +1,4 @@
-"""`sailq exporter`: the server's state for Prometheus."""
+"""`sailq exporter`: exports the server's state to Prometheus."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def exporter(
         from ..exporter import ServerState
 
         try:
-            # It is to say within Prometheus' patience that no server answers.
+            # It must report an unreachable server before Prometheus' scrape times out.
             with (
                 connect(load_settings(redis_url=redis_url).redis_url, retries=1) as connection,
                 exposed(address, port) as registry,

@@ -1,4 +1,4 @@
-"""`sailq failed`: the jobs that the service could not answer, and what is to become of them."""
+"""`sailq failed`: lists, retries and drops failed jobs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def list_jobs(json: Json = False, redis_url: RedisUrl = None, model: ModelName =
 
         from rich.console import Console
 
-        # Lines in one piece when piped.
+        # Do not wrap lines when piped.
         console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
         console.print(_table(results) if results else "no failed jobs")
 
@@ -93,7 +93,7 @@ def _each(
     action: Callable[[Failures], Callable[[str], None]], done: str,
     jobs: list[str] | None, every: bool, json: bool, redis_url: str | None, model: str | None,
 ) -> None:
-    """Does `action` to each job; one that refuses stops no other, but makes the exit code 1."""
+    """Calls `action` for each job. A job that cannot be changed does not stop the others; the exit code is then 1."""
     import sys
 
     from . import _terminal as terminal
@@ -102,7 +102,7 @@ def _each(
         from sailq.shared.errors import BadRequest, SailqError, ServerUnavailable
 
         if bool(jobs) == every or (jobs and model):
-            raise BadRequest("Name failed jobs, or give --all, to which --model may be added.")
+            raise BadRequest("Name failed jobs, or give --all, with or without --model.")
         worked, refused = [], []
         with _failures(redis_url) as failures:
             for job in jobs or [result.job for result in failures.results(model)]:

@@ -1,4 +1,4 @@
-"""`sailq server`: a server for those who have none."""
+"""`sailq server`: runs an embedded server, for users without a Redis server."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def server(
         from ..embedded import embedded_server
 
         if port is not None and unix is not None:
-            raise BadRequest("A server has a port or a socket: give --port or --unix, not both.")
+            raise BadRequest("Give --port or --unix, not both.")
         try:
             with embedded_server(port=None if unix else port or 6379, unix=unix, data=data) as embedded:
                 print(f"export SAILQ_REDIS_URL={embedded.url}", flush=True)

@@ -1,4 +1,4 @@
-"""`sailq status`: workers, queues, memory."""
+"""`sailq status`: shows workers, queues and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m sailq.producer.samples`: write sample clips and images with their true answers."""
+"""`python -m sailq.producer.samples`: writes sample clips and images with their true answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ sailq-tiny never saw seeds below {TRAINING_SEED}.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the samples the command line asks for; 0 when all are written, 1 when one could not be."""
+    """Write the samples that the command line asks for. Returns 0, or 1 if a sample could not be written."""
     parser = argparse.ArgumentParser(
         prog="python -m sailq.producer.samples",
         description=_ABOUT,

@@ -1,4 +1,4 @@
-"""Sample `i` of seed `s`: its scenes, its conversation, and the files on disk."""
+"""Makes samples from a seed: scenes, a conversation about them, and the files on disk."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Medium:
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation whose media all come before the first question. The last answer is the wanted one."""
+    """A conversation whose media all come before the first question. The last answer is the expected one."""
 
     task: Task
     lang: Lang
@@ -86,7 +86,7 @@ class Sample:
 
 
 def sample(seed: int, index: int) -> Sample:
-    """Sample `index` of `seed`; the same two numbers always give the same pixels and text."""
+    """Sample `index` of `seed`. The same two numbers always give the same pixels and text."""
     rng = np.random.default_rng([seed, index])
     return random_sample(rng, TASKS[index % len(TASKS)], LANGS[index // len(TASKS) % 2])
 
@@ -120,7 +120,7 @@ def ask(rng: np.random.Generator, lang: Lang, topic: str, media: tuple[Medium, .
 
 
 def _topics(rng: np.random.Generator, kind: str, count: int, turns: int) -> list[str]:
-    """Topics of a conversation; with two, the first never gives the second's answer away."""
+    """Topics of a conversation. With two, the first answer never contains the second."""
     if kind == "images":
         places = [f"nth_image{place}" for place in rng.permutation(count)]
         if turns == 2:

@@ -207,7 +207,7 @@ def test_a_last_line_that_is_whole_and_no_row(tmp_path: Path) -> None:
 ])
 def test_a_line_that_is_no_row(tmp_path: Path, fields: dict[str, Any]) -> None:
     (tmp_path / "out.jsonl").write_text(as_line(row(0, **fields)) + "\n")
-    with pytest.raises(BadRequest, match="Line 1 of .* is no row"):
+    with pytest.raises(BadRequest, match="Line 1 of .* is not a row"):
         RowFile(tmp_path / "out.jsonl")
 
 

@@ -74,7 +74,7 @@ def test_the_readmes_example_is_served(tmp_path: Path) -> None:
     [
         ('{"video":[{"path":"a",}]}', "line 1, column 2[23], before ',?}]}'"),
         ('[{"type": "video"}', "line 1, column 19, before its end"),
-        ("[{]", "no JSON: .* at line 1, column 3, before ']'"),
+        ("[{]", "not JSON: .* at line 1, column 3, before ']'"),
         ("{'video': []}", "line 1, column 2"),
         ('[\n{"type": "video"\n"video": "a"}]', "line 3, column 1"),
         ("clip.mp4", "no JSON"),

@@ -17,7 +17,8 @@ def rights(plan: Plan) -> Verdict:
     """Checks each command that the role needs on each kind of key.
 
     The server executes none of them, but logs refused ones in its ACL LOG. MULTI, EXEC and DISCARD are not checked:
-    EXEC would execute the others."""
+    EXEC would execute the others.
+    """
     model = model_name(plan.model)
     commands = _worker(model) if plan.worker else _producer(model)
     role = "worker" if plan.worker else "producer"

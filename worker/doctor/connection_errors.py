@@ -49,7 +49,8 @@ def without_tls(plan: Plan, connection: redis.Redis) -> Verdict | None:
     """The verdict for a rediss:// URL whose server does not use TLS; None for any other.
 
     Must run before the first command: such a server takes the handshake for a command and waits for its end, while the
-    client waits for the server."""
+    client waits for the server.
+    """
     if by_sentinels(plan.redis_url):
         return None  # the primary's address is not known yet
     if not _has_tls(connection) or not _said_plainly(connection):

@@ -172,7 +172,7 @@ class Scheduler:
         """Step until `close`, then cancel the remaining requests.
 
         If the device fails, the loop ends at once. Its requests stay unfinished: another process runs their jobs.
-"""
+        """
         try:
             while self._await_work():
                 self.step()

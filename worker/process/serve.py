@@ -76,7 +76,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
     An exception from this handler could be lost: a module that is being imported may raise another in its place, and
     a destructor drops it.
-"""
+    """
     _log.warning("stopped while the model was loading")
     logging.shutdown()
     os._exit(0)

@@ -22,7 +22,7 @@ class Watchdog:
     """Ends the process when a device call takes longer than `limit` seconds, or the thread of the calls is gone.
 
     The leases of its jobs then expire, and other workers run them.
-"""
+    """
 
     def __init__(
         self, engine: Engine, limit: float, alive: Callable[[], bool] = lambda: True,

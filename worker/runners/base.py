@@ -100,7 +100,8 @@ class Runner(Protocol):
     def clear(self, slot: int) -> None:
         """Free the slot and zero its memory.
 
-        Needed after values that are not finite: the mask does not hide them from the slot's next sequence."""
+        Needed after values that are not finite: the mask does not hide them from the slot's next sequence.
+        """
 
     def readings(self) -> Readings | None:
         """The readings of the device's sensors, or None if it has none. May be called from any thread."""
