@@ -1,1 +1,1 @@
-"""What producers and workers agree on: job and result types, codec, Redis keys, settings, errors."""
+"""Code that producers and workers share: job and result types, codec, Redis keys, settings, errors."""

@@ -2,7 +2,7 @@
 
 An encoded record is the msgpack map `{"v": VERSION, "type": name, "body": fields}`. A numpy array is
 extension type 1 around `[dtype, shape, bytes]`, little-endian, C order. Nothing is ever unpickled, and the
-limits (see `bounds`, too) are checked before anything is built. What may not be unpacked is not packed either.
+limits (see `msgpack_limits`, too) are checked before anything is built. `pack` refuses what `unpack` refuses.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .jobs import Job, ModelCard, Record, Result, Turn, media_parts, parse
 from .msgpack_limits import ARRAY_VALUES, MAX_VALUES, check_bounds
 
 VERSION = 2
-"""Written where a record needs it: version 2 lets a video's frames carry their times. Both are read."""
+"""Version 2 adds the times of a video's frames, and is written only for records that have them. Both are read."""
 MAX_RECORD_BYTES = 1024 * 1024
-"""Of a job. A result and a turn repeat what the job says, and may take twice as much, in bytes and in values."""
+"""The limit of a job. A result and a turn repeat parts of the job, and may have twice the bytes and values."""
 
 _ARRAY = 1
 _DTYPES = {"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "b1"}
@@ -33,18 +33,18 @@ R = TypeVar("R", bound=Record)
 
 
 def encode(record: Record) -> bytes:
-    """Raises CodecError when the record is larger than `MAX_RECORD_BYTES` allows."""
+    """Encodes a record. Raises CodecError if it is larger than `MAX_RECORD_BYTES` allows."""
     kind = type(record)
     return pack({"v": _version(record), "type": _NAMES[kind], "body": record.model_dump()}, *_limits(kind))
 
 
 def decode(kind: type[R], data: bytes) -> R:
-    """The record of type `kind` in `data`; raises CodecError or BadRequest, never anything else."""
+    """Decodes a record of type `kind`. Raises only CodecError or BadRequest."""
     value = unpack(data, *_limits(kind))
     name = _NAMES[kind]
     if not isinstance(value, dict) or set(value) != {"v", "type", "body"}:
-        raise CodecError(f"These bytes are no {name} of sailq.")
-    if type(value["v"]) is not int or not 1 <= value["v"] <= VERSION:  # an array would be compared value by value
+        raise CodecError(f"These bytes are not a {name} of sailq.")
+    if type(value["v"]) is not int or not 1 <= value["v"] <= VERSION:  # == would compare an array value by value
         raise CodecError(f"This {name} has protocol version {reprlib.repr(value['v'])}; this side speaks {VERSION}.")
     if not isinstance(value["type"], str) or value["type"] != name:
         raise CodecError(f"Expected a {name}, got {reprlib.repr(value['type'])}.")
@@ -52,23 +52,23 @@ def decode(kind: type[R], data: bytes) -> R:
 
 
 def _version(record: Record) -> int:
-    """The oldest protocol version that says all of `record`, so that older sides read what they can."""
+    """The oldest protocol version that can express `record`, so that older versions can read it."""
     parts = media_parts(record.messages) if isinstance(record, (Job, Turn)) else []
     return 2 if any(part.times for part in parts) else 1
 
 
 def _limits(kind: type[Record]) -> tuple[int, int]:
-    """(bytes, values) that a record of `kind` may take."""
+    """The most (bytes, values) of a record of `kind`."""
     share = 1 if kind is Job else 2
     return share * MAX_RECORD_BYTES, share * MAX_VALUES
 
 
 def pack(value: Any, limit: int, max_values: int = MAX_VALUES) -> bytes:
-    """msgpack bytes of maps, lists, scalars and numpy arrays; raises CodecError past `limit` bytes."""
+    """Packs maps, lists, scalars and numpy arrays as msgpack. Raises CodecError for more than `limit` bytes."""
     try:
         data = msgpack.packb(value, default=_pack_array, use_bin_type=True)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise CodecError(f"This value cannot travel: {error}.") from None
+        raise CodecError(f"This value cannot be sent: {error}.") from None
     if len(data) > limit:
         raise CodecError(f"This value takes {len(data)} bytes; at most {limit} may travel.")
     check_bounds(data, max_values)
@@ -76,7 +76,7 @@ def pack(value: Any, limit: int, max_values: int = MAX_VALUES) -> bytes:
 
 
 def unpack(data: bytes, limit: int, max_values: int = MAX_VALUES) -> Any:
-    """The value in `data`; raises CodecError for anything that is not exactly one value within `limit` bytes."""
+    """Unpacks a value. Raises CodecError unless `data` is exactly one value of at most `limit` bytes."""
     if len(data) > limit:
         raise CodecError(f"This value takes {len(data)} bytes; at most {limit} may travel.")
     check_bounds(data, max_values)
@@ -92,10 +92,10 @@ def _pack_array(value: Any) -> msgpack.ExtType:
     if isinstance(value, np.generic):
         value = np.asarray(value)
     if not isinstance(value, np.ndarray):
-        raise TypeError(f"no place in the protocol for a {type(value).__name__}")
+        raise TypeError(f"the protocol has no type {type(value).__name__}")
     code = value.dtype.newbyteorder("<").str[1:]
     if code not in _DTYPES:
-        raise TypeError(f"no place in the protocol for an array of {value.dtype}")
+        raise TypeError(f"the protocol has no arrays of {value.dtype}")
     little = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
     return msgpack.ExtType(_ARRAY, msgpack.packb([code, list(value.shape), little.tobytes()], use_bin_type=True))
 

@@ -1,4 +1,4 @@
-"""Connecting to the server, its clock, and its failures as sailq's own errors."""
+"""Connects to the server, reads its clock, and turns its failures into sailq's errors."""
 
 from __future__ import annotations
 
@@ -22,34 +22,35 @@ from .errors import BadRequest, ServerUnavailable
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
-"""Longer than any command blocks on purpose. A link that was cut is noticed so late, however soon it is back."""
+"""The read timeout in seconds, longer than any command blocks on purpose. A broken link may go unnoticed for so
+long."""
 _RETRIES = 3
 _CLOCK_SECONDS = 60.0
 _OPTIONS = {
     "db", "username", "password", "sentinel_username", "sentinel_password", "client_name", "socket_timeout",
     "socket_connect_timeout", "socket_keepalive", "health_check_interval",
 }
-"""What a URL may ask of redis-py, beside its options for TLS. Of the others, some change what replies look like."""
+"""The options that a URL may have, besides those for TLS. Some of redis-py's others change the form of replies."""
 _STATES: dict[type[redis.RedisError], str] = {
     redis.BusyLoadingError: "is still loading its data",
     redis.OutOfMemoryError: "is full: it takes nothing new until something ends or expires, or its maxmemory grows",
     redis.ReadOnlyError: "is a replica and takes no writes: SAILQ_REDIS_URL names the primary",
     MasterDownError: "is a replica that has lost its primary",
 }
-"""What a server says of itself that is no fault of the command's, and passes."""
+"""Errors of redis-py for a server state that passes by itself, with the words for it."""
 OUTAGES = (redis.ConnectionError, redis.TimeoutError, *_STATES)
-"""After these the same command may be carried out later; it may also have been."""
+"""Errors after which a command may be retried. The server may or may not have executed it."""
 
 
 def connect(url: str, *, max_connections: int | None = None, retries: int = _RETRIES) -> redis.Redis:
     """A client for a `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `rediss+sentinel://` URL; nothing is
-    sent yet. Behind sentinels it is the client of whichever server is the primary.
+    sent yet. With sentinels, the client connects to the current primary.
 
-    With `max_connections` a thread waits for a free connection instead of opening one more. A command that
-    meets a broken connection is sent again, `retries` times, backing off up to 2 s.
+    `max_connections`: a thread waits for a free connection when so many are open. `retries`: how often a command is
+    sent again after a connection broke, with a backoff of up to 2 s.
 
-    Raises BadRequest for a URL that cannot be used. It says what is wrong and never what stands there: a URL that is
-    misread may have its password anywhere.
+    Raises BadRequest for an invalid URL. The error does not quote the URL: in an invalid URL the password may be
+    anywhere.
     """
     _check(url)
     options = connection_options(Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), retries))
@@ -64,17 +65,17 @@ def connect(url: str, *, max_connections: int | None = None, retries: int = _RET
             )
         authority = pool.connection_kwargs.get("ssl_ca_certs")
         if authority and not Path(authority).is_file():
-            raise BadRequest(f"ssl_ca_certs in the server's URL names {authority!r}, and there is no such file.")
+            raise BadRequest(f"ssl_ca_certs in the server's URL names {authority!r}, but there is no such file.")
         pool.connection_class(**pool.connection_kwargs)
     except ValueError as error:
         raise BadRequest(f"This server URL cannot be read: {str(error).rstrip('.')}.") from None
     except (TypeError, redis.RedisError):
         raise BadRequest("This server URL cannot be read: it has an option that redis-py does not know.") from None
-    return redis.Redis.from_pool(pool)  # it owns the pool: `close` closes all of it
+    return redis.Redis.from_pool(pool)  # the client owns the pool, and closes it
 
 
 def connection_options(retry: Any) -> dict[str, Any]:
-    """redis-py's options of each connection, beside those of its URL. `retry`: redis-py's, or its asyncio's."""
+    """redis-py's options for each connection, besides those of the URL. `retry`: from redis-py or from its asyncio."""
     return {
         "socket_connect_timeout": _CONNECT_SECONDS,
         "socket_timeout": _ANSWER_SECONDS,
@@ -92,20 +93,20 @@ def by_sentinels(url: str) -> bool:
 def _check(url: str) -> None:
     query = url.partition("?")[2]
     unknown = [name for name in parse_qs(query) if name not in _OPTIONS and not name.startswith("ssl_")]
-    if unknown and "@" not in query:  # else the ? stands in a password
+    if unknown and "@" not in query:  # else the ? is in a password
         raise BadRequest(
-            f"This server URL has an option that sailq does not take: it takes {', '.join(sorted(_OPTIONS))} and those "
+            f"This server URL has an unknown option; there are {', '.join(sorted(_OPTIONS))} and those "
             "that begin with ssl_."
         )
     if by_sentinels(url):
-        return  # `sentinel.parse` looks at it
+        return  # `sentinel.parse` checks it
     misread = (
         "This server URL cannot be read: its port is a number, and /, ?, # and @ in a password are written as "
         "%2F, %3F, %23 and %40."
     )
     try:
         parts = urlsplit(url)
-        _ = parts.port  # read when it is asked for
+        _ = parts.port  # parsed when it is read
     except ValueError:
         raise BadRequest(misread) from None
     if parts.scheme not in {"redis", "rediss", "unix"}:
@@ -117,7 +118,7 @@ def _check(url: str) -> None:
 
 
 def without_password(url: str) -> str:
-    """A URL that `connect` takes, as it may be shown: its passwords, if any, replaced by ***."""
+    """A URL for `connect`, with its passwords replaced by ***, so that it can be shown."""
     shown = re.sub(r"^([\w+]+://[^:/?#]*):[^/?#]*@", r"\1:***@", url)
     return re.sub(r"([?&](?:sentinel_)?password=)[^&]*", r"\1***", shown)
 
@@ -153,7 +154,7 @@ def _said(error: redis.RedisError) -> str:
 
 
 def _tls_failure(error: BaseException | None) -> str | None:
-    """What the TLS library has said, where it is behind redis-py's error."""
+    """The TLS library's message, if a TLS error caused redis-py's."""
     while error is not None and not isinstance(error, ssl.SSLError):
         error = error.__cause__ or error.__context__
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -163,7 +164,7 @@ def _tls_failure(error: BaseException | None) -> str | None:
 
 
 def address(connection: redis.Redis) -> str:
-    """Where `connection` leads, without secrets."""
+    """The server's address, without secrets."""
     options = place(connection)
     if "path" in options:
         return str(options["path"])
@@ -173,7 +174,7 @@ def address(connection: redis.Redis) -> str:
 
 
 def place(connection: redis.Redis) -> dict[str, Any]:
-    """redis-py's options of a connection; behind sentinels, `host` and `port` are those of the last primary."""
+    """redis-py's options of a connection. With sentinels, `host` and `port` are those of the last primary."""
     pool = connection.connection_pool
     options: dict[str, Any] = pool.connection_kwargs
     primary = getattr(pool, "master_address", None)
@@ -186,10 +187,10 @@ def _sentinels(connection: redis.Redis) -> str:
 
 
 class ServerClock:
-    """The server's time, so that boxes whose own clocks differ agree on deadlines and waits.
+    """The server's time, so that machines with different clocks agree on deadlines and waits.
 
-    The offset is read by one TIME command, right to half its round trip, and again after `_CLOCK_SECONDS`. It is the
-    monotonic clock's: a box without a battery starts at some date, which is set right while the worker runs.
+    One TIME command reads the offset, accurate to half its round trip, and again after `_CLOCK_SECONDS`. The offset is
+    to the monotonic clock: the date of a box without a battery is wrong at boot and corrected while the worker runs.
     """
 
     def __init__(self, connection: redis.Redis) -> None:

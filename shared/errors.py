@@ -1,4 +1,4 @@
-"""One error type per cause. `code` is the stable name that travels in results and `--json` output."""
+"""One error type per cause. `code` is the stable name in results and `--json` output."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class TooLong(SailqError):
 
 
 class Unsupported(SailqError):
-    """A model, message part, codec or option that nothing here can serve."""
+    """A model, message part, codec or option that is not supported."""
 
     code = "unsupported"
 
 
 class DeviceFailed(SailqError):
-    """A call to the device failed. The process that made it ends: what the device holds cannot be relied on."""
+    """A call to the device failed. The process ends, because the contents of the device's memory are then unknown."""
 
 
 class DeadlineExceeded(SailqError):
@@ -56,22 +56,22 @@ class Cancelled(SailqError):
 
 
 class ServerUnavailable(SailqError):
-    """The Redis server cannot be reached, refuses the login, or is no Redis server."""
+    """The Redis server cannot be reached, refuses the login, or is not a Redis server."""
 
     code = "server_unavailable"
 
 
 class QueueFull(SailqError):
-    """The server has no room for one more job; later it may."""
+    """The server has no room for another job now."""
 
     code = "queue_full"
 
 
 class NotReplicated(SailqError):
-    """Fewer replicas than asked for have confirmed a write in time. It stands on the primary, and repeats harmlessly.
+    """Too few replicas have confirmed a write in time. The primary has the write, and it is safe to repeat the call.
 
     Attributes:
-        job: the id of the job that was submitted, to submit it with again.
+        job: the id of the submitted job. Submit it again with this id.
     """
 
     code = "not_replicated"
@@ -94,6 +94,6 @@ class WaitTimeout(SailqError):
 
 
 def quoted(text: str) -> str:
-    """Names and values of somebody else's choice, as a sentence or a log may have them: short, and on one line."""
+    """Untrusted text, made safe for a sentence or a log: shortened, and on one line."""
     short = text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…"
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in short)

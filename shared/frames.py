@@ -1,4 +1,4 @@
-"""Frames as they rest in Redis: JPEG, one after the other, in one content-addressed blob."""
+"""Encodes frames for Redis: a sequence of JPEGs in one content-addressed blob."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ MAX_PIXELS = 128_000 * 28 * 28 * 2
 """Frames × height × width of one blob: a token shows 28 × 28 pixels of two frames, and qwen-vl-utils sizes videos for
 128,000 tokens. 602 MB once decoded."""
 QUALITY, SMALL_QUALITY, SMALL_PIXELS = 90, 95, 1 << 19
-"""JPEG quality, and that of blobs with at most so many pixels, which are small at any quality. 4 frames of 420 × 644
+"""JPEG quality; the quality of small blobs; and the most pixels of a small blob, which is small at any quality. 4
+frames of 420 × 644
 with a camera's grain take 256 KB; `python -m tests.bench.jpeg` prints what each choice costs."""
 CHROMA = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
-"""Full: halved chroma costs more pixels and logits than ten points of quality."""
+"""Full chroma: halving it changes pixels and logits more than ten points of quality do."""
 
 _START_OF_FRAME = 0xC0
-"""Baseline, which `encode_frames` writes."""
+"""The marker of a baseline frame, which `encode_frames` writes."""
 _START_OF_SCAN = b"\xff\xda"
 _SEGMENTS = {_START_OF_FRAME, 0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}
-"""Markers before a scan that have a length, which every reader skips alike."""
+"""Segments before a scan that have a length, and that all decoders skip in the same way."""
 
 Frames = npt.NDArray[np.uint8]
 """uint8 [frames, height, width, 3], RGB."""
@@ -38,7 +39,7 @@ _Count = Annotated[int, Field(strict=True, ge=1)]
 
 
 class _Blob(Record):
-    """What `decode_frames` takes, once unpacked. msgpack has no tuples; all else is as strict as in any record."""
+    """An unpacked blob. Lists become tuples, since msgpack has none; else it is as strict as other records."""
 
     v: Literal[1]
     type: Literal["frames"]
@@ -62,7 +63,7 @@ def encode_frames(frames: Frames) -> tuple[str, bytes]:
 
 
 def blob_limit(size: tuple[int, int, int]) -> int:
-    """Most bytes of the blob of (frames, height, width). Noise at the highest quality takes 3.4 a pixel."""
+    """The most bytes of a blob of (frames, height, width). Noise at the highest quality takes 3.4 bytes a pixel."""
     count, height, width = size
     return min(MAX_BLOB_BYTES, 4096 + count * (1024 + 4 * height * width))
 
@@ -84,7 +85,7 @@ def decode_frames(data: bytes, expected: tuple[int, int, int]) -> Frames:
             raise BadMedia(f"Frame {index} of the blob is no JPEG of {width} × {height}.")
     frames = np.empty((count, height, width, 3), np.uint8)
     for index, jpeg in enumerate(blob.jpeg):
-        # Turned as a camera's note in it says, it would not be of this size.
+        # Ignore the camera's orientation: a turned frame would have another size.
         image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
             raise BadMedia(f"Frame {index} of the blob cannot be decoded.")
@@ -95,8 +96,8 @@ def decode_frames(data: bytes, expected: tuple[int, int, int]) -> Frames:
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) from a JPEG's start-of-frame segment (ITU T.81, B.2.2), or None.
 
-    None, too, for what a decoder may read otherwise than this, and for several scans: each goes over all pixels, and
-    takes but 10 bytes.
+    None, too, for data that a decoder may read differently, and for more than one scan: a scan of 10 bytes makes the
+    decoder go over all pixels.
     """
     if data[:2] != b"\xff\xd8" or data.count(_START_OF_SCAN) != 1:
         return None

@@ -1,4 +1,4 @@
-"""How an answer's tokens are chosen."""
+"""The options that control how an answer's tokens are chosen."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """Every Redis key of sailq that Python names; shared/scripts names the others.
 
-A job's hash, queue and registries are RQ's; of their names, sailq chooses the queue's alone.
+A job's hash, queue and registries belong to RQ. sailq chooses only the name of the queue.
 """
 
 from __future__ import annotations
 
 PREFIX = "sailq:"
 PROTOCOL = 3
-"""How jobs stand on the server. Each has queues of its own, so that no worker takes a job that it would misread."""
+"""The version of how jobs are stored. Each version has its own queues, so that a worker takes only jobs that it can
+read."""
 NEWEST = PREFIX + "protocol"
 """Integer: the highest `PROTOCOL` of the workers that this server has seen."""
 
@@ -20,11 +21,11 @@ CONVERSATIONS = PREFIX + "conversations"
 LEASES = PREFIX + "leases"
 """Sorted set: JOB:EXECUTION of all running attempts by the end of their leases, by the server's clock."""
 CLIPS = PREFIX + "clips"
-"""Sorted set: DIGEST:BYTES of all clips by the time when somebody last looked whether they are still needed."""
+"""Sorted set: DIGEST:BYTES of all clips by the time of the last check whether they are still needed."""
 CLIP_BYTES = PREFIX + "clip-bytes"
 """Integer: the bytes of all clips."""
 RESULTS = PREFIX + "results"
-"""Stream: `job` and `result` of each finished job, where a worker is told to write it."""
+"""Stream: `job` and `result` of each finished job, if a worker's settings enable it."""
 
 
 def queue(model: str) -> str:
@@ -43,7 +44,7 @@ def failed(queue_name: str) -> str:
 
 
 def bell(queue_name: str) -> str:
-    """List: tokens, where jobs wait and workers may, too. Each wakes one worker."""
+    """List: tokens, pushed when a job is queued. Each wakes one waiting worker."""
     return f"{PREFIX}bell:{queue_name}"
 
 
@@ -51,8 +52,8 @@ def job(job_id: str) -> str:
     """Hash: RQ's record of a job, and sailq's fields: `conversation`, `turn`, `clips` (digests), `keep`, `stream`,
     `inbox` (names); once it is claimed, `execution` (the random id of the running attempt: only that attempt may
     finish the job), `attempt` (its number), `spent` (attempts that count) and `history` (JSON list of Attempts);
-    `cancel` where it is to end; `followed` where the conversation that is named as the job has a second turn;
-    `result_record` once it has ended: its encoded Result where it has failed, else empty."""
+    `cancel` if it must end; `followed` if the conversation with the job's id has a second turn;
+    `result_record` once it has ended: its encoded Result if it has failed, else empty."""
     return f"rq:job:{job_id}"
 
 
@@ -62,12 +63,13 @@ def result(job_id: str) -> str:
 
 
 def stream(job_id: str) -> str:
-    """Stream: `attempt` and `text` as tokens come; the entry with `end` is the last. Of jobs that ask for it."""
+    """Stream: `attempt`, `at` and `text` as tokens come; the entry with `end` is the last. Only for jobs that ask for
+    it."""
     return f"{PREFIX}stream:{job_id}"
 
 
 def inbox(name: str) -> str:
-    """Stream: `job` for each job that has ended, of those that one client waits for."""
+    """Stream: the ids (`job`) of the ended jobs that one client waits for."""
     return f"{PREFIX}inbox:{name}"
 
 
@@ -77,7 +79,7 @@ def conversation(conversation_id: str) -> str:
 
 
 def turns(conversation_id: str) -> str:
-    """List: encoded Turns, those that were answered, in order: the next turn's history."""
+    """List: the encoded answered Turns, in order: the next turn's history."""
     return f"{PREFIX}conversation:{conversation_id}:turns"
 
 
@@ -93,7 +95,7 @@ def clip(digest: str) -> str:
 
 
 def worker(name: str) -> str:
-    """Hash: what one worker is and does; expires when it stops beating."""
+    """Hash: the record of one worker. It expires when the worker's beats stop."""
     return f"{PREFIX}worker:{name}"
 
 

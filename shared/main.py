@@ -1,6 +1,6 @@
-"""The `sailq` command: its subcommands are found through the entry point group `sailq.commands`.
+"""The `sailq` command. It finds its subcommands through the entry point group `sailq.commands`.
 
-So neither side imports the other, and only the subcommand that runs is imported: `sailq ask` is quick.
+So producer and worker do not import each other, and only the subcommand that runs is imported: `sailq ask` starts fast.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ GROUP = "sailq.commands"
 FAILURE = 1
 INTERRUPTED = 130
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF}
-"""Of a full disk, and of a closed stdout (see `_open_standard_streams`)."""
+"""The errors of a full disk, and of a closed stdout (see `_open_standard_streams`)."""
 _interrupts: list[int] = []
 USAGE_ERROR = 2
 """Exit code for a usage error; every other failure is 1."""
 
 
 def exit_code(error: SailqError) -> int:
-    """What the command that `error` ended exits with."""
+    """The exit code for an error."""
     return USAGE_ERROR if isinstance(error, BadRequest | Unsupported) else FAILURE
 
 
 def application(asked: str = "") -> typer.Typer:
-    """The command with its subcommand `asked` alone; with all of them where there is none of that name."""
-    import typer  # takes long, and Ctrl-C may come meanwhile
+    """The command with only its subcommand `asked`, or with all subcommands if there is none of that name."""
+    import typer  # takes long; Ctrl-C may come meanwhile
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback(help="Qwen2-VL as an asynchronous service on Redis.")(lambda: None)
     commands = {entry.name: entry for entry in entry_points(group=GROUP)}
     for name in [asked] if asked in commands else sorted(commands):
         command = commands[name].load()
-        if isinstance(command, typer.Typer):  # a command with subcommands
+        if isinstance(command, typer.Typer):  # a group of subcommands
             app.add_typer(command, name=name)
         else:
             app.command(name)(command)
@@ -53,11 +53,11 @@ def application(asked: str = "") -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the `sailq` script. Runs `arguments`, by default those of this process, and raises SystemExit."""
+    """Entry point of the `sailq` script. Runs `arguments` (default: this process's) and raises SystemExit."""
     _open_standard_streams()
     _escape_what_cannot_be_shown()
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor somebody else's
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor set by other code
         signal.signal(signal.SIGINT, interrupt)
     try:
         application(words[0] if words else "")(args=words, prog_name="sailq")
@@ -79,22 +79,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """A signal's handler that raises KeyboardInterrupt. `main` knows then what any exception that follows comes from:
-    an extension module that is being imported raises ImportError in its place."""
+    """A signal handler that raises KeyboardInterrupt. It also notes the interrupt for `main`, because an extension
+    module that is being imported raises ImportError instead."""
     _interrupts.append(number)
     signal.default_int_handler(number, frame)
 
 
 def _open_standard_streams() -> None:
-    """Opens those that the caller has closed, lest a file or a socket take their numbers.
+    """Opens standard streams that the caller has closed. Otherwise a file or a socket would get their numbers.
 
-    There is nothing to read from stdin, what is written to stderr is lost, and writing to stdout fails.
+    The opened stdin is empty, the opened stderr discards its output, and writing to the opened stdout fails.
     """
     for descriptor, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, mode)  # takes the lowest number that is free: this one
+            os.open(os.devnull, mode)  # gets the lowest free number: this one
     sys.stdin = sys.stdin or _stream(0, "r")
     sys.stdout = sys.stdout or _stream(1, "w")
     sys.stderr = sys.stderr or _stream(2, "w")
@@ -105,7 +105,7 @@ def _stream(descriptor: int, mode: str) -> io.TextIOWrapper:
 
 
 def _escape_what_cannot_be_shown() -> None:
-    """Makes an ASCII stdout show other characters as escapes, and one sentence on stderr say so."""
+    """Makes an ASCII stdout print other characters as escapes, and says so on stderr."""
 
     def escape(error: UnicodeError) -> tuple[str | bytes, int]:
         if not told:

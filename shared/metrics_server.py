@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, over HTTP: what the exporters of both sides share.
+"""Serves metrics to Prometheus over HTTP, for `sailq exporter` and for workers.
 
 The names follow vLLM's, under `sailq:`. A process that exports nothing does not import this.
 """
@@ -31,9 +31,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside ea
 
 @contextmanager
 def exposed(address: str, port: int) -> Iterator[CollectorRegistry]:
-    """A registry that `http://ADDRESS:PORT/metrics` shows meanwhile, with the process's own figures in it.
+    """A registry that is served at `http://ADDRESS:PORT/metrics` inside the `with` block. It includes process metrics.
 
-    Whoever can reach the port can read it: there are figures and names, and nothing of any job's content.
+    Anybody who can reach the port can read the metrics. They contain figures and names, but no content of jobs.
 
     Raises BadRequest, with one sentence, if the port cannot be bound.
     """
@@ -60,8 +60,8 @@ def exposed(address: str, port: int) -> Iterator[CollectorRegistry]:
 
 
 def _as_text(registry: CollectorRegistry) -> WSGIApplication:
-    """In Prometheus' text format, whatever is asked for: prometheus-client (0.26) writes `sailq:` as `sailq_` in the
-    other one, which Prometheus prefers."""
+    """The metrics in Prometheus' text format, whatever format is requested: prometheus-client (0.26) writes `sailq:` as
+    `sailq_` in OpenMetrics, which Prometheus prefers."""
     shown = make_wsgi_app(registry)
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -72,7 +72,7 @@ def _as_text(registry: CollectorRegistry) -> WSGIApplication:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Raises OSError where it cannot be bound."""
+    """The HTTP server. Raises OSError if it cannot be bound."""
 
     daemon_threads = True
 
@@ -82,7 +82,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.set_app(application)
 
     def server_bind(self) -> None:
-        """Without asking the DNS for this machine's name, which a box may wait for."""
+        """Binds without a DNS lookup of this machine's name, which can block on a box."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
         self.setup_environ()
@@ -90,4 +90,4 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _SilentHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """A line for each scrape says nothing to anybody."""
+        """Logs nothing: a line for each scrape has no use."""

@@ -1,7 +1,7 @@
-"""How much a msgpack message would hold, by its headers alone: refused before any of it is built.
+"""Checks the size of a msgpack message from its headers, before anything is built.
 
-An empty list takes 1 byte in a message and 64 in memory. msgpack makes a list long ahead of what is in it, and limits
-each one's own length, not what a thousand of them say together.
+An empty list takes 1 byte in a message and 64 in memory. msgpack allocates a list by its stated length before it reads
+the items, and limits the length of each list but not of all lists together.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ MAX_TEXT_BYTES = 2 * 1024 * 1024
 """UTF-8 of a message's texts together; Python may need four times as much."""
 
 ARRAY_VALUES = 12
-"""Of a packed array: its list, dtype, shape of at most 8 sizes, and bytes. Each array counts as so many."""
+"""The values that each packed array counts as: its list, dtype, shape of at most 8 sizes, and bytes."""
 
 _ARRAY = b"\x01"
 _Head = tuple[str, int, int]
-"""What begins with a byte: (kind, bytes of the size that follows, else the size)."""
+"""What a first byte means: (kind, number of bytes of the size that follow, or 0, the size if none follow)."""
 
 
 def _heads() -> list[_Head]:
@@ -48,7 +48,7 @@ def check_bounds(data: bytes, max_values: int) -> None:
     """Raises CodecError for a message of more than `max_values` values, `MAX_DEPTH` levels or `MAX_TEXT_BYTES`, for one
     that ends too early, and for extensions other than the codec's array."""
     at, values, text = 0, 1, 0
-    missing = [1]  # values that each open container still lacks
+    missing = [1]  # values missing in each open container
     while missing:
         if values > max_values:
             raise CodecError(f"This value holds more than {max_values} values.")

@@ -1,4 +1,4 @@
-"""Options of the command line. One that is a field of a model has its help, its default and its bounds there."""
+"""Options of the command line. An option for a field of a model has its help, default and bounds in the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .validation import Flag
 
 
 def shown_default(model: type[BaseModel], name: str) -> str | None:
-    """What to show as a field's default, if anything."""
+    """The text that help shows as a field's default; None if it shows none."""
     field = model.model_fields[name]
     if field.default in (None, ()):
         return next((one.default for one in field.metadata if isinstance(one, Flag)), None)
@@ -23,9 +23,9 @@ def shown_default(model: type[BaseModel], name: str) -> str | None:
 
 
 def option(model: type[BaseModel], name: str, *, default: str | None = None) -> Any:
-    """The typer option of a field; `default` is shown in place of the model's.
+    """The typer option of a field. `default`: shown in place of the model's default.
 
-    The command gets None where the option is not given, so that the model's default and its variables count.
+    The command gets None if the option is not given, so that the model's default or environment variable applies.
     """
     field = model.model_fields[name]
     return typer.Option(
@@ -38,9 +38,9 @@ def option(model: type[BaseModel], name: str, *, default: str | None = None) -> 
 
 
 def takes(**models: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command an option for each field of `models`, in place of its parameters of these names.
+    """A decorator that replaces each parameter named in `models` with an option for each field of that model.
 
-    Each parameter gets a dict of the fields that were given, for `parse` to check:
+    The function gets a dict of the fields that were given. `parse` checks it:
 
         @takes(generation=GenerationOptions)
         def ask(prompt: str, generation: dict[str, Any]) -> None: ...
@@ -76,7 +76,7 @@ def _parameter(model: type[BaseModel], name: str) -> inspect.Parameter:
 
 RedisUrl = Annotated[str | None, option(Settings, "redis_url")]
 OwnRedisUrl = Annotated[str | None, option(Settings, "redis_url", default="an embedded server")]
-"""`RedisUrl` of the commands that start a server where none is named."""
+"""`RedisUrl` for commands that start an embedded server if no URL is given."""
 Model = Annotated[str | None, option(Settings, "model")]
 Alias = Annotated[str | None, option(Settings, "alias")]
 MetricsPort = Annotated[int | None, option(Settings, "metrics_port")]

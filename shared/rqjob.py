@@ -1,7 +1,7 @@
-"""A job as RQ has it: its record, its call, and what of RQ's sailq honours.
+"""A job in RQ's form: its record, its call, and the features of RQ that sailq supports.
 
 `rq.Queue("sailq3-MODEL", serializer=Serializer).enqueue("sailq.answer", messages=[...], options={...})` is all that a
-backend needs. sailq's own client makes the same call. Nothing is unpickled, imported or called by a name in a job.
+backend needs. sailq's own client makes the same call. No job can make a worker unpickle, import or call anything else.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from .msgpack_limits import MAX_VALUES
 FUNCTION = "sailq.answer"
 """The one function that a worker runs."""
 FAILURE_TTL = 7 * 86_400
-"""Seconds that a failed job is kept for a retry where it does not say; RQ's own default is a year."""
+"""The default seconds that a failed job is kept for a retry. RQ's own default is a year."""
 RESULT_TTL = DEFAULT_RESULT_TTL
-"""Seconds that RQ's record of any other job is kept after its end where it does not say."""
+"""The default seconds that RQ's record of any other job is kept after its end."""
 MAX_ATTEMPTS = 3
-"""A job that has begun so often without coming to a result gets an error instead of another worker."""
+"""A job that has had so many attempts without a result ends with an error."""
 _ARGUMENTS = frozenset({"messages", "options", "deadline", "priority", "stream", "metadata"})
 _REFUSED = {
     "success_callback_name": "callbacks", "failure_callback_name": "callbacks", "stopped_callback_name": "callbacks",
     "webhooks": "webhooks", "repeats_left": "repeat", "repeat_intervals": "repeat", "rate_limit_key": "rate_limit",
     "group_id": "groups", "retries_left": "retry: it runs a job again by itself when a worker dies",
 }
-"""Fields of RQ's record that ask for what sailq does not do."""
+"""Fields of RQ's record for features that sailq does not support."""
 
 
 class Serializer:
-    """msgpack, bounded: RQ wants a class with `dumps` and `loads`. For every queue and every fetch of sailq's jobs."""
+    """RQ's serializer for sailq's jobs: msgpack with limits. Pass it to every `Queue` and `Job.fetch`."""
 
     @staticmethod
     def dumps(value: Any) -> bytes:
@@ -55,7 +55,8 @@ class Serializer:
 
 
 def record(job: Job, *, ttl: int) -> dict[str, Any]:
-    """The fields of RQ's hash for a job of sailq's own; `ttl`: seconds that it waits. Raises CodecError."""
+    """The fields of RQ's hash for a job that sailq's client submits. `ttl`: seconds that it may wait. Raises
+    CodecError."""
     call = job.model_dump(include=set(_ARGUMENTS))
     pack(call, MAX_RECORD_BYTES)
     made = RQJob.create(
@@ -69,11 +70,11 @@ def record(job: Job, *, ttl: int) -> dict[str, Any]:
 
 
 _NO_CONNECTION: Any = object()
-"""RQ wants one to make a job, and uses none to write it down."""
+"""RQ requires a connection to make a job, but does not use it to serialize the job."""
 
 
 def at(seconds: float) -> str:
-    """A time in RQ's form."""
+    """A time in RQ's text format."""
     return utcformat(_time(seconds))
 
 
@@ -82,16 +83,16 @@ def _time(seconds: float) -> datetime:
 
 
 def is_own(fields: Mapping[bytes, bytes]) -> bool:
-    """Whether sailq's client has written this hash of RQ's; else somebody has called `enqueue`."""
+    """Whether sailq's client wrote this hash of RQ's. If not, a backend called `enqueue`."""
     return b"conversation" in fields
 
 
 def read_job(
     job_id: str, queue: str, fields: Mapping[bytes, bytes], read_messages: Callable[[Any], Any] | None = None
 ) -> Job:
-    """The job in RQ's hash, whoever wrote it; raises BadRequest, CodecError or Unsupported.
+    """Reads the job in RQ's hash, from sailq's client or from `enqueue`. Raises BadRequest, CodecError or Unsupported.
 
-    `read_messages` makes records of the messages, where they were not written as such.
+    `read_messages`: converts the messages of a job from `enqueue` to records.
     """
     for name, what in _REFUSED.items():
         if fields.get(name.encode(), b"") not in {b"", b"[]"}:
@@ -116,14 +117,14 @@ def read_job(
 
 def _call(data: bytes) -> dict[str, Any]:
     inflater = zlib.decompressobj()
-    with suppress(zlib.error):  # RQ takes what is not compressed as it is
+    with suppress(zlib.error):  # RQ accepts uncompressed data, too
         data = inflater.decompress(data, MAX_RECORD_BYTES + 1)
     try:
         function, instance, args, kwargs = unpack(data, MAX_RECORD_BYTES)
     except (TypeError, ValueError):
         raise BadRequest("This job's data is no call of RQ's.") from None
     if not isinstance(function, str) or function != FUNCTION:
-        raise Unsupported(f"This worker runs {FUNCTION!r} alone, not {quoted(str(function))!r}.")
+        raise Unsupported(f"This worker runs only {FUNCTION!r}, not {quoted(str(function))!r}.")
     # An array is neither true nor false.
     if instance is not None or not isinstance(args, list) or args or not isinstance(kwargs, dict):
         raise BadRequest(f"{FUNCTION} takes its arguments by name: messages=..., options=....")
@@ -142,15 +143,16 @@ def _seconds(text: str) -> float:
 
 
 def rq_status(result: Result) -> str:
-    """What RQ's `get_status()` says of a job that has ended so: only an error that may pass is a failure."""
+    """The status that RQ's `get_status()` returns for a job with this result. Only an error that may pass is
+    `failed`."""
     if result.error is not None and result.error.may_pass:
         return JobStatus.FAILED.value
     return JobStatus.CANCELED.value if result.finish_reason == "cancelled" else JobStatus.FINISHED.value
 
 
 def rq_result(result: Result) -> list[Any]:
-    """What RQ's `return_value()`, `is_failed` and `exc_string` read of a result: fields and values."""
-    failed = rq_status(result) == "failed"  # as RQ's own, it has no value: tools with another serializer read it, too
+    """The fields and values of RQ's result, for `return_value()`, `is_failed` and `exc_string`."""
+    failed = rq_status(result) == "failed"  # no return value, like RQ's own: any serializer can read it
     kind = RQResult.Type.FAILED if failed else RQResult.Type.SUCCESSFUL
     made = RQResult(
         result.job, kind, _NO_CONNECTION, return_value=None if failed else result.model_dump(), serializer=Serializer,

@@ -1,7 +1,7 @@
-"""`redis+sentinel://` URLs: connections to whichever server the sentinels name as the primary.
+"""`redis+sentinel://` URLs: connections to the server that the sentinels name as the primary.
 
-A connection asks the sentinels each time that it is opened. One that finds itself on a replica is closed, and opened
-again to the new primary: whoever sends its command again, sends it there.
+A connection asks the sentinels each time that it is opened. A connection to a server that became a replica is closed
+and opened again to the new primary. A command that is retried goes there.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from .errors import BadRequest
 
 SCHEMES = ("redis+sentinel", "rediss+sentinel")
 SENTINEL_SECONDS = 1.0
-"""How long one sentinel may take to be reached, and to answer, before the next is asked."""
+"""Seconds that one sentinel may take to connect, and to answer, before the next is asked."""
 _PORT = 26_379
 _FORM = "redis+sentinel://USER:PASSWORD@HOST:26379,HOST:26379/NAME/0"
 
 
 @dataclass(frozen=True)
 class Sentinels:
-    """What a URL says.
+    """The parts of a URL.
 
     Attributes:
         hosts: (host, port) of each sentinel.
-        name: what they call the primary.
+        name: the sentinels' name for the primary.
         server: redis-py's options of a connection to the primary, TLS and its class aside.
         sentinel: the same for a sentinel.
-        tls: whether both speak TLS.
+        tls: whether both connections use TLS.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -54,7 +54,8 @@ class Sentinels:
 
 
 def parse(url: str) -> Sentinels:
-    """A URL's parts. Raises BadRequest, and redis-py's ValueError of an option; neither says what a password may be."""
+    """Parses a URL. Raises BadRequest, or redis-py's ValueError for an option. Neither quotes text that may be a
+    password."""
     scheme, _, rest = url.partition("://")
     credentials, _, place = rest.rpartition("@")
     where, _, query = place.partition("?")
@@ -74,7 +75,7 @@ def parse(url: str) -> Sentinels:
     login = {key.removeprefix("sentinel_"): options.pop(key) for key in ("sentinel_username", "sentinel_password")
              if key in options}
     if shared and not tls:
-        raise BadRequest("This server URL has ssl options, and TLS is of rediss+sentinel:// alone.")
+        raise BadRequest("This server URL has ssl options, but only rediss+sentinel:// uses TLS.")
     return Sentinels(tuple(map(_address, hosts.split(","))), name, options, {**shared, **login}, tls)
 
 
@@ -116,8 +117,8 @@ class _SSLLink(_Link, SSLConnection):  # type: ignore[misc]
 
 
 class PrimaryPool(SentinelConnectionPool):  # type: ignore[misc]
-    """redis-py's pool, but that a connection from before a failover is closed and kept, and the sentinels' are closed
-    with it."""
+    """redis-py's pool with two changes: it closes and reuses a connection from before a failover, and closing it also
+    closes the sentinels' connections."""
 
     def owns_connection(self, connection: SentinelManagedConnection) -> bool:
         return bool(ConnectionPool.owns_connection(self, connection))
@@ -135,4 +136,4 @@ class PrimaryPool(SentinelConnectionPool):  # type: ignore[misc]
 
 
 class BlockingPrimaryPool(PrimaryPool, BlockingConnectionPool):  # type: ignore[misc]
-    """The same, in which a thread waits for a free connection."""
+    """A `PrimaryPool` in which a thread waits for a free connection."""

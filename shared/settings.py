@@ -1,4 +1,4 @@
-"""Settings of both sides and of a worker. `deploy/settings.md` lists them."""
+"""The settings of producers and workers, and a worker's options. `deploy/settings.md` lists them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def flag(name: str) -> str:
 
 
 class Settings(BaseModel):
-    """Both sides' settings. Each that is not given is read from its `variable`."""
+    """The settings of producers and workers. A setting that is not given is read from its environment variable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, title="Settings")
 
@@ -76,13 +76,14 @@ class Settings(BaseModel):
 
     @property
     def stream_ttl(self) -> int:
-        """A stream outlives its job by ten minutes: the result has all of its text, and an empty stream takes 4 KB."""
+        """Seconds that a stream outlives its newest entry, ten minutes at most: the result has its text, and a stream
+        takes 4 KB."""
         return min(self.result_ttl, 600)
 
     @property
     def blob_ttl(self) -> int:
-        """Seconds after which a clip expires at the latest, unless something holds it anew. It is freed before that,
-        with the last job or conversation that needs it."""
+        """Seconds after which a clip expires unless its hold is renewed. It is freed earlier, with the last job or
+        conversation that needs it."""
         return max(self.job_ttl, self.conversation_ttl)
 
 
@@ -135,7 +136,7 @@ def load_settings(**flags: Any) -> Settings:
 
 
 def model_name(model: str) -> str:
-    """The name under which a model is served: `model` itself, or what its directory is called."""
+    """The name under which a model is served: `model` itself, or the name of its directory."""
     if "/" not in model and not Path(model).is_dir():
         return model
     name = Path(model).expanduser().resolve().name

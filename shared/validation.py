@@ -14,13 +14,13 @@ _IDENTIFIER = r"^[A-Za-z0-9._-]{1,128}$"
 _DIGEST = r"^[0-9a-f]{64}$"
 _PATTERNS = {_IDENTIFIER: "takes 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'", _DIGEST: "takes a sha256 in hex"}
 Identifier = Annotated[str, Field(pattern=_IDENTIFIER)]
-"""Names that become part of a Redis key: nothing that could leave its key's place."""
+"""A name that becomes part of a Redis key, without characters that could change the rest of the key."""
 Digest = Annotated[str, Field(pattern=_DIGEST)]
 """A sha256 in hex."""
 
 
 def is_identifier(text: str) -> bool:
-    """Whether a job may be called so."""
+    """Whether `text` may be the id of a job."""
     return re.fullmatch(_IDENTIFIER, text) is not None
 
 
@@ -33,7 +33,7 @@ class StrictModel(BaseModel):
 
 @dataclass(frozen=True)
 class Flag:
-    """What a command's `--help` shows of a field beside its description (see `options`).
+    """What `--help` shows for a field besides its description (see `options`).
 
     Attributes:
         metavar: the word for its value.

@@ -1,1 +1,1 @@
-"""Images and clips from files to sized frames, with qwen-vl-utils' options and arithmetic."""
+"""Reads images and clips into resized frames, with qwen-vl-utils' options and arithmetic."""

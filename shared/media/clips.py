@@ -1,4 +1,4 @@
-"""Video files to frames: uint8 [frames, height, width, 3], RGB."""
+"""Reads video files into frames: uint8 [frames, height, width, 3], RGB."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Sampled:
         frames: uint8 [frames, height, width, 3], RGB.
         times: when each is shown, in seconds from the clip's first frame; empty for a list of images.
         fps: kept frames a second; None for a list of images and for a clip of one frame.
-        damaged_frames: frames of the clip that were found damaged. Only frames near the kept ones are looked at.
+        damaged_frames: number of damaged frames found. Only frames near the kept ones are checked.
     """
 
     frames: Frames
@@ -44,9 +44,9 @@ class Sampled:
 
 
 def read_clip(source: Path | bytes, options: Options, budget: Budget) -> Sampled:
-    """The frames of a video file, or of its bytes, that the options keep, upright.
+    """The frames that the options keep of a video file or its bytes, upright.
 
-    A damaged frame is replaced by the whole one before it, or after it where there is none.
+    A damaged frame is replaced by the whole frame before it, or else by the one after it.
 
     Raises BadMedia if no frame can be decoded, BadRequest for options that the clip cannot meet, and TooLong before
     any frame is kept.
@@ -64,7 +64,7 @@ def read_clip(source: Path | bytes, options: Options, budget: Budget) -> Sampled
 
 
 class _Clip:
-    """One open clip. Attributes: its timeline, the size (height, width) of its first whole frame, upright."""
+    """An open clip, with its timeline and the size (height, width) of its first whole frame, upright."""
 
     timeline: Timeline
     size: tuple[int, int]
@@ -78,8 +78,8 @@ class _Clip:
         if self._packets.encrypted:
             raise BadMedia("The clip is encrypted.")
         if stream.codec_context is None:
-            raise BadMedia(f"No decoder is there for the clip's codec ({self._codec}).")
-        # What the index of an MP4 has behind the end of the file is lost.
+            raise BadMedia(f"There is no decoder for the clip's codec ({self._codec}).")
+        # Packets that an MP4's index places after the end of the file are lost.
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         is_mp4 = container.format.name.startswith("mov")
         self._cut = sum(entry.pos >= size for entry in stream.index_entries) if is_mp4 else 0
@@ -102,12 +102,12 @@ class _Clip:
             if lost is not None:
                 stored = [one for one in range(packets.keys[0], last + 1) if one not in packets.hidden]
                 shown = Shown(packets, self._decoder, [one for one in stored if one not in lost])
-                return timeline.from_order(packets, stream, shown, stored[len(lost) :])  # the lost ones come first
+                return timeline.from_order(packets, stream, shown, stored[len(lost) :])  # the lost frames come first
             numbers = self._decoder.order(0, last)
             if not numbers:
                 raise self._hopeless()
             return timeline.from_order(packets, stream, numbers, numbers)
-        # A clip that begins in an open group: its first frames refer to what is not there.
+        # The clip begins in an open group: its first frames refer to missing ones.
         key = packets.keys[0]
         ahead = found.numbers[: found.numbers.index(key)] if key in found.numbers else []
         if ahead:
@@ -127,7 +127,7 @@ class _Clip:
         self._decode([0], take)
 
     def read(self, slots: Sequence[int], size: tuple[int, int]) -> tuple[list[int], dict[int, Image]]:
-        """(the slot that stands for each of `slots`, pictures of `size` by slot)"""
+        """(the slot used for each of `slots`, pictures of `size` by slot)"""
         pictures: dict[int, Image] = {}
 
         def take(number: int, frame: VideoFrame) -> None:
@@ -137,7 +137,7 @@ class _Clip:
         return self._decode(slots, take), pictures
 
     def _decode(self, slots: Sequence[int], take: Callable[[int, VideoFrame], None]) -> list[int]:
-        """Calls `take` once for each frame of `slots`, or for what stands for it; returns the slots taken."""
+        """Calls `take` once for each frame of `slots`, or for its replacement. Returns the slots taken."""
         numbers = self.timeline.numbers
         here: set[int] = set()
         while True:
@@ -152,7 +152,7 @@ class _Clip:
             self._decoder.damaged -= came
 
     def _whole(self, slot: int) -> int:
-        """The frame that stands for the one in `slot`: itself, if it is whole."""
+        """The slot of the frame used for `slot`: `slot` itself if its frame is whole, else its replacement."""
         numbers, damaged = self.timeline.numbers, self._decoder.damaged
         for other in chain(range(slot, -1, -1), range(slot + 1, len(numbers))):
             if numbers[other] not in damaged:

@@ -1,7 +1,7 @@
-"""Opens a video file and finds its video stream, or says why there is no video.
+"""Opens a video file and finds its video stream. Errors say why there is no video.
 
-FFmpeg's demuxers include playlists, which name other files and addresses. Only those of real containers may open a
-file, and only the file itself is read.
+Some of FFmpeg's demuxers read playlists, which name other files and URLs. Only demuxers of real containers are
+allowed, and only the file itself is read.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,flv,live_flv,mpeg,mpegvideo,asf,gif,ogg,mxf,dhav,ivf,obu,h264,hevc,"
     "m4v,mjpeg,mpjpeg,mp3,aac,wav,flac"
 )
-"""The last four hold no video; FFmpeg must know them to say so."""
+"""The last four contain no video. They are allowed so that the error can say so."""
 
 _CODECS = re.compile(rb"stsd.{12}([\x21-\x7e]{4})|(V_[\w/]+)|vids([\x21-\x7e]{4})", re.DOTALL)
-"""What follows the place of a codec's name in MP4, Matroska and AVI."""
+"""Matches a codec's name in the headers of MP4, Matroska and AVI."""
 _UNKNOWN = "This is no video of a known kind, or its header is damaged."
 _ENDS = 2**20
-"""Bytes at both ends of a file where its header is looked for."""
+"""Bytes at both ends of a file that are searched for its header."""
 
 
 @contextmanager
 def open_video(source: Path | bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container of a file, or of its bytes, and its video stream; other streams are skipped. Raises BadMedia."""
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
-    # The prefix keeps FFmpeg from taking the begin of a name for a protocol.
+    # The prefix keeps FFmpeg from reading the start of a name as a protocol.
     file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.path.abspath(source)}"
     try:
         container = av.open(file, "r", options=options, timeout=MAX_SECONDS)
@@ -62,7 +62,7 @@ def open_video(source: Path | bytes) -> Iterator[tuple[InputContainer, VideoStre
 
 
 def codec_name(source: Path | bytes, stream: VideoStream) -> str:
-    """The codec as FFmpeg calls it, or as the container does where FFmpeg has no decoder for it."""
+    """FFmpeg's name for the codec, or the container's name if FFmpeg has no decoder for it."""
     if stream.codec_context is not None:
         return stream.codec_context.codec.canonical_name
     with _opened(source) as file:
@@ -79,7 +79,7 @@ def _opened(source: Path | bytes) -> BinaryIO:
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
-    """FFmpeg's own choice; a cover picture is no video."""
+    """The video stream that FFmpeg chooses. A cover picture does not count as a video."""
     streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
     if not streams:
         raise BadMedia("The file holds no video stream.")
@@ -90,7 +90,7 @@ def _video_stream(container: InputContainer) -> VideoStream:
 
 
 def _why_not_opened(source: Path | bytes) -> str:
-    """The reason, as far as the file's top boxes tell it (ISO/IEC 14496-12, 4.2)."""
+    """The reason, as far as the file's top-level boxes show it (ISO/IEC 14496-12, 4.2)."""
     with _opened(source) as file:
         size, at, kinds = file.seek(0, os.SEEK_END), 0, list[bytes]()
         file.seek(0)

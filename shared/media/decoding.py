@@ -1,4 +1,4 @@
-"""Some frames of a clip, decoded from the key frame before each, and nothing else."""
+"""Decodes single frames of a clip, each from the key frame before it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Decoder:
     as a key frame is not one. The frame is tried once more from an earlier key frame before it counts as damaged.
 
     Attributes:
-        damaged: numbers of the packets that gave no whole frame.
-        keep_corrupt: whether frames that the decoder calls corrupt are taken too.
+        damaged: numbers of the packets that gave no undamaged frame.
+        keep_corrupt: whether frames that the decoder marks as corrupt are used.
     """
 
     def __init__(self, context: VideoCodecContext, packets: Packets, watch: Stopwatch) -> None:
@@ -38,7 +38,7 @@ class Decoder:
         self._mpeg4 = context.codec.canonical_name == "mpeg4"
         self.damaged = set(packets.damaged)
         self.keep_corrupt = False
-        context.thread_count = 1  # an error is then that of the packet just sent; a pool reads clips side by side
+        context.thread_count = 1  # with one thread, an error is of the packet just sent
         context.options = {"max_pixels": str(MAX_PIXELS)}
 
     @property
@@ -47,13 +47,14 @@ class Decoder:
         return bool(self._context.has_b_frames)
 
     def order(self, first: int, last: int) -> list[int]:
-        """Numbers of all frames of the packets from `first` to `last` in the order in which they are shown."""
+        """The numbers of all frames of the packets from `first` to `last`, in display order."""
         numbers: list[int] = []
         self._run([(first, last)], None, lambda number, _: numbers.append(number))
         return numbers
 
     def frames(self, wanted: Collection[int], take: Take) -> set[int]:
-        """Calls `take` once for each wanted frame that can be had; returns their numbers. The others are damaged."""
+        """Calls `take` once for each wanted frame that can be decoded. Returns their numbers; the others are
+        damaged."""
         here = self._run(self._spans(wanted, 0), set(wanted), take, skip=True)
         lost = set(wanted) - here
         if not lost:
@@ -74,14 +75,15 @@ class Decoder:
         return here
 
     def _gaps(self, first: int, last: int, came: set[int]) -> Iterator[int]:
-        """Frames of this range that a decoder that had begun did not give, though it could."""
+        """The frames of this range that the decoder did not return, though it had started before them."""
         begun = min((number for number in came if first <= number <= last), default=first)
         for number in range(begun, last + 1):
             if number not in came and self._stamp(number) >= self._stamp(begun):
                 yield number
 
     def _spans(self, wanted: Collection[int], back: int) -> list[tuple[int, int]]:
-        """Ranges of packets to decode for these frames, each from a key frame; `back`: so many key frames earlier."""
+        """Ranges of packets to decode for these frames, each from a key frame. `back`: how many key frames earlier to
+        start."""
         spans: list[tuple[int, int]] = []
         for number in sorted(wanted):
             at = bisect_right(self._keys, number) - 1
@@ -107,7 +109,7 @@ class Decoder:
     def _run(
         self, spans: Sequence[tuple[int, int]], wanted: set[int] | None, take: Take, skip: bool = False
     ) -> set[int]:
-        """Decodes each range and calls `take` for the wanted frames (None: for all); returns their numbers.
+        """Decodes each range and calls `take` for the wanted frames (None: all). Returns their numbers.
 
         `skip`: leave out frames that are neither wanted nor referred to by others.
         """
@@ -118,8 +120,8 @@ class Decoder:
             needed = {part for number in wanted for part in range(number, self._end(number) + 1)}
         starts = dict(spans)
         start = end = -1
-        leading = False  # whether no frame but B frames came behind the key frame
-        sure = True  # that the decoder has begun with a true key frame
+        leading = False  # whether only B frames came after the key frame
+        sure = True  # whether the decoder has started with a true key frame
 
         def receive(packet: VideoPacket | None, number: int) -> None:
             nonlocal sure
@@ -139,13 +141,13 @@ class Decoder:
                     take(shown, frame)
 
         def finish() -> None:
-            """Ends a range; its key frame must have come as one, or be damaged."""
+            """Ends a range, whose key frame must have decoded as one or be damaged."""
             if end < 0:
                 return
             receive(None, end)
             self._context.flush_buffers()
             if not sure and not ({start} & (errors | self.damaged)):
-                self._keys = self._keys[:1]  # what the file calls key frames are none: decode all from the first
+                self._keys = self._keys[:1]  # the file's key frames are not key frames: decode all from the first
 
         self._watch.progress()
         for number, packet in self._packets.spans(spans):

@@ -1,4 +1,4 @@
-"""Image data to pixels: uint8 [height, width, 3], RGB."""
+"""Decodes image data into pixels: uint8 [height, width, 3], RGB."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ _TURNS = {
     7: pillow.Transpose.TRANSVERSE,
     8: pillow.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by its orientation (EXIF 2.32, 4.6.4)."""
+"""The operation that makes an image upright, by its orientation (EXIF 2.32, 4.6.4)."""
 
 pillow_heif.register_heif_opener(thumbnails=False)
 
 
 def decode(data: bytes) -> Image:
-    """The image in the bytes of a PNG, JPEG, BMP, WebP, TIFF, GIF, HEIC or AVIF file; of several, the first.
+    """The image in the bytes of a PNG, JPEG, BMP, WebP, TIFF, GIF, HEIC or AVIF file; the first one of several.
 
     Transparency becomes white, grey, CMYK and palettes become RGB, 16 bits become 8, and the orientation is applied.
     A JPEG may lack its end marker. Raises BadMedia for other data, damaged data, and more than `limits.MAX_PIXELS`.
     """
     if data.startswith(b"\xff\xd8") and _JPEG_END not in data[-1024:]:
-        # If the image is whole, what follows its data changes nothing; what is missing would be read from there.
+        # A complete image ignores these bytes; a truncated one would be read into them.
         image, other = _decode(data + _JPEG_END), _decode(data + bytes(range(1, 255)) * 4 + _JPEG_END)
         if not np.array_equal(image, other):
             raise BadMedia("The image is cut short.")
@@ -70,13 +70,14 @@ def decode(data: bytes) -> Image:
 
 
 def from_pillow(image: pillow.Image) -> Image:
-    """A Pillow image of any mode, as `decode` would read its file."""
+    """The pixels of a Pillow image of any mode, as `decode` would read its file."""
     with _refusals():
         return _upright(image)
 
 
 def from_array(array: npt.NDArray[Any]) -> Image:
-    """An array uint8 [height, width, 3] RGB, [height, width, 4] RGBA or [height, width] grey. Raises BadRequest."""
+    """The pixels of an array uint8 [height, width, 3] RGB, [height, width, 4] RGBA or [height, width] grey. Raises
+    BadRequest."""
     if array.dtype != np.uint8 or array.shape[2:] not in {(), (3,), (4,)} or array.ndim < 2 or 0 in array.shape:
         raise BadRequest(
             f"An image's array is uint8 [height, width, 3], not {array.dtype} {list(array.shape)}."
@@ -92,12 +93,12 @@ def moves(path: Path) -> bool:
     try:
         with pillow.open(path, formats=["GIF"]) as image:
             return bool(getattr(image, "is_animated", False))
-    except Exception:  # what is wrong with it is told when it is read
+    except Exception:  # errors are reported when it is read
         return False
 
 
 def on_white(image: npt.NDArray[np.uint8]) -> Image:
-    """uint8 [height, width, 4], RGBA, on a white ground."""
+    """An image uint8 [height, width, 4], RGBA, on a white background, as RGB."""
     alpha = image[:, :, 3:].astype(np.uint16)
     return ((image[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
@@ -128,7 +129,7 @@ def _upright(image: pillow.Image) -> Image:
         raise BadMedia("The image has no pixels.")
     limits.check_size(image.height, image.width)
     tags = getattr(image, "tag_v2", {})
-    if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8:  # Pillow reads each byte as a pixel
+    if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8:  # Pillow would read each byte as a pixel
         raise BadMedia("TIFF images with separate planes of more than 8 bits are not read.")
     try:
         image.load()
@@ -143,9 +144,9 @@ def _upright(image: pillow.Image) -> Image:
 
 
 def _orientation(image: pillow.Image) -> Any:
-    """As the metadata tells it; None where they cannot be read.
+    """The orientation in the metadata; None if they cannot be read.
 
-    `ImageOps.exif_transpose` also writes the metadata anew, and raises where another of their values is odd.
+    `ImageOps.exif_transpose` is not used: it also rewrites the metadata, and raises if another value is invalid.
     """
     try:
         return image.getexif().get(_ORIENTATION)
@@ -155,7 +156,7 @@ def _orientation(image: pillow.Image) -> Any:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Whatever Pillow raises, as BadMedia. Its warnings stay: a thread cannot filter them for itself alone."""
+    """Turns any error of Pillow into BadMedia. Its warnings are not filtered: a filter would apply to all threads."""
     try:
         yield
     except BadMedia:
@@ -190,8 +191,8 @@ def _rgb(image: pillow.Image) -> Image:
 def _grey(image: pillow.Image) -> npt.NDArray[np.uint8]:
     """uint8 [height, width] of an image of one wide channel; values below 0 are black.
 
-    A TIFF's tags say what its samples mean (TIFF 6.0, sections 8 and 19): Pillow hands them on as they are stored.
-    Values of 32 bits count as 16 bits where all of them fit, as instruments write them.
+    A TIFF's tags say what its samples mean (TIFF 6.0, sections 8 and 19). Pillow returns the samples as stored. 32-bit
+    values that all fit into 16 bits are read as 16-bit values, as instruments write them.
     """
     tags = getattr(image, "tag_v2", {})
     unsigned = tags.get(_SAMPLE_FORMAT, (1,))[0] == 1

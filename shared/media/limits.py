@@ -1,4 +1,4 @@
-"""How much one clip or image may take: pixels, packets, bytes in memory, seconds."""
+"""Limits for one clip or image: pixels, packets, bytes in memory, seconds."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Stopwatch:
         self._quiet_until: float | None = None
 
     def progress(self) -> None:
-        """Decoding has begun, or a frame has come."""
+        """Notes that decoding has begun or a frame has come."""
         self._quiet_until = time.thread_time() + MAX_QUIET_SECONDS
 
     def check(self) -> None:
-        """Raises BadMedia when the time is over."""
+        """Raises BadMedia if the time is over."""
         now = time.thread_time()
         if now > self._until:
             raise BadMedia(f"Reading the clip takes more than {MAX_SECONDS:.0f} s of processor time.")

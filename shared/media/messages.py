@@ -1,7 +1,7 @@
-"""Chat messages with media, as callers write them, to the records and blobs of a job.
+"""Converts a caller's chat messages with media to the records and blobs of a job.
 
-A caller's file paths end here: what travels holds the hashes of the encoded frames instead. What reads media is
-imported with the first of them, for not every worker has it.
+Records contain hashes of the encoded frames, never the caller's file paths. The packages that read media are imported
+with the first medium, because not every worker has them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .sizing import Budget
 Role = Literal["system", "user", "assistant"]
 ROLES = get_args(Role)
 Encode = Callable[[Frames], tuple[str, bytes]]
-"""Frames to (sha256 of the blob, blob): `frames.encode_frames`, or what ends with it."""
+"""A function from frames to (sha256 of the blob, blob): `frames.encode_frames` or a wrapper of it."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Prepared:
     Attributes:
         messages: for `Job.messages`.
         blobs: encoded frames by the sha256 that the messages refer to them by.
-        vision_tokens: tokens of all media together.
-        damaged_frames: frames of the videos that were found damaged; whole ones stand for them.
+        vision_tokens: number of tokens of all media together.
+        damaged_frames: number of damaged video frames, which were replaced by whole ones.
     """
 
     messages: tuple[Message, ...]
@@ -149,7 +149,7 @@ def _record(
 
 @contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Put the part's place before the sentence of any error raised inside."""
+    """Prefix the sentence of any error raised inside with the part's place."""
     try:
         yield
     except SailqError as error:

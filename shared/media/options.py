@@ -1,4 +1,4 @@
-"""What a caller may ask of one medium."""
+"""The options of one medium."""
 
 from __future__ import annotations
 

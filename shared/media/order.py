@@ -1,5 +1,5 @@
-"""The order in which frames are shown, of a clip that has no timestamps of it: found by decoding near the frames asked
-for, since only the decoder knows it."""
+"""Finds the display order of the frames of a clip without timestamps. Only the decoder knows it, so packets near the
+wanted frames are decoded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Shown(Sequence[int]):
         return self._known[slot]
 
     def _learn(self, slot: int) -> None:
-        """Decodes the group that the packet in this place of the file is in, and so many groups before as it takes."""
+        """Decodes the group of the packet at this place in the file, and as many groups before it as needed."""
         at, back = bisect_right(self._keys, self._stored[slot]) - 1, 1
         last = self._keys[at + 1] - 1 if at + 1 < len(self._keys) else self._stored[-1]
         while slot not in self._known:
@@ -64,7 +64,7 @@ class Shown(Sequence[int]):
 
 
 def leading(packets: Packets, decoder: Decoder) -> set[int] | None:
-    """Packets behind the first key frame whose frames refer to what is stored before it, and so are lost.
+    """The packets after the first key frame whose frames refer to packets before it. These frames are lost.
 
     None if a packet of the first two groups is not a frame: then the order must be found by decoding all.
     """

@@ -1,4 +1,4 @@
-"""How a video's frames are turned to be upright."""
+"""Turns a video's frames upright."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ UPRIGHT = (1, 0, 0, 1)
 
 
 def _unnamed(kind: type[Type], value: int) -> Type:
-    """A member for side data that PyAV has no name for (EXIF, LCEVC, view numbers): it would raise for all of them."""
+    """An enum member for side data that PyAV does not know (EXIF, LCEVC, view numbers). Without it, PyAV raises for all
+    side data."""
     member = object.__new__(kind)
     vars(member).update(_name_=f"TYPE_{value}", _value_=value)
     return member
@@ -36,7 +37,7 @@ def of_frame(frame: VideoFrame) -> Matrix:
 
 
 def swaps_sides(matrix: Matrix) -> bool:
-    """Whether height and width change places."""
+    """Whether the matrix swaps height and width."""
     a, b, c, d = matrix
     return abs(a) + abs(d) < abs(b) + abs(c)
 

@@ -1,4 +1,4 @@
-"""The packets of a clip and their timestamps, read without decoding."""
+"""Reads the packets of a clip and their timestamps without decoding."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ VideoPacket: TypeAlias = "Packet[VideoStream]"
 NONE = -(2**63)
 """FFmpeg's AV_NOPTS_VALUE: no timestamp."""
 _MAX_ERRORS = 16
-"""Errors of a demuxer after which the rest of the file is given up."""
+"""The number of demuxer errors after which the rest of the file is not read."""
 _INDEXED = ("mov", "matroska")
 """Containers in which FFmpeg finds key frames exactly."""
 _FAR = 100
-"""Packets that are rather read than sought past."""
+"""The number of packets up to which reading is faster than seeking."""
 _BLANK = bytes(8)
-"""What was never written or was lost reads as zeros."""
+"""The start of a lost packet: data that was never written reads as zeros."""
 _NEVER_BLANK = {"h264", "hevc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4", "mjpeg", "wmv2", "flv1"}
-"""Codecs of which no packet begins so."""
+"""Codecs whose packets never start with these bytes."""
 
 
 class Packets:

@@ -1,4 +1,4 @@
-"""One part of a message's content, in any of its spellings, as a text, an image or a video.
+"""Reads one part of a message's content, in any of its spellings, as a text, an image or a video.
 
 | type | where its content is | whose |
 | --- | --- | --- |
@@ -9,10 +9,10 @@
 | input_text | text | OpenAI's Responses, vLLM |
 | input_image | image_url: a URL; `detail` beside it | OpenAI's Responses, vLLM |
 
-As in qwen-vl-utils, a part without a type is what its one medium or its text says, and an image or a video may be under
-the other name of its kind. As in vLLM, a string is a text, and `detail` has no effect: an image's size follows from its
-other options. A field of None is not given. The types are those of openai 3.57 (types/chat, types/responses), vLLM's
-entrypoints/chat_utils.py and qwen-vl-utils 0.0.14.
+As in qwen-vl-utils, a part without a type gets its type from its one medium or text, and an image or a video
+may be under the other key of its kind. As in vLLM, a string is a text, and `detail` has no effect: an image's size
+follows from its other options. A field that is None counts as not given. The types are those of openai 3.57
+(types/chat, types/responses), vLLM's entrypoints/chat_utils.py and qwen-vl-utils 0.0.14.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Part:
     """One part.
 
     Attributes:
-        kind: what it is.
+        kind: text, image or video.
         source: the text, or the medium as the caller gave it.
         options: the other fields.
     """
@@ -54,7 +54,7 @@ class Part:
 
 
 def read_part(part: Any) -> Part:
-    """Raises BadRequest for what is no part, and Unsupported for parts of another type."""
+    """Reads a part. Raises BadRequest if it is not a part, and Unsupported for a part of another type."""
     if isinstance(part, str):
         return Part("text", part, {})
     if not isinstance(part, Mapping):
@@ -74,7 +74,7 @@ def read_part(part: Any) -> Part:
 
 
 def peek(part: Any) -> Part | None:
-    """As `read_part`, for people's eyes; None for what it refuses."""
+    """Like `read_part`, to show the part to people; None if `read_part` would raise."""
     try:
         return read_part(part)
     except (BadRequest, Unsupported):
@@ -82,7 +82,7 @@ def peek(part: Any) -> Part | None:
 
 
 def _where(part: Mapping[Any, Any]) -> tuple[Kind, str]:
-    """(what a part is, the key that its content is under)"""
+    """(a part's kind, the key of its content)"""
     if part.get("type") is None:
         found = [name for name in _UNTYPED if part.get(name) is not None]
         if len(found) != 1:

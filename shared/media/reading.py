@@ -1,4 +1,4 @@
-"""Images and videos, sampled and resized for the model: uint8 [frames, height, width, 3], RGB.
+"""Reads images and videos, and samples and resizes them for the model: uint8 [frames, height, width, 3], RGB.
 
 Every error names the medium in one sentence and is BadMedia, BadRequest, TooLong or Unsupported.
 """
@@ -31,13 +31,13 @@ VideoSource: TypeAlias = "str | Path | bytes | npt.NDArray[np.uint8] | Sequence[
 def read_image(
     source: ImageSource, options: Options = NO_OPTIONS, *, base: Path | None = None, budget: Budget | None = None
 ) -> Frames:
-    """The image as one frame.
+    """Read an image as one frame.
 
     Args:
         source: path, `file://` URL, bytes or data URL of an image file (see `images.decode`), a PIL image, or an
             array uint8 [height, width, 3], RGB.
         base: folder that a relative path starts from; the working directory without it.
-        budget: whose card gives the size limits, and where the tokens are counted.
+        budget: counts the tokens; its card gives the size limits.
     """
     budget = budget or Budget()
     with about(source):
@@ -56,12 +56,12 @@ def read_video(
     base: Path | None = None,
     budget: Budget | None = None,
 ) -> Sampled:
-    """A video's kept frames, an even number of them.
+    """Read a video's sampled frames, an even number of them.
 
     Args:
         source: path, `file://` URL, bytes or data URL of a video file; or an array uint8 [frames, height, width, 3],
-            RGB; or a list of images of one size. All frames of an array or a list are kept, and of an odd number the
-            last is taken twice; `fps` says how many of them are a second.
+            RGB; or a list of images of one size. All frames of an array or a list are kept; if their number is odd, the
+                last is repeated. `fps` is their number per second.
         base, budget: as for `read_image`.
     """
     budget = budget or Budget()
@@ -90,7 +90,7 @@ def _load(source: Any, base: Path | None) -> Image:
 
 
 def _timed(frames: Frames, count: int, options: Options) -> Sampled:
-    """`frames`, the last of which may be there twice, with their times if `fps` says how many are a second."""
+    """`frames`, whose last may be a repetition, with their times if `fps` is given."""
     if options.fps is None:
         return Sampled(frames)
     if options.fps == 0 or math.isinf(count / options.fps):

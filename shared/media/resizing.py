@@ -1,4 +1,4 @@
-"""Frames to the model's size, as qwen-vl-utils resizes them: antialiased bicubic."""
+"""Resizes frames to the model's size as qwen-vl-utils does: antialiased bicubic."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image
 def resize(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
     """uint8 [h, w, 3] to uint8 [height, width, 3].
 
-    Pillow's bicubic is what qwen-vl-utils itself uses for images. For videos it uses torchvision's, which computes the
-    same to within two steps of 255, seldom apart at all.
+    Pillow's bicubic is what qwen-vl-utils itself uses for images. For videos it uses torchvision's. Its results
+    rarely differ, and by two steps of 255 at most.
     """
     if image.shape[:2] == (height, width):
         return image

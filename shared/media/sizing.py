@@ -227,12 +227,12 @@ def spread(first: int, last: int, count: int) -> list[int]:
 
 
 class Budget:
-    """Vision tokens spent so far, and the refusals that need no pixel.
+    """Counts vision tokens, and refuses media by size before their pixels are read.
 
     Attributes:
         card: the model that will read the media, or None.
         tokens: vision tokens of the media spent so far.
-        automatic: images to come whose size follows from what is left (a `max_side` of 0 or -1).
+        automatic: number of further images whose size depends on the remaining tokens (a `max_side` of 0 or -1).
     """
 
     def __init__(self, card: ModelCard | None = None) -> None:
@@ -241,9 +241,9 @@ class Budget:
         self.automatic = 0
 
     def check(self, frames: int, height: int, width: int) -> int:
-        """The tokens of a medium of this size, if there is room; an image counts as one pair of frames.
+        """The tokens of a medium of this size. An image counts as one pair of frames.
 
-        Raises TooLong past the model's patches or context or `MAX_TOKENS`, BadRequest past a job's limits.
+        Raises TooLong above the model's patches or context or `MAX_TOKENS`, BadRequest above a job's limits.
         """
         medium = f"{frames} frame{'s'[: frames > 1]} of {width} × {height} pixels"
         if frames > MAX_FRAMES or max(height, width) > MAX_SIDE:
@@ -264,5 +264,5 @@ class Budget:
         return tokens
 
     def spend(self, frames: int, height: int, width: int) -> None:
-        """Count a medium; refuses what `check` refuses."""
+        """Count the tokens of a medium. Raises as `check`."""
         self.tokens += self.check(frames, height, width)

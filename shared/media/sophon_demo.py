@@ -1,4 +1,4 @@
-"""sophon-demo's own options of images, `max_side` and `resize_type`.
+"""sophon-demo's own options for images: `max_side` and `resize_type`.
 
 Their meaning is that of its sample/Qwen2_5-VL, python/vision_process.py (`compute_image_size`, `process_vision_info`)
 and python/README.md. There, an image without either is resized by its rule for `max_side` 0 with INTER_LINEAR; here it
@@ -18,7 +18,7 @@ from .images import Image
 from .sizing import FACTOR, TOKEN_PIXELS, Budget, Options
 
 CONTEXT_SHARE = 0.8
-"""Of the model's context, what the images of automatic size may fill (sophon-demo's `vision_seq_max_ratio`)."""
+"""The share of the model's context that images of automatic size may fill (sophon-demo's `vision_seq_max_ratio`)."""
 
 _METHODS = {
     "INTER_NEAREST": cv2.INTER_NEAREST,
@@ -60,7 +60,7 @@ def image_size(height: int, width: int, options: Options, budget: Budget) -> tup
 
 
 def _room(budget: Budget) -> int | None:
-    """Pixels that an image of automatic size may have; None where the model is not known."""
+    """The most pixels of an image of automatic size; None if the model is unknown."""
     card = budget.card
     if card is None:
         return None
@@ -71,6 +71,6 @@ def _room(budget: Budget) -> int | None:
 
 
 def resize(image: Image, height: int, width: int, method: str) -> Image:
-    """By INTER_NEAREST, INTER_LINEAR or INTER_BICUBIC, which take no average of the pixels that they skip."""
+    """Resize with INTER_NEAREST, INTER_LINEAR or INTER_BICUBIC, without antialiasing."""
     image = np.ascontiguousarray(image)
     return np.asarray(cv2.resize(image, (width, height), interpolation=_METHODS[method]), np.uint8)

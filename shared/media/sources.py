@@ -1,4 +1,4 @@
-"""What a caller gives as a medium, to a file that is there or to bytes."""
+"""Resolves what a caller gives as a medium to an existing file or to bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL.Image import Image as PillowImage
 from ..errors import BadMedia, BadRequest, SailqError, Unsupported
 
 MAX_BYTES = 256 * 1024 * 1024
-"""Most bytes of an image, and of what a data URL holds."""
+"""The most bytes of an image, and of the data in a data URL."""
 
 _DATA = re.compile(r"data:", re.IGNORECASE)
 _FILE = re.compile(r"file:(//(localhost(?=/))?|(?=/))", re.IGNORECASE)
@@ -34,7 +34,7 @@ def load(source: Any, base: Path | None) -> Path | bytes:
         source: str, os.PathLike, bytes, bytearray or memoryview.
         base: folder that a relative path starts from; the working directory without it.
 
-    Raises BadMedia for what is not there, BadRequest for another type, Unsupported for other URLs.
+    Raises BadMedia for a missing or unreadable medium, BadRequest for another type, Unsupported for other URLs.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         if not len(source):
@@ -54,7 +54,7 @@ def load(source: Any, base: Path | None) -> Path | bytes:
 def from_data_url(url: str) -> bytes:
     """The bytes of `data:[TYPE];base64,DATA` (RFC 2397), whatever its type says.
 
-    White space is left out and the padding may lack, as in the Fetch standard's "forgiving-base64 decode"; percent
+    White space is ignored and padding is optional, as in the Fetch standard's "forgiving-base64 decode"; percent
     escapes are read. Raises BadMedia.
     """
     head, comma, text = url.partition(",")
@@ -87,9 +87,9 @@ def jpeg_sequence(source: Any) -> list[str] | None:
 
 @contextmanager
 def about(source: Any) -> Iterator[None]:
-    """Put the medium's name before the sentence of any error raised inside.
+    """Prefix the sentence of any error raised inside with the medium's name.
 
-    What the operating system refuses is BadMedia: a file may vanish or fail at any time while it is read.
+    OSError becomes BadMedia: a file may vanish or fail at any time while it is read.
     """
     try:
         yield
@@ -100,12 +100,12 @@ def about(source: Any) -> Iterator[None]:
 
 
 def is_named(source: Any) -> bool:
-    """Whether a medium's name tells it from others: it is a path or a URL."""
+    """Whether a medium has a name of its own: it is a path or a URL."""
     return isinstance(source, (str, os.PathLike)) and not (isinstance(source, str) and _DATA.match(source))
 
 
 def name(source: Any) -> str:
-    """A medium, for people: its path or URL, else what it is."""
+    """The name of a medium, for people: its path or URL, else its type."""
     if isinstance(source, (list, tuple)):
         return f"list of {len(source)} images"
     if isinstance(source, np.ndarray):
@@ -125,7 +125,8 @@ def name(source: Any) -> str:
 
 
 def kind_of(source: Any) -> Literal["image", "video"]:
-    """What a medium is, by its name, its data URL's type or its shape. Raises BadRequest where none of them says it."""
+    """Whether a medium is an image or a video, by its name, its data URL's type or its shape. Raises BadRequest if
+    unknown."""
     if isinstance(source, PillowImage) or (isinstance(source, np.ndarray) and source.ndim == 3):
         return "image"
     if isinstance(source, (list, tuple, np.ndarray)):
@@ -139,11 +140,11 @@ def kind_of(source: Any) -> Literal["image", "video"]:
 
 
 def local_path(source: str, base: Path) -> Path:
-    """The path that a string means.
+    """The path that a string names.
 
-    What follows `file://` is a path with percent escapes (RFC 8089), behind the host `localhost` or none. Programs
-    write `f"file://{path}"`, too: where no file has the name that the escapes stand for, it is the name as it is
-    written. A relative path may follow, as in qwen-vl-utils and vLLM.
+    After `file://` comes an optional host `localhost`, then a path with percent escapes (RFC 8089). Programs also write
+    `f"file://{path}"` without escapes: if no file has the unescaped name, the name is used unchanged. The path may be
+    relative, as in qwen-vl-utils and vLLM.
     """
     if found := _FILE.match(source):
         written = source[found.end() :]

@@ -1,6 +1,6 @@
-"""When each frame of a clip is shown, and which frames an option of time takes.
+"""Finds when each frame of a clip is shown, and which frames the time options keep.
 
-Counts, rates and durations that a container states are often wrong or missing; timestamps are what players go by.
+Counts, rates and durations in containers are often wrong or missing. Timestamps are what players use.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Timeline:
         """(slots of the frames to keep, kept frames a second). Raises BadRequest for what the clip cannot meet.
 
         At a constant rate these are the frames that qwen-vl-utils keeps. At any other, times are spread evenly as it
-        spreads frame numbers, and the frame for a time is the last one with a timestamp not after it. A clip of one
-        frame gives it twice, at no rate.
+        spreads frame numbers, and the frame for a time is the last one with a timestamp not after it. The only frame of
+        a clip is kept twice, without a rate.
         """
         total = len(self.ticks)
         if total == 1:
@@ -66,7 +66,7 @@ def from_packets(packets: Packets, stream: VideoStream, reorders: bool) -> Timel
     """
     first = next(iter(packets.keys), None)
     if first is None:
-        return None  # no frame can be decoded by itself: what comes out must be tried
+        return None  # no key frame: only decoding shows which frames come out
     stamps = packets.pts
     if NONE in stamps:
         if reorders or NONE in packets.dts:

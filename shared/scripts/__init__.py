@@ -1,9 +1,10 @@
-"""The transitions of a job, one Lua script each. The server runs a script as one step, so no crash leaves half of it.
+"""The state changes of a job, one Lua script each. The server runs a script atomically, so a crash leaves no half of
+it.
 
-Each file says at its head what its KEYS and ARGV are and what it returns. common.lua, clips.lua and endings.lua stand
-before every one of them.
+The head of each file lists its KEYS, its ARGV and what it returns. common.lua, clips.lua and endings.lua are put before
+each script.
 Times are the server's, or the caller's estimate of them, in seconds since the epoch. Redis Cluster cannot run these
-scripts: they use keys whose names they read from others.
+scripts: they use keys whose names they read from other keys.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from redis.exceptions import NoScriptError
 
 _SHARED = ("common", "clips", "endings")
 REPLICATED_SECONDS = 1.0
-"""How long replicas have to confirm what a script wrote."""
+"""Seconds that replicas have to confirm a script's writes."""
 
 
 def script(connection: Redis, name: str) -> Script:
-    """The script in `name`.lua; redis-py loads it again where a server has lost it."""
+    """The script in `name`.lua. redis-py loads it again if the server has lost it."""
     return connection.register_script(text(name))
 
 
 @cache
 def text(name: str) -> str:
-    """What is sent to the server."""
+    """The full text of a script, as sent to the server."""
     parts = (files(__package__).joinpath(f"{part}.lua").read_text() for part in (*_SHARED, name))
-    # A full server refuses the scripts that add something. The others run, so that jobs come to their ends.
+    # A full server refuses the scripts that add jobs or clips. The others run, so that jobs can end.
     flags = "" if name in {"submit", "hold", "follow"} else " flags=allow-oom"
     return "\n".join([f"#!lua{flags}", *parts])
 
@@ -39,11 +40,11 @@ def text(name: str) -> str:
 def call_replicated(
     script: Script, keys: Sequence[str], arguments: Sequence[Any], replicas: int, connection: Redis
 ) -> tuple[Any, int]:
-    """A script's reply, and how many replicas have what it wrote, in one round trip.
+    """Calls a script, in one round trip. Returns its reply, and how many replicas have its writes.
 
     Waits until `replicas` of them have confirmed it, for `REPLICATED_SECONDS` at most; with 0 it does not wait.
 
-    WAIT counts from the last write of its own connection, so a script that is sent again has to write again.
+    WAIT counts from the last write of its own connection, so a script that is sent again must write again.
     """
     if not replicas:
         return script(keys=keys, args=arguments, client=connection), 0
@@ -52,7 +53,7 @@ def call_replicated(
             pipeline.evalsha(script.sha, len(keys), *keys, *arguments)
             pipeline.wait(replicas, int(1000 * REPLICATED_SECONDS))
             reply, confirmed = pipeline.execute(raise_on_error=False)
-        if isinstance(reply, NoScriptError) and trial == 1:  # a new primary has been told of no scripts
+        if isinstance(reply, NoScriptError) and trial == 1:  # a new primary has no scripts loaded
             connection.script_load(script.script)
             continue
         for answer in (reply, confirmed):

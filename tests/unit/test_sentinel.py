@@ -11,7 +11,7 @@ from sailq.shared.errors import BadRequest
 from sailq.shared.sentinel import parse
 
 FORM = "^A URL of sentinels has the form redis"
-OPTION = "option that sailq does not take"
+OPTION = "has an unknown option"
 
 
 def test_a_urls_parts() -> None:
