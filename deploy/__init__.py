@@ -1,1 +1,1 @@
-"""What runs a fleet: set-up of boxes, images, monitoring, and `deploy.models`. It is not installed."""
+"""Files to run a fleet: set-up of boxes, images, monitoring, and `deploy.models`. They are not part of the package."""

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes dashboards/sailq.json, the dashboard that Grafana loads: change it here, and run this.
+"""Writes dashboards/sailq.json, the dashboard that Grafana loads. To change the dashboard, edit this file and run it.
 
     deploy/grafana/make_dashboard.py
 
-A panel is a title, what it is for, a unit of Grafana's, and its queries with their legends. `OF` narrows a query to the
-models and workers that are chosen at the top.
+A panel has a title, a description, a unit of Grafana's, and queries with their legends. `OF` limits a query to the
+models and workers that are selected at the top.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def target(query: str, legend: str, index: int) -> Json:
 
 
 def panels() -> Iterator[Json]:
-    """All panels, with an id and a place in the grid of 24 columns."""
+    """All panels, each with an id and its position in the grid of 24 columns."""
     placed = 0
 
     def at(panel: Json, x: int, y: int, width: int, height: int) -> Json:

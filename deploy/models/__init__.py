@@ -1,4 +1,4 @@
-"""From a checkpoint to the nets of a CPU and of a BM1684X.
+"""Converts a checkpoint to nets for a CPU and for a BM1684X.
 
-Its commands run from the tree's root, such as `python -m deploy.models.export_onnx`.
+Run its commands from the root of the repository, such as `python -m deploy.models.export_onnx`.
 """

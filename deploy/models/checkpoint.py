@@ -1,4 +1,4 @@
-"""A Qwen2-VL checkpoint on disk: transformers' model of it without data, and its tensors as views of their files."""
+"""Reads a Qwen2-VL checkpoint: transformers' model without data, and its tensors as views of their files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .exit_codes import Failure
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F16", "BF16", "F32"}
 _RENAMED = (("model.language_model.", "model."), ("model.visual.", "visual."))
-"""Prefixes: transformers 5's, and those that the hub's checkpoints have."""
+"""Prefixes of tensor names: those of transformers 5, and those of the hub's checkpoints."""
 _PROCESSOR: dict[str, Any] = {  # transformers' defaults: CLIP's mean and standard deviation
     "rescale_factor": 1 / 255,
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -28,11 +28,12 @@ _PROCESSOR: dict[str, Any] = {  # transformers' defaults: CLIP's mean and standa
 
 
 class ExportError(Failure):
-    """What keeps a checkpoint from being exported, in one sentence for whoever asked for it."""
+    """A checkpoint cannot be exported. The message is one sentence for the user."""
 
 
 def locate(model_path: str) -> Path:
-    """A directory as it is; the local copy of a model on the Hugging Face hub, fetched where it is not complete."""
+    """The directory of a model: `model_path` itself, or the local copy of a model on the Hugging Face hub, which is
+    downloaded if it is not complete."""
     directory = Path(model_path)
     if directory.is_dir():
         return directory
@@ -65,9 +66,9 @@ class Checkpoint:
         self._places = self._find(directory)
 
     def tensor(self, parameter: Tensor) -> Tensor:
-        """A parameter's data, in the dtype that the file has: a view of the file, of which only what is used is read.
+        """A parameter's data in the file's dtype, as a view of the file. Only the parts that are used are read.
 
-        The memory of what was read is free again when the view is.
+        Their memory is freed with the view.
         """
         path, name = self._places[parameter]
         with safe_open(path, framework="pt") as file:
@@ -75,7 +76,7 @@ class Checkpoint:
             return tensor
 
     def _find(self, directory: Path) -> dict[Tensor, tuple[Path, str]]:
-        """(file, name) of each of the model's parameters."""
+        """Finds each of the model's parameters. Returns (file, tensor name) by parameter."""
         stored = {}
         for path in _files(directory):
             try:
@@ -101,7 +102,8 @@ class Checkpoint:
 
 
 def _skeleton(directory: Path) -> Any:
-    """transformers' model of a directory's config.json: parameters without data, float32, and real rotary angles."""
+    """transformers' model for a directory's config.json, with float32 parameters without data, and real rotary
+    angles."""
     fields = _json(directory / "config.json")
     if fields is None:
         raise ExportError(f"{directory} holds no config.json.")
@@ -113,14 +115,14 @@ def _skeleton(directory: Path) -> Any:
             model: Any = Qwen2VLForConditionalGeneration(config)
         model.model.language_model.rotary_emb = Qwen2VLRotaryEmbedding(config.text_config)
         model.model.visual.rotary_pos_emb = Qwen2VLVisionRotaryEmbedding(config.vision_config)
-    except Exception as error:  # each field has validators of its own
+    except Exception as error:  # each field has its own validators
         cause = " ".join(str(error).split())
-        raise ExportError(f"{directory}/config.json is not understood: {cause}") from None
+        raise ExportError(f"{directory}/config.json is invalid: {cause}") from None
     return model.eval().float()
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where there is no file."""
+    """The object in a JSON file, or None if there is no file."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How the commands of this folder end."""
+"""The exit codes of this folder's commands."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 
 class Failure(Exception):
-    """What keeps a command from its work, in one sentence for whoever asked for it."""
+    """A command failed. The message is one sentence for the user."""
 
 
 def run(command: str, work: Callable[[], None], interrupted: str) -> int:
-    """Do a command's work; its exit code.
+    """Run a command's work and return its exit code.
 
-    0; 1 where it failed, with one sentence on stderr; 130 where it was interrupted, with what `interrupted` says of
-    how things are then.
+    0: success. 1: failure, with one sentence on stderr. 130: it was interrupted, and `interrupted` is printed, which
+    says in what state the files are.
     """
     try:
         work()

@@ -1,4 +1,4 @@
-"""Export a Qwen2-VL checkpoint as the ONNX nets that every runner drives.
+"""Export a Qwen2-VL checkpoint as the ONNX nets that the runners use.
 
     python -m deploy.models.export_onnx --model_path DIR --dynamic --out DIR/onnx
     python -m deploy.models.export_onnx --model_path DIR --out OUT --seq_length 512 --vision_seq_length 600 --batch 4
@@ -36,7 +36,7 @@ _NET = re.compile(r"(vit|embedding(_cache)?|block(_cache)?_\d+|lm_head|greedy_he
 def export(model_path: Path, out: Path, sizes: Sizes | None, opset: int = 17) -> None:
     """Export every net of the checkpoint in `model_path` into `out`; `sizes`: see `cut`.
 
-    What an earlier export left in `out` is replaced at the end, all of it: nets only fit their own weights.
+    At the end, all files of an earlier export in `out` are replaced: nets only fit their own weights.
 
     Raises:
         ExportError: the checkpoint cannot be exported, or not with these sizes.
@@ -61,7 +61,7 @@ def export(model_path: Path, out: Path, sizes: Sizes | None, opset: int = 17) ->
 
 
 def export_net(net: Net, weights: WeightsFile, out: Path, opset: int) -> None:
-    """Write `out/<name>.onnx`. The graph is traced without its parameters, whose data go to `weights`."""
+    """Write `out/<name>.onnx`. The graph is traced without parameter data, which are written to `weights`."""
     path = out / f"{net.name}.onnx"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecation, and its notes on traced shapes
@@ -69,7 +69,7 @@ def export_net(net: Net, weights: WeightsFile, out: Path, opset: int) -> None:
             net.module.eval(), tuple(net.inputs.values()), path, input_names=list(net.inputs),
             output_names=list(net.outputs), dynamic_axes=net.axes or None, opset_version=opset, dynamo=False,
             export_params=False, do_constant_folding=False,
-            keep_initializers_as_inputs=True,  # else it would compare their data, and there are none
+            keep_initializers_as_inputs=True,  # else it would compare parameter data, and there are none
         )
     model = onnx.load(path)
     parameters = dict(net.module.named_parameters())
@@ -84,7 +84,7 @@ def export_net(net: Net, weights: WeightsFile, out: Path, opset: int) -> None:
 
 
 def _replace(partial: Path, out: Path) -> None:
-    """Put a finished export in the place of an earlier one."""
+    """Replace an earlier export with a finished one."""
     for path in out.iterdir():
         if _NET.fullmatch(path.name):
             path.unlink()
@@ -93,7 +93,7 @@ def _replace(partial: Path, out: Path) -> None:
 
 
 def main(command: Sequence[str] | None = None) -> int:
-    """Run a command line, by default the process's own; its exit code."""
+    """Run a command line, by default the process's own, and return its exit code."""
     arguments = _parser().parse_args(command)
     return exit_codes.run("export_onnx", lambda: _run(arguments), "the directory is as it was before")
 

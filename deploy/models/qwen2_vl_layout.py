@@ -1,4 +1,4 @@
-"""Which nets a Qwen2-VL is cut into, and the names and shapes of their inputs and outputs."""
+"""The nets that a Qwen2-VL is split into, and the names and shapes of their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint, ExportError
 
 @dataclass(frozen=True)
 class Sizes:
-    """What static nets are compiled for; the defaults are sophon-demo's.
+    """The sizes of static nets. The defaults are sophon-demo's.
 
     Attributes:
         seq_length: columns of the cache, and tokens of a prompt.
@@ -32,14 +32,15 @@ class Sizes:
     vision_lengths: tuple[int, ...] = ()
 
     def check(self, context: int, merged: int) -> None:
-        """Raise ExportError unless a model of `context` positions, which merges `merged` patches, can have them."""
+        """Raise ExportError unless these sizes fit a model of `context` positions that merges `merged` patches per
+        token."""
         if self.batch < 1:
             raise ExportError(f"--batch is {self.batch}, and must be at least 1.")
         if not 1 < self.seq_length <= context:
             raise ExportError(f"--seq_length is {self.seq_length}; this model takes 2 to {context}.")
         for length in (self.vision_seq_length, *self.vision_lengths):
             if length < 1 or length % merged:
-                raise ExportError(f"{length} patches make no grid: {merged} are merged into one token.")
+                raise ExportError(f"{length} patches do not make a grid: {merged} are merged into one token.")
         _check_shorter("--prefill_lengths", self.prefill_lengths, self.seq_length)
         _check_shorter("--vision_lengths", self.vision_lengths, self.vision_seq_length)
 
@@ -47,11 +48,11 @@ class Sizes:
 def _check_shorter(option: str, lengths: Sequence[int], longest: int) -> None:
     if len(set(lengths)) < len(lengths) or any(not 0 < length < longest for length in lengths):
         given = ",".join(map(str, lengths))
-        raise ExportError(f"{option} {given}: each is to differ, and to lie between 0 and {longest}.")
+        raise ExportError(f"{option} {given}: each must be different, and between 0 and {longest}.")
 
 
 class Net(NamedTuple):
-    """One graph to export: example inputs by name, and each tensor's dynamic axes (none: it is static)."""
+    """A graph to export: example inputs by name, and the dynamic axes of each tensor (empty: it is static)."""
 
     name: str
     module: nn.Module
@@ -61,10 +62,9 @@ class Net(NamedTuple):
 
 
 def cut(checkpoint: Checkpoint, sizes: Sizes | None) -> Iterator[Net]:
-    """The nets: with dynamic axes for a CPU (None), or of `sizes` for a TPU, where a net has one shape.
+    """The nets of a model: with dynamic axes for a CPU (`sizes` is None), or with static shapes for a TPU.
 
-    On a TPU the host leaves what it can to the device, so the head that chooses tokens joins. A net at a shorter
-    length is named NAME@LENGTH.
+    For a TPU, a head that chooses tokens on the device is added. A net for a shorter length is named NAME@LENGTH.
     """
     parts = _Parts(checkpoint, sizes)
     if sizes is None:

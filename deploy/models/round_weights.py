@@ -4,9 +4,9 @@
     python -m deploy.models.export_onnx --dynamic --model_path DIR2 --out DIR2/onnx
     sailq worker --model DIR2
 
-DIR2 is DIR's copy in which the decoder layers' matrices hold what a BM1684X multiplies with when `compile.sh` is given
-the same `--quantize`. Everything else is as it was. transformers reads DIR2 too; in float32, because a half precision
-other than that of the rounded matrices would round them once more.
+DIR2 is a copy of DIR. The decoder layers' matrices have the values that a BM1684X multiplies with if `compile.sh` gets
+the same `--quantize`. Everything else is unchanged. transformers can read DIR2, too: use float32, because another half
+precision than that of the rounded matrices would round them again.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ _MATRIX = re.compile(
 )
 _PARTIAL = ".partial"
 _PIECE = 2**22
-"""Elements, or bytes, that are in memory at a time."""
+"""The most elements, or bytes, that are in memory at a time."""
 _SETTINGS = (".json", ".jinja", ".txt")
 
 
 class Scheme(NamedTuple):
-    """How a weight is kept: an integer of so many bits, and the half precision, by safetensors' name, it is used in."""
+    """A quantisation of weights: the bits of the stored integers, and safetensors' name of the half precision to
+    compute in."""
 
     bits: int
     dtype: str
@@ -48,7 +49,7 @@ SCHEMES = {"w4f16": Scheme(4, "F16"), "w4bf16": Scheme(4, "BF16"), "w8f16": Sche
 
 
 def rounded(weight: Floats, scheme: Scheme, group: int) -> Floats:
-    """What the device multiplies with instead of `weight`.
+    """The values that the device multiplies with instead of `weight`.
 
     Each `group` of neighbours in a row has a scale s and a zero point z. In float32, with n = 2**bits - 1:
 
@@ -83,7 +84,7 @@ def _round(x: Floats) -> Floats:
 
 
 def _half(x: Floats, dtype: str) -> Floats:
-    """The nearest values that a half precision has; ties go to even."""
+    """`x` rounded to a half precision; ties go to even."""
     if dtype == "F16":
         return x.astype(np.float16).astype(np.float32)
     bits = x.view(np.uint32)
@@ -91,14 +92,14 @@ def _half(x: Floats, dtype: str) -> Floats:
 
 
 def _floats(data: bytes, dtype: str) -> Floats:
-    """What bytes of a safetensors file stand for."""
+    """Converts the bytes of a safetensors file in this dtype to float32."""
     if dtype == "BF16":
         return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
     return np.frombuffer(data, "<f2" if dtype == "F16" else "<f4").astype(np.float32)
 
 
 def _bytes(x: Floats, dtype: str) -> bytes:
-    """The reverse, of values that the dtype has."""
+    """Converts float32 to the bytes of a safetensors file. Each value must be exact in the dtype."""
     if dtype == "BF16":
         return (x.view(np.uint32) >> 16).astype("<u2").tobytes()
     return x.astype("<f2" if dtype == "F16" else "<f4").tobytes()
@@ -108,14 +109,14 @@ def round_checkpoint(directory: Path, out: Path, scheme: Scheme, group: int) -> 
     """Write the copy of `directory`, rounded, as the new directory `out`: settings, tokenizer and safetensors files.
 
     Raises:
-        ExportError: `directory` holds no Qwen2-VL checkpoint, its matrices are not made of such groups, or `out` is
-            there already.
+        ExportError: `directory` has no Qwen2-VL checkpoint, its matrices cannot be split into such groups, or `out`
+            exists.
     """
     if group < 1:
         raise ExportError(f"--group is {group}, and must be at least 1.")
     if out.exists():
-        raise ExportError(f"{out} is there already: --out names a directory to make.")
-    Checkpoint(directory)  # says what is wrong with it
+        raise ExportError(f"{out} already exists: --out must name a new directory.")
+    Checkpoint(directory)  # raises if the checkpoint is invalid
     partial = out.with_name(out.name + _PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -146,7 +147,7 @@ def round_file(source: Path, target: Path, scheme: Scheme, group: int) -> None:
         for name in matrices:
             columns = tensors[name]["shape"][1]
             if columns % group:
-                raise ExportError(f"{name} has {columns} columns, which make no groups of {group}: see --group.")
+                raise ExportError(f"{name} has {columns} columns, not a multiple of {group}: see --group.")
         written = {name: entry | {"dtype": _kept(entry["dtype"], scheme)} if name in matrices else entry
                    for name, entry in header.items()}
         text = json.dumps(written).encode()
@@ -165,7 +166,7 @@ def _kept(dtype: str, scheme: Scheme) -> str:
 
 
 def _round_matrix(old: BinaryIO, new: BinaryIO, entry: dict[str, Any], scheme: Scheme, group: int) -> None:
-    """The matrix that comes next in `old`, a number of rows at a time."""
+    """Round the next matrix in `old`, some rows at a time."""
     (rows, columns), dtype = entry["shape"], entry["dtype"]
     size = columns * (4 if dtype == "F32" else 2)
     step = max(1, _PIECE // columns)

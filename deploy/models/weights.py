@@ -1,4 +1,4 @@
-"""Parameters without data, and the file that they are streamed into: no net is ever in memory as a whole."""
+"""Streams parameters to a file, so that no net is in memory as a whole. The nets' parameters have no data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint
 WEIGHTS = "weights.bin"
 _ALIGN = 64
 _SLICE = 16 * 2**20
-"""Elements that are converted and written at a time: 64 MB of float32."""
+"""The elements that are converted and written at a time: 64 MB of float32."""
 
 
 def _whole(source: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def _whole(source: Tensor) -> Tensor:
 
 
 class Lazy(nn.Parameter):
-    """A parameter on the `meta` device: what `derive` gives for `source`, once there is data.
+    """A parameter on the `meta` device. `derive` computes its data from those of `source` when they are written.
 
     `source` is a parameter of a checkpoint's model, or a tensor with data. Small results may be computed;
     large ones should be views.
@@ -38,14 +38,14 @@ class Lazy(nn.Parameter):
 
 
 class WeightsFile:
-    """The data of all nets in one file: a parameter that several nets share is written once, as float32."""
+    """The data of all nets in one file, as float32. A parameter that several nets share is written once."""
 
     def __init__(self, file: BinaryIO, checkpoint: Checkpoint) -> None:
         self._file, self._checkpoint = file, checkpoint
         self._offsets: dict[Tensor, int] = {}
 
     def initializer(self, name: str, parameter: Tensor) -> onnx.TensorProto:
-        """An ONNX initializer of this name whose data lie in the file."""
+        """An ONNX initializer of this name whose data are in the file."""
         if parameter not in self._offsets:
             self._offsets[parameter] = self._write(parameter)
         proto = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=parameter.shape)
@@ -56,11 +56,11 @@ class WeightsFile:
         return proto
 
     def _write(self, parameter: Tensor) -> int:
-        """Write a parameter's data in slices, and say where."""
+        """Write a parameter's data in slices, and return where they are."""
         offset = self._file.seek(-(-self._file.tell() // _ALIGN) * _ALIGN)
         rows = max(1, _SLICE * len(parameter) // parameter.numel())
         for start in range(0, len(parameter), rows):
-            # Read anew each time: the pages of a file count as memory for as long as a view of it lives.
+            # Read again for each slice: the pages of a file count as memory while a view of it exists.
             part = self._data(parameter)[start : start + rows]
             data = part.to(torch.float32, memory_format=torch.contiguous_format)  # transposed as it is converted
             self._file.write(data.contiguous().numpy().data)

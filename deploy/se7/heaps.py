@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Say how a BM1684X box (SoC) splits its memory, whether a model fits, and what to set when it does not.
+"""Print how a BM1684X box (SoC) splits its memory, whether a model fits, and what to set if it does not.
 
     deploy/se7/heaps.py /data/models/qwen2-vl-7b/qwen2-vl-7b.bmodel
     deploy/se7/heaps.py --need 9000
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 SHARED = Path(__file__).resolve().parents[2] / "worker" / "doctor" / "ion_heaps.py"
-"""What reads and counts, for `sailq doctor` too; of the same checkout, so that no sailq need be installed."""
+"""The code shared with `sailq doctor`, loaded from the same checkout, so that sailq need not be installed."""
 
 
 def load(file: Path) -> ModuleType:
@@ -57,7 +57,7 @@ def need_of(bmodel: Path) -> int:
 
 
 def advice(want: int, box: int) -> str:
-    """What to set so that the heaps hold `want` MB."""
+    """The advice how to set the heaps so that they hold `want` MB."""
     try:
         split = heaps.split_for(want, box)
     except heaps.NoSplit as error:

@@ -143,7 +143,7 @@ def test_a_files_metadata_stay(weights: dict[str, torch.Tensor], tmp_path: Path)
     ("config", "options", "complaint"),
     [
         ({}, ["--group", "0"], "--group is 0, and must be at least 1."),
-        ({}, ["--group", "96"], "has 320 columns, which make no groups of 96: see --group."),
+        ({}, ["--group", "96"], "has 320 columns, not a multiple of 96: see --group."),
         ({"model_type": "llama"}, [], "holds a 'llama' model; only qwen2_vl"),
         ({"tie_word_embeddings": False}, [], "lacks the tensor lm_head.weight"),
     ],
@@ -166,7 +166,7 @@ def test_a_directory_that_is_there_is_left_alone(
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     for out in (model, tmp_path):
         assert command(model, out) == 1
-        assert capsys.readouterr().err == f"round_weights: {out} is there already: --out names a directory to make.\n"
+        assert capsys.readouterr().err == f"round_weights: {out} already exists: --out must name a new directory.\n"
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
 
 

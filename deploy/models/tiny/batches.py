@@ -1,4 +1,4 @@
-"""Conversations over pooled media, as tensors: one frame size a batch, so that vision is one rectangle."""
+"""Makes tensors of conversations about pooled media. All frames of a batch have one size, so vision is one tensor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IGNORED = -100
 
 @dataclass
 class Batch:
-    """What one training step reads."""
+    """The input of one training step."""
 
     tokens: Tensor  # int64 [batch, length]
     positions: Tensor  # int64 [3, batch, length]
@@ -124,7 +124,8 @@ def pack(writer: Writer, talks: Sequence[Sequence[Exchange]], *, last_only: bool
 
 
 def look(entries: Sequence[Entry]) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Pixels [grids, 2, height, width, 3] of media of one size, labels [grids, 3], places [grids, 6]."""
+    """The input of the vision stage: pixels [grids, 2, height, width, 3] of media of one size, labels [grids, 3],
+    places [grids, 6]."""
     pixels, labels, places = [], [], []
     for entry in entries:
         frames = entry.pixels()

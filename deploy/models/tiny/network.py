@@ -57,7 +57,7 @@ _VISION_SETTINGS = (
 
 
 def build() -> Qwen2VLForConditionalGeneration:
-    """A fresh model with random weights, float32."""
+    """A new model with random float32 weights."""
     text = {
         "vocab_size": SIZE,
         "hidden_size": HIDDEN,
@@ -143,7 +143,7 @@ def patches(pixels: Tensor) -> Tensor:
     grids, _, height, width, _ = pixels.shape
     rows, columns = height // PATCH // MERGE, width // PATCH // MERGE
     x = pixels.view(grids, PAIR, rows, MERGE, PATCH, columns, MERGE, PATCH, 3).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    # Moved as bytes: four times fewer than floats.
+    # Reordered as bytes, which are a quarter of the size of floats.
     x = x.reshape(grids, rows * columns * MERGE**2, 3, PAIR * PATCH**2)
     scale = torch.tensor([1 / (255 * s) for s in STD])[:, None]
     shift = torch.tensor([m / s for m, s in zip(MEAN, STD, strict=True)])[:, None]
@@ -151,7 +151,7 @@ def patches(pixels: Tensor) -> Tensor:
 
 
 def see(model: Qwen2VLForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """Vision tower on grids of one size: uint8 [grids, 2, height, width, 3] to [grids, tokens, hidden]."""
+    """Run the vision tower on grids of one size: uint8 [grids, 2, height, width, 3] to [grids, tokens, hidden]."""
     tower = model.model.visual
     rows, columns = pixels.shape[2] // PATCH, pixels.shape[3] // PATCH
     x = F.linear(patches(pixels), tower.patch_embed.proj.weight.flatten(1))
@@ -169,7 +169,7 @@ def see(model: Qwen2VLForConditionalGeneration, pixels: Tensor) -> Tensor:
 
 
 def read(model: Qwen2VLForConditionalGeneration, tokens: Tensor, positions: Tensor, seen: Tensor | None) -> Tensor:
-    """Language model: tokens [batch, length] and positions [3, batch, length] to [batch, length, hidden].
+    """Run the language model: tokens [batch, length] and positions [3, batch, length] to [batch, length, hidden].
 
     `seen` fills the image and video placeholders in order. Padding goes at the end, where causal attention
     ignores it.
@@ -212,7 +212,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Judges(nn.Module):
-    """Throw-away heads that teach the vision tower: every token has to tell what its whole grid shows."""
+    """Temporary heads that train the vision tower: every token must predict what its whole grid shows."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class Judges(nn.Module):
         self.heads = nn.Linear(hidden, sum(self.sizes))
 
     def forward(self, seen: Tensor, labels: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss, and how often colour, shape and motion are right [3].
+        """The loss, and the accuracy of colour, shape and motion [3].
 
         `labels` int64 [grids, 3] are colour, shape and motion; `places` float32 [grids, 6] is (x, y, radius)
         in the grid's first and last frame.

@@ -1,7 +1,7 @@
 """Rendered media for training, kept as JPEG frames as the service would send them.
 
-Drawing a clip costs more than training on it, so media are drawn once, by processes of their own, into shards
-that training reads over and over with new questions. A shard depends on the seed and its number alone.
+Drawing a clip takes longer than training on it. So separate processes draw the media once, into shards that training
+reads many times with new questions. A shard depends only on the seed and its number.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def decode(frame: bytes) -> NDArray[np.uint8]:
 
 
 def sampled(total: int, nframes: int = NFRAMES) -> list[int]:
-    """Frame numbers that qwen-vl-utils takes from a clip of `total` frames."""
+    """The frame numbers that qwen-vl-utils samples from a clip of `total` frames."""
     return [int(v) for v in np.linspace(0, total - 1, nframes).round()]
 
 
 def fit(frame: Frame, resized: tuple[int, int]) -> Frame:
     """Resize to (height, width) by area when shrinking, else cubic. The shipped weights were trained on these.
 
-    The producer resizes antialiased and bicubic, as qwen-vl-utils does: the weights answer its frames as well.
+    The producer resizes with antialiased bicubic, as qwen-vl-utils does; the model answers as well on its frames.
     """
     shrinks = resized[0] <= frame.shape[0] and resized[1] <= frame.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC

@@ -1,4 +1,4 @@
-"""Train sailq-tiny from a seed: draw media, build the tokenizer, teach the vision tower, then all of it.
+"""Train sailq-tiny from a seed: draw media, build the tokenizer, train the vision tower, then train the whole model.
 
 `python -m deploy.models.tiny.train --seed 0 --out DIR` does all of it and leaves the model in DIR/model. Run
 the same command again after an interruption: it goes on from the shards and the checkpoint in DIR.
@@ -87,7 +87,7 @@ def _draw(job: tuple[int, int, bool, Path]) -> None:
 
 
 class Trainer:
-    """The model with its optimizers, and a checkpoint to go on from."""
+    """Trains the model. Holds its optimizers, and resumes from a checkpoint."""
 
     def __init__(self, seed: int, entries: list[Entry], out: Path) -> None:
         self.out = out
@@ -107,7 +107,7 @@ class Trainer:
             self.done = self.saved["done"]
 
     def run(self, stage: str, steps: int) -> None:
-        """Take a stage from where it stands to its last step."""
+        """Run a stage from its current step to its last."""
         if self.done[stage] >= steps:
             return
         vision = stage == "vision"

@@ -77,7 +77,7 @@ def build(out: Path, template: str, samples: int = 20_000) -> None:
 
 
 def _words(samples: int) -> list[str]:
-    """Every word of the corpus; rare ones are repeated, so that each of them ends up whole."""
+    """Every word of the corpus. Rare words are repeated, so that each becomes one token."""
     counts: Counter[str] = Counter()
     for index in range(samples):
         for text in (part for turn in sample(TRAINING_SEED, index).turns for part in turn):
