@@ -71,7 +71,7 @@ class NullRunner:
         self._left -= 1
         self._until_failure -= 1
         if not self._until_failure:
-            raise DeviceFailed("SAIL fails to run block_cache_0: SailEngineError: Engine related error!")
+            raise DeviceFailed("SAIL failed to run block_cache_0: SailEngineError: Engine related error!")
         full = len(slots) == self.slots or self._timing.filling is None
         self._sleep(1e6 if not self._left else self._timing.decode if full else self._timing.filling)
         return self._chosen(positions[0])

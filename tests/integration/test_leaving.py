@@ -136,7 +136,7 @@ def test_a_device_that_fails_ends_the_worker_and_its_jobs_finish_elsewhere(
     other = start_null_worker()
     with pytest.raises(Exception, match=f"exit {EXIT_CODE}"):
         worker.wait_until(lambda: False, 60)
-    assert "SAIL fails to run block_cache_0: SailEngineError" in worker.tail()
+    assert "SAIL failed to run block_cache_0: SailEngineError" in worker.tail()
     results = [client.wait(job, 60) for job in jobs]
     assert all(result.error is None and str(other.pid) in (result.worker or "") for result in results)
 
@@ -149,7 +149,7 @@ def test_a_device_that_hangs_or_errs_in_its_self_test_takes_no_job(
     hung = start_null_worker("--hang-at", "1", "--device-timeout", "1", ready=False)
     failing = start_null_worker("--fail-at", "1", ready=False)
     for worker, code, words in (
-        (flaky, 1, "fails its self-test"), (hung, EXIT_CODE, "has not returned"), (failing, 1, "SAIL fails to run"),
+        (flaky, 1, "fails its self-test"), (hung, EXIT_CODE, "has not returned"), (failing, 1, "SAIL failed to run"),
     ):
         with pytest.raises(Exception, match=f"exit {code}"):
             worker.wait_until(lambda: False, 60)

@@ -216,7 +216,7 @@ def test_a_failing_device_ends_the_loop_and_leaves_its_requests_to_other_process
     eventually: Callable[..., None]
 ) -> None:
     bench = Bench(slots=2)
-    bench.runner.failure = DeviceFailed("SAIL fails to run block_cache_0: SailEngineError: Engine related error!")
+    bench.runner.failure = DeviceFailed("SAIL failed to run block_cache_0: SailEngineError: Engine related error!")
     bench.runner.fail_decode = True
     running = [bench.submit(tokens=50), bench.submit(tokens=50)]
     bench.scheduler.start()

@@ -53,7 +53,7 @@ class Registration:
             if newest > keys.PROTOCOL:
                 raise Unsupported(
                     f"This server's jobs use protocol {newest}, and this worker uses protocol {keys.PROTOCOL}: "
-                                        "install the version of sailq that its producers have."
+                    "install the version of sailq that its producers have."
                 )
             pipeline.set(keys.NEWEST, keys.PROTOCOL)
             for model in self._models:
