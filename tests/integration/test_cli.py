@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,15 +31,25 @@ COMMANDS = ("ask", "bench", "caption", "chat", "demo", "server", "status", "work
 def at_a_terminal(*arguments: object, url: str) -> tuple[subprocess.CompletedProcess[str], str]:
     """With stderr on a terminal and stdout in a pipe; also gives what the terminal got."""
     terminal, stderr = os.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:
+        with suppress(OSError):  # EIO: nobody writes to the terminal any more
+            while piece := os.read(terminal, 1 << 16):
+                shown.append(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
     try:
         done = subprocess.run(
             sailq_command(*map(str, arguments)), env={**os.environ, "SAILQ_REDIS_URL": url, "TERM": "xterm"},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=SECONDS,
         )
-        return done, os.read(terminal, 1 << 16).decode()
     finally:
         os.close(stderr)
+        reader.join()
         os.close(terminal)
+    return done, b"".join(shown).decode()
 
 
 @pytest.fixture

@@ -244,7 +244,7 @@ def test_a_name_that_no_file_can_have_costs_its_own_row(run: Run, cam: Path, tmp
     assert [row["error"] and row["error"]["code"] for row in told(tmp_path)] == ["bad_media", None, None, None]
     assert [clip.index for clip in run(clips=clips).todo] == [0]
     if len(name) < 100:
-        with pytest.raises(BadRequest, match="is no file"):
+        with pytest.raises(BadRequest, match="is not a file"):
             Sidecars(clips)
 
 
