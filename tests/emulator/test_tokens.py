@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import pytest
 from conftest import Compile
-from tiny import BASE, BATCHED, BEGINNING, GREEDY, LLM_CONVERT, RIGHT_SIZED, answer, identical, load
+from tiny import BASE, BATCHED, BEGINNING, GREEDY, LAYOUTS, RIGHT_SIZED, answer, identical, load
 
 from sailq.worker.engine import Engine, PreparedPrompt
-
-LAYOUTS = {
-    "sophon-demo": BASE,
-    "batched": BATCHED,
-    "llm_convert static": LLM_CONVERT,
-    "llm_convert --dynamic": (*LLM_CONVERT, "--", "--dynamic"),
-    "llm_convert --chunk_length": (*LLM_CONVERT, "--", "--chunk_length", "32"),
-    "llm_convert --do_sample": (*LLM_CONVERT, "--", "--do_sample"),
-    "llm_convert --max_input_length": (*LLM_CONVERT, "--", "--max_input_length", "96"),
-    "llm_convert --use_history_kv": (*LLM_CONVERT, "--", "--use_history_kv", "--chunk_length", "32"),
-}
 
 
 def test_99_percent_of_the_tokens_are_the_cpu_engines(

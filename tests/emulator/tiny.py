@@ -18,6 +18,20 @@ BASE = ("--seq_length", "128", "--vision_seq_length", "48")
 RIGHT_SIZED = (*BASE, "--prefill_lengths", "32,64", "--vision_lengths", "36")
 BATCHED = (*RIGHT_SIZED, "--batch", "4")
 LLM_CONVERT = (*BASE, "--route", "llm_convert")
+LAYOUTS = {
+    "sophon-demo": BASE,
+    "batched": BATCHED,
+    "llm_convert static": LLM_CONVERT,
+    "llm_convert --dynamic": (*LLM_CONVERT, "--", "--dynamic"),
+    "llm_convert --chunk_length": (*LLM_CONVERT, "--", "--chunk_length", "32"),
+    "llm_convert --do_sample": (*LLM_CONVERT, "--", "--do_sample"),
+    "llm_convert --max_input_length": (*LLM_CONVERT, "--", "--max_input_length", "96"),
+    "llm_convert --use_history_kv": (*LLM_CONVERT, "--", "--use_history_kv", "--chunk_length", "32"),
+}
+COMPILED = (
+    *LAYOUTS.values(), RIGHT_SIZED, (*RIGHT_SIZED, "--quantize", "w4f16"), (*BASE, "--lm_head_quantize", "w8f16"),
+)
+"""All that the tests compile, `--full` aside."""
 
 
 def load(bmodel: Path) -> Engine:
