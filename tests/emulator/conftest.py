@@ -39,30 +39,30 @@ def full(pytestconfig: pytest.Config) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def environment() -> Path:
-    """The compiler's environment, which the emulator's libraries are in too; a minute where it is not there yet."""
+    """The compiler's environment, which the emulator's libraries are in too; a minute where it is not there yet.
+
+    Parallel test processes compile everything before their first test, from both ends of the list: the emulator's
+    threads keep every core busy, and the compiler beside them takes many times as long.
+    """
     place = subprocess.check_output([ROOT / "deploy/models/tpu_env.sh"], text=True).strip()
     os.environ["TPU_ENV"] = place  # workers look there, whatever folder they are started in
+    if process := os.environ.get("PYTEST_XDIST_WORKER"):
+        for options in COMPILED if process == "gw0" else COMPILED[::-1]:
+            compile_(*options)
     return Path(place)
+
+
+def compile_(*options: str) -> Path:
+    """Compiles sailq-tiny with these options of compile.sh; what is there, or is being made, is not made again."""
+    command = [str(ROOT / "deploy/models/compile.sh"), "--model_path", str(resolve("sailq-tiny")),
+               "--out", str(ROOT / "models/BM1684X"), "--jobs", "2", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="session")
 def compiled() -> Compile:
-    """Compiles sailq-tiny with these options of compile.sh; what is there, or is being made, is not made again.
-
-    Parallel test processes compile everything first, from both ends of the list: the emulator's threads keep every core
-    busy, and the compiler beside them takes many times as long.
-    """
-
-    def compile_(*options: str) -> Path:
-        command = [str(ROOT / "deploy/models/compile.sh"), "--model_path", str(resolve("sailq-tiny")),
-                   "--out", str(ROOT / "models/BM1684X"), "--jobs", "2", *options]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return Path(done.stdout.splitlines()[-1])
-
-    process = os.environ.get("PYTEST_XDIST_WORKER")
-    for options in (COMPILED if process == "gw0" else COMPILED[::-1]) if process else ():
-        compile_(*options)
     return compile_
 
 
