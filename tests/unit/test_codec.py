@@ -120,9 +120,9 @@ def reencoded(**changes: object) -> bytes:
     [
         (reencoded(v=VERSION + 1), f"protocol version {VERSION + 1}"),
         (reencoded(type="result"), "Expected a job"),
-        (reencoded(extra=1), "no job of sailq"),
-        (msgpack.packb([1, 2]), "no job of sailq"),
-        (msgpack.packb(None), "no job of sailq"),
+        (reencoded(extra=1), "not a job of sailq"),
+        (msgpack.packb([1, 2]), "not a job of sailq"),
+        (msgpack.packb(None), "not a job of sailq"),
         (encode(JOB) + b"\x00", "not valid msgpack"),
         (encode(JOB)[:-1], "not valid msgpack"),
         (b"", "not valid msgpack"),
