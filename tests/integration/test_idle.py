@@ -15,6 +15,7 @@ from null_jobs import submit
 from own_server import OwnServer
 
 from sailq.producer.client import Client
+from sailq.shared import keys
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, Message, TextPart
 from sailq.shared.media.messages import Prepared
@@ -30,9 +31,10 @@ MOST_BYTES = 300_000
 @pytest.mark.proof
 @pytest.mark.alone
 def test_idle_boxes_hold_few_connections_and_send_few_commands(
-    start_null: Callable[..., NullWorker], folder: Path
+    start_null: Callable[..., NullWorker], folder: Path, eventually: Callable[..., None]
 ) -> None:
-    """One that is alone, and two that take turns in looking after abandoned jobs; all have had jobs."""
+    """One that is alone, and two that take turns in looking after abandoned jobs; all have had jobs, and have taken the
+    tokens that these left."""
     held, rates = [], []
     for boxes in (1, 2):
         (folder / f"{boxes}").mkdir()
@@ -41,6 +43,7 @@ def test_idle_boxes_hold_few_connections_and_send_few_commands(
             with Client(own.url) as client:
                 jobs = [submit(client, 20, stream=False) for _ in range(40)]
                 assert len(dict(client.as_completed(jobs, 60))) == len(jobs)
+            eventually(lambda server=server: not server.exists(keys.bell(keys.queue("sailq-tiny"))))
             connections, sent = watched(server, WATCHED_SECONDS)
             held.append(connections)
             rates.append(sent / boxes)

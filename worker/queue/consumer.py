@@ -155,12 +155,18 @@ class Consumer:
         if record:
             with self._connection.pipeline(transaction=False) as pipeline:
                 self._registered.heartbeat(RECORD_SECONDS, pipeline)
-                # Register again: a flushed server, or a sweep during an outage, forgets a live worker.
-                pipeline.hset(self._registered.key, mapping=self._registered.serialize())
-                worker_registration.register(self._registered, pipeline)
                 self._registered.set_state("busy" if claims else "idle", pipeline)
                 self._announce(pipeline)
-                pipeline.execute()
+                forgotten, *_ = pipeline.execute()  # 1 where the record did not have a heartbeat
+            if forgotten:  # the server was emptied, or a tool removed the worker during an outage
+                self._register_again()
+
+    def _register_again(self) -> None:
+        with self._connection.pipeline() as pipeline:
+            pipeline.hset(self._registered.key, mapping=self._registered.serialize())
+            worker_registration.register(self._registered, pipeline)
+            pipeline.expire(self._registered.key, RECORD_SECONDS)
+            pipeline.execute()
 
     def _beat_until_ended(self) -> None:
         for beat in count(1):
