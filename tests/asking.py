@@ -8,7 +8,8 @@ from typing import Any
 from sailq.shared.frames import decode_frames
 from sailq.shared.jobs import GenerationOptions, media_parts
 from sailq.shared.media.messages import prepare
-from sailq.worker.engine import Engine, PreparedPrompt
+from sailq.worker.engine.engine import Engine
+from sailq.worker.engine.preprocessor import PreparedPrompt
 
 LONG_ANSWER = {"max_new_tokens": 4000, "temperature": 50.0, "seed": 7}
 """Options by which "Hello" gets 2,029 tokens, all that its context allows: some seconds. Other seeds end far sooner."""

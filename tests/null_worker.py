@@ -26,9 +26,8 @@ from null_runner import NullRunner, Timing
 
 from sailq.shared.errors import SailqError
 from sailq.shared.settings import load_settings
-from sailq.worker.engine import Engine
 from sailq.worker.engine.chat_tokenizer import ChatTokenizer
-from sailq.worker.engine.engine import VISION_CACHE_BYTES
+from sailq.worker.engine.engine import VISION_CACHE_BYTES, Engine
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import fingerprint

@@ -11,9 +11,8 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from . import talk
 from .scene import Frame, Scene, random_scene
-from .talk import LANGS, Lang
+from .talk import IMAGE_TOPICS, LANGS, VIDEO_TOPICS, Lang, Turn, about, about_several, without_media
 
 Task = Literal["image", "images", "video", "follow_up", "text"]
 TASKS: tuple[Task, ...] = ("video", "image", "images", "follow_up", "text")
@@ -72,7 +71,7 @@ class Sample:
     task: Task
     lang: Lang
     media: tuple[Medium, ...]
-    turns: tuple[talk.Turn, ...]
+    turns: tuple[Turn, ...]
 
     def messages(self, names: list[str]) -> list[dict[str, Any]]:
         """Qwen2-VL chat messages up to the last question; `names` are the media's paths, in order."""
@@ -94,7 +93,7 @@ def sample(seed: int, index: int) -> Sample:
 def random_sample(rng: np.random.Generator, task: Task, lang: Lang) -> Sample:
     """Draw one sample of a task."""
     if task == "text":
-        return Sample(task, lang, (), (talk.without_media(rng, lang),))
+        return Sample(task, lang, (), (without_media(rng, lang),))
     kind = task if task != "follow_up" else ("video", "video", "image", "images")[rng.integers(4)]
     count = int(rng.integers(2, 4)) if kind == "images" else 1
     grid = _GRIDS[rng.integers(len(_GRIDS))]
@@ -112,11 +111,11 @@ def random_medium(rng: np.random.Generator, grid: tuple[int, int], *, video: boo
     return Medium(scene, int(fps * rng.uniform(1.5, 2.5)) if video else 1, fps, grid)
 
 
-def ask(rng: np.random.Generator, lang: Lang, topic: str, media: tuple[Medium, ...]) -> talk.Turn:
+def ask(rng: np.random.Generator, lang: Lang, topic: str, media: tuple[Medium, ...]) -> Turn:
     """A question of a topic about the media, and its true answer."""
     if len(media) > 1:
-        return talk.about_several(rng, lang, topic, [medium.scene for medium in media])
-    return talk.about(rng, lang, topic, media[0].scene)
+        return about_several(rng, lang, topic, [medium.scene for medium in media])
+    return about(rng, lang, topic, media[0].scene)
 
 
 def _topics(rng: np.random.Generator, kind: str, count: int, turns: int) -> list[str]:
@@ -126,7 +125,7 @@ def _topics(rng: np.random.Generator, kind: str, count: int, turns: int) -> list
         if turns == 2:
             return ["count", "describe_images"] if rng.integers(4) == 0 else places[:2]
         return [("describe_images", places[0], "count")[rng.choice(3, p=[0.5, 0.4, 0.1])]]
-    names = list(talk.VIDEO_TOPICS if kind == "video" else talk.IMAGE_TOPICS)
+    names = list(VIDEO_TOPICS if kind == "video" else IMAGE_TOPICS)
     if turns == 2:
         first, second = (str(name) for name in rng.permutation(names[1:])[:2])
         return [first, names[0] if rng.integers(3) == 0 else second]

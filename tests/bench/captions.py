@@ -10,7 +10,7 @@ import numpy as np
 
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
-from sailq.worker.engine import Engine
+from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.scheduler import Request, Scheduler
 
 COUNT, SHORTEST, LONGEST = 32, 16, 128

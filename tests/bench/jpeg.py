@@ -20,7 +20,7 @@ from sailq.shared import frames as coding
 from sailq.shared.frames import Frames, decode_frames, encode_frames
 from sailq.shared.jobs import GenerationOptions, Message, media_parts
 from sailq.shared.media.messages import prepare
-from sailq.worker.engine import Engine
+from sailq.worker.engine.engine import Engine
 from sailq.worker.model_files.model_paths import resolve
 from tests.camera import camera_clip, drawn_on
 

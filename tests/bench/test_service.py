@@ -14,7 +14,7 @@ from sailq.producer.managed_process import ManagedProcess
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart
 from sailq.shared.media.messages import Prepared
-from sailq.worker.engine import Engine
+from sailq.worker.engine.engine import Engine
 from tests.bench.captions import COUNT, THREADS, answer, captions
 from tests.bench.turns import RUNS, TURN_SECONDS, Way, runs, spread
 

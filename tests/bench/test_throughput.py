@@ -11,7 +11,7 @@ import torch
 from conftest import Bars, Table
 from qwen2vl import Oracle
 
-from sailq.worker.engine import Engine
+from sailq.worker.engine.engine import Engine
 from tests.bench.captions import COUNT, LONGEST, SHORTEST, THREADS, Caption, answer, captions
 from tests.bench.turns import RUNS, TURN_SECONDS, Way, runs, spread
 

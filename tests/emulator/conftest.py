@@ -12,7 +12,8 @@ from asking import prepared
 from tiny import COMPILED, GREEDY
 
 from sailq.producer.samples import TASKS, write_samples
-from sailq.worker.engine import Engine, PreparedPrompt
+from sailq.worker.engine.engine import Engine
+from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.model_files.model_paths import resolve
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,8 @@ import pytest
 from conftest import Compile
 from tiny import BATCHED, BEGINNING, GREEDY, LLM_CONVERT, RIGHT_SIZED, answer, load
 
-from sailq.worker.engine import Engine, PreparedPrompt
+from sailq.worker.engine.engine import Engine
+from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.sampling import NotFinite
 from sailq.worker.runners import emulator
 from sailq.worker.runners.chip import Chip

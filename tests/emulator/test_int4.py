@@ -19,7 +19,8 @@ from transformers import AutoTokenizer
 
 from deploy.models import round_weights
 from sailq.producer.samples import sample
-from sailq.worker.engine import Engine, PreparedPrompt
+from sailq.worker.engine.engine import Engine
+from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners import emulator
 from sailq.worker.runners.logits import Logits

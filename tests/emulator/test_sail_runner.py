@@ -13,8 +13,9 @@ from tiny import BATCHED, GREEDY, LLM_CONVERT, RIGHT_SIZED, load
 
 from sailq.shared.errors import Unsupported
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
-from sailq.worker.engine import Engine, PreparedPrompt
+from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
+from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners import emulator
 from sailq.worker.runners.chip import Chip

@@ -6,7 +6,8 @@ import pytest
 from conftest import Compile
 from tiny import BASE, BATCHED, BEGINNING, GREEDY, LAYOUTS, RIGHT_SIZED, answer, identical, load
 
-from sailq.worker.engine import Engine, PreparedPrompt
+from sailq.worker.engine.engine import Engine
+from sailq.worker.engine.preprocessor import PreparedPrompt
 
 
 def test_99_percent_of_the_tokens_are_the_cpu_engines(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sailq.shared.jobs import GenerationOptions
-from sailq.worker.engine import Engine, PreparedPrompt
+from sailq.worker.engine.engine import Engine
+from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.model_files.model_paths import resolve
 
 GREEDY = GenerationOptions(max_new_tokens=64)

@@ -21,8 +21,8 @@ from scraping import exporter, free_port, scrape
 
 from sailq.producer.fleet import Fleet
 from sailq.shared.connection import connect
-from sailq.worker.engine import Engine
 from sailq.worker.engine.chat_tokenizer import ChatTokenizer
+from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve

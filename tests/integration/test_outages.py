@@ -26,7 +26,7 @@ from sailq.shared.connection import ServerClock, connect
 from sailq.shared.errors import ServerUnavailable
 from sailq.shared.jobs import Message, TextPart
 from sailq.shared.media.messages import Prepared
-from sailq.worker.engine import Engine
+from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.process.serve import LOOK_AHEAD

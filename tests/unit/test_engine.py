@@ -16,9 +16,10 @@ from release_record import GREEDY, LONG, RECORD, TOKENS, greedy_prompts
 from sailq.shared.errors import BadMedia, BadRequest, TooLong, Unsupported
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
-from sailq.worker.engine import Engine, PreparedPrompt
 from sailq.worker.engine.chat_tokenizer import ChatTokenizer
+from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
+from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.scheduler import Outcome, Request, Scheduler
 from sailq.worker.model_files.model_paths import resolve
 
@@ -214,7 +215,7 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 import numpy as np
 from pathlib import Path
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
-from sailq.worker.engine import Engine
+from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.scheduler import Request, Scheduler
 
 engine = Engine.load(Path(sys.argv[1]))

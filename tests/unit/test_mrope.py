@@ -13,7 +13,7 @@ from release_record import RECORD, RECORDED, position_prompts, told
 from deploy.models.tiny import batches, pool
 from sailq.producer.samples.dataset import NFRAMES
 from sailq.shared.jobs import GenerationOptions
-from sailq.worker.engine import Engine
+from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.mrope import rope_index
 from sailq.worker.model_files.model_paths import resolve
 

@@ -7,7 +7,8 @@ import pytest
 from qwen2vl import Prompts, options
 
 from sailq.shared.jobs import GenerationOptions
-from sailq.worker.engine import Engine, PreparedPrompt
+from sailq.worker.engine.engine import Engine
+from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.sampling import NotFinite
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners.base import Bytes

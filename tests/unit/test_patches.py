@@ -8,7 +8,7 @@ import torch
 from qwen2vl import Oracle, image_patches, random_model, video_patches
 from transformers.vision_utils import get_vision_position_ids
 
-from sailq.worker.engine import Engine
+from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.patches import normalise, patchify
 from sailq.worker.runners.inputs import grid_positions

@@ -13,9 +13,10 @@ from release_record import GREEDY, POSITIONS, RECORD, RECORDED, TOKENS, greedy_p
 
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import Message
-from sailq.worker.engine import Engine, PreparedPrompt
+from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.patches import normalise
+from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.sampling import repetition_penalty, softmax, warp
 from sailq.worker.model_files.model_paths import resolve
 

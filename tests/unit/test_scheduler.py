@@ -12,9 +12,10 @@ from qwen2vl import Prompts, options, random_model
 
 from sailq.shared.errors import BadRequest, Cancelled, DeadlineExceeded, DeviceFailed, SailqError
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
-from sailq.worker.engine import Engine, PreparedPrompt
 from sailq.worker.engine.chat_tokenizer import ChatTokenizer
+from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
+from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.scheduler import Request, Scheduler
 from sailq.worker.runners.logits import Float, HostLogits, Int
 

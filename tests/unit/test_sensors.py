@@ -9,8 +9,8 @@ import pytest
 from null_runner import NullRunner
 from prometheus_client import CollectorRegistry
 
-from sailq.worker.engine import Engine
 from sailq.worker.engine.chat_tokenizer import ChatTokenizer
+from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve

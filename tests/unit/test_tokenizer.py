@@ -161,7 +161,7 @@ import sys
 from pathlib import Path
 from sailq.worker.commands import worker
 from sailq.worker.process import serve
-from sailq.worker.engine import Engine
+from sailq.worker.engine.engine import Engine
 engine = Engine.load(Path(sys.argv[1]))
 print(sorted({"torch", "transformers", "onnxruntime", "tokenizers"} & set(sys.modules)))
 """

@@ -11,7 +11,8 @@ from qwen2vl import Prompts, options, random_model
 from sailq.shared.errors import BadMedia
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
-from sailq.worker.engine import Engine, PreparedPrompt
+from sailq.worker.engine.engine import Engine
+from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.vision_cache import VisionCache, key_of
 
 CHOSEN = options(max_new_tokens=12)

@@ -47,7 +47,7 @@ def worker(
 
     from functools import partial
 
-    from ..engine import Engine
+    from ..engine.engine import Engine
     from ..process.serve import serve
 
     load = partial(

@@ -17,6 +17,7 @@ from sailq.shared.jobs import FinishReason, GenerationOptions, Message, ModelCar
 
 from ..model_files.model_paths import fingerprint
 from ..runners.base import Runner
+from ..runners.devices import CPU, only_bmodel, open_runner
 from ..runners.logits import UNUSABLE, Logits
 from ..runners.sensors import Readings
 from .chat_tokenizer import ChatTokenizer
@@ -103,8 +104,6 @@ class Engine:
         Raises:
             Unsupported: no such directory or device, or not a model that this engine and its runner can serve.
         """
-        from ..runners.devices import CPU, only_bmodel, open_runner  # here, because these modules import this package
-
         spec = ModelSpec.load(model_dir)
         cls.loads += 1
         runner = open_runner(spec, device, bmodel=bmodel, slots=slots, threads=threads)

@@ -12,7 +12,8 @@ from logging import getLogger
 from sailq.shared.errors import Cancelled, DeadlineExceeded, DeviceFailed, SailqError
 from sailq.shared.jobs import FinishReason, GenerationOptions, Priority, Usage
 
-from . import Engine, Generation, PreparedPrompt
+from .engine import Engine, Generation
+from .preprocessor import PreparedPrompt
 
 _log = getLogger("sailq.worker")
 

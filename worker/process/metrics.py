@@ -27,7 +27,7 @@ from sailq.shared.jobs import Result
 from sailq.shared.metrics_server import PREFIX, exposed
 from sailq.shared.settings import Settings
 
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..engine.scheduler import Scheduler
 
 _LABELS = ("model", "device")

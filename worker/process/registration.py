@@ -16,7 +16,7 @@ from sailq.shared.codec import encode
 from sailq.shared.connection import ServerClock, server_errors
 from sailq.shared.errors import Unsupported
 
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..engine.scheduler import Scheduler
 from ..queue.consumer import RECORD_SECONDS
 from .systemd_notifier import SystemdNotifier

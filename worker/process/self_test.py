@@ -7,7 +7,8 @@ import numpy as np
 from sailq.shared.errors import SailqError, TooLong
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 
-from ..engine import Engine, PreparedPrompt
+from ..engine.engine import Engine
+from ..engine.preprocessor import PreparedPrompt
 
 _TOKENS = 3
 _SIDE = 56

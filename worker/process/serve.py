@@ -21,7 +21,7 @@ from sailq.shared.connection import ServerClock, connect, server_errors
 from sailq.shared.errors import SailqError
 from sailq.shared.settings import Settings
 
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..engine.scheduler import Scheduler
 from ..model_files.model_paths import resolve
 from ..queue.consumer import Consumer

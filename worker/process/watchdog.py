@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ..engine import Engine
+from ..engine.engine import Engine
 
 EXIT_CODE = 3
 """The exit code of a process that its watchdog ended."""

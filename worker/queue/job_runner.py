@@ -18,7 +18,7 @@ from sailq.shared.frames import Frames, decode_frames
 from sailq.shared.jobs import HANDED_BACK, Attempt, Failure, Job, Message, Result, Timings, Turn
 from sailq.shared.rqjob import is_own, read_job
 
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..engine.preprocessor import Media
 from ..engine.scheduler import Outcome, Request, Scheduler
 from .front_door import read_messages
