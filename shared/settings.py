@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import BadRequest
-from .validation import Flag, Identifier, StrictModel
+from .validation import Flag, Identifier, StrictModel, reason
 
 
 def variable(name: str) -> str:
@@ -129,10 +129,9 @@ def load_settings(**flags: Any) -> Settings:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        reason = first["msg"][0].lower() + first["msg"][1:]
         name = str(first["loc"][0])
         origin = variable(name) if flags.get(name) is None else flag(name)
-        raise BadRequest(f"{origin} is {first['input']!r}: {reason}.") from None
+        raise BadRequest(f"{origin} is {first['input']!r}: {reason(first)}.") from None
 
 
 def model_name(model: str) -> str:

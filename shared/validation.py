@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from .errors import BadRequest, quoted
 
@@ -55,10 +56,14 @@ def parse(kind: type[R], fields: Any) -> R:
         raise BadRequest(_sentence(error)) from None
 
 
+def reason(error: ErrorDetails) -> str:
+    """What is wrong with a field, as the end of a sentence."""
+    if error["type"] == "string_pattern_mismatch":
+        return _PATTERNS[error["ctx"]["pattern"]]
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}"
+
+
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(step) for step in first["loc"])
-    message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
-    if first["type"] == "string_pattern_mismatch":
-        message = _PATTERNS[first["ctx"]["pattern"]]
+    where, message = ".".join(str(step) for step in first["loc"]), reason(first)
     return f"{quoted(where)}: {quoted(message)}." if where else f"{quoted(message)}."

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sailq.shared.errors import BadRequest
 from sailq.shared.generation import GenerationOptions
 from sailq.shared.media.options import Options
 from sailq.shared.options import takes
@@ -36,8 +37,6 @@ _ALL = 1e6
 
 def check(generation: Mapping[str, Any], media: Mapping[str, Any]) -> GenerationOptions:
     """The checked answer options. Raises BadRequest for an invalid answer or media option."""
-    from sailq.shared.errors import BadRequest
-
     parse(Options, media)
     if ("resized_height" in media) != ("resized_width" in media):
         raise BadRequest("--resized-height and --resized-width must be given together.")

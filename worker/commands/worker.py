@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sailq.shared.options import Alias, MetricsAddress, MetricsPort, Model, RedisUrl, takes
-from sailq.shared.settings import WorkerOptions
+from sailq.shared.settings import WorkerOptions, load_settings
+from sailq.shared.validation import parse
 
 
 @takes(options=WorkerOptions)
@@ -33,9 +34,6 @@ def worker(
       SAILQ_REDIS_URL=redis://queue.local:6379/0 sailq worker --threads 2
       sailq worker --metrics-port 9610
     """
-    from sailq.shared.settings import load_settings
-    from sailq.shared.validation import parse
-
     from ..runners.devices import EMULATOR, check_device
 
     how = parse(WorkerOptions, options)

@@ -31,7 +31,7 @@ from ..engine.engine import Engine
 from ..engine.scheduler import Scheduler
 
 _LABELS = ("model", "device")
-_GAP_BOUNDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+_LATENCY_BOUNDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
 _SPAN_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 """Seconds: from a claim on an idle box to a job that waits for a night."""
 _STAGES = ("fetch", "preprocess", "vision_encode", "prefill", "decode")
@@ -64,8 +64,8 @@ class Metrics:
         def histogram(name: str, about: str) -> Histogram:
             return Histogram(PREFIX + name, about, _LABELS, registry=registry, buckets=_SPAN_BOUNDS).labels(**of)
 
-        self._gaps = _Gaps()
-        self.inter_token_latency = self._gaps.observe
+        self._latencies = _InterTokenLatencies()
+        self.inter_token_latency = self._latencies.observe
         self._spans = {
             "queue_wait": histogram("request_queue_time_seconds", "Submitted until a worker claimed it."),
             "time_to_first_token": histogram("time_to_first_token_seconds", "Submitted until the first token."),
@@ -100,21 +100,21 @@ class Metrics:
 
     def watch(self, scheduler: Scheduler, name: str) -> None:
         """Adds the state of the worker `name`, once it takes jobs."""
-        self._registry.register(_State(self._engine, scheduler, self._gaps, name))
+        self._registry.register(_State(self._engine, scheduler, self._latencies, name))
 
 
-class _Gaps:
+class _InterTokenLatencies:
     """A histogram with one writer, the device's thread. Without a lock it takes a tenth of the library's time."""
 
     def __init__(self) -> None:
-        self._counts, self._sum = [0] * (len(_GAP_BOUNDS) + 1), 0.0
+        self._counts, self._sum = [0] * (len(_LATENCY_BOUNDS) + 1), 0.0
 
     def observe(self, seconds: float) -> None:
-        self._counts[bisect_left(_GAP_BOUNDS, seconds)] += 1
+        self._counts[bisect_left(_LATENCY_BOUNDS, seconds)] += 1
         self._sum += seconds
 
     def family(self, of: tuple[str, str]) -> Metric:
-        bounds = [*map(str, _GAP_BOUNDS), "+Inf"]
+        bounds = [*map(str, _LATENCY_BOUNDS), "+Inf"]
         family = HistogramMetricFamily(
             f"{PREFIX}inter_token_latency_seconds", "Between two tokens of an answer.", labels=_LABELS
         )
@@ -125,8 +125,8 @@ class _Gaps:
 class _State(Collector):
     """A worker's current state, read from its engine and scheduler at each scrape."""
 
-    def __init__(self, engine: Engine, scheduler: Scheduler, gaps: _Gaps, name: str) -> None:
-        self._engine, self._scheduler, self._gaps = engine, scheduler, gaps
+    def __init__(self, engine: Engine, scheduler: Scheduler, latencies: _InterTokenLatencies, name: str) -> None:
+        self._engine, self._scheduler, self._latencies = engine, scheduler, latencies
         self._of = (engine.card.name, engine.device)
         self._about = {"worker": name, "version": version("sailq"), "model_version": engine.card.version}
 
@@ -135,7 +135,7 @@ class _State(Collector):
         info = InfoMetricFamily(f"{PREFIX}worker", "This worker; absent while its model is loading.", labels=_LABELS)
         info.add_metric(self._of, self._about)
         yield info
-        yield self._gaps.family(self._of)
+        yield self._latencies.family(self._of)
         yield self._gauge("num_requests_running", "Slots in use.", scheduler.running)
         yield self._gauge("num_requests_waiting", "Requests that were claimed and wait for a slot.", scheduler.waiting)
         yield self._gauge("slots", "Answers that can be decoded together.", engine.slots)

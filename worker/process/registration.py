@@ -28,10 +28,10 @@ class Registration:
     """The registration of one worker, `name`. `models`: the model names that it serves, the model's own name first."""
 
     def __init__(
-        self, connection: redis.Redis, engine: Engine, scheduler: Scheduler, supervisor: SystemdNotifier, name: str,
+        self, connection: redis.Redis, engine: Engine, scheduler: Scheduler, notifier: SystemdNotifier, name: str,
         models: tuple[str, ...],
     ) -> None:
-        self._connection, self._scheduler, self._supervisor = connection, scheduler, supervisor
+        self._connection, self._scheduler, self._notifier = connection, scheduler, notifier
         self._name, self._models, self._card, self._slots = name, models, engine.card, engine.slots
         self._clock = ServerClock(connection)
         self._tokens, self._at = 0, time.monotonic()
@@ -65,7 +65,7 @@ class Registration:
     def beat(self, pipeline: Pipeline) -> None:
         """Renews the record, which expires when the beats stop, and reports the beat to systemd."""
         running = self._scheduler.running
-        self._supervisor.beat(running, self._slots)
+        self._notifier.beat(running, self._slots)
         now, at, tokens = self._clock.now(), time.monotonic(), self._scheduler.counts.generation_tokens
         pipeline.hset(keys.worker(self._name), mapping={
             **self._record, "running": running, "beat": now,

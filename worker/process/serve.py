@@ -86,8 +86,8 @@ def _serve(
     settings: Settings, load: Callable[[], Engine], connection: redis.Redis, waiting: redis.Redis,
     registry: CollectorRegistry, drain_seconds: float, device_timeout: float,
 ) -> None:
-    supervisor = SystemdNotifier()
-    supervisor.status(f"loading {Path(settings.model).name}")
+    notifier = SystemdNotifier()
+    notifier.status(f"loading {Path(settings.model).name}")
     began = time.monotonic()
     engine = load()
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -98,7 +98,7 @@ def _serve(
     )
     metrics = Metrics(registry, engine)
     scheduler = Scheduler(engine, metrics.inter_token_latency)
-    watchdog = Watchdog(engine, device_timeout, lambda: scheduler.alive, supervisor.alive)
+    watchdog = Watchdog(engine, device_timeout, lambda: scheduler.alive, notifier.alive)
     watchdog.start()
     self_test(engine)
     publisher = Publisher(connection, settings.stream_ttl)
@@ -106,11 +106,11 @@ def _serve(
     identity = Identity(worker=name, device=engine.device, models=models)
     refusals = Refusals(store, ServerClock(connection), identity, metrics.finished)
     job_runner = JobRunner(connection, engine, scheduler, publisher, store, refusals)
-    registration = Registration(connection, engine, scheduler, supervisor, name, models)
+    registration = Registration(connection, engine, scheduler, notifier, name, models)
     consumer = Consumer(
         [keys.queue(model) for model in models], job_runner, store, refusals, connection=connection, waiting=waiting,
         name=name, places=engine.slots + LOOK_AHEAD, drain_seconds=drain_seconds, announce=registration.beat,
-        ready=supervisor.ready,
+        ready=notifier.ready,
     )
     scheduler.start()
     try:
@@ -125,5 +125,5 @@ def _serve(
         publisher.close()
         watchdog.stop()
         registration.withdraw()
-        for number in (signal.SIGTERM, signal.SIGINT):  # as it ends, Python sets the default: to be killed
+        for number in (signal.SIGTERM, signal.SIGINT):  # at exit Python restores the default, which kills
             signal.signal(number, signal.SIG_IGN)

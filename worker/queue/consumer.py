@@ -52,13 +52,11 @@ class Consumer:
 
     def __init__(
         self, queues: Sequence[str], job_runner: JobRunner, store: JobStore, refusals: Refusals, *,
-        connection: redis.Redis,
-        waiting: redis.Redis, name: str, places: int, drain_seconds: float,
+        connection: redis.Redis, waiting: redis.Redis, name: str, places: int, drain_seconds: float,
         announce: Callable[[redis.client.Pipeline], None], ready: Callable[[], None] = lambda: None,
     ) -> None:
         """`waiting`: the connection that waits and claims. `announce` adds the worker's own record to a pipeline.
-        `drain_seconds`: seconds that running jobs get after SIGTERM. `ready` is called when it
-        begins to take jobs."""
+        `drain_seconds`: seconds that running jobs get after SIGTERM. `ready` is called when it begins to take jobs."""
         self._queues, self._job_runner, self._store, self._connection = queues, job_runner, store, connection
         self._waiting, self._refusals = waiting, refusals
         self._announce, self._ready, self._drain_seconds = announce, ready, drain_seconds
@@ -148,17 +146,15 @@ class Consumer:
         if claims:
             lost, ended = self._store.renew(claims)
             for claim in claims:
-                if claim.lease in lost:
-                    self._job_runner.cancel(claim.job, claim.execution)  # another attempt has it, or will
-                elif claim.lease in ended:
+                if claim.lease in lost | ended:  # lost: another attempt has the job, or will
                     self._job_runner.cancel(claim.job, claim.execution)
         if record:
             with self._connection.pipeline(transaction=False) as pipeline:
                 self._registered.heartbeat(RECORD_SECONDS, pipeline)
                 self._registered.set_state("busy" if claims else "idle", pipeline)
                 self._announce(pipeline)
-                forgotten, *_ = pipeline.execute()  # 1 where the record did not have a heartbeat
-            if forgotten:  # the server was emptied, or a tool removed the worker during an outage
+                forgotten, *_ = pipeline.execute()  # the first reply is 1 if the record had no heartbeat
+            if forgotten:  # the server was flushed, or a tool removed the worker during an outage
                 self._register_again()
 
     def _register_again(self) -> None:
@@ -193,10 +189,10 @@ class Consumer:
             command = json.loads(message["data"])
             if command["command"] == "stop-job":
                 self._job_runner.cancel(command["job_id"])
-            else:  # of RQ's others, none is a producer's to give: one of them shuts the worker down
-                _log.warning("ignored the command %.100r: a worker takes stop-job alone", command["command"])
-        except Exception as error:  # anybody may publish anything, and this thread is the only one to hear it
-            _log.warning("ignored a command that is none of RQ's: %r", error)
+            else:  # producers may publish, but must not shut a worker down
+                _log.warning("ignored the command %.100r: a worker obeys only stop-job", command["command"])
+        except Exception as error:  # anybody may publish anything, and an error would end this thread
+            _log.warning("ignored a malformed command: %r", error)
 
     def _on_deafness(self, error: Exception, *_: Any) -> None:
         _log.warning("commands cannot be received: %s", error)
