@@ -24,3 +24,14 @@ def prepared(engine: Engine, row: dict[str, Any], folder: Path, options: Generat
     frames = {part.blob: decode_frames(asked.blobs[part.blob], (part.frames, part.height, part.width))
               for part in parts}
     return engine.prepare(asked.messages, frames, options)
+
+
+def answer(engine: Engine, prepared: PreparedPrompt, slot: int, options: GenerationOptions) -> list[int]:
+    """The tokens of an answer. Raises NotFinite if the scores could not be used."""
+    generation = engine.start(prepared, options, slot)
+    while generation.finish_reason is None and generation.error is None:
+        engine.step([generation])
+    engine.release(slot)
+    if generation.error is not None:
+        raise generation.error
+    return generation.tokens

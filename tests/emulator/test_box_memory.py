@@ -1,9 +1,9 @@
-"""sailq-tiny in a box's memory. All tests here run in it; these show that it tells right from wrong, and that a number
-that is none ends its answer."""
+"""sailq-tiny in a box's memory. All tests here run in it. These show that a missing flush is noticed, and that a NaN
+ends only its own answer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def said(engine: Engine, prepared: PreparedPrompt) -> list[int] | None:
 
 
 @pytest.mark.parametrize("options", [BATCHED, LLM_CONVERT], ids=["greedy_head", "lm_head chooses"])
-def test_a_number_that_is_none_ends_its_answer_and_leaves_its_slot_as_good_as_new(
+def test_a_nan_ends_its_answer_and_leaves_its_slot_as_good_as_new(
     options: tuple[str, ...], cpu: Engine, samples: list[PreparedPrompt], compiled: Compile
 ) -> None:
     """Also where the chip makes a token of it without a sign."""
@@ -74,21 +74,30 @@ def test_a_number_that_is_none_ends_its_answer_and_leaves_its_slot_as_good_as_ne
     assert said(engine, text) == answer(cpu, text, options=BEGINNING)
 
 
+def after_lm_head(change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has `change` change the output of each lm_head before it is read."""
+    run = Chip.run
+
+    def changed(chip: Chip, net: str, inputs: Any, outputs: Any) -> None:
+        run(chip, net, inputs, outputs)
+        if net == "lm_head":
+            change(outputs[0])
+
+    monkeypatch.setattr(Chip, "run", changed)
+
+
 def test_a_broken_row_of_lm_heads_weights_is_seen(
     samples: list[PreparedPrompt], compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One score of a row that is NaN, which greedy_head passes over."""
-    engine, run = load(compiled(*BATCHED)), Chip.run
+    engine = load(compiled(*BATCHED))
 
-    def breaking(chip: Chip, net: str, inputs: Any, outputs: Any) -> None:
-        run(chip, net, inputs, outputs)
-        if net == "lm_head":
-            scores = outputs[0]
-            for row in range(scores.shape()[0]):
-                place = row * scores.nbytes() // scores.shape()[0]
-                scores.handle.store(scores.address + place + 4 * 100, np.float32(np.nan).tobytes())
+    def break_rows(scores: Any) -> None:
+        for row in range(scores.shape()[0]):
+            place = row * scores.nbytes() // scores.shape()[0]
+            scores.handle.store(scores.address + place + 4 * 100, np.float32(np.nan).tobytes())
 
-    monkeypatch.setattr(Chip, "run", breaking)
+    after_lm_head(break_rows, monkeypatch)
     with pytest.raises(NotFinite):
         engine.start(samples[4], GREEDY, 0)
 
@@ -97,13 +106,7 @@ def test_a_token_outside_the_vocabulary_ends_its_answer(
     samples: list[PreparedPrompt], compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As SAIL leaves it where a copy of the chosen token fails: it raises nothing."""
-    engine, run = load(compiled(*LLM_CONVERT)), Chip.run
-
-    def breaking(chip: Chip, net: str, inputs: Any, outputs: Any) -> None:
-        run(chip, net, inputs, outputs)
-        if net == "lm_head":
-            outputs[0].handle.store(outputs[0].address, np.int32(2**30).tobytes())
-
-    monkeypatch.setattr(Chip, "run", breaking)
+    engine = load(compiled(*LLM_CONVERT))
+    after_lm_head(lambda token: token.handle.store(token.address, np.int32(2**30).tobytes()), monkeypatch)
     with pytest.raises(NotFinite):
         engine.start(samples[4], GREEDY, 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import asking
+
 from sailq.shared.jobs import GenerationOptions
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.preprocessor import PreparedPrompt
@@ -40,14 +42,8 @@ def load(bmodel: Path) -> Engine:
 
 
 def answer(engine: Engine, prepared: PreparedPrompt, slot: int = 0, options: GenerationOptions = GREEDY) -> list[int]:
-    """The tokens that an engine gives, greedily; raises NotFinite."""
-    generation = engine.start(prepared, options, slot)
-    while generation.finish_reason is None and generation.error is None:
-        engine.step([generation])
-    engine.release(slot)
-    if generation.error is not None:
-        raise generation.error
-    return generation.tokens
+    """See `asking.answer`; greedy unless `options` say otherwise."""
+    return asking.answer(engine, prepared, slot, options)
 
 
 def identical(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> float:

@@ -1,9 +1,10 @@
-"""Numbers that are none: they end the answer that they are in, and no other."""
+"""A score that is NaN or infinite ends its own answer and no other."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from asking import answer
 from qwen2vl import Prompts, options
 
 from sailq.shared.jobs import GenerationOptions
@@ -35,14 +36,6 @@ def question(engine: Engine) -> PreparedPrompt:
     return engine.prepare(messages, frames, GREEDY)
 
 
-def answer(engine: Engine, prepared: PreparedPrompt, slot: int) -> list[int]:
-    generation = engine.start(prepared, GREEDY, slot)
-    while generation.finish_reason is None:
-        engine.step([generation])
-    engine.release(slot)
-    return generation.tokens
-
-
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("place", [0, 5, 7])
 def test_one_score_that_is_not_finite_spoils_its_row(value: float, place: int) -> None:
@@ -56,14 +49,14 @@ def test_one_score_that_is_not_finite_spoils_its_row(value: float, place: int) -
 def test_an_answer_ends_and_its_slot_is_as_good_as_new(
     engine: Engine, prepared: PreparedPrompt, how: GenerationOptions
 ) -> None:
-    alone = answer(engine, prepared, 0)
+    alone = answer(engine, prepared, 0, GREEDY)
     broken, other = (engine.start(prepared, how, slot) for slot in (0, 1))
     engine.runner._cache[:, :, 0, 3] = np.nan  # type: ignore[attr-defined]
     engine.step([broken, other])
     assert isinstance(broken.error, NotFinite) and other.error is None
     for slot in (0, 1):
         engine.release(slot)
-    assert answer(engine, prepared, 0) == alone
+    assert answer(engine, prepared, 0, GREEDY) == alone
 
 
 def test_vision_tokens_that_are_not_finite_are_not_kept(
@@ -79,4 +72,4 @@ def test_vision_tokens_that_are_not_finite_are_not_kept(
         patch.setattr(again.runner, "vision", broken)
         with pytest.raises(NotFinite, match="vision tokens"):
             again.start(asked, GREEDY, 0)
-    assert answer(again, asked, 0) == answer(engine, prepared, 0)
+    assert answer(again, asked, 0, GREEDY) == answer(engine, prepared, 0, GREEDY)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from asking import answer
 from qwen2vl import Prompts, options, random_model
 
 from sailq.shared.errors import BadMedia
 from sailq.shared.frames import Frames
-from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
+from sailq.shared.jobs import FramesPart, Message, TextPart
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.vision_cache import VisionCache, key_of
@@ -47,12 +48,8 @@ def ask(part: FramesPart, text: str) -> list[Message]:
     return [Message(role="user", content=(part, TextPart(text=text)))]
 
 
-def tokens(engine: Engine, prepared: PreparedPrompt, chosen: GenerationOptions = CHOSEN) -> list[int]:
-    generation = engine.start(prepared, chosen, 0)
-    while generation.finish_reason is None:
-        engine.step([generation])
-    engine.release(0)
-    return generation.tokens
+def tokens(engine: Engine, prepared: PreparedPrompt) -> list[int]:
+    return answer(engine, prepared, 0, CHOSEN)
 
 
 def test_a_second_question_about_a_clip_encodes_nothing_and_needs_no_frames(
