@@ -283,7 +283,7 @@ class Client:
             return [card for card in map(self.card, names) if card is not None]
 
     def card(self, name: str) -> ModelCard | None:
-        """The card that a model's workers published; None if there is none."""
+        """The card that a model's workers published, or None if no worker did."""
         if name not in self._cards:
             with server_errors(self.connection):
                 data = self.connection.get(keys.model(name))

@@ -65,7 +65,7 @@ class QueueInfo:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of the fleet. `clip_bytes`: see `keys.CLIP_BYTES`. `memory_limit`: 0 if there is none."""
+    """The state of the fleet. `clip_bytes`: see `keys.CLIP_BYTES`. `memory_limit`: bytes; 0 means no limit."""
 
     workers: list[WorkerInfo]
     queues: list[QueueInfo]

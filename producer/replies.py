@@ -1,4 +1,4 @@
-"""Interprets the streams and results of jobs. Does no I/O of its own, so that both clients share it."""
+"""Interprets the streams and results of jobs. It holds no connection, so that both clients share it."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Patience:
         self._until = None if self._timeout is None else time.monotonic() + self._timeout
 
     def left(self) -> float:
-        """Seconds left to wait, at most `LOOK_SECONDS`. Raises WaitTimeout if there are none."""
+        """Seconds left to wait, at most `LOOK_SECONDS`. Raises WaitTimeout if the time is over."""
         if self._until is None:
             return LOOK_SECONDS
         left = self._until - time.monotonic()

@@ -20,8 +20,7 @@ MAX_PIXELS = 128_000 * 28 * 28 * 2
 128,000 tokens. 602 MB once decoded."""
 QUALITY, SMALL_QUALITY, SMALL_PIXELS = 90, 95, 1 << 19
 """JPEG quality; the quality of small blobs; and the most pixels of a small blob, which is small at any quality. 4
-frames of 420 × 644
-with a camera's grain take 256 KB; `python -m tests.bench.jpeg` prints what each choice costs."""
+frames of 420 × 644 with a camera's grain take 256 KB; `python -m tests.bench.jpeg` prints what each choice costs."""
 CHROMA = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
 """Full chroma: halving it changes pixels and logits more than ten points of quality do."""
 

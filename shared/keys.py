@@ -74,7 +74,7 @@ def inbox(name: str) -> str:
 
 
 def conversation(conversation_id: str) -> str:
-    """Hash: `turns` (how many were submitted), `head` (the turn that runs or is next); none for a single turn."""
+    """Hash: `turns` (how many were submitted), `head` (the turn that runs or is next). A single turn has no hash."""
     return f"{PREFIX}conversation:{conversation_id}"
 
 

@@ -26,9 +26,10 @@ FAILURE = 1
 INTERRUPTED = 130
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF}
 """The errors of a full disk, and of a closed stdout (see `_open_standard_streams`)."""
-_interrupts: list[int] = []
 USAGE_ERROR = 2
 """Exit code for a usage error; every other failure is 1."""
+_interrupts: list[int] = []
+"""The signals that `interrupt` has received."""
 
 
 def exit_code(error: SailqError) -> int:
@@ -37,7 +38,7 @@ def exit_code(error: SailqError) -> int:
 
 
 def application(asked: str = "") -> typer.Typer:
-    """The command with only its subcommand `asked`, or with all subcommands if there is none of that name."""
+    """The command with only its subcommand `asked`, or with all subcommands if no subcommand has that name."""
     import typer  # takes long; Ctrl-C may come meanwhile
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -19,8 +19,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/sailq/bin/python uninstall --yes av pillow pillow-heif
 RUN --mount=type=bind,from=sail,target=/wheels \
     python -m pip --python /opt/sailq/bin/python install --no-compile --no-cache-dir --no-deps /wheels/*.whl
-RUN /opt/sailq/bin/python -c "import sailq.worker.process.serve as serve, sailq.worker.engine.chat_tokenizer as prompt; \
-    prompt.ChatTokenizer(prompt.ModelSpec.load(serve.resolve('sailq-tiny')))"
+RUN /opt/sailq/bin/python -c "import sailq.worker.process.serve as serve, sailq.worker.engine.chat_tokenizer as text; \
+    text.ChatTokenizer(text.ModelSpec.load(serve.resolve('sailq-tiny')))"
 
 FROM python:3.11.11-slim-bookworm
 # The user needs no group, because Sophgo's udev rules let everyone open the TPU's devices.

@@ -14,8 +14,8 @@ RUN python -m venv --without-pip /opt/sailq
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/sailq/bin/python install --no-compile '.[cpu]' && \
     python -m pip --python /opt/sailq/bin/python uninstall --yes av pillow pillow-heif
-RUN /opt/sailq/bin/python -c "import sailq.worker.process.serve as serve, sailq.worker.engine.chat_tokenizer as prompt; \
-    prompt.ChatTokenizer(prompt.ModelSpec.load(serve.resolve('sailq-tiny')))"
+RUN /opt/sailq/bin/python -c "import sailq.worker.process.serve as serve, sailq.worker.engine.chat_tokenizer as text; \
+    text.ChatTokenizer(text.ModelSpec.load(serve.resolve('sailq-tiny')))"
 
 FROM python:3.12.8-slim-bookworm
 RUN useradd --create-home --uid 10001 sailq

@@ -69,7 +69,7 @@ def export_net(net: Net, weights: WeightsFile, out: Path, opset: int) -> None:
             net.module.eval(), tuple(net.inputs.values()), path, input_names=list(net.inputs),
             output_names=list(net.outputs), dynamic_axes=net.axes or None, opset_version=opset, dynamo=False,
             export_params=False, do_constant_folding=False,
-            keep_initializers_as_inputs=True,  # else it would compare parameter data, and there are none
+            keep_initializers_as_inputs=True,  # else it would compare parameter data, which are missing here
         )
     model = onnx.load(path)
     parameters = dict(net.module.named_parameters())

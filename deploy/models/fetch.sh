@@ -107,7 +107,7 @@ for entry in ${left[@]+"${left[@]}"}; do
     file=${entry#* }
     echo "fetching $file"
     get "$url/$file" "$part/$file" ||
-        stop "$(shown "$url")/$file cannot be had; run again later, it goes on from $(size "$part/$file") bytes"
+        stop "$(shown "$url")/$file cannot be downloaded; run this again later: it continues at $(size "$part/$file") bytes"
     whole "$part/$file" "${entry%% *}" || {
         rm -f "$part/$file"
         stop "$file is not what SHA256SUMS says: is the server's folder being changed? Run again, it is fetched anew"

@@ -62,7 +62,7 @@ class Net(NamedTuple):
 
 
 def cut(checkpoint: Checkpoint, sizes: Sizes | None) -> Iterator[Net]:
-    """The nets of a model: with dynamic axes for a CPU (`sizes` is None), or with static shapes for a TPU.
+    """The nets of a model. Without `sizes` they have dynamic axes, for a CPU; with `sizes`, static shapes, for a TPU.
 
     For a TPU, a head that chooses tokens on the device is added. A net for a shorter length is named NAME@LENGTH.
     """

@@ -10,9 +10,9 @@
 | input_image | image_url: a URL; `detail` beside it | OpenAI's Responses, vLLM |
 
 As in qwen-vl-utils, a part without a type gets its type from its one medium or text, and an image or a video
-may be under the other key of its kind. As in vLLM, a string is a text, and `detail` has no effect: an image's size
-follows from its other options. A field that is None counts as not given. The types are those of openai 3.57
-(types/chat, types/responses), vLLM's entrypoints/chat_utils.py and qwen-vl-utils 0.0.14.
+may be under the other key of its kind. As in vLLM, a string is a text. `detail` has no effect, because the other
+options set an image's size. A field with the value None is ignored. The types come from openai 3.57 (types/chat,
+types/responses), vLLM's entrypoints/chat_utils.py and qwen-vl-utils 0.0.14.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def token(self, text: str) -> int | None:
-        """The id of the token with exactly this text; None if there is none."""
+        """The id of the token with exactly this text, or None if no token has it."""
         return self._backend.token_to_id(text)
 
     def decode(self, tokens: Sequence[int]) -> str:

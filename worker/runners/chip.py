@@ -99,8 +99,8 @@ class Chip:
         return own
 
     def shared_inputs(self, net: str) -> Mapping[int, Any]:
-        """The input tensors of a net in address mode 0. Other nets share this memory and may overwrite it. Call it once
-        per net: SAIL logs a warning each time."""
+        """The input tensors of a net in address mode 0. Other nets share this memory and may overwrite it. SAIL is
+        asked once per net, because it logs a warning each time."""
         if net not in self._shared:
             with _MAKE:
                 self._shared[net] = self._engine.get_input_tensors_addrmode0(graph_name=net)

@@ -163,7 +163,7 @@ class SailRunner:
         caches = [own[i] if i in own else self._chip.new(inputs[i]) for i in (_KEYS, _VALUES)]
         for cache in caches:
             # The runtime does not clear its memory, which may hold another model's weights. Large numbers and NaNs pass
-                        # through the mask.
+            # through the mask.
             self._chip.write(cache, np.zeros(cache.shape(), np.float16))
         return caches
 
