@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,11 +11,11 @@ from typing import Any, Literal
 from sailq.shared import keys
 from sailq.shared.codec import decode
 from sailq.shared.connection import ServerClock, connect, server_errors
-from sailq.shared.errors import NotFound, SailqError
+from sailq.shared.errors import NotFound
 from sailq.shared.jobs import Failure, GenerationOptions, IdFactory, Job, ModelCard, Priority, Result, Turn, parse
 from sailq.shared.media.messages import Prepared, prepare
 from sailq.shared.media.sources import kind_of
-from sailq.shared.rqjob import read_job
+from sailq.shared.rqjob import queue_of, with_job
 from sailq.shared.settings import Settings
 
 from .replies import Chunk, Inbox, Patience, not_found, read_result
@@ -246,13 +245,7 @@ class Client:
                 error=Failure(code="cancelled", message="The job was cancelled before a worker took it."),
                 attempt=0, finished_at=now,
             )
-            with suppress(SailqError):  # the result has what can be read of the job
-                waiting = read_job(job, fields.get(b"origin", b"").decode(errors="replace"), fields)
-                result = result.model_copy(update={
-                    "conversation": waiting.conversation, "turn": waiting.turn, "model": waiting.model,
-                    "metadata": waiting.metadata,
-                })
-            state = self._submitter.cancel(result)
+            state = self._submitter.cancel(with_job(result, queue_of(fields), fields))
         if state == "gone":
             raise not_found(job)
         return state

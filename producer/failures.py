@@ -11,7 +11,7 @@ from sailq.shared.codec import decode
 from sailq.shared.connection import ServerClock, server_errors
 from sailq.shared.errors import BadRequest, DeadlineExceeded
 from sailq.shared.jobs import Result
-from sailq.shared.rqjob import read_job
+from sailq.shared.rqjob import queue_of, read_job
 from sailq.shared.settings import Settings
 
 from .submission import Submitter, not_failed
@@ -55,7 +55,7 @@ class Failures:
             now, fields = self._clock.now(), self._connection.hgetall(keys.job(job))
             if fields.get(b"status") != b"failed":
                 raise not_failed(job)
-            deadline = read_job(job, fields.get(b"origin", b"").decode(errors="replace"), fields).deadline
+            deadline = read_job(job, queue_of(fields), fields).deadline
             if deadline is not None and deadline <= now:
                 raise DeadlineExceeded(f"The deadline of job {job!r} has passed.")
             self._submitter.retry(job, now)

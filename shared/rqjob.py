@@ -21,7 +21,7 @@ from rq.utils import utcformat, utcparse
 
 from . import keys
 from .codec import MAX_RECORD_BYTES, VERSION, pack, unpack
-from .errors import BadRequest, CodecError, Unsupported, quoted
+from .errors import BadRequest, CodecError, SailqError, Unsupported, quoted
 from .jobs import Job, Result, parse
 from .msgpack_limits import MAX_VALUES
 
@@ -113,6 +113,21 @@ def read_job(
         **call, "id": job_id, "conversation": conversation, "turn": _number(turn),
         "model": queue.removeprefix(keys.queue("")), "submitted_at": _seconds(created_at),
     })
+
+
+def queue_of(fields: Mapping[bytes, bytes]) -> str:
+    """The name of the queue in RQ's hash of a job; empty if it has none."""
+    return fields.get(b"origin", b"").decode(errors="replace")
+
+
+def with_job(result: Result, queue: str, fields: Mapping[bytes, bytes]) -> Result:
+    """The result of a job that nobody ran, with what can be read of the job: conversation, turn, model and metadata."""
+    with suppress(SailqError):
+        job = read_job(result.job, queue, fields)
+        return result.model_copy(update={
+            "conversation": job.conversation, "turn": job.turn, "model": job.model, "metadata": job.metadata,
+        })
+    return result
 
 
 def _call(data: bytes) -> dict[str, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 
 from sailq.shared import keys
 from sailq.shared.connection import ServerClock
 from sailq.shared.errors import Cancelled, SailqError, Unsupported, quoted
 from sailq.shared.jobs import DIED, HANDED_BACK, Attempt, Failure, Result
-from sailq.shared.rqjob import read_job
+from sailq.shared.rqjob import queue_of, with_job
 
 from .job_store import JobStore
 
@@ -66,19 +65,14 @@ class Refusals:
         """Writes an error result for a job. `execution`: see `JobStore.finish`. `fields`: RQ's hash, if known."""
         _log.warning("refused %s: %s: %s", quoted(job_id), error.code, quoted(str(error)))  # on one line
         fields = self._store.fields(job_id) if fields is None else fields
-        queue = queue or fields.get(b"origin", b"").decode(errors="replace")
-        result = Result(
+        result = with_job(Result(
             job=job_id, conversation=job_id, turn=0,
             finish_reason="cancelled" if isinstance(error, Cancelled) else "error",
             error=Failure(code=error.code, message=str(error)), worker=self.identity.worker,
             device=self.identity.device, model=self.identity.models[0], finished_at=self._clock.now(),
             history=history, attempt=history[-1].attempt if history else 1,
-        )
-        with suppress(SailqError):  # the result has what can be read of the job
-            job = read_job(job_id, queue, fields)
-            result = result.model_copy(update={
-                "conversation": job.conversation, "turn": job.turn, "metadata": job.metadata,
-                "model": result.model if job.model in self.identity.models else job.model,
-            })
+        ), queue or queue_of(fields), fields)
+        if result.model in self.identity.models:  # asked for by its alias: the model itself is named
+            result = result.model_copy(update={"model": self.identity.models[0]})
         if self._store.finish(job_id, execution, result):
             self.on_result(result)
