@@ -5,6 +5,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN = .venv/bin
 # Two processes with a server each. One takes tests from the other when it has none left.
 PARALLEL = --numprocesses 2 --dist worksteal
+# Makes the emulator's threads share two cores well.
+YIELD = $(CURDIR)/build/yield.so
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
 
@@ -20,11 +22,11 @@ test-proofs: .venv/dev  ## The long proofs: accuracy, parity, crashes, endurance
 	$(BIN)/python -m pytest -m "proof and alone"
 	$(BIN)/python -m pytest $(PARALLEL) -m "proof and not alone"
 
-test-tpu: .venv/dev  ## Compile sailq-tiny for the BM1684X and run it on that chip's emulator; needs Python 3.10
-	$(BIN)/python -m pytest $(PARALLEL) -m tpu tests/emulator
+test-tpu: .venv/dev $(YIELD)  ## Compile sailq-tiny for the BM1684X and run it on that chip's emulator; needs Python 3.10
+	LD_PRELOAD=$(YIELD) $(BIN)/python -m pytest $(PARALLEL) -m tpu tests/emulator
 
-test-tpu-full: .venv/dev  ## The same with every prompt
-	$(BIN)/python -m pytest $(PARALLEL) -m tpu tests/emulator --full
+test-tpu-full: .venv/dev $(YIELD)  ## The same with every prompt
+	LD_PRELOAD=$(YIELD) $(BIN)/python -m pytest $(PARALLEL) -m tpu tests/emulator --full
 
 test-prometheus: .venv/dev  ## Alerts and dashboard asked of a real Prometheus; needs one (apt install prometheus)
 	$(BIN)/python -m pytest -m prometheus tests/integration/test_prometheus.py
@@ -55,6 +57,10 @@ fuzz: .venv/dev  ## A million hostile inputs for all that reads what others wrot
 
 lint: .venv/dev  ## Static checks alone
 	$(BIN)/python -m pytest tests/unit/test_static.py
+
+$(YIELD): tests/emulator/yield.c
+	@mkdir -p $(@D)
+	$(CC) -O2 -shared -fPIC -Wall -Werror -o $@ $<
 
 clean:
 	rm -rf .venv demo-out build *.egg-info

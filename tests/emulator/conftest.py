@@ -43,7 +43,7 @@ def environment() -> Path:
     """The compiler's environment, which the emulator's libraries are in too; a minute where it is not there yet.
 
     Parallel test processes compile everything before their first test, from both ends of the list: the emulator's
-    threads keep every core busy, and the compiler beside them takes many times as long.
+    threads use every core, and the compiler beside them takes longer.
     """
     place = subprocess.check_output([ROOT / "deploy/models/tpu_env.sh"], text=True).strip()
     os.environ["TPU_ENV"] = place  # workers look there, whatever folder they are started in
