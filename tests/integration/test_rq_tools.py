@@ -290,3 +290,13 @@ def test_a_worker_that_the_server_has_forgotten_is_seen_again(
     eventually(lambda: len(Worker.all(connection=connection)) == 1)
     (seen,) = Worker.all(queue=Queue("sailq3-sailq-tiny", connection=connection))
     assert seen.birth_date and seen.pid and seen.get_state() == "idle"
+
+
+@pytest.mark.proof
+def test_a_flushed_server_gets_the_cards_of_models_again(
+    client: Client, start_null: Start, eventually: Eventually
+) -> None:
+    start_null(SAILQ_ALIAS="another")
+    eventually(lambda: len(client.models()) == 2)
+    client.connection.flushdb()
+    eventually(lambda: [card.name for card in client.models()] == ["another", "sailq-tiny"])

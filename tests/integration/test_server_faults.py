@@ -159,6 +159,18 @@ def test_a_server_that_refuses_writes_loses_no_job_and_ends_no_worker(
             assert worker.alive
 
 
+def test_a_worker_starts_on_a_full_server_and_ends_its_jobs(folder: Path, start_null: Start) -> None:
+    """All workers may restart while it is full."""
+    with OwnServer(folder) as server:
+        connection = server.start()
+        with Client(server.url) as client:
+            jobs = [submit(client, 5) for _ in range(4)]
+            connection.execute_command(*FULL[0][0].split())
+            start_null(url=server.url)
+            assert_once(client, jobs, 5, 60)
+            assert [card.name for card in client.models()] == ["sailq-tiny"]
+
+
 def test_a_server_that_loads_is_waited_for(folder: Path, start_null: Start, eventually: Eventually) -> None:
     with OwnServer(folder) as server:
         connection = server.start()

@@ -15,6 +15,7 @@ from sailq.shared import keys
 from sailq.shared.codec import encode
 from sailq.shared.connection import ServerClock, server_errors
 from sailq.shared.errors import Unsupported
+from sailq.shared.scripts import write
 
 from ..engine.engine import Engine
 from ..engine.scheduler import Scheduler
@@ -22,6 +23,8 @@ from ..queue.consumer import RECORD_SECONDS
 from .systemd_notifier import SystemdNotifier
 
 _CARD_TTL = 30 * 86_400
+_CARD_SECONDS = 30.0
+"""Seconds between two renewals of the cards. They restore cards that a flushed server has lost."""
 
 
 class Registration:
@@ -35,6 +38,7 @@ class Registration:
         self._name, self._models, self._card, self._slots = name, models, engine.card, engine.slots
         self._clock = ServerClock(connection)
         self._tokens, self._at = 0, time.monotonic()
+        self._cards_at = self._at
         self._record = {
             "name": name, "host": socket.gethostname(), "pid": os.getpid(), "model": models[0],
             "model_version": engine.card.version, "alias": "".join(models[1:]), "device": engine.device,
@@ -42,7 +46,7 @@ class Registration:
             "model_loads": Engine.loads,
         }
 
-    def show_cards(self) -> None:
+    def publish_cards(self) -> None:
         """Publishes the card of each model name. An alias gets the card of the worker that started last.
 
         Raises ServerUnavailable, and Unsupported if newer workers serve this server: this worker does not know the
@@ -56,14 +60,19 @@ class Registration:
                     "install the version of sailq that its producers have."
                 )
             pipeline.set(keys.NEWEST, keys.PROTOCOL)
-            for model in self._models:
-                card = self._card.model_copy(update={"name": model})
-                pipeline.set(keys.model(model), encode(card), ex=_CARD_TTL)
-                pipeline.sadd(keys.MODELS, model)
-            pipeline.execute()
+            self._add_cards(pipeline, only_missing=False)
+            write(pipeline, self._connection)
+
+    def _add_cards(self, pipeline: Pipeline, *, only_missing: bool) -> None:
+        for model in self._models:
+            card = encode(self._card.model_copy(update={"name": model}))
+            pipeline.set(keys.model(model), card, ex=_CARD_TTL, nx=only_missing)
+            pipeline.expire(keys.model(model), _CARD_TTL)
+            pipeline.sadd(keys.MODELS, model)
+        self._cards_at = time.monotonic()
 
     def beat(self, pipeline: Pipeline) -> None:
-        """Renews the record, which expires when the beats stop, and reports the beat to systemd."""
+        """Renews the record, which expires when the beats stop, and the cards; reports the beat to systemd."""
         running = self._scheduler.running
         self._notifier.beat(running, self._slots)
         now, at, tokens = self._clock.now(), time.monotonic(), self._scheduler.counts.generation_tokens
@@ -75,6 +84,8 @@ class Registration:
         pipeline.expire(keys.worker(self._name), RECORD_SECONDS)
         pipeline.zadd(keys.WORKERS, {self._name: now})
         pipeline.zremrangebyscore(keys.WORKERS, 0, now - RECORD_SECONDS)
+        if at > self._cards_at + _CARD_SECONDS:
+            self._add_cards(pipeline, only_missing=True)
 
     def withdraw(self) -> None:
         with suppress(redis.RedisError):  # both expire by themselves

@@ -114,7 +114,7 @@ def _serve(
     )
     scheduler.start()
     try:
-        registration.show_cards()
+        registration.publish_cards()
         metrics.watch(scheduler, name)
         _log.info("worker %s takes jobs for %s, %d at a time", name, " and ".join(models), engine.slots)
         consumer.work()

@@ -20,11 +20,13 @@ from typing import Any
 
 import redis
 from rq import worker_registration
+from rq.utils import now
 from rq.worker import SimpleWorker
 
 from sailq.shared import keys
 from sailq.shared.connection import ServerClock
 from sailq.shared.rqjob import Serializer
+from sailq.shared.scripts import write
 
 from .job_runner import JobRunner
 from .job_store import Claim, JobStore, new_execution
@@ -80,7 +82,7 @@ class Consumer:
         """Serves the queues until SIGTERM or SIGINT, then lets the running jobs finish or hands them back."""
         for one in (signal.SIGINT, signal.SIGTERM):
             signal.signal(one, self._on_signal)
-        self._registered.register_birth()
+        self._registered.birth_date = now()
         self._beat(record=True)
         self._suspended = self._refusals.recover()
         beats = threading.Thread(target=self._beat_until_ended, name="sailq-beat", daemon=True)
@@ -149,20 +151,10 @@ class Consumer:
                 if claim.lease in lost | ended:  # lost: another attempt has the job, or will
                     self._job_runner.cancel(claim.job, claim.execution)
         if record:
-            with self._connection.pipeline(transaction=False) as pipeline:
-                self._registered.heartbeat(RECORD_SECONDS, pipeline)
-                self._registered.set_state("busy" if claims else "idle", pipeline)
+            with self._connection.pipeline() as pipeline:
+                register(self._registered, "busy" if claims else "idle", pipeline)
                 self._announce(pipeline)
-                forgotten, *_ = pipeline.execute()  # the first reply is 1 if the record had no heartbeat
-            if forgotten:  # the server was flushed, or a tool removed the worker during an outage
-                self._register_again()
-
-    def _register_again(self) -> None:
-        with self._connection.pipeline() as pipeline:
-            pipeline.hset(self._registered.key, mapping=self._registered.serialize())
-            worker_registration.register(self._registered, pipeline)
-            pipeline.expire(self._registered.key, RECORD_SECONDS)
-            pipeline.execute()
+                write(pipeline, self._connection)
 
     def _beat_until_ended(self) -> None:
         for beat in count(1):
@@ -222,3 +214,11 @@ class Consumer:
                 break
         self._job_runner.hand_back()
         self._threads.shutdown(wait=True)
+
+
+def register(worker: SimpleWorker, state: str, pipeline: redis.client.Pipeline) -> None:
+    """Writes a worker's record, which RQ's tools show. Each call writes all of it: the server may have been flushed."""
+    worker.last_heartbeat = now()
+    pipeline.hset(worker.key, mapping={**worker.serialize(), "state": state})
+    pipeline.expire(worker.key, RECORD_SECONDS)
+    worker_registration.register(worker, pipeline)
