@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import stat
@@ -35,6 +36,7 @@ class RowFile:
         """Raises BadRequest for a file that another run has open, that is not such JSONL, or that cannot be written."""
         self._name = for_terminal(str(path))
         self._path = Path(os.path.realpath(path))  # replaces the target of a link, not the link
+        self._drafts = f".sailq-{hashlib.sha256(os.fsencode(self._path.name)).hexdigest()[:8]}-"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._open()
@@ -53,6 +55,7 @@ class RowFile:
         except BadRequest:
             self.close()
             raise
+        self._remove_drafts()
 
     def _open(self) -> FileIO:
         """Opens and locks the file. Opens it again if a run that ended has replaced it meanwhile."""
@@ -117,16 +120,18 @@ class RowFile:
         """Replaces the file's contents with `rows`, atomically, and closes it. Raises SailqError if it cannot."""
         draft: Path | None = None
         try:
-            descriptor, name = tempfile.mkstemp(".jsonl", ".sailq-", self._path.parent)  # a name that no file has
+            descriptor, name = tempfile.mkstemp(".draft", self._drafts, self._path.parent)  # a name that no file has
             draft = Path(name)
             with open(descriptor, "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # see _remove_drafts
                 os.fchmod(descriptor, stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
                 file.writelines(map(_line, rows))
                 file.flush()
                 _sync(descriptor)
-            if self._path.exists() and not self._is_current(self._file):
-                raise SailqError(f"{self._name} was replaced by another file meanwhile; the rows are in {draft}.")
-            draft.replace(self._path)
+                if self._path.exists() and not self._is_current(self._file):
+                    draft = draft.rename(draft.with_suffix(".jsonl"))
+                    raise SailqError(f"{self._name} was replaced by another file meanwhile; the rows are in {draft}.")
+                draft.replace(self._path)
         except OSError as error:
             if draft is not None:
                 with suppress(OSError):
@@ -144,6 +149,15 @@ class RowFile:
                 f"{self._name} has its rows in order, but a power cut may lose the order: its folder cannot be "
                 f"written to the disk: {error.strerror}."
             ) from None
+
+    def _remove_drafts(self) -> None:
+        """Removes the drafts of runs that were killed in `finish`: the file still has their rows."""
+        with suppress(OSError):  # the folder may not be readable
+            for path in self._path.parent.iterdir():
+                if path.name.startswith(self._drafts) and path.suffix == ".draft":
+                    with suppress(OSError), path.open("rb") as draft:
+                        fcntl.flock(draft, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a run writes it
+                        path.unlink()
 
     def close(self) -> None:
         """Releases the lock."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,32 @@ def test_no_other_file_is_written_over(tmp_path: Path) -> None:
     RowFile(tmp_path / "out.jsonl").finish([row(0)])
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert sorted(os.listdir(tmp_path)) == sorted([*before, "out.jsonl"])
+
+
+def test_the_draft_of_a_killed_run_is_removed_by_the_next(tmp_path: Path) -> None:
+    out, other = tmp_path / "out.jsonl", RowFile(tmp_path / "other.jsonl")
+    for path in (out, tmp_path / "other.jsonl"):
+        child = os.fork()
+        if not child:
+            rowfile._sync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+            (RowFile(out) if path == out else other).finish([row(0)])
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert len(list(tmp_path.glob("*.draft"))) == 2
+    RowFile(out).close()
+    assert len(list(tmp_path.glob("*.draft"))) == 1
+
+
+def test_a_draft_that_another_run_writes_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose file was removed, and one that has begun a new file of that name."""
+    out = tmp_path / "out.jsonl"
+    file = RowFile(out)
+    out.unlink()
+    with monkeypatch.context() as during:
+        during.setattr(rowfile, "_sync", lambda _: RowFile(out).close())
+        with pytest.raises(SailqError, match=r"rows are in .*/\.sailq-"):
+            file.finish([row(0)])
+    (kept,) = tmp_path.glob(".sailq-*.jsonl")
+    assert lines(kept) == [row(0)]
 
 
 def test_a_file_that_was_removed_comes_back_whole(tmp_path: Path) -> None:
