@@ -17,12 +17,12 @@ from sailq.shared.errors import NotFound, SailqError
 from sailq.shared.frames import Frames, encode_frames
 from sailq.shared.jobs import GenerationOptions, Result
 from sailq.shared.media.messages import prepare
+from sailq.shared.workers import WorkerInfo
 
 from .captioning.inputs import Clip
 from .captioning.rows import Row, as_row, why
 from .captioning.window import run_batch
 from .client import Client
-from .fleet import WorkerInfo
 from .samples import sample
 from .waiting import Waiter
 

@@ -13,8 +13,8 @@ import redis
 
 from sailq.shared.connection import connect
 from sailq.shared.errors import SailqError
+from sailq.shared.workers import live_workers
 
-from .fleet import Fleet
 from .managed_process import ManagedProcess, sailq_command
 
 _SERVER_SECONDS = 20.0
@@ -61,14 +61,13 @@ def set_up(
         started[-1].wait_until(lambda: _answers(redis_url), _SERVER_SECONDS)
         say(f"server at {redis_url}")
     with connect(redis_url) as connection:
-        fleet = Fleet(connection)
-        fleet.workers()  # fails before a worker is started if the server does not answer
+        live_workers(connection)  # fails before a worker is started if the server does not answer
         command = sailq_command("worker", "--model", model, *worker_options)
         # Everybody on this machine may read a command line, and the URL may hold a password.
         worker = _start(stack, "worker", command, logs, {"SAILQ_REDIS_URL": redis_url})
         started.append(worker)
-        worker.wait_until(lambda: worker.pid in {one.pid for one in fleet.workers()}, _WORKER_SECONDS)
-        mine = next(one for one in fleet.workers() if one.pid == worker.pid)
+        worker.wait_until(lambda: worker.pid in {one.pid for one in live_workers(connection)}, _WORKER_SECONDS)
+        mine = next(one for one in live_workers(connection) if one.pid == worker.pid)
         say(f"worker with {mine.model} on {mine.device}, {mine.slots} answers at a time")
     return Service(redis_url, started)
 

@@ -1,4 +1,4 @@
-"""The state changes of jobs that a producer makes: it submits, cancels, retries and drops them."""
+"""The state changes of jobs that a producer makes: it submits and cancels them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import redis
 
 from sailq.shared import keys
 from sailq.shared.codec import encode
-from sailq.shared.errors import BadMedia, NotFound, NotReplicated, QueueFull
+from sailq.shared.errors import NotReplicated, QueueFull
 from sailq.shared.jobs import Job, Result, media_parts
 from sailq.shared.rqjob import RESULT_TTL, at, record, rq_result
 from sailq.shared.scripts import REPLICATED_SECONDS, call_replicated, script
@@ -22,11 +22,11 @@ _LONGEST_PAUSE = 1.0
 
 
 class Submitter:
-    """Submits, cancels, retries and drops jobs. Raises redis-py's errors."""
+    """Submits and cancels jobs. Raises redis-py's errors."""
 
     def __init__(self, connection: redis.Redis, settings: Settings) -> None:
         self._settings = settings
-        names = ("submit", "cancel", "retry", "drop", "hold", "clear")
+        names = ("submit", "cancel", "hold", "clear")
         self._scripts = {name: script(connection, name) for name in names}
         self._connection, self._known_queues = connection, set[str]()
 
@@ -102,22 +102,6 @@ class Submitter:
         )
         return state.decode()  # type: ignore[return-value]
 
-    def retry(self, job: str, now: float) -> None:
-        """Puts a failed job back on its queue. Raises NotFound, and BadMedia if its clips have expired."""
-        state = self._scripts["retry"](
-            keys=[keys.job(job)],
-            args=[job, now, at(now), self._settings.job_ttl, self._settings.blob_ttl],
-        )
-        if state == b"gone":
-            raise not_failed(job)
-        if state == b"clips":
-            raise BadMedia(f"The frames of job {job!r} have expired; submit it again.")
-
-    def drop(self, job: str) -> None:
-        """Deletes a failed job. Its result expires by itself. Raises NotFound."""
-        if not self._scripts["drop"](keys=[keys.job(job)], args=[job, secrets.token_hex(8)]):
-            raise not_failed(job)
-
     def clear(self, conversation: str) -> None:
         """Deletes a conversation's history."""
         self._scripts["clear"](
@@ -131,7 +115,3 @@ class Submitter:
         return QueueFull(
             f"The clips on the server take {count >> 20} MB already; at most {settings.max_blob_bytes >> 20} MB may."
         )
-
-
-def not_failed(job: str) -> NotFound:
-    return NotFound(f"There is no failed job {job!r}: it was retried or dropped, it expired, or it never failed.")

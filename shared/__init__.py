@@ -1,1 +1,1 @@
-"""Code that producers and workers share: job and result types, codec, Redis keys, settings, errors."""
+"""Code that producers, workers and operators share: job and result types, codec, Redis keys, settings, errors."""

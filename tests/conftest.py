@@ -20,10 +20,10 @@ from farm import Farm, NullWorker
 
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
-from sailq.producer.fleet import Fleet
 from sailq.producer.managed_process import ManagedProcess, sailq_command
 from sailq.shared.connection import connect
 from sailq.shared.settings import Settings
+from sailq.shared.workers import live_workers
 
 HOOKS = Path(__file__).with_name("hooks")
 WORKER_START_SECONDS = 90.0
@@ -158,8 +158,7 @@ def _worker(
     worker = ManagedProcess("worker", command, log)
     stack.callback(worker.stop)
     with connect(url) as connection:
-        fleet = Fleet(connection)
-        worker.wait_until(lambda: worker.pid in {info.pid for info in fleet.workers()}, seconds)
+        worker.wait_until(lambda: worker.pid in {info.pid for info in live_workers(connection)}, seconds)
     return worker
 
 
@@ -187,8 +186,8 @@ def start_null(farm: Farm, redis_url: str, tmp_path: Path) -> Iterator[Callable[
         workers.append(worker)
         if ready:
             with connect(url) as connection:
-                fleet, until = Fleet(connection), time.monotonic() + WORKER_START_SECONDS
-                while worker.pid not in {info.pid for info in fleet.workers()}:
+                until = time.monotonic() + WORKER_START_SECONDS
+                while worker.pid not in {info.pid for info in live_workers(connection)}:
                     assert worker.alive and time.monotonic() < until, worker.log.read_text()
                     time.sleep(0.02)
         return worker

@@ -7,6 +7,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY shared shared
 COPY producer producer
 COPY worker worker
+COPY operators operators
 COPY sailq sailq
 # pip and its cache stay in this stage.
 RUN python -m venv --without-pip /opt/sailq

@@ -7,6 +7,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY shared shared
 COPY producer producer
 COPY worker worker
+COPY operators operators
 COPY sailq sailq
 # pip and its cache stay in this stage. The libraries that read clips are removed, because only producers use them. The last
 # command of this stage makes the bytecode, only of the modules that a worker imports.

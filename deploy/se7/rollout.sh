@@ -66,8 +66,8 @@ read_options() {
 }
 
 copy_tree() {
-    tar -c --exclude=__pycache__ --exclude=secrets -C "$tree" pyproject.toml README.md LICENSE shared producer worker sailq \
-        deploy -C "$brought" brought |
+    tar -c --exclude=__pycache__ --exclude=secrets -C "$tree" pyproject.toml README.md LICENSE shared producer worker operators \
+        sailq deploy -C "$brought" brought |
         ssh -o BatchMode=yes -o ConnectTimeout=10 "$box" "sudo -n sh -c 'umask 077 && rm -rf $data/sailq-tree &&
             mkdir -p $data/sailq-tree && tar -x --no-same-owner -C $data/sailq-tree'"
 }

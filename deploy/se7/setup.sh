@@ -25,7 +25,7 @@ umask 022
 PATH=$PATH:/usr/sbin:/sbin
 
 tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-PACKAGE=(pyproject.toml README.md LICENSE shared producer worker sailq)  # what sailq is installed from
+PACKAGE=(pyproject.toml README.md LICENSE shared producer worker operators sailq)  # what sailq is installed from
 settings='' model='' sail='' data=/data check='' root='' wrong=0
 
 usage() { echo "setup.sh: $*" >&2; exit 2; }

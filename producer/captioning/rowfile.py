@@ -19,9 +19,10 @@ from io import FileIO
 from pathlib import Path
 
 from sailq.shared.errors import BadRequest, SailqError
+from sailq.shared.terminal import as_line
 
 from .names import for_terminal
-from .rows import Row, as_line, failed
+from .rows import Row, failed
 
 _START = b'{"index": '
 """The first bytes of a line with a row."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from sailq.shared.errors import SailqError
@@ -81,14 +80,3 @@ def why(row: Row) -> str | None:
     if row["error"] is not None:
         return str(row["error"]["message"])
     return f"The answer ended early: {row['finish_reason']}."
-
-
-def as_line(value: Any, encoding: str = "utf-8") -> str:
-    """JSON on one line. Characters that `encoding` does not have are escaped: file names need not be Unicode, and a
-    terminal may be ASCII."""
-    line = json.dumps(value, ensure_ascii=False)
-    try:
-        line.encode(encoding)
-    except UnicodeEncodeError:
-        return json.dumps(value)
-    return line

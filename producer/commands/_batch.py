@@ -19,12 +19,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from sailq.shared.workers import live_workers
+
 from ..captioning.batch import Captioning, Summary, number, seconds
 from ..captioning.folders import LeftOut
 from ..captioning.names import for_terminal
 from ..captioning.rows import Row, failed, why
 from ..captioning.thumbnails import Thumbnails
-from ..fleet import Fleet
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -110,7 +111,7 @@ class _Waiting:
     """Prints a note each time the last worker of the model disappears."""
 
     def __init__(self, client: Client, model: str, console: Console, watch: Callable[[], Any] | None) -> None:
-        self._fleet = Fleet(client.connection)
+        self._connection = client.connection
         self._model = model
         self._console = console
         self._watch = watch
@@ -119,7 +120,7 @@ class _Waiting:
     def check(self) -> None:
         if self._watch is not None:
             self._watch()
-        missing = not self._fleet.workers(self._model)
+        missing = not live_workers(self._connection, self._model)
         if missing and not self._told:
             with suppress(OSError):  # a closed terminal must not end the batch
                 self._console.print(f"no worker serves {self._model} now; waiting", style="yellow", highlight=False)

@@ -65,7 +65,7 @@ def ask(
       sailq ask --image a.png --image b.png --prompt "Which is older?" --json
       sailq ask --prompt "How many sides does a square have?"
     """
-    from . import _terminal as terminal
+    from sailq.shared import terminal
 
     with terminal.command(json):
         from sailq.shared.errors import BadRequest, SailqError
@@ -74,7 +74,7 @@ def ask(
         from ..captioning.rows import as_row, why
         from ..client import Client
         from ..vision_inputs import to_parts
-        from ._answer import receive
+        from ._answer import check_served, receive, timings
 
         options = flags.check(generation, media)
         parts = to_parts(vision_inputs) + flags.media_parts(video, image)
@@ -87,7 +87,7 @@ def ask(
         settings = load_settings(redis_url=redis_url, model=model)
         name = model_name(settings.model)
         with Client(settings=settings) as client:
-            terminal.check_served(client, name)
+            check_served(client, name)
             handle = client.submit(
                 flags.fill_in(messages, media),
                 conversation=conversation,
@@ -110,4 +110,4 @@ def ask(
             print("" if stream else result.text, flush=True)
         if reason is not None:
             raise SailqError(reason)
-        terminal.note(terminal.timings(result))
+        terminal.note(timings(result))

@@ -85,7 +85,7 @@ def bench(
         "preprocess_config": {"resized_height": 140, "resized_width": 210,
         "video_sample_num": 2}}], "image": []}'
     """
-    from . import _terminal as terminal
+    from sailq.shared import terminal
 
     with terminal.command(json), ExitStack() as stack:
         from dataclasses import asdict
@@ -96,10 +96,10 @@ def bench(
         from sailq.shared.errors import BadRequest
         from sailq.shared.media.messages import prepare
         from sailq.shared.settings import load_settings, model_name
+        from sailq.shared.workers import live_workers
 
         from ..bench import QUESTION, measure, sample_clip
         from ..client import Client
-        from ..fleet import Fleet
         from ..samples import SampleError
         from ..vision_inputs import to_parts
 
@@ -122,7 +122,7 @@ def bench(
             report = measure(
                 client,
                 messages,
-                workers=Fleet(client.connection).workers(name),
+                workers=live_workers(client.connection, name),
                 options=options,
                 repeat=repeat,
                 jobs=jobs,
@@ -139,16 +139,16 @@ def _stage(
     stack: ExitStack, redis_url: str | None, model: str, name: str, worker_options: dict[str, Any], logs: Path
 ) -> tuple[str, Callable[[], None]]:
     """Starts what is missing. Returns the server's URL, and a check that raises SailqError if no worker is left."""
+    from sailq.shared import terminal
     from sailq.shared.connection import connect
     from sailq.shared.errors import BadRequest, SailqError
+    from sailq.shared.workers import live_workers
 
     from ..demo import set_up
-    from ..fleet import Fleet
-    from . import _terminal as terminal
 
     if redis_url is not None:
-        fleet = Fleet(stack.enter_context(connect(redis_url)))
-        workers = fleet.workers(name)
+        connection = stack.enter_context(connect(redis_url))
+        workers = live_workers(connection, name)
         if workers and worker_options:
             given = " and ".join(map(flag, worker_options))
             raise BadRequest(f"A worker there already serves {name}: leave out {given}, or name another server.")
@@ -158,7 +158,7 @@ def _stage(
             terminal.note(f"{len(workers)} there already with {name}, {slots} answers at a time{also}")
 
             def anybody() -> None:
-                if not fleet.workers(name):
+                if not live_workers(connection, name):
                     raise SailqError(f"No worker serves {name} any more.")
 
             return redis_url, anybody

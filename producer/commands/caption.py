@@ -95,7 +95,7 @@ def caption(
       sailq caption --messages rows.jsonl --out answers.jsonl
       make-rows | sailq caption - > answers.jsonl
     """
-    from . import _terminal as terminal
+    from sailq.shared import terminal
 
     with terminal.command(json):
         import os
@@ -113,6 +113,7 @@ def caption(
         from ..captioning.sidecars import Sidecars
         from ..client import Client
         from . import _batch as batch
+        from ._answer import check_served
 
         options = flags.check(generation, media)
         if out is not None and report is not None and out.resolve() == report.resolve():
@@ -136,7 +137,7 @@ def caption(
         )
         console = Console(stderr=True)
         with Client(settings=settings) as client, closing(captioning):
-            terminal.check_served(client, captioning.model)
+            check_served(client, captioning.model)
             captioning.start()
             if captioning.rows:
                 terminal.note(f"resuming: {len(captioning.rows)} of {len(captioning.clips)} are done")
@@ -161,7 +162,7 @@ def caption(
         elif out:
             terminal.print_json(figures)
         else:
-            from ..captioning.rows import as_line
+            from sailq.shared.terminal import as_line
 
             terminal.note(as_line(figures, sys.stderr.encoding or "utf-8"))
     if summary.failures or any(one.locked for one in left_out):

@@ -47,12 +47,13 @@ def chat(
       sailq chat --video clip.mp4
       printf 'What is it?\\nWhich colour?\\n' | sailq chat --image a.png
     """
-    from . import _terminal as terminal
+    from sailq.shared import terminal
 
     with terminal.command():
         from sailq.shared.settings import load_settings, model_name
 
         from ..client import Client
+        from ._answer import check_served
 
         options = flags.check(generation, media)
         settings = load_settings(redis_url=redis_url, model=model)
@@ -60,7 +61,7 @@ def chat(
         with Client(settings=settings) as client:
             talk = _Chat(client, name, options, media, system)
             talk.attached = flags.media_parts(video, image)
-            terminal.check_served(client, name)
+            check_served(client, name)
             talk.run()
     if talk.failures and not sys.stdin.isatty():
         raise typer.Exit(terminal.FAILURE)
@@ -129,11 +130,11 @@ class _Chat:
             raise BadRequest(f"There is no command {word}; /help lists the commands.")
 
     def _turn(self, question: str) -> None:
+        from sailq.shared import terminal
         from sailq.shared.errors import SailqError
 
         from ..captioning.rows import as_row, why
-        from . import _terminal as terminal
-        from ._answer import receive
+        from ._answer import receive, timings
 
         shown, self.attached = self.attached, []
         messages: list[dict[str, Any]] = [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
@@ -158,7 +159,7 @@ class _Chat:
             self.attached = shown  # an unanswered question is not part of the conversation
             raise SailqError(reason)
         self._begun = True
-        terminal.note(terminal.timings(result))
+        terminal.note(timings(result))
 
 
 def _file(typed: str) -> str:

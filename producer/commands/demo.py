@@ -42,7 +42,7 @@ def demo(
       sailq demo --count 50 --seed 1 --out /tmp/demo
       SAILQ_REDIS_URL=redis://queue.local:6379/0 sailq demo
     """
-    from . import _terminal as terminal
+    from sailq.shared import terminal
 
     with terminal.command():
         from contextlib import ExitStack

@@ -35,7 +35,7 @@ def server(
       sailq server
       sailq server --unix /tmp/sailq.sock --data ~/.sailq
     """
-    from . import _terminal as terminal
+    from sailq.shared import terminal
 
     with terminal.command():
         import time

@@ -29,9 +29,9 @@ import numpy as np
 import redis
 import uvloop
 
+from sailq.operators.fleet import Fleet
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
-from sailq.producer.fleet import Fleet
 from sailq.shared import keys
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, Message, TextPart

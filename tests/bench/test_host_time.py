@@ -21,11 +21,11 @@ from conftest import Table
 from scraping import free_port, scrape
 
 from sailq.producer.client import Client
-from sailq.producer.fleet import Fleet
 from sailq.producer.managed_process import ManagedProcess
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.shared.media.messages import Prepared
+from sailq.shared.workers import live_workers
 from tests.bench.timings import Timings
 from tests.bench.turns import RUNS, spread
 
@@ -151,7 +151,7 @@ def _null_worker(url: str, client: Client, folder: Path, *arguments: str) -> Ite
     command = [sys.executable, str(NULL_WORKER), "--redis-url", url, "--slots", str(SLOTS), *arguments]
     worker = ManagedProcess("null worker", command, folder / "worker.log")
     try:
-        worker.wait_until(Fleet(client.connection).workers, START_SECONDS)
+        worker.wait_until(lambda: live_workers(client.connection), START_SECONDS)
         yield worker
         assert worker.stop(30) == 0, worker.tail()
     finally:

@@ -11,10 +11,11 @@ import pytest
 from flashed import MODEL, SLOTS, UNIT, Server, break_device, setup
 from machine import Machine, Service, until
 
+from sailq.operators.fleet import Fleet
 from sailq.producer.client import Client
-from sailq.producer.fleet import Fleet, WorkerInfo
 from sailq.producer.samples import write_samples
 from sailq.shared.connection import connect
+from sailq.shared.workers import WorkerInfo, live_workers
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(3600)]
 QUICK = {"RestartSec": "100ms"}
@@ -24,7 +25,7 @@ Setup = subprocess.CompletedProcess[str]
 
 def workers(server: Server) -> list[WorkerInfo]:
     with connect(server.url) as connection:
-        return Fleet(connection).workers()
+        return live_workers(connection)
 
 
 def announced(pid: str, server: Server) -> bool:

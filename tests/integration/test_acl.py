@@ -21,10 +21,10 @@ from rq.job import Job as RQJob
 from rq.queue import Queue
 from scraping import exporter
 
+from sailq.operators.fleet import Fleet
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
 from sailq.producer.demo import set_up
-from sailq.producer.fleet import Fleet
 from sailq.producer.samples import write_samples
 from sailq.shared import keys
 from sailq.shared.connection import connect, server_errors

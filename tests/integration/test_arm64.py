@@ -19,9 +19,9 @@ from packaging.utils import parse_wheel_filename
 
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
-from sailq.producer.fleet import Fleet
 from sailq.producer.samples import write_samples
 from sailq.shared.connection import connect
+from sailq.shared.workers import live_workers
 
 pytestmark = [pytest.mark.arm64, pytest.mark.timeout(7200)]
 GLIBC_OF_A_BOX = 31
@@ -52,7 +52,7 @@ class Arm64:
         unpack(archive("arm64"), root)
         (root / "etc/cpuinfo").write_text(CPUINFO)
         packed = " ".join(f"/tree/{name}" for name in (
-            "pyproject.toml", "README.md", "LICENSE", "shared", "producer", "worker", "sailq"))
+            "pyproject.toml", "README.md", "LICENSE", "shared", "producer", "worker", "operators", "sailq"))
         self.run("sh", "-ec", f"python3 -m venv /opt/sailq; mkdir /src; cp -r {packed} /src; "
                  "/opt/sailq/bin/pip install --no-compile --report /report.json '/src[cpu]'")
         self.installed = json.loads((root / "report.json").read_text())["install"]
@@ -126,7 +126,7 @@ def test_a_worker_answers_right(machine: Arm64, url: str, tmp_path: Path) -> Non
                 time.sleep(0.5)
             took = time.monotonic() - began
             assert (result.error, result.text.strip()) == (None, row["answer"])
-            (served,) = Fleet(connection).workers()
+            (served,) = live_workers(connection)
             assert served.model == "sailq-tiny"
         finally:
             worker.terminate()  # SIGKILL would end systemd-nspawn alone

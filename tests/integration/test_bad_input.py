@@ -23,11 +23,11 @@ from commands import USAGE_ERRORS, invoke, refused, rows, sailq, told
 from rq.queue import Queue
 
 from sailq.producer.client import Client
-from sailq.producer.fleet import Fleet
 from sailq.producer.samples import write_samples
 from sailq.shared import keys
 from sailq.shared.media.messages import prepare
 from sailq.shared.rqjob import FUNCTION, Serializer
+from sailq.shared.workers import live_workers
 
 Row = dict[str, Any]
 
@@ -138,7 +138,7 @@ def test_hostile_entries_among_other_jobs(
     truth = rows(samples / "truth.jsonl")
     trap = tmp_path / "trap"
     with Client(served_url) as client:
-        worker = [one.pid for one in Fleet(client.connection).workers()]
+        worker = [one.pid for one in live_workers(client.connection)]
         name = keys.queue("sailq-tiny")
         pickled = Queue(name, connection=client.connection)
         msgpacked = Queue(name, connection=client.connection, serializer=Serializer)
@@ -169,4 +169,4 @@ def test_hostile_entries_among_other_jobs(
             assert ended and ended.error
             assert ended.error.code in USAGE_ERRORS and ended.error.message.endswith("."), ended.error
         assert not trap.exists()
-        assert [one.pid for one in Fleet(client.connection).workers()] == worker
+        assert [one.pid for one in live_workers(client.connection)] == worker

@@ -9,8 +9,8 @@ import pytest
 import redis
 from answering import TTLS, Answerer, take
 
+from sailq.operators.failures import Failures
 from sailq.producer.client import Client
-from sailq.producer.failures import Failures
 from sailq.shared import keys
 from sailq.shared.errors import BadMedia
 from sailq.shared.frames import encode_frames

@@ -25,9 +25,9 @@ from boxes import sail_wheel
 from debian import AUTHORITIES, KEPT, TREE, archive, environment, require
 
 from sailq.producer.embedded import embedded_server
-from sailq.producer.fleet import Fleet
 from sailq.producer.samples import write_samples
 from sailq.shared.connection import connect
+from sailq.shared.workers import live_workers
 
 pytestmark = [pytest.mark.images, pytest.mark.timeout(3600)]
 MOST_MB = {"worker": 400, "producer": 480, "worker-tpu": 400}
@@ -174,7 +174,7 @@ def test_worker_and_producer_answer_from_their_images(images: dict[str, str], ur
         path.chmod(0o777)
     with (
         connect(url) as connection, Container(images["worker"]) as worker, Container(images["producer"]) as producer,
-        worker.running(tmp_path / "worker.log", Fleet(connection).workers, url=url),
+        worker.running(tmp_path / "worker.log", lambda: live_workers(connection), url=url),
     ):
         done = producer.run(
             "caption", "--messages", "/media/truth.jsonl", "--out", "/media/out.jsonl",
@@ -185,7 +185,7 @@ def test_worker_and_producer_answer_from_their_images(images: dict[str, str], ur
         assert (answer["error"], answer["text"].strip()) == (None, row["answer"])
         assert os.stat(media / "out.jsonl").st_uid == int(USER)
     with connect(url) as connection:
-        assert Fleet(connection).workers() == []
+        assert live_workers(connection) == []
 
 
 def test_the_exporter_shows_the_server_from_the_producers_image(

@@ -19,8 +19,8 @@ from null_runner import NullRunner
 from prometheus_client import CollectorRegistry, Metric
 from scraping import exporter, free_port, scrape
 
-from sailq.producer.fleet import Fleet
 from sailq.shared.connection import connect
+from sailq.shared.workers import live_workers
 from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
@@ -64,7 +64,7 @@ def shown(farm: Farm, server_url: str, tmp_path_factory: pytest.TempPathFactory)
     worker = farm.start(url, folder / "worker.log", SAILQ_METRICS_PORT=str(port))
     try:
         with connect(url) as connection, exporter(url, folder / "exporter.log") as look:
-            while not Fleet(connection).workers():
+            while not live_workers(connection):
                 assert worker.alive, worker.log.read_text()
                 time.sleep(0.05)
             families = [*scrape(port).families, *look().families, *of_a_chip()]

@@ -14,11 +14,11 @@ import pytest
 import redis
 
 from sailq.producer.client import Client
-from sailq.producer.fleet import Fleet
 from sailq.producer.managed_process import ManagedProcess
 from sailq.shared import keys
 from sailq.shared.jobs import Message, TextPart
 from sailq.shared.media.messages import Prepared
+from sailq.shared.workers import live_workers
 from sailq.worker.process.watchdog import EXIT_CODE
 from sailq.worker.queue.job_store import LEASE_SECONDS
 
@@ -44,8 +44,7 @@ def start_null_worker(redis_url: str, tmp_path: Path) -> Iterator[Start]:
             stack.callback(worker.stop)
             if ready:
                 with Client(redis_url) as client:
-                    fleet = Fleet(client.connection)
-                    worker.wait_until(lambda: worker.pid in {one.pid for one in fleet.workers()}, 60)
+                    worker.wait_until(lambda: worker.pid in {one.pid for one in live_workers(client.connection)}, 60)
             return worker
 
         yield start
@@ -155,7 +154,7 @@ def test_a_device_that_hangs_or_errs_in_its_self_test_takes_no_job(
             worker.wait_until(lambda: False, 60)
         assert words in worker.tail()
     assert client.result(job) is None
-    assert Fleet(client.connection).workers() == []
+    assert live_workers(client.connection) == []
 
 
 def test_a_box_whose_clock_is_late_keeps_its_leases(

@@ -14,10 +14,11 @@ from null_jobs import submit
 from own_server import OwnServer
 from scraping import exporter, free_port, scrape
 
+from sailq.operators.fleet import Fleet
 from sailq.producer.client import Client
-from sailq.producer.fleet import Fleet
 from sailq.producer.managed_process import ManagedProcess
 from sailq.producer.samples import write_samples
+from sailq.shared.workers import live_workers
 
 Eventually = Callable[..., None]
 
@@ -97,7 +98,7 @@ def test_every_metric_of_a_worker(
         (result.timings.prefill or 0.0) + (result.timings.vision_encode or 0.0) for result in results
     )
 
-    (record,) = Fleet(client.connection).workers()
+    (record,) = live_workers(client.connection)
     assert value("sailq:num_requests_running") == 0 and value("sailq:slots") == record.slots == 8
     assert value("sailq:worker_info", worker=record.name, version=record.version) == 1
     of = {"model": record.model, "device": record.device}
@@ -112,7 +113,7 @@ def test_tokens_a_second_are_on_the_server(
 ) -> None:
     start_null("--decode-ms", "20")
     job = submit(client, 1000)
-    eventually(lambda: [worker.tokens_per_second for worker in Fleet(client.connection).workers()][0] > 5)
+    eventually(lambda: [worker.tokens_per_second for worker in live_workers(client.connection)][0] > 5)
     client.cancel(job)
     done = invoke("status", url=_url(client.connection))
     assert "tokens/s" in done.stdout, done.stderr

@@ -19,13 +19,13 @@ from proxy import Proxy
 
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
-from sailq.producer.fleet import Fleet
 from sailq.producer.managed_process import ManagedProcess, sailq_command
 from sailq.shared import keys
 from sailq.shared.connection import ServerClock, connect
 from sailq.shared.errors import ServerUnavailable
 from sailq.shared.jobs import Message, TextPart
 from sailq.shared.media.messages import Prepared
+from sailq.shared.workers import live_workers
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve
@@ -86,8 +86,7 @@ def test_an_outage_ends_no_worker_and_loses_no_job(folder: Path, eventually: Eve
             worker = ManagedProcess("worker", sailq_command("worker", "--redis-url", url, "--slots", "1"), log)
             stack.callback(worker.stop)
             client = stack.enter_context(Client(url))
-            fleet = Fleet(client.connection)
-            worker.wait_until(fleet.workers, 90)
+            worker.wait_until(lambda: live_workers(client.connection), 90)
             jobs = [client.submit_prepared(said("Tell me."), options=ANSWER_OF_960, stream=True).job]
             jobs += [client.submit_prepared(said("Tell me."), stream=True).job for _ in range(5)]
             next(client.stream(jobs[0], 60))

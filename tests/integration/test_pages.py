@@ -23,7 +23,7 @@ import pytest
 from sailq.worker.model_files.model_paths import resolve
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("producer", "worker", "shared", "deploy", "tests")
+FOLDERS = ("producer", "worker", "operators", "shared", "deploy", "tests")
 PAGES = [*sorted(ROOT.glob("*.md")), *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md")))]
 SHELL, PYTHON = ("sh", "bash", "shell", "console"), "python"
 NEEDS = re.compile(

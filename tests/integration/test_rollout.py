@@ -19,7 +19,7 @@ import pytest
 import redis
 from boxes import BM_VERSION, Box
 
-from sailq.producer.fleet import Fleet
+from sailq.shared.workers import live_workers
 from sailq.worker.model_files.model_paths import resolve
 
 ROLLOUT = Path(__file__).parents[2] / "deploy/se7/rollout.sh"
@@ -113,7 +113,7 @@ def test_boxes_are_set_up_and_changed_one_by_one_until_one_fails(site: Site, con
     done = site.rollout("--env", str(first.env), "--model", "/data/models/seen", "--sail", str(first.wheel))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[1 of 1] first" in done.stdout and "first serves seen with sailq" in done.stdout
-    (before,) = Fleet(connection).workers()
+    (before,) = live_workers(connection)
     assert before.model == "seen"
     assert not list(first.root.rglob("brought")), "the password is in /etc/sailq alone"
     (served,) = (first.root / "data/sailq-env").rglob("site-packages/sailq/worker/process/serve.py")
@@ -126,7 +126,7 @@ def test_boxes_are_set_up_and_changed_one_by_one_until_one_fails(site: Site, con
     assert "first serves seen-v2" in done.stdout and "libsophon is 0.4.9" in done.stdout
     assert "stopped at old" in done.stderr
     assert (site.folder / "boxes.txt.left").read_text() == "old\nthird\n"
-    (after,) = Fleet(connection).workers()
+    (after,) = live_workers(connection)
     assert (after.model, after.pid != before.pid) == ("seen-v2", True)
     assert not list(old.root.rglob("brought")) and not (third.root / "data/sailq-tree").exists()
 

@@ -14,8 +14,8 @@ from farm import NullWorker
 from null_jobs import claimed_at, server_time
 
 from sailq.producer.client import Client
-from sailq.producer.fleet import Fleet
 from sailq.shared import keys
+from sailq.shared.workers import live_workers
 from sailq.worker.model_files.model_paths import fingerprint, resolve
 
 ALIAS, OLD, NEW = "tiny", "tiny-2026-10", "tiny-2026-11"
@@ -108,7 +108,7 @@ def test_status_tells_versions_apart(
     monkeypatch.setenv("COLUMNS", "160")  # else names are folded
     for name in (OLD, NEW):
         serve(name)
-    workers = {worker.model: worker for worker in Fleet(client.connection).workers(ALIAS)}
+    workers = {worker.model: worker for worker in live_workers(client.connection, ALIAS)}
     assert {name: worker.model_version for name, worker in workers.items()} == {
         name: fingerprint(models / name) for name in (OLD, NEW)
     }

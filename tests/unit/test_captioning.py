@@ -15,12 +15,12 @@ from sailq.producer.captioning import inputs, window
 from sailq.producer.captioning.batch import Captioning
 from sailq.producer.captioning.inputs import Clip
 from sailq.producer.captioning.rowfile import RowFile
-from sailq.producer.captioning.rows import as_line
 from sailq.producer.captioning.window import run_batch
 from sailq.producer.client import Client
 from sailq.shared import keys
 from sailq.shared.errors import BadRequest
 from sailq.shared.jobs import GenerationOptions
+from sailq.shared.terminal import as_line
 
 OPTIONS = GenerationOptions()
 

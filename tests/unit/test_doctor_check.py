@@ -8,9 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sailq.worker.doctor.check import Check, Plan, Verdict, ok, run, skipped, wrong
-from sailq.worker.doctor.checks import CHECKS
-from sailq.worker.doctor.page import lines, show
+from sailq.operators.doctor.checks import all_checks
+from sailq.operators.doctor.page import lines, show
+from sailq.operators.doctor.run import run
+from sailq.shared.checks import Check, Plan, Verdict, ok, skipped, wrong
 
 PLAN = Plan(
     redis_url="redis://h/0", model="m", worker=True, device="cpu", bmodel=None, metrics_port=0, root=Path("/no/such")
@@ -49,10 +50,11 @@ def test_what_needs_something_that_is_wrong_is_not_looked_at() -> None:
 
 
 def test_what_each_check_needs_comes_before_it() -> None:
-    names = [check.name for check in CHECKS]
+    checks = all_checks()
+    names = [check.name for check in checks]
     assert len(set(names)) == len(names)
-    assert all(check.needs in names[:place] for place, check in enumerate(CHECKS) if check.needs)
-    subjects = [check.subject for check in CHECKS]
+    assert all(check.needs in names[:place] for place, check in enumerate(checks) if check.needs)
+    subjects = [check.subject for check in checks]
     assert subjects == sorted(subjects, key=subjects.index)
 
 

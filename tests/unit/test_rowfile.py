@@ -15,8 +15,8 @@ from restricted import as_nobody, largest_file
 from sailq.producer.captioning import rowfile
 from sailq.producer.captioning.names import as_text, for_terminal, from_text
 from sailq.producer.captioning.rowfile import RowFile
-from sailq.producer.captioning.rows import as_line
 from sailq.shared.errors import BadRequest, SailqError
+from sailq.shared.terminal import as_line
 
 
 def row(index: int, **fields: Any) -> dict[str, Any]:

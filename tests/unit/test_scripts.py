@@ -28,6 +28,7 @@ from attempts import (
 )
 from rq import Queue
 
+from sailq.operators.failures import Failures
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
 from sailq.producer.submission import Submitter
@@ -394,28 +395,31 @@ def test_a_cancellation_sent_again_says_the_same(client: Client, twice: Twice, s
     assert client.cancel(waits) == "finished"  # another one, later
 
 
+def retry(connection: redis.Redis, job: str, now: float) -> bytes:
+    reply: bytes = script(connection, "retry")(keys=[keys.job(job)], args=[job, now, at(now), 60, 60])
+    return reply
+
+
 def test_a_retry_sent_again_says_the_same(client: Client, twice: Twice, store: JobStore) -> None:
     job = client.submit(HELLO).job
     assert store.finish(job, claimed(store).execution, result(job, "internal"))
-    submitter = Submitter(twice, Settings())
-    submitter.retry(job, 2.0)
+    assert retry(twice, job, 2.0) == b"retried"
     assert twice.replies == [(b"retried", b"retried")]
     assert client.connection.lrange(keys.waiting(QUEUE), 0, -1) == [job.encode()]
-    with pytest.raises(NotFound):  # another one, later
-        Submitter(client.connection, Settings()).retry(job, 3.0)
+    assert retry(client.connection, job, 3.0) == b"gone"  # another one, later
     assert store.finish(job, claimed(store).execution, result(job, "internal"))
     assert client.connection.hget(keys.job(job), "created_at") == at(2.0).encode()
-    Submitter(client.connection, Settings()).retry(job, 4.0)
+    assert retry(client.connection, job, 4.0) == b"retried"
     assert status(client.connection, job) == "queued"
 
 
 def test_a_drop_sent_again_says_the_same(client: Client, twice: Twice, store: JobStore) -> None:
     job = client.submit(HELLO).job
     assert store.finish(job, claimed(store).execution, result(job, "internal"))
-    Submitter(twice, Settings()).drop(job)
+    Failures(twice, Settings()).drop(job)
     assert twice.replies == [(1, 1)] and not client.connection.exists(keys.job(job))
     with pytest.raises(NotFound):  # another one, later
-        Submitter(client.connection, Settings()).drop(job)
+        Failures(client.connection, Settings()).drop(job)
 
 
 def test_an_upload_sent_again_is_held_once(client: Client, twice: Twice) -> None:

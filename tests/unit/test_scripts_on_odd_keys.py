@@ -25,9 +25,9 @@ from attempts import (
 )
 from rq import Queue
 
+from sailq.operators.failures import Failures
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
-from sailq.producer.failures import Failures
 from sailq.producer.submission import Submitter
 from sailq.shared import keys
 from sailq.shared.errors import BadRequest, NotFound

@@ -34,7 +34,7 @@ def worker(
       SAILQ_REDIS_URL=redis://queue.local:6379/0 sailq worker --threads 2
       sailq worker --metrics-port 9610
     """
-    from ..runners.devices import EMULATOR, check_device
+    from sailq.shared.devices import EMULATOR, check_device
 
     how = parse(WorkerOptions, options)
     check_device(how.device)

@@ -1,5 +1,4 @@
-"""Checks of a machine that submits jobs or runs them, one file per subject.
+"""The checks of `sailq doctor` for a machine that runs jobs, one file per subject. `checks.py` lists them.
 
-A check is a function that takes a `Plan` and returns a `Verdict`. No check changes anything on the machine or the
-server. `checks.py` lists all checks. They import only what a producer's machine has, and none of a worker's packages.
+They import only what every installation has, so that they can tell which of a worker's packages are missing.
 """

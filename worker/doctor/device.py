@@ -7,9 +7,9 @@ import re
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
-from .check import Plan, Verdict, ok, skipped, warning, wrong
+from sailq.shared.checks import Plan, Verdict, ok, skipped, warning, wrong
+from sailq.shared.devices import is_box
 
 OLDEST = (0, 5, 1)
 """libsophon of V24.04.01."""
@@ -28,15 +28,6 @@ _SAIL_FIXES = (
     ("", f"pip uninstall --yes sophon\n{_INSTALL_SAIL}"),
 )
 """The fix for each error text of the import; deploy/se7/README.md explains them."""
-
-
-def is_box(root: Path) -> bool:
-    """Whether this machine is a BM1684X in SoC mode. A TPU elsewhere is on a PCIe card."""
-    return (root / "dev/bm-tpu0").exists() or any((root / "proc/device-tree/reserved-memory").glob("ion_npu_mem*"))
-
-
-def has_tpu(root: Path) -> bool:
-    return is_box(root) or (root / "dev/bm-sophon0").exists()
 
 
 def libsophon(plan: Plan) -> Verdict:

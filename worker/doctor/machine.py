@@ -1,11 +1,10 @@
-"""Checks the machine: Python packages, disk, the metrics port, and the supervisor that restarts a worker."""
+"""Checks a worker's machine: Python packages, disk, the metrics port, and the supervisor that restarts a worker."""
 
 from __future__ import annotations
 
 import errno
 import shutil
 import socket
-import sys
 from http.client import HTTPConnection, HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -15,27 +14,18 @@ from shlex import quote
 from rich.filesize import decimal
 
 from sailq.shared import keys
+from sailq.shared.checks import Plan, Verdict, ok, skipped, warning, wrong
+from sailq.shared.devices import CPU, has_tpu
 from sailq.shared.errors import Unsupported
 
 from ..model_files.model_paths import resolve
-from ..runners.devices import CPU
-from .check import Plan, Verdict, ok, skipped, warning, wrong
-from .device import has_tpu
 
 LEAST_DISK = 10**9
 """Bytes: logs, packages and a container's layers grow."""
-OLDEST_PYTHON = (3, 10)
 _UNITS = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 _UNIT = "sailq-worker*.service"
 _NEARBY = 100
 _METRICS_SECONDS, _MOST_METRICS = 3.0, 1 << 20
-
-
-def python(plan: Plan) -> Verdict:
-    said = f"Python {sys.version.split()[0]}, sailq {version('sailq')}"
-    if sys.version_info[:2] < OLDEST_PYTHON:
-        return wrong(f"{said}: sailq needs Python 3.10 or newer.", "uv venv --seed --python 3.11 sailq-env")
-    return ok(said)
 
 
 def packages(plan: Plan) -> Verdict:

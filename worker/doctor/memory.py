@@ -8,13 +8,14 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
+from sailq.shared.checks import Plan, Verdict, ok, skipped, warning, wrong
+from sailq.shared.devices import CPU, is_box
+
 from ..engine.engine import VISION_CACHE_BYTES
 from ..model_files.bmodel import read_bmodel
 from ..model_files.model_paths import resolve
-from ..runners.devices import CPU, only_bmodel
+from ..runners.devices import only_bmodel
 from . import ion_heaps as layout
-from .check import Plan, Verdict, ok, skipped, warning, wrong
-from .device import is_box
 
 LIBRARIES_BYTES, WEIGHTS_TIMES = 190 * 10**6, 2.2
 """A worker's memory: bytes for libraries and jobs, and a factor for the weights, which ONNX Runtime keeps and partly

@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 from shlex import quote
 
+from sailq.shared.checks import Plan, Verdict, ok, skipped, wrong
+from sailq.shared.devices import CPU
 from sailq.shared.errors import Unsupported
 
 from ..engine.model import ModelSpec
 from ..model_files.bmodel import read_bmodel
 from ..model_files.model_paths import NAMES, resolve
 from ..model_files.published import PUBLISHED, Published
-from ..runners.devices import CPU, only_bmodel
+from ..runners.devices import only_bmodel
 from ..runners.layout import CHIP, read_layout
-from .check import Plan, Verdict, ok, skipped, wrong
 
 _NETS = "onnx"
 _HUB = "Qwen/Qwen2-VL-2B-Instruct"

@@ -11,13 +11,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from sailq.shared.devices import CPU
 from sailq.shared.errors import DeviceFailed
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FinishReason, GenerationOptions, Message, ModelCard, Usage
 
 from ..model_files.model_paths import fingerprint
 from ..runners.base import Runner
-from ..runners.devices import CPU, only_bmodel, open_runner
+from ..runners.devices import only_bmodel, open_runner
 from ..runners.logits import UNUSABLE, Logits
 from ..runners.sensors import Readings
 from .chat_tokenizer import ChatTokenizer

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import re
 from pathlib import Path
 from typing import Any
 
+from sailq.shared.devices import CPU, EMULATOR, check_device
 from sailq.shared.errors import Unsupported
 
 from ..engine.model import ModelSpec
 from .base import Runner
 
-CPU, EMULATOR = "cpu", "emulator"
-NAMES = (CPU, "tpu:N", EMULATOR)
 DEFAULT_SLOTS = 8
 """The number of slots of a runner that can have any number."""
-_TPU = re.compile(r"tpu(:\d{1,3})?")
-
-
-def check_device(device: str) -> None:
-    """Raises Unsupported if `device` is not the name of a device."""
-    if device not in (CPU, EMULATOR) and not _TPU.fullmatch(device):
-        raise Unsupported(f"There is no device {device!r}; there are {', '.join(NAMES)}.")
 
 
 def open_runner(

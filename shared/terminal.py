@@ -1,25 +1,21 @@
-"""What the commands print: errors as a sentence or as JSON, timings, and a note if no worker will answer."""
+"""What the commands print, and how they end: an error becomes a sentence or JSON, and an exit code."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from sailq.shared.errors import SailqError
-from sailq.shared.main import FAILURE as FAILURE
-from sailq.shared.main import INTERRUPTED, exit_code, interrupt
-
-if TYPE_CHECKING:
-    from sailq.shared.jobs import Result
-
-    from ..client import Client
+from .errors import SailqError
+from .main import FAILURE as FAILURE
+from .main import INTERRUPTED, exit_code, interrupt
 
 
 class OutputLost(SailqError):
@@ -62,9 +58,18 @@ def note(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Prints a value on one line of stdout. Escapes characters that stdout cannot encode. Raises OutputLost."""
-    from ..captioning.rows import as_line
-
     _say(as_line(value, sys.stdout.encoding or "utf-8") + "\n")
+
+
+def as_line(value: Any, encoding: str = "utf-8") -> str:
+    """JSON on one line. Characters that `encoding` does not have are escaped: file names need not be Unicode, and a
+    terminal may be ASCII."""
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return line
 
 
 def _say(text: str) -> None:
@@ -76,34 +81,6 @@ def _say(text: str) -> None:
         if isinstance(error, BrokenPipeError):
             raise OutputLost("Nobody reads the output any more: the pipe is closed.") from None
         raise OutputLost(f"The output cannot be written: {error.strerror}.") from None
-
-
-def timings(result: Result) -> str:
-    """A line with time to first token, tokens/s and total time."""
-    said = []
-    if result.timings.time_to_first_token is not None:
-        said.append(f"first token after {result.timings.time_to_first_token:.2f} s")
-    if result.tokens_per_second is not None:
-        said.append(f"{result.tokens_per_second:.0f} tokens/s")
-    said.append(f"{result.usage.completion_tokens} tokens")
-    if result.timings.end_to_end is not None:
-        said.append(f"{result.timings.end_to_end:.2f} s in all")
-    return ", ".join(said)
-
-
-def check_served(client: Client, model: str) -> None:
-    """Prints a note if no worker serves `model` yet. Raises Unsupported if all workers serve other models."""
-    from sailq.shared.errors import Unsupported
-
-    from ..fleet import Fleet
-
-    workers = Fleet(client.connection).workers()
-    served = sorted({name for worker in workers for name in worker.names})
-    if model in served:
-        return
-    if served and client.card(model) is None:
-        raise Unsupported(f"No worker has ever served {model!r}; workers now serve {', '.join(served)}.")
-    note(f"no worker serves {model} yet; waiting")
 
 
 def print_piece(text: str) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
+from sailq.shared.checks import Plan, Verdict, ok, wrong
 from sailq.shared.connection import connect, server_errors
-
-from .check import Plan, Verdict, ok, wrong
 
 _MOST_SECONDS = 3.0
 _SETS_IT = "sudo timedatectl set-ntp true"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from contextlib import suppress
 
 import redis
@@ -9,20 +10,19 @@ import redis
 from sailq.shared import keys
 from sailq.shared.codec import decode
 from sailq.shared.connection import ServerClock, server_errors
-from sailq.shared.errors import BadRequest, DeadlineExceeded
+from sailq.shared.errors import BadMedia, BadRequest, DeadlineExceeded, NotFound
 from sailq.shared.jobs import Result
-from sailq.shared.rqjob import queue_of, read_job
+from sailq.shared.rqjob import at, queue_of, read_job
+from sailq.shared.scripts import script
 from sailq.shared.settings import Settings
-
-from .submission import Submitter, not_failed
 
 
 class Failures:
     """The failed jobs of one server. Every method raises ServerUnavailable when it does not answer."""
 
     def __init__(self, connection: redis.Redis, settings: Settings) -> None:
-        self._connection = connection
-        self._submitter = Submitter(connection, settings)
+        self._connection, self._settings = connection, settings
+        self._retry, self._drop = script(connection, "retry"), script(connection, "drop")
         self._clock = ServerClock(connection)
 
     def results(self, model: str | None = None) -> list[Result]:
@@ -54,13 +54,26 @@ class Failures:
         with server_errors(self._connection):
             now, fields = self._clock.now(), self._connection.hgetall(keys.job(job))
             if fields.get(b"status") != b"failed":
-                raise not_failed(job)
+                raise _not_failed(job)
             deadline = read_job(job, queue_of(fields), fields).deadline
             if deadline is not None and deadline <= now:
                 raise DeadlineExceeded(f"The deadline of job {job!r} has passed.")
-            self._submitter.retry(job, now)
+            state = self._retry(
+                keys=[keys.job(job)],
+                args=[job, now, at(now), self._settings.job_ttl, self._settings.blob_ttl],
+            )
+        if state == b"gone":
+            raise _not_failed(job)
+        if state == b"clips":
+            raise BadMedia(f"The frames of job {job!r} have expired; submit it again.")
 
     def drop(self, job: str) -> None:
         """Deletes a failed job. Its result expires by itself. Raises NotFound."""
         with server_errors(self._connection):
-            self._submitter.drop(job)
+            dropped = self._drop(keys=[keys.job(job)], args=[job, secrets.token_hex(8)])
+        if not dropped:
+            raise _not_failed(job)
+
+
+def _not_failed(job: str) -> NotFound:
+    return NotFound(f"There is no failed job {job!r}: it was retried or dropped, it expired, or it never failed.")

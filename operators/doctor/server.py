@@ -11,10 +11,10 @@ from typing import Any
 from redis.exceptions import NoPermissionError
 
 from sailq.shared import keys
+from sailq.shared.checks import Plan, Verdict, ok, skipped, warning, wrong
 from sailq.shared.connection import address, connect, place, server_errors
 from sailq.shared.errors import BadRequest, ServerUnavailable
 
-from .check import Plan, Verdict, ok, skipped, warning, wrong
 from .connection_errors import command_on, diagnosed, embedded_command, there, without_tls
 from .dry_run import refusals
 

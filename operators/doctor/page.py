@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sailq.shared.checks import Check, Verdict
 from sailq.shared.errors import quoted
-
-from .check import Check, Verdict
 
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "wrong": ("✗", "red"), "skipped": ("–", "bright_black")}
 _NAMES = 14

@@ -6,7 +6,6 @@ RQ's `registry.count` and `get_job_ids` also delete expired jobs, so the sizes a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,37 +17,12 @@ from rq.utils import utcparse
 
 from sailq.shared import keys
 from sailq.shared.connection import ServerClock, server_errors
+from sailq.shared.workers import WorkerInfo, live_workers
 
 _OLDEST_AMONG = 16
 """How many jobs at a queue's head are checked for the oldest: priority jobs go before older ones."""
 MEMORY_SAMPLE = 20_000
 """The most keys that `memory_by_kind` samples."""
-
-
-@dataclass(frozen=True)
-class WorkerInfo:
-    """A worker's record, which each beat renews. `beat_age`, `uptime`: seconds. `model_version`: a hash of the model's
-    files. `alias`: its second model name, or empty. `tokens_per_second`: over all its answers since the previous beat.
-    `version`: sailq's."""
-
-    name: str
-    host: str
-    pid: int
-    model: str
-    model_version: str
-    alias: str
-    device: str
-    slots: int
-    running: int
-    tokens_per_second: float
-    beat_age: float
-    uptime: float
-    version: str
-
-    @property
-    def names(self) -> list[str]:
-        """The model names whose jobs it runs: its model, and its alias if it has one."""
-        return [self.model, self.alias] if self.alias else [self.model]
 
 
 @dataclass(frozen=True)
@@ -92,21 +66,8 @@ class Fleet:
         self._connection = connection
         self._clock = ServerClock(connection)
 
-    def workers(self, model: str | None = None) -> list[WorkerInfo]:
-        """The workers whose record has not expired, sorted by name. With `model`, only those with this model or
-        alias."""
-        with server_errors(self._connection):
-            names = sorted(name.decode() for name in self._connection.zrange(keys.WORKERS, 0, -1))
-            with self._connection.pipeline(transaction=False) as pipeline:
-                for name in names:
-                    pipeline.hgetall(keys.worker(name))
-                records = pipeline.execute()
-            now = self._clock.now()
-        infos = [_worker(record, now) for record in records if record]
-        return [info for info in infos if model is None or model in info.names]
-
     def snapshot(self) -> Snapshot:
-        workers = self.workers()
+        workers = live_workers(self._connection)
         with server_errors(self._connection):
             models = {name.decode() for name in self._connection.smembers(keys.MODELS)}
             models |= {name for worker in workers for name in worker.names}
@@ -157,22 +118,3 @@ class Fleet:
             times = [utcparse(at.decode()).timestamp() for at in pipeline.execute() if at]
         oldest = max(0.0, self._clock.now() - min(times)) if times else None
         return QueueInfo(model, waiting, oldest, deferred, started, failed)
-
-
-def _worker(record: Mapping[bytes, bytes], now: float) -> WorkerInfo:
-    said = {name.decode(): value.decode(errors="replace") for name, value in record.items()}
-    return WorkerInfo(
-        name=said.get("name", "?"),
-        host=said.get("host", "?"),
-        pid=int(said.get("pid", 0)),
-        model=said.get("model", "?"),
-        model_version=said.get("model_version", ""),
-        alias=said.get("alias", ""),
-        device=said.get("device", "?"),
-        slots=int(said.get("slots", 0)),
-        running=int(said.get("running", 0)),
-        tokens_per_second=float(said.get("tokens_per_second", 0)),
-        beat_age=max(0.0, now - float(said.get("beat", now))),
-        uptime=max(0.0, now - float(said.get("started", now))),
-        version=said.get("version", "?"),
-    )

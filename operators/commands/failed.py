@@ -43,7 +43,7 @@ def list_jobs(json: Json = False, redis_url: RedisUrl = None, model: ModelName =
       sailq failed list
       sailq failed list --json | jq -r '.[] | select(.history[-1].cause == "died") | .job'
     """
-    from . import _terminal as terminal
+    from sailq.shared import terminal
 
     with terminal.command(json), _failures(redis_url) as failures:
         results = failures.results(model)
@@ -96,7 +96,7 @@ def _each(
     """Calls `action` for each job. A job that cannot be changed does not stop the others; the exit code is then 1."""
     import sys
 
-    from . import _terminal as terminal
+    from sailq.shared import terminal
 
     with terminal.command(json):
         from sailq.shared.errors import BadRequest, SailqError, ServerUnavailable
@@ -136,11 +136,8 @@ def _failures(redis_url: str | None) -> Iterator[Failures]:
 
 
 def _as_json(result: Result) -> dict[str, Any]:
-    from ..captioning.rows import as_row
-
-    row = as_row(result)
-    said = {name: row[name] for name in ("job", "conversation", "turn", "model", "error", "history")}
-    return {**said, "failed_at": result.finished_at, "metadata": result.metadata}
+    said = result.model_dump(include={"job", "conversation", "turn", "model", "error", "history", "metadata"})
+    return {"history": [], **said, "failed_at": result.finished_at}
 
 
 def _table(results: list[Result]) -> Table:

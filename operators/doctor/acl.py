@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sailq.shared import keys
+from sailq.shared.checks import Plan, Verdict, ok, wrong
 from sailq.shared.connection import connect, server_errors
 from sailq.shared.settings import model_name
 
-from .check import Plan, Verdict, ok, wrong
 from .dry_run import Command, refusals
 
 _ID = "doctor"

@@ -13,10 +13,9 @@ import redis
 from redis.exceptions import MasterDownError
 from redis.sentinel import MasterNotFoundError
 
+from sailq.shared.checks import Plan, Verdict, wrong
 from sailq.shared.connection import address, by_sentinels, place, without_password
 from sailq.shared.errors import ServerUnavailable
-
-from .check import Plan, Verdict, wrong
 
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
 _AUTHORITY = "/etc/sailq/ca.crt"

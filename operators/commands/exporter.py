@@ -30,7 +30,7 @@ def exporter(
       sailq exporter
       sailq exporter --address 127.0.0.1 --port 9600
     """
-    from . import _terminal as terminal
+    from sailq.shared import terminal
 
     with terminal.command():
         import threading

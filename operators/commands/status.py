@@ -34,7 +34,7 @@ def status(
       sailq status --watch
       sailq status --json | jq '.queues[].waiting'
     """
-    from . import _terminal as terminal
+    from sailq.shared import terminal
 
     with terminal.command(json):
         import time

@@ -12,7 +12,7 @@ from sailq.shared.options import Json, MetricsPort, Model, RedisUrl, option
 from sailq.shared.settings import WorkerOptions
 
 if TYPE_CHECKING:
-    from ..doctor.check import Check, Verdict
+    from sailq.shared.checks import Check, Verdict
 
 
 def doctor(
@@ -47,14 +47,14 @@ def doctor(
     import sys
     from importlib.util import find_spec
 
+    from sailq.shared.checks import Plan
     from sailq.shared.connection import without_password
+    from sailq.shared.devices import check_device, has_tpu
     from sailq.shared.main import FAILURE
     from sailq.shared.settings import load_settings
 
-    from ..doctor.check import Plan, run
-    from ..doctor.checks import CHECKS
-    from ..doctor.device import has_tpu
-    from ..runners.devices import check_device
+    from ..doctor.checks import all_checks
+    from ..doctor.run import run
 
     settings = load_settings(redis_url=redis_url, model=model, metrics_port=metrics_port)
     chosen = device or ("tpu:0" if has_tpu(root) else "cpu")
@@ -67,7 +67,7 @@ def doctor(
     states = set()
 
     def noted() -> Iterator[tuple[Check, Verdict]]:
-        for check, verdict in run(CHECKS, plan):
+        for check, verdict in run(all_checks(), plan):
             states.add(verdict.state)
             yield check, verdict
 

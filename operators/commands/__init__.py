@@ -1,0 +1,1 @@
+"""The operators' subcommands of `sailq`, one per file."""

@@ -1,0 +1,53 @@
+"""Collects the checks, and runs them: each within a time limit, even when others fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+
+from sailq.shared.checks import Check, Plan, Verdict, skipped, wrong
+from sailq.shared.errors import SailqError
+
+SECONDS = 20.0
+"""The longest that a check may take. The connection's own timeouts end sooner when a server does not answer."""
+
+
+def run(checks: Iterable[Check], plan: Plan, seconds: float = SECONDS) -> Iterator[tuple[Check, Verdict]]:
+    """Yields each check with its verdict, in order, as soon as it is known."""
+    unmet: set[str] = set()
+    for check in checks:
+        if check.worker and not plan.worker:
+            verdict = skipped("for a machine that runs jobs")
+        elif check.needs in unmet:
+            verdict = skipped(f"to be seen when the {check.needs} is fixed")
+            unmet.add(check.name)
+        else:
+            verdict = _within(check, plan, seconds)
+            if verdict.state == "wrong":
+                unmet.add(check.name)
+        yield check, verdict
+
+
+def _within(check: Check, plan: Plan, seconds: float) -> Verdict:
+    """Runs a check on its own thread and abandons the thread at the time limit: a dead network disk can block it
+    forever."""
+    found: list[Verdict] = []
+
+    def look() -> None:
+        try:
+            found.append(check.look(plan))
+        except SailqError as error:  # what an earlier check saw is no longer so
+            found.append(wrong(str(error), "sailq doctor  # again"))
+        except Exception as error:  # one check's failure is no other's
+            what = f"This could not be found out: {type(error).__name__}: {error}"
+            found.append(wrong(what, f"sailq doctor --json  # and tell sailq's makers what it says of {check.name}"))
+
+    thread = threading.Thread(target=look, name=f"sailq-doctor-{check.name}", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if found:
+        return found[0]
+    return wrong(
+        f"Not found out within {seconds:g} s: a disk or a device that this machine waits for does not answer.",
+        "sudo dmesg --human --nopager | tail -n 50",
+    )
