@@ -15,7 +15,7 @@ from sailq.shared.codec import encode
 from sailq.shared.errors import NotReplicated, QueueFull
 from sailq.shared.jobs import Job, Result, media_parts
 from sailq.shared.rqjob import RESULT_TTL, at, record, rq_result
-from sailq.shared.scripts import REPLICATED_SECONDS, call_replicated, script
+from sailq.shared.scripts import PRODUCER, REPLICATED_SECONDS, call_replicated, script
 from sailq.shared.settings import Settings
 
 _LONGEST_PAUSE = 1.0
@@ -26,8 +26,7 @@ class Submitter:
 
     def __init__(self, connection: redis.Redis, settings: Settings) -> None:
         self._settings = settings
-        names = ("submit", "cancel", "hold", "clear")
-        self._scripts = {name: script(connection, name) for name in names}
+        self._scripts = {name: script(connection, name) for name in PRODUCER}
         self._connection, self._known_queues = connection, set[str]()
 
     def submit(

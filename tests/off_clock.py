@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from contextlib import suppress
@@ -28,11 +29,18 @@ class OffClock:
                 threading.Thread(target=self._answer, args=(client,), daemon=True).start()
 
     def _answer(self, client: socket.socket) -> None:
-        """Command by command, each with its reply: nobody sends the next before."""
+        """Nobody sends a command before the reply to the one before it. A long command comes in pieces."""
         with client, socket.socket(socket.AF_UNIX) as server, suppress(OSError):
             server.connect(self._server)
-            while command := client.recv(1 << 16):
-                server.sendall(command)
+            command = b""
+            while True:
+                ready, _, _ = select.select([client, server], [], [])
+                if client in ready:
+                    command = client.recv(1 << 16)
+                    if not command:
+                        return
+                    server.sendall(command)
+                    continue
                 reply = server.recv(1 << 16)
                 if reply and command == _TIME:
                     _, _, seconds, _, microseconds = reply.split(b"\r\n")[:5]

@@ -1,37 +1,80 @@
-"""Finds out which commands a server would refuse, without executing them."""
+"""Finds the commands that a role needs and that the server would refuse its user. Executes none of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from importlib.resources import files
+from typing import Literal
 
 import redis
 
-Command = tuple[str | float, ...]
+from sailq.shared import keys, scripts
+
+Role = Literal["producer", "worker"]
+_ID = "id"
+_SEEDS, _RUNS = 4, 500
+"""500 runs keep the server busy for at most some 20 ms. 2,000 in all reach every command of every script."""
+_DIRECT = "for _, command in ipairs(cjson.decode(ARGV[1])) do redis.call(unpack(command)) end"
+_JOB, _RESULT, _INBOX, _STREAM = keys.job(_ID), keys.result(_ID), keys.inbox(_ID), keys.stream(_ID)
 
 
-def refusals(connection: redis.Redis, commands: Sequence[Command]) -> list[redis.ResponseError | None]:
-    """For each command, the error with which the server refuses it; None: the server would execute it.
+def refused(connection: redis.Redis, role: Role, queue: str) -> list[str]:
+    """The refused commands, sorted: the name, the first argument, and all keys. An id is "id" or "other".
 
-    The commands are queued in a transaction that is never executed. The server checks rights, memory and its role when
-    it queues a command, not only when it executes it.
+    Leaves one script in the server's cache of scripts. Raises redis.NoPermissionError if the user may not load or run
+    scripts.
     """
-    pool = connection.connection_pool
-    link = pool.get_connection()
-    try:
-        link.send_command("MULTI")
-        refused = _reply(link)
-        if refused is not None:  # outside a transaction, commands would be executed
-            return [refused] * len(commands)
-        link.send_packed_command(link.pack_commands(commands))
-        return [_reply(link) for _ in commands]
-    finally:
-        link.disconnect()  # ends the transaction; not every user may DISCARD
-        pool.release(link)
+    sha = connection.script_load(files(__package__).joinpath("dry_run.lua").read_text())
+    direct = json.dumps(_direct(role, queue))
+    found: set[bytes] = set(connection.evalsha(sha, 0, _DIRECT, 0, 1, queue, direct))
+    for name in scripts.PRODUCER if role == "producer" else scripts.WORKER:
+        names, arguments = _call(name, queue)
+        body = scripts.text(name).partition("\n")[2]
+        for seed in range(_SEEDS):
+            found.update(connection.evalsha(sha, len(names), *names, body, seed, _RUNS, queue, *arguments))
+    return sorted(command.decode() for command in found)
 
 
-def _reply(link: redis.Connection) -> redis.ResponseError | None:
-    try:
-        link.read_response()
-    except redis.ResponseError as error:
-        return error
-    return None
+def _call(name: str, queue: str) -> tuple[list[str], list[str]]:
+    """The KEYS and the ARGV of a script. The head of its file says what they are."""
+    waiting = keys.waiting(queue)
+    return {
+        "submit": ([_JOB, _RESULT, waiting], [_ID, queue, "id or other", *["1"] * 8, _ID, "1", _ID, "1", _ID, "1"]),
+        "cancel": ([_JOB, _RESULT], [_ID, *["1"] * 8]),
+        "hold": ([_JOB], [_ID, *["1"] * 3, _ID, "1"]),
+        "clear": ([keys.turns(_ID), keys.conversation_clips(_ID)], [_ID]),
+        "follow": ([_JOB, _RESULT], ["id or other"]),
+        "claim": ([waiting], [_ID, _ID, *["1"] * 8]),
+        "begin": ([_JOB], [_ID]),
+        "renew": ([f"rq:wip:{queue}"], ["1", f"{_ID}:{_ID}", f"{_ID}:{_ID}"]),
+        "finish": ([_JOB, _RESULT], [_ID, "id or none", *["1"] * 5, "finished", *["1"] * 6]),
+        "release": ([_JOB], [_ID, _ID, "1", "1"]),
+        "recover": ([waiting], [_ID, *["1"] * 5]),
+        "say": ([_STREAM], ["1"] * 4),
+    }[name]
+
+
+def _direct(role: Role, queue: str) -> list[tuple[str, ...]]:
+    """The commands that a role sends outside of scripts."""
+    if role == "producer":
+        return [
+            ("PING",), ("TIME",), ("WAIT", "1", "1"), ("SADD", "rq:queues", "x"),
+            ("SMEMBERS", keys.MODELS), ("GET", keys.model(_ID)),
+            ("ZRANGE", keys.WORKERS, "0", "-1"), ("HGETALL", keys.worker(_ID)),
+            ("EXISTS", _JOB), ("EXISTS", _RESULT), ("HGETALL", _JOB), ("HMGET", _JOB, "x"),
+            ("GET", _RESULT), ("MGET", _RESULT), ("LRANGE", keys.turns(_ID), "0", "-1"),
+            ("XADD", _INBOX, "*", "x", "x"), ("EXPIRE", _INBOX, "1"), ("XREVRANGE", _INBOX, "+", "-"),
+            ("XREAD", "STREAMS", _INBOX, _STREAM, "0", "0"),
+        ]
+    record = f"rq:worker:{_ID}"  # RQ's
+    return [
+        ("PING",), ("TIME",), ("INFO",), ("WAIT", "1", "1"), ("MULTI",), ("EXEC",),
+        ("GET", keys.NEWEST), ("SET", keys.NEWEST, "x"), ("SET", keys.model(_ID), "x"), ("SADD", keys.MODELS, "x"),
+        ("HSET", keys.worker(_ID), "x", "x"), ("EXPIRE", keys.worker(_ID), "1"), ("DEL", keys.worker(_ID)),
+        ("ZADD", keys.WORKERS, "1", "x"), ("ZREMRANGEBYSCORE", keys.WORKERS, "0", "1"), ("ZREM", keys.WORKERS, "x"),
+        ("BLPOP", keys.bell(queue), "1"), ("HGETALL", _JOB), ("HGET", _JOB, "x"), ("HGET", keys.clip(_ID), "x"),
+        ("EXISTS", record), ("HSET", record, "x", "x"), ("HGET", record, "x"), ("HDEL", record, "x"),
+        ("EXPIRE", record, "1"), ("DEL", record), ("SADD", "rq:workers", "x"), ("SREM", "rq:workers", "x"),
+        ("SADD", f"rq:workers:{queue}", "x"), ("SREM", f"rq:workers:{queue}", "x"),
+        ("SUBSCRIBE", f"rq:pubsub:{_ID}"), ("UNSUBSCRIBE", f"rq:pubsub:{_ID}"),
+    ]

@@ -8,6 +8,7 @@ from contextlib import suppress
 from statistics import median
 from typing import Any
 
+import redis
 from redis.exceptions import NoPermissionError
 
 from sailq.shared import keys
@@ -16,7 +17,6 @@ from sailq.shared.connection import address, connect, place, server_errors
 from sailq.shared.errors import BadRequest, ServerUnavailable
 
 from .connection_errors import command_on, diagnosed, embedded_command, there, without_tls
-from .dry_run import refusals
 
 OLDEST = (7, 0)
 """The queue's scripts need it: `EXPIRE … GT`, and scripts with flags."""
@@ -40,12 +40,32 @@ def server(plan: Plan) -> Verdict:
         try:
             with server_errors(connection):
                 connection.ping()
-                (refused,) = refusals(connection, [("SET", keys.result("doctor"), "")])
+                refused = _refused_write(connection)
                 if refused is not None and not isinstance(refused, NoPermissionError):  # `rights` reports those
                     raise refused
         except ServerUnavailable as error:
             return diagnosed(plan, connection, error)
         return ok(f"{address(connection)} answers")
+
+
+def _refused_write(connection: redis.Redis) -> redis.ResponseError | None:
+    """The error with which the server refuses a write; None if it would execute it.
+
+    The write is queued in a transaction that is never executed. The server checks rights, memory and its role when it
+    queues a command.
+    """
+    pool = connection.connection_pool
+    link = pool.get_connection()
+    try:
+        for command in (("MULTI",), ("SET", keys.result("doctor"), "")):
+            link.send_command(*command)
+            link.read_response()
+    except redis.ResponseError as error:
+        return error
+    finally:
+        link.disconnect()  # ends the transaction; not every user may DISCARD
+        pool.release(link)
+    return None
 
 
 def version(plan: Plan) -> Verdict:

@@ -19,6 +19,10 @@ from redis.client import Pipeline
 from redis.commands.core import Script
 from redis.exceptions import NoScriptError
 
+PRODUCER = ("submit", "cancel", "hold", "clear", "follow")
+"""The scripts that a producer calls."""
+WORKER = ("claim", "begin", "renew", "finish", "release", "recover", "hold", "say")
+"""The scripts that a worker calls."""
 _SHARED = ("common", "clips", "endings")
 REPLICATED_SECONDS = 1.0
 """Seconds that replicas have to confirm a script's writes."""

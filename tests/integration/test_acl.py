@@ -106,6 +106,7 @@ def test_a_producers_client_works(server: Server, logs: Path, refused: Callable[
         }
         assert client.history("talk") and client.models() and client.cancel(turns[0].job) == "finished"
         client.clear("talk")
+        assert client.submit(ask("Hello"), job=turns[0].job).job == turns[0].job  # sent again
         running = client.submit(ask("Hello"), options=LONG_ANSWER, stream=True)
         next(iter(client.stream(running.job, timeout=30)))
         assert client.cancel(running.job) == "running"

@@ -16,7 +16,7 @@ from sailq.shared.codec import MAX_RECORD_BYTES, decode, encode
 from sailq.shared.errors import BadRequest, NotReplicated, TooLong
 from sailq.shared.jobs import Attempt, Message, Result, TextPart, Turn, parse
 from sailq.shared.rqjob import FAILURE_TTL, MAX_ATTEMPTS, RESULT_TTL, at, is_own, rq_result, rq_status
-from sailq.shared.scripts import call_replicated, script
+from sailq.shared.scripts import WORKER, call_replicated, script
 from sailq.shared.settings import Settings
 
 LEASE_SECONDS = 4
@@ -86,8 +86,7 @@ class JobStore:
     def __init__(self, connection: Redis, waiting: Redis, settings: Settings, worker: str) -> None:
         """`waiting`: the connection for `claim`. It must not retry commands."""
         self._connection, self._waiting, self._settings, self._worker = connection, waiting, settings, worker
-        names = ("claim", "begin", "renew", "finish", "release", "recover", "hold")
-        self._scripts = {name: script(connection, name) for name in names}
+        self._scripts = {name: script(connection, name) for name in WORKER}
 
     def claim(
         self, queues: Sequence[str], execution: str, now: float, *, again: bool = False, idle: bool = True
