@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from contextlib import suppress
@@ -132,7 +133,7 @@ def _no_primary(plan: Plan, connection: redis.Redis) -> Verdict:
             continue
         if name not in known:
             what = f"The sentinel at {where} watches {', '.join(known) or 'no server'}, and not {name}."
-            return wrong(what, _other_url(plan, f"/{name}/", f"/{next(iter(known), 'NAME')}/"))
+            return wrong(what, _other_url(plan, f"/{re.escape(name)}/", f"/{next(iter(known), 'NAME')}/"))
         lost = f"{known[name]['ip']}:{known[name]['port']}"
         what = f"The primary at {lost} is down, and the sentinels have not made another server the primary yet."
         return wrong(what, "sleep 30; sailq doctor")
@@ -160,14 +161,11 @@ def _trusted(plan: Plan, host: str, complaint: str) -> str:
 
 
 def _other_url(plan: Plan, old: str, new: str) -> str:
-    """A shell command that changes SAILQ_REDIS_URL; the command does not show the password in the variable."""
-    shown = plan.redis_url if without_password(plan.redis_url) == plan.redis_url else None
-    source = quote(shown) if shown else '"$SAILQ_REDIS_URL"'
-    return f"""export SAILQ_REDIS_URL="$(echo {source} | sed {quote(f's,{old},{_escaped(new)},')})\""""
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "\\&")
+    """The shell command that sets SAILQ_REDIS_URL to the URL with its first match of `old`, a regular expression,
+    replaced. It does not show the password."""
+    url = re.sub(old, lambda _: new, plan.redis_url, count=1)
+    shown = without_password(url)
+    return f"export SAILQ_REDIS_URL={quote(shown)}{'' if shown == url else '  # with the password in place of ***'}"
 
 
 def _to_primary(plan: Plan, connection: redis.Redis) -> str:
@@ -177,7 +175,7 @@ def _to_primary(plan: Plan, connection: redis.Redis) -> str:
         primary = f"{info['master_host']}:{info['master_port']}"
     except (redis.RedisError, KeyError):
         primary = "PRIMARY:6379"
-    return _other_url(plan, r"\(//[^/@]*@\|//\)[^/@]*", rf"\1{primary}")
+    return _other_url(plan, "(?<=@)[^/?]*" if "@" in plan.redis_url else "(?<=//)[^/?]*", primary)
 
 
 def _most_memory(connection: redis.Redis) -> int:
