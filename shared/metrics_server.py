@@ -6,18 +6,20 @@ The names follow vLLM's, under `sailq:`. A process that exports nothing does not
 from __future__ import annotations
 
 import errno
-import socket
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from .errors import BadRequest, Unsupported
 
 try:
-    from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, make_wsgi_app
+    from prometheus_client import (
+        CollectorRegistry,
+        ProcessCollector,
+        disable_created_metrics,
+        make_wsgi_app,
+        start_http_server,
+    )
 except ImportError:
     raise Unsupported("Metrics need prometheus-client: pip install 'sailq[metrics]'.") from None
 
@@ -40,7 +42,7 @@ def exposed(address: str, port: int) -> Iterator[CollectorRegistry]:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     try:
-        server = _Server(address, port, _as_text(registry))
+        server, thread = start_http_server(port, address, registry)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise BadRequest(
@@ -49,8 +51,7 @@ def exposed(address: str, port: int) -> Iterator[CollectorRegistry]:
             ) from None
         reason = (error.strerror or str(error)).lower()
         raise BadRequest(f"Metrics cannot be shown on port {port} of {address}: {reason}.") from None
-    thread = threading.Thread(target=server.serve_forever, name="sailq-metrics", daemon=True)
-    thread.start()
+    server.set_app(_as_text(registry))
     try:
         yield registry
     finally:
@@ -69,25 +70,3 @@ def _as_text(registry: CollectorRegistry) -> WSGIApplication:
         return answer
 
     return application
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """The HTTP server. Raises OSError if it cannot be bound."""
-
-    daemon_threads = True
-
-    def __init__(self, address: str, port: int, application: WSGIApplication) -> None:
-        self.address_family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
-        super().__init__((address, port), _SilentHandler)
-        self.set_app(application)
-
-    def server_bind(self) -> None:
-        """Binds without a DNS lookup of this machine's name, which can block on a box."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
-        self.setup_environ()
-
-
-class _SilentHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """Logs nothing: a line for each scrape has no use."""
