@@ -17,25 +17,27 @@ local refused, seen, state = {}, {}, 1 + seed
 -- One of the arguments. The same on every server: math.random is not.
 local function any(...)
   state = (state * 16807) % 2147483647
-  return (select(1 + state % select('#', ...), ...))
+  return (select(1 + math.floor(state / 2147483647 * select('#', ...)), ...))
 end
 
--- The values of a hash's fields. Most ids are equal, so that a script often finds what it looks for.
-local function name() return any('id', 'id', 'id', 'other', false) end
-local function number() return any('1', '1', '0', '', false) end
+-- The fields of a hash, and their values. Most ids are equal, so that a script often finds what it looks for.
+local fields = {}
+for field in string.gmatch('origin status execution conversation clips inbox worker_name rate_limit_key dependency_ids history '
+  .. 'result_ttl failure_ttl result_record created_at ended_at stream keep followed spent attempt turn enqueue_at_front', '%S+') do
+  fields[#fields + 1] = field
+end
+local ids = { execution = 1, conversation = 1, head = 1, clips = 1, inbox = 1, worker_name = 1, rate_limit_key = 1 }
 local values = {
   origin = function() return queue end,
   status = function() return any('queued', 'started', 'deferred', 'failed', 'canceled', 'ready_to_enqueue', false) end,
   history = function() return any('[{}]', false) end,
   result_ttl = function() return any('-1', '0', '1', false) end,
-  execution = name, conversation = name, head = name, clips = name, inbox = name, worker_name = name,
-  rate_limit_key = name, dependency_ids = name, turns = number, turn = number, ended_at = number, stream = number,
-  keep = number, followed = number, spent = number, attempt = number, enqueue_at_front = number,
-  allow_dependency_failures = number, failure_ttl = number, result_record = number, created_at = number,
 }
-local fields = { 'origin', 'status', 'execution', 'conversation', 'clips', 'inbox', 'worker_name', 'rate_limit_key',
-  'dependency_ids', 'history', 'result_ttl', 'failure_ttl', 'result_record', 'created_at', 'ended_at', 'stream', 'keep',
-  'followed', 'spent', 'attempt', 'turn', 'enqueue_at_front' }
+local function value(field)
+  if values[field] then return values[field]() end
+  if ids[field] then return any('id', 'id', 'id', 'other', false) end
+  return any('1', '1', '0', '', false)
+end
 local choices = {
   ['1'] = function() return any('1', '1', '1', '1', '1000', '1000', '0', '') end,
   ['id or none'] = function() return any('id', '') end,
@@ -48,39 +50,33 @@ local function list(...)
   for i = 1, any(0, 1, 3) do found[i] = any(...) end
   return found
 end
+local function each(get, names)
+  local found = {}
+  for i, name in ipairs(names) do found[i] = get(name) end
+  return found
+end
 
 local members = {
   ['rq:queues'] = { 'rq:queue:' .. queue }, ['rq:workers'] = { 'rq:worker:id' }, ['sailq:clips'] = { 'id:1' },
 }
-local function listed(key)
-  return members[key] or list('id:id', 'id')
-end
+local function listed(key) return members[key] or list('id:id', 'id') end
+local function one() return any('1', 'id', '', false) end
 local replies = {
   TIME = function() return { '1000000000', '0' } end,
   HGETALL = function()
     local found = {}
-    for _, field in ipairs(fields) do
-      local value = values[field]()
-      if value then found[#found + 1], found[#found + 2] = field, value end
+    for _, field in ipairs(any(fields, fields, fields, {})) do
+      local text = value(field)
+      if text then found[#found + 1], found[#found + 2] = field, text end
     end
-    return any(found, found, found, {})
-  end,
-  HMGET = function(_, ...)
-    local found = {}
-    for i, field in ipairs({ ... }) do found[i] = (values[field] or number)() end
     return found
   end,
+  HMGET = function(_, ...) return each(value, { ... }) end,
+  ZMSCORE = function(_, ...) return each(function() return any('1', 'inf', false) end, { ... }) end,
   HKEYS = function() return list('data', 'job:id', 'conversation:id', 'upload:id') end,
-  ZMSCORE = function(_, ...)
-    local found = {}
-    for i = 1, select('#', ...) do found[i] = any('1', 'inf', false) end
-    return found
-  end,
   SMEMBERS = listed, LRANGE = listed, ZRANGE = listed, ZRANGEBYSCORE = listed,
+  GET = one, HGET = one, SET = one, LPOP = one, LPOS = one, ZSCORE = one,
 }
-for _, of in ipairs({ 'GET', 'HGET', 'SET', 'LPOP', 'LPOS', 'ZSCORE' }) do
-  replies[of] = function() return any('1', 'id', '', false) end
-end
 
 local function call(command, ...)
   if not redis.acl_check_cmd(command, ...) then
