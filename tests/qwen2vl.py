@@ -102,7 +102,8 @@ class Oracle:
             text = text.replace("<|here|>", f"<|{part.type}_hold|>")
         text = text.replace("_hold|>", "_pad|>")
         tokens = torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"]])
-        types = (tokens == self.spec.image_token_id).int() + 2 * (tokens == self.spec.video_token_id).int()
+        image, video = self.model.config.image_token_id, self.model.config.video_token_id
+        types = (tokens == image).int() + 2 * (tokens == video).int()
         result = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "mm_token_type_ids": types}
         for kind, suffix in (("image", ""), ("video", "_videos")):
             if grids[kind]:

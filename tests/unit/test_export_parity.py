@@ -16,8 +16,9 @@ from exporting import CONFIG, run, tensors, write
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.cache_utils import DynamicCache
 
+from sailq.worker.engine.patches import grid_positions
 from sailq.worker.model_files.model_paths import resolve
-from sailq.worker.runners.inputs import causal_mask, grid_positions, past_mask
+from sailq.worker.runners.inputs import causal_mask, past_mask
 
 LIMIT = 1e-4
 MASKED = -10000.0
@@ -172,7 +173,7 @@ def test_vision_takes_pixels_as_they_are(height: int, width: int, tiny: Referenc
     """Dynamic, and static with patches to spare, which nobody sees."""
     used = height * width
     pixels = np.random.default_rng(used).integers(0, 256, (used, 1176)).astype(np.float32)
-    positions, expected = grid_positions(height, width), tiny.vision(pixels, height, width)
+    positions, expected = grid_positions(height, width, 2), tiny.vision(pixels, height, width)
     dynamic = Nets(resolve("sailq-tiny") / "onnx")
     whole = dynamic("vit", pixels=pixels, pos_ids=positions, mask=np.zeros((1, used, used), np.float32))[0]
     worst = error(whole, expected)

@@ -11,10 +11,11 @@ from bmodel_files import qwen2_vl, write_bmodel
 
 from deploy.models import qwen2_vl_nets
 from sailq.shared.errors import Unsupported
+from sailq.worker.engine.families.qwen2_vl import VISION_TABLE
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.model_files.bmodel import BmodelNet, BmodelTensor, Stage, Weight, read_bmodel
 from sailq.worker.model_files.model_paths import resolve
-from sailq.worker.runners.layout import VISION_TABLE, Layout, read_layout
+from sailq.worker.runners.layout import Layout, read_layout
 
 ROOT = Path(__file__).parents[2]
 Nets = list[BmodelNet]

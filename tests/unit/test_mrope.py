@@ -52,7 +52,7 @@ def _theirs(oracle: Oracle, layout: Layout) -> tuple[np.ndarray, int]:
 
 
 def _ours(layout: Layout) -> tuple[np.ndarray, int]:
-    return rope_index(np.array(_types(layout)[0]) > 0, [item[1] for item in layout if not isinstance(item, int)])
+    return rope_index(np.array(_types(layout)[0]) > 0, [item[1] for item in layout if not isinstance(item, int)], 2)
 
 
 def test_positions_of_whole_conversations_are_those_of_the_release() -> None:
@@ -101,7 +101,7 @@ def test_transformers_5_differs_after_a_clip_with_more_temporal_grids(
 
 
 def test_text_counts_up() -> None:
-    positions, delta = rope_index(np.zeros(6, bool), [])
+    positions, delta = rope_index(np.zeros(6, bool), [], 2)
     assert np.array_equal(positions, np.tile(np.arange(6), (3, 1)))
     assert delta == 0
 
@@ -109,7 +109,7 @@ def test_text_counts_up() -> None:
 @pytest.mark.parametrize("count", [3, 5])
 def test_tokens_that_do_not_match_the_grids_are_refused(count: int) -> None:
     with pytest.raises(ValueError, match="vision tokens"):
-        rope_index(np.array([False] + [True] * count + [False]), [(1, 4, 4)])
+        rope_index(np.array([False] + [True] * count + [False]), [(1, 4, 4)], 2)
 
 
 def test_sailq_tiny_was_trained_on_clips_too_short_to_differ() -> None:

@@ -49,7 +49,7 @@ def _resized(kind: str, frames: Frames, given: dict[str, Any]) -> Frames:
 
 def _difference(frames: Frames, theirs: np.ndarray, grid: list[int]) -> npt.NDArray[np.float64]:
     """Of each value, as a share of the range."""
-    patches, ours = patchify(frames)
+    patches, ours = patchify(frames, 14, 2, 2)
     assert list(ours) == grid
     values = theirs.reshape(len(theirs), 3, -1) * STD + MEAN
     return np.abs(patches.reshape(values.shape) / 255 - values).ravel()

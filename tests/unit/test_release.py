@@ -15,7 +15,6 @@ from sailq.shared.frames import Frames
 from sailq.shared.jobs import Message
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.engine.patches import normalise
 from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.sampling import repetition_penalty, softmax, warp
 from sailq.worker.model_files.model_paths import resolve
@@ -63,7 +62,7 @@ def test_patches(engine: Engine, version: str) -> None:
         prepared = engine.prepare(*conversation, options())
         for kind, theirs in (("image", answer.images), ("video", answer.videos)):
             if theirs is not None:
-                ours = normalise(_patches(conversation[0], prepared, kind), spec.rescale, spec.mean, spec.std)
+                ours = spec.family.pixel_values(_patches(conversation[0], prepared, kind))
                 assert ours.shape == theirs.shape
                 worst = max(worst, float(np.abs(ours - theirs).max() / np.ptp(theirs)))
     print(f"\nfigure: patches against transformers {version}: grids equal; {worst:.1e} of the range apart at most")

@@ -1,1 +1,1 @@
-"""Qwen2-VL itself, in numpy over a runner: prompt, patches, positions, sampling and text."""
+"""The model itself, in numpy over a runner: prompt, patches, positions, sampling and text."""

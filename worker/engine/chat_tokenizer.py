@@ -9,36 +9,30 @@ import numpy as np
 import numpy.typing as npt
 
 from sailq.shared.errors import BadRequest
-from sailq.shared.jobs import FramesPart, Message
+from sailq.shared.jobs import FramesPart, Message, media_parts
 
 from .model import ModelSpec
 from .tokenizer import Tokenizer
-
-_END_TOKENS = "<|im_end|>", "<|endoftext|>"
-"""Tokens that always end an answer, as in sophon-demo's program, even if the model's files do not name them."""
 
 
 class ChatTokenizer:
     """Encodes conversations for one model. `encode` may be called from any thread.
 
     Attributes:
-        end_tokens: the tokens that end an answer: those that the model's files name, and Qwen2-VL's own two.
+        end_tokens: the tokens that end an answer: those that the model's files name, and its family's own.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.tokenizer = Tokenizer(spec.directory)
-        self._pads = np.array([spec.image_token_id, spec.video_token_id], np.int32)
-        own = (self.tokenizer.token(text) for text in _END_TOKENS)
+        self._family = spec.family
+        own = (self.tokenizer.token(text) for text in spec.family.end_tokens)
         self.end_tokens: frozenset[int] = spec.eos_token_ids.union(token for token in own if token is not None)
 
-    def encode(
-        self, messages: Sequence[Message], counts: Sequence[int]
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    def encode(self, messages: Sequence[Message]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """Tokens of a conversation, ready for the answer.
 
         Args:
             messages: in order, the finished turns included.
-            counts: vision tokens of each medium, in the messages' order.
 
         Returns:
             int32 [L] tokens, and bool [L]: where a token stands for a piece of a medium.
@@ -51,13 +45,7 @@ class ChatTokenizer:
             text = self.tokenizer.render([_plain(message) for message in messages])
         except Exception as error:  # whatever the template raises: jinja2's own types and raise_exception
             raise BadRequest(f"The model's chat template refuses these messages: {error}.") from None
-        tokens = np.array(self.tokenizer.encode(text), np.int32)
-        pads = np.isin(tokens, self._pads)
-        if pads.sum() != len(counts):
-            raise BadRequest("The model's chat template does not place all media of these messages.")
-        repeats = np.ones(len(tokens), np.int64)
-        repeats[pads] = counts
-        return np.repeat(tokens, repeats), np.repeat(pads, repeats)
+        return self._family.prompt_tokens(text, media_parts(messages), self.tokenizer.encode)
 
     def _refuse_control(self, messages: Sequence[Message]) -> None:
         """Raises BadRequest for a control token in a text: it would forge a turn or a medium. Answers of the model may

@@ -1,4 +1,4 @@
-"""Runs Qwen2-VL on a runner: starts a request in a slot, and decodes one token for all slots per step."""
+"""Runs a model on a runner: starts a request in a slot, and decodes one token for all slots per step."""
 
 from __future__ import annotations
 

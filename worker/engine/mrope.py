@@ -1,4 +1,4 @@
-"""M-RoPE: each token's position in time, height and width (Qwen2-VL, arXiv 2409.12191, section 2.1)."""
+"""M-RoPE: each token's position in time, height and width (arXiv 2409.12191, section 2.1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .patches import Grid
 
 
 def rope_index(
-    vision: npt.NDArray[np.bool_], grids: Sequence[Grid], merge: int = 2
+    vision: npt.NDArray[np.bool_], grids: Sequence[Grid], merge: int
 ) -> tuple[npt.NDArray[np.int32], int]:
     """Positions of a prompt, equal to `get_rope_index` of transformers 4.45 to 4.57, the rule of the original release.
 
@@ -22,6 +22,7 @@ def rope_index(
     Args:
         vision: bool [L], True where a token stands for a piece of a medium.
         grids: (t, h, w) in patches of each medium, in order. Control tokens lie between two media.
+        merge: patches along a side of a vision token.
 
     Returns:
         int32 [3, L], and the delta: the token at place p ≥ L has position p + delta in all three.

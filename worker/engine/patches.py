@@ -1,4 +1,4 @@
-"""Cuts frames into vision patches as transformers' Qwen2-VL image and video processors do, without resizing."""
+"""Cuts frames into vision patches, in the order in which a ViT merges them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ Grid = tuple[int, int, int]
 """(temporal grids, rows, columns) in patches: one line of transformers' `grid_thw`."""
 
 
-def patchify(frames: Frames, patch: int = 14, merge: int = 2, temporal: int = 2) -> tuple[Frames, Grid]:
-    """Cut frames into patches, ordered so that each `merge` × `merge` group is contiguous.
+def patchify(frames: Frames, patch: int, merge: int, temporal: int) -> tuple[Frames, Grid]:
+    """Cut frames into patches as transformers' image and video processors do, but without resizing.
+
+    Each `merge` × `merge` group is contiguous.
 
     The last frame is repeated until the number of frames divides by `temporal`: an image becomes two equal frames.
 
     Args:
         frames: uint8 [frames, height, width, 3], height and width multiples of `patch · merge`.
+        patch: pixels along a side of a patch. `temporal`: its frames.
 
     Returns:
         uint8 [t·h·w, 3·temporal·patch²], channel before time before row before column in each, and (t, h, w).
@@ -30,6 +33,13 @@ def patchify(frames: Frames, patch: int = 14, merge: int = 2, temporal: int = 2)
     tiles = frames.reshape(t, temporal, h // merge, merge, patch, w // merge, merge, patch, channels)
     ordered = tiles.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
     return ordered.reshape(t * h * w, channels * temporal * patch * patch), (t, h, w)
+
+
+def grid_positions(h: int, w: int, merge: int) -> npt.NDArray[np.int32]:
+    """int32 [h·w, 2]: row and column of a temporal grid's patches, in the order of `patchify`."""
+    rows, columns = np.mgrid[:h, :w].astype(np.int32)
+    grid = np.stack([rows, columns], axis=-1).reshape(h // merge, merge, w // merge, merge, 2)
+    return np.asarray(grid.transpose(0, 2, 1, 3, 4).reshape(h * w, 2))
 
 
 def normalise(

@@ -16,8 +16,7 @@ from sailq.shared.jobs import FramesPart, GenerationOptions, Message, media_part
 from ..runners.base import Runner
 from .chat_tokenizer import ChatTokenizer
 from .model import ModelSpec
-from .mrope import rope_index
-from .patches import Grid, patchify
+from .patches import Grid
 from .vision_cache import Embeds, Key, VisionCache, key_of
 
 
@@ -27,8 +26,8 @@ class EncodedMedium:
 
     Attributes:
         grid: (t, h, w) in patches.
-        patches: uint8 [t·h·w, 1176].
-        embeds: float32 [t·h·w / 4, H], if the medium was encoded before.
+        patches: uint8 [t·h·w, P].
+        embeds: float32 [V, H], if the medium was encoded before.
     """
 
     key: Key
@@ -85,7 +84,8 @@ class Preprocessor:
         self, spec: ModelSpec, runner: Runner, chat_tokenizer: ChatTokenizer, vision_cache: VisionCache
     ) -> None:
         """`runner`: for its limits alone."""
-        self._spec, self._runner, self._chat_tokenizer, self._vision_cache = spec, runner, chat_tokenizer, vision_cache
+        self._family, self._runner = spec.family, runner
+        self._chat_tokenizer, self._vision_cache = chat_tokenizer, vision_cache
 
     def media(self, messages: Sequence[Message]) -> Media:
         """Read what the messages state about their media.
@@ -97,7 +97,7 @@ class Preprocessor:
         """
         parts = media_parts(messages)
         grids = [self._grid(part) for part in parts]
-        counts = [t * h * w // self._spec.merge_size**2 for t, h, w in grids]
+        counts = [self._family.vision_tokens(grid) for grid in grids]
         if sum(counts) >= self._runner.context:
             raise TooLong(
                 f"The prompt's media have {sum(counts)} vision tokens; the model's context of "
@@ -121,10 +121,9 @@ class Preprocessor:
             TooLong: the prompt leaves no room for an answer, or it or a frame is too large for the runner.
             Unsupported: the runner cannot sample.
         """
-        spec = self._spec
         media = media or self.media(messages)
         vision_tokens = sum(media.counts)
-        tokens, vision = self._chat_tokenizer.encode(messages, media.counts)
+        tokens, vision = self._chat_tokenizer.encode(messages)
         context = self._runner.context
         if len(tokens) + 1 > context:
             raise TooLong(
@@ -141,7 +140,7 @@ class Preprocessor:
                 "This worker's model file returns only the most likely token. It supports only temperature 0 and "
                 "repetition_penalty 1."
             )
-        positions, delta = rope_index(vision, media.grids, spec.merge_size)
+        positions, delta = self._family.positions(vision, media.parts)
         return PreparedPrompt(
             tokens, positions, delta, np.flatnonzero(vision).astype(np.int32),
             tuple(self._medium(*one, frames) for one in zip(media.parts, media.grids, media.embeds, strict=True)),
@@ -153,19 +152,14 @@ class Preprocessor:
     ) -> EncodedMedium:
         if embeds is not None:
             return EncodedMedium(key_of(part), grid, None, embeds)
-        spec = self._spec
-        patches, _ = patchify(_frames(part, frames), spec.patch_size, spec.merge_size, spec.temporal_patch_size)
-        return EncodedMedium(key_of(part), grid, patches, None)
+        return EncodedMedium(key_of(part), grid, self._family.patches(_frames(part, frames)), None)
 
     def _grid(self, part: FramesPart) -> Grid:
         """The part's grid, checked against the model and the runner."""
-        spec, most, side = self._spec, self._runner.max_patches, self._runner.max_side
+        most, side = self._runner.max_patches, self._runner.max_side
         if part.type == "image" and part.frames != 1:
             raise BadRequest(f"An image has one frame, not {part.frames}.")
-        unit = spec.patch_size * spec.merge_size
-        if part.height % unit or part.width % unit:
-            raise BadRequest(f"A frame of {part.width} × {part.height} is not a multiple of {unit} pixels.")
-        h, w = part.height // spec.patch_size, part.width // spec.patch_size
+        t, h, w = self._family.grid(part)
         if most is not None and h * w > most:
             raise TooLong(
                 f"A frame of {part.width} × {part.height} has {h * w} patches; this worker's limit is {most}."
@@ -175,7 +169,7 @@ class Preprocessor:
                 f"A frame of {part.width} × {part.height} has a side of {max(h, w)} patches; this worker's limit is "
                 f"{side}."
             )
-        return -(-part.frames // spec.temporal_patch_size), h, w
+        return t, h, w
 
 
 def _frames(part: FramesPart, frames: Mapping[str, Any]) -> Frames:

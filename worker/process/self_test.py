@@ -11,8 +11,6 @@ from ..engine.engine import Engine
 from ..engine.preprocessor import PreparedPrompt
 
 _TOKENS = 3
-_SIDE = 56
-"""Pixels: the smallest image that Qwen2-VL takes."""
 
 
 def self_test(engine: Engine) -> None:
@@ -33,8 +31,9 @@ def self_test(engine: Engine) -> None:
 
 
 def _question(engine: Engine, digest: str) -> PreparedPrompt:
-    pixels = np.random.default_rng(0).integers(0, 256, (1, _SIDE, _SIDE, 3), np.uint8)
-    image = FramesPart(type="image", blob=digest, frames=1, height=_SIDE, width=_SIDE)
+    side = 2 * engine.card.patch_size * engine.card.merge_size  # pixels: 4 vision tokens
+    pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+    image = FramesPart(type="image", blob=digest, frames=1, height=side, width=side)
     question, options = TextPart(text="?"), GenerationOptions(max_new_tokens=_TOKENS)
     try:
         return engine.prepare([Message(role="user", content=(image, question))], {digest: pixels}, options)

@@ -62,11 +62,11 @@ class Runner(Protocol):
         """Vision tokens of one medium.
 
         Args:
-            pixels: uint8 [t·h·w, 1176], rows as `engine.patches.patchify` orders them.
+            pixels: uint8 [t·h·w, P], as `Family.patches` returns them.
             grid: (t, h, w) in patches.
 
         Returns:
-            float32 [t·h·w / 4, H].
+            float32 [V, H].
         """
 
     def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Logits:

@@ -62,9 +62,9 @@ def check_vision(spec: ModelSpec, length: int, vision: Float, places: Int) -> No
 
 
 def check_pixels(spec: ModelSpec, pixels: Bytes, grid: tuple[int, int, int], most: int, side: int | None) -> None:
-    """Check `pixels`, uint8 [t·h·w, 1176]. `most`: patches in one temporal grid; `side`: patches along a side of it."""
+    """Check `pixels`, uint8 [t·h·w, P]. `most`: patches in one temporal grid; `side`: patches along a side of it."""
     t, h, w = grid
-    size = 3 * spec.temporal_patch_size * spec.patch_size**2
+    size = spec.family.patch_dim
     require(pixels.dtype == np.uint8 and pixels.shape == (t * h * w, size), "pixels do not fit the grid")
     require(0 < h * w <= most, f"{h * w} patches; at most {most} fit")
     require(side is None or max(h, w) <= side, f"{max(h, w)} patches along a side; at most {side} fit")

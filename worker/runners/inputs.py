@@ -1,4 +1,4 @@
-"""Further inputs of the nets of deploy/models: grid positions and masks."""
+"""The attention masks of the decoder's nets."""
 
 from __future__ import annotations
 
@@ -6,14 +6,6 @@ import numpy as np
 
 from .base import MASKED
 from .logits import Float, Int
-
-
-def grid_positions(h: int, w: int, merge: int = 2) -> Int:
-    """int32 [h·w, 2]: row and column of a temporal grid's patches; each `merge` × `merge` group is contiguous."""
-    rows, columns = np.mgrid[:h, :w].astype(np.int32)
-    grid = np.stack([rows, columns], axis=-1).reshape(h // merge, merge, w // merge, merge, 2)
-    positions: Int = grid.transpose(0, 2, 1, 3, 4).reshape(h * w, 2)
-    return positions
 
 
 def causal_mask(length: int) -> Float:

@@ -19,21 +19,19 @@ from math import prod
 
 from sailq.shared.errors import Unsupported
 
+from ..engine.families.family import Family, Maker, Sizes
+from ..engine.families.registry import UNCONFIGURED
 from ..engine.model import ModelSpec
 from ..model_files.bmodel import Bmodel, BmodelNet, BmodelTensor, Stage
 
 CHIP = "BM1684X"
-VISION_TABLE = 8192 // 14 + 1
-"""Rows of the ViT's rotary table that deploy/models exports: `MAX_GRID` of qwen2_vl_nets.py."""
-_SOPHON_DEMO_TABLE = 100
-"""The rows of sophon-demo's table. llm_convert's has a row for each patch."""
-_TABLE, _TABLE_ROW = "tpu.Gather.source", 20 * 2
-"""How TPU-MLIR names a table in the file, and bytes of a row: a frequency for 4 of the 80 dims of a vision head."""
+_TABLE = "tpu.Gather.source"
+"""How TPU-MLIR names a table in the file."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A Qwen2-VL in a bmodel.
+    """A model in a bmodel.
 
     Attributes:
         kind: its name, for people to read.
@@ -41,7 +39,7 @@ class Layout:
         context: rows of a slot's cache.
         prompts: lengths at which tokens are prefilled, increasing; the last is the longest at once.
         patches: sizes of the ViT, increasing.
-        side: most patches along a frame's side: rows of the ViT's rotary table, beyond which it reads other memory.
+        side: most patches along a frame's side.
         caches: cache rows that a step can read, increasing; the last is `context`.
         dynamic_prompt, dynamic_vision: the nets run at the real length; its sizes are limits.
         history: prefill can go on after a first part (`block_kv_i`), so prompts may be as long as the context.
@@ -108,10 +106,11 @@ def read_layout(bmodel: Bmodel, spec: ModelSpec | None = None) -> Layout:
         )
     _require_nets(bmodel, layers)
     try:
-        layout = _layout(bmodel, layers)
-        complaint = next(_complaints(layout, spec), None)
+        family = spec.family if spec else UNCONFIGURED
+        layout = _layout(bmodel, layers, family)
+        complaint = next(_complaints(layout, spec, family), None)
     except IndexError:
-        raise Unsupported(f"{bmodel.path} has nets with the names of Qwen2-VL's, but in an unknown layout.") from None
+        raise Unsupported(f"{bmodel.path} has the nets of a model, but in an unknown layout.") from None
     if complaint:
         raise Unsupported(f"{bmodel.path} does not fit {spec.directory if spec else 'itself'}: {complaint}.")
     return layout
@@ -122,10 +121,10 @@ def _require_nets(bmodel: Bmodel, layers: int) -> None:
     names += [f"{kind}_{index}" for index in range(max(layers, 1)) for kind in ("block", "block_cache")]
     for name in names:
         if name not in bmodel.nets:
-            raise Unsupported(f"{bmodel.path} is not a complete Qwen2-VL: it lacks the net {name}.")
+            raise Unsupported(f"{bmodel.path} is not a complete model: it lacks the net {name}.")
 
 
-def _layout(bmodel: Bmodel, layers: int) -> Layout:
+def _layout(bmodel: Bmodel, layers: int, family: Family) -> Layout:
     nets = bmodel.nets
     block, step, vit = nets["block_0"], nets["block_cache_0"], nets["vit"]
     first, cached = block.stages[0], step.stages[0]
@@ -143,12 +142,14 @@ def _layout(bmodel: Bmodel, layers: int) -> Layout:
     scores = nets["lm_head"].stages[0].outputs[0]
     chooses = prod(scores.shape) == slots
     raw_pixels = vit.stages[0].inputs[0].name == "pixels"
+    maker: Maker = "deploy/models" if raw_pixels else "llm_convert" if kind.startswith("llm") else "sophon-demo"
     patches = tuple(sorted(stage.inputs[0].shape[0] for stage in vit.stages))
+    tables = [weight.bytes for weight in bmodel.weights.get("vit", ()) if weight.name == _TABLE]
     return Layout(
         kind, slots, context,
         prompts=tuple(sorted(lengths)),
         patches=patches,
-        side=_side(bmodel, VISION_TABLE if raw_pixels else patches[-1] if "llm" in kind else _SOPHON_DEMO_TABLE),
+        side=family.max_side(maker, patches[-1], tables),
         caches=tuple(sorted(stage.inputs[3].shape[1] for stage in step.stages)),
         dynamic_prompt=block.dynamic, dynamic_vision=vit.dynamic, history=history,
         masked=len(first.inputs) == 3,
@@ -157,13 +158,6 @@ def _layout(bmodel: Bmodel, layers: int) -> Layout:
         raw_pixels=raw_pixels,
         layers=layers, nets=nets,
     )
-
-
-def _side(bmodel: Bmodel, rows: int) -> int:
-    """Rows of the ViT's rotary table: the number for this kind, but at most what fits into the file's table. The file
-    states the table's size in whole pages, but neither rows nor dtype."""
-    tables = [weight.bytes for weight in bmodel.weights.get("vit", ()) if weight.name == _TABLE]
-    return min([rows, *(size // _TABLE_ROW for size in tables)])
 
 
 def _takes(greedy_head: Stage, scores: BmodelTensor, slots: int) -> bool:
@@ -180,9 +174,9 @@ def _rows(tensor: BmodelTensor) -> int:
     return tensor.shape[1]
 
 
-def _complaints(layout: Layout, spec: ModelSpec | None) -> Iterator[str]:
-    """Complaints about what the runner would pass but a net does not take. Sizes are checked against `spec`, or else
-    against the bmodel's own first nets."""
+def _complaints(layout: Layout, spec: ModelSpec | None, family: Family) -> Iterator[str]:
+    """Complaints about what the runner would pass but a net does not take. The ViT is checked against `family`, and the
+    other nets against `spec`, or else against the bmodel's own first nets."""
     nets, slots, context = layout.nets, layout.slots, layout.context
     if not layout.prompts:
         yield "embedding and block_0 have no length in common"
@@ -198,7 +192,6 @@ def _complaints(layout: Layout, spec: ModelSpec | None) -> Iterator[str]:
     cached = nets["block_cache_0"].stages[0]
     hidden, row = prod(cached.inputs[0].shape) // slots, prod(cached.inputs[3].shape[2:])
     vocabulary = 1 if layout.chooses else prod(nets["lm_head"].stages[0].outputs[0].shape) // slots
-    pixels, merged = nets["vit"].stages[0].inputs[0].shape[1], 4
     if spec is not None:
         wanted = (spec.hidden_size, spec.kv_heads * spec.head_dim, 1 if layout.chooses else spec.vocab_size)
         if (hidden, row, vocabulary) != wanted:
@@ -206,8 +199,7 @@ def _complaints(layout: Layout, spec: ModelSpec | None) -> Iterator[str]:
                 f"hidden size, cache row and vocabulary are {hidden}, {row} and {vocabulary}, not "
                 f"{wanted[0]}, {wanted[1]} and {wanted[2]}"
             )
-        pixels, merged = 3 * spec.temporal_patch_size * spec.patch_size**2, spec.merge_size**2
-    for name, sizes in _sizes(layout, hidden, row, vocabulary, pixels, merged):
+    for name, sizes in _sizes(layout, family, hidden, row, vocabulary):
         for index, stage in enumerate(nets[name].stages):
             found = tuple(tuple(prod(t.shape) for t in tensors) for tensors in (stage.inputs, stage.outputs))
             if found not in sizes:
@@ -215,15 +207,12 @@ def _complaints(layout: Layout, spec: ModelSpec | None) -> Iterator[str]:
     yield from _dtype_complaints(layout)
 
 
-_Sizes = tuple[tuple[int, ...], tuple[int, ...]]
-
-
 def _sizes(
-    layout: Layout, hidden: int, row: int, vocabulary: int, pixels: int, merged: int
-) -> Iterator[tuple[str, list[_Sizes]]]:
+    layout: Layout, family: Family, hidden: int, row: int, vocabulary: int
+) -> Iterator[tuple[str, list[tuple[Sizes, Sizes]]]]:
     """The number of elements of each net's inputs and outputs, one pair for each size of the net."""
     slots, context = layout.slots, layout.context
-    yield "vit", [((n * pixels, n * 2, n * n), (n // merged * hidden,)) for n in layout.patches]
+    yield "vit", [family.vit_elements(n, hidden) for n in layout.patches]
     lengths = {_rows(stage.inputs[0]) for name in ("embedding", "block_0") for stage in layout.nets[name].stages}
     yield "embedding", [((n,), (n * hidden,)) for n in sorted(lengths)]
     yield "embedding_cache", [((slots,), (slots * hidden,))]

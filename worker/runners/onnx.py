@@ -16,7 +16,7 @@ from sailq.shared.errors import Unsupported
 from ..engine.model import ModelSpec
 from .base import Bytes
 from .checks import check_pixels, check_prompt, check_step
-from .inputs import causal_mask, grid_positions, past_mask
+from .inputs import causal_mask, past_mask
 from .logits import Float, HostLogits, Int
 
 MAX_CONTEXT = 8192
@@ -55,10 +55,14 @@ class OnnxRunner:
         """One call for each temporal grid, because patches attend within their own only."""
         t, h, w = grid
         check_pixels(self._spec, pixels, grid, self.max_patches, self.max_side)
-        positions, mask = grid_positions(h, w, self._spec.merge_size), np.zeros((1, h * w, h * w), np.float32)
+        patches, *others = self._vit.get_inputs()
+        values = self._spec.family.vit_inputs(h, w, h * w)
+        feeds = {
+            net.name: value.reshape((1,) * (len(net.shape) - value.ndim) + value.shape)
+            for net, value in zip(others, values, strict=True)
+        }
         grids = pixels.reshape(t, h * w, -1).astype(np.float32)
-        feeds = {"pos_ids": positions, "mask": mask}
-        return np.concatenate([self._vit.run(None, {"pixels": one, **feeds})[0] for one in grids])
+        return np.concatenate([self._vit.run(None, {patches.name: one, **feeds})[0] for one in grids])
 
     def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> HostLogits:
         """See `base.Runner.prefill`; runs at the prompt's own length."""

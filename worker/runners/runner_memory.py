@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .chip import Chip
@@ -16,13 +17,13 @@ class VisionMemory:
         self._chip = chip
         largest = next(s for s in layout.nets["vit"].stages if s.inputs[0].shape[0] == layout.patches[-1])
         self._inputs = [chip.new(tensor) for tensor in largest.inputs]
-        self._width, self._mask = largest.inputs[0].shape[1], largest.inputs[2].shape
+        self._shapes = [tensor.shape for tensor in largest.inputs]
         self.embeds = chip.new(largest.outputs[0])
 
-    def at(self, size: int) -> list[Any]:
-        """Pixels, positions and mask of `size` patches."""
-        shapes = [size, self._width], [size, 2], [*self._mask[:-2], size, size]
-        return [self._chip.view(tensor, shape) for tensor, shape in zip(self._inputs, shapes, strict=True)]
+    def inputs(self, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
+        """The inputs for values of these shapes, with the leading dims of 1 that the net has beside them."""
+        given = zip(self._inputs, self._shapes, shapes, strict=True)
+        return [self._chip.view(tensor, [*own[: -len(shape)], *shape]) for tensor, own, shape in given]
 
 
 class PromptMemory:

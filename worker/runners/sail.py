@@ -17,12 +17,11 @@ import numpy as np
 from sailq.shared.errors import DeviceFailed, TooLong, Unsupported
 
 from ..engine.model import ModelSpec
-from ..engine.patches import normalise
 from ..model_files.bmodel import BmodelTensor, read_bmodel
-from .base import MASKED, Bytes
+from .base import Bytes
 from .checks import check_pixels, check_prompt, check_step
 from .chip import Chip, count_tpus
-from .inputs import grid_positions, past_mask
+from .inputs import past_mask
 from .layout import read_layout
 from .logits import UNUSABLE, ChosenTokens, DeviceLogits, Float, Int, Logits
 from .runner_memory import HeadMemory, PromptMemory, StepMemory, VisionMemory
@@ -77,20 +76,19 @@ class SailRunner:
         """One call for each temporal grid, at the smallest size that holds it, or at its own on a dynamic net."""
         t, h, w = grid
         check_pixels(self._spec, pixels, grid, self.max_patches, self.max_side)
-        used, merge = h * w, self._spec.merge_size
+        family, used = self._spec.family, h * w
         size = used if self._layout.dynamic_vision else _smallest(self._layout.patches, used)
-        tensors = self._vision.at(size)
-        positions, mask = np.zeros((size, 2), np.int32), np.zeros((size, size), np.float32)
-        positions[:used], mask[:, used:] = grid_positions(h, w, merge), MASKED
-        self._chip.write(tensors[1], positions)
-        self._chip.write(tensors[2], mask)
+        values = np.zeros((size, family.patch_dim), np.float32)
+        others = family.vit_inputs(h, w, size)
+        tensors = self._vision.inputs([values.shape, *(other.shape for other in others)])
+        for tensor, other in zip(tensors[1:], others, strict=True):
+            self._chip.write(tensor, other)
         embeds = []
         for patches in pixels.reshape(t, used, -1):
-            values = np.zeros((size, patches.shape[1]), np.float32)
-            values[:used] = patches if self._layout.raw_pixels else self._normalised(patches)
+            values[:used] = patches if self._layout.raw_pixels else family.pixel_values(patches)
             self._chip.write(tensors[0], values)
             self._chip.run("vit", tensors, [self._vision.embeds])
-            embeds.append(self._chip.read(self._vision.embeds)[: used // merge**2])
+            embeds.append(self._chip.read(self._vision.embeds)[: family.vision_tokens((1, h, w))])
         return np.concatenate(embeds)
 
     def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Logits:
@@ -240,9 +238,6 @@ class SailRunner:
         self._chip.run("greedy_head", [self._head.scores], [self._head.token])
         tokens: Int = self._chip.read(self._head.token).reshape(-1)
         return tokens
-
-    def _normalised(self, patches: Bytes) -> Float:
-        return normalise(patches, self._spec.rescale, self._spec.mean, self._spec.std)
 
 
 def _smallest(sizes: Sequence[int], needed: int) -> int:

@@ -1,0 +1,115 @@
+"""The interface between the worker and a model family: all that differs from family to family on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sailq.shared.frames import Frames
+from sailq.shared.jobs import FramesPart
+
+from ...runners.logits import Float, Int
+from ..patches import Grid
+
+Bools = npt.NDArray[np.bool_]
+Sizes = tuple[int, ...]
+Maker = Literal["deploy/models", "sophon-demo", "llm_convert"]
+"""What made a bmodel."""
+
+
+class Family(Protocol):
+    """A model's family, with the sizes that the model's own files state. May be used from any thread.
+
+    A medium is a `FramesPart`: an image or a video as its message states it, with the times of its frames.
+    """
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along a side of a patch."""
+
+    @property
+    def merge_size(self) -> int:
+        """Patches along a side of a vision token."""
+
+    @property
+    def temporal_patch_size(self) -> int:
+        """Frames in a patch."""
+
+    @property
+    def min_pixels(self) -> int:
+        """Least height × width of an image, unless its message says otherwise."""
+
+    @property
+    def max_pixels(self) -> int:
+        """Most height × width of an image, unless its message says otherwise."""
+
+    @property
+    def patch_dim(self) -> int:
+        """P, the number of values in a patch."""
+
+    @property
+    def end_tokens(self) -> tuple[str, ...]:
+        """Texts of tokens that always end an answer, even if the model's files do not name them."""
+
+    def grid(self, medium: FramesPart) -> Grid:
+        """A medium's (t, h, w) in patches. Raises BadRequest for a size that does not divide into vision tokens."""
+
+    def vision_tokens(self, grid: Grid) -> int:
+        """The number of vision tokens V of a medium with this grid."""
+
+    def patches(self, frames: Frames) -> Frames:
+        """Cut a medium's frames, uint8 [n, height, width, 3], into patches, uint8 [t·h·w, P], in the ViT's order."""
+
+    def pixel_values(self, patches: Frames) -> Float:
+        """Normalised patches, float32 [n, P], for a ViT that does not normalise patches itself."""
+
+    def prompt_tokens(
+        self, text: str, media: Sequence[FramesPart], encode: Callable[[str], Sequence[int]]
+    ) -> tuple[Int, Bools]:
+        """Tokens of a prompt.
+
+        Args:
+            text: the conversation as the chat template writes it.
+            media: its media, in order.
+            encode: the tokenizer: the tokens of a text.
+
+        Returns:
+            int32 [L] tokens, and bool [L]: where a token stands for a piece of a medium.
+
+        Raises:
+            BadRequest: the text does not have a place for each medium.
+        """
+
+    def positions(self, vision: Bools, media: Sequence[FramesPart]) -> tuple[Int, int]:
+        """M-RoPE positions of a prompt.
+
+        Args:
+            vision: bool [L], as `prompt_tokens` returns it.
+            media: the prompt's media, in order.
+
+        Returns:
+            int32 [3, L], and the delta: the token at place p ≥ L has position p + delta in all three.
+        """
+
+    def vit_inputs(self, h: int, w: int, size: int) -> tuple[npt.NDArray[np.generic], ...]:
+        """The ViT's inputs after the patches, in the net's order, for one temporal grid of `h` × `w` patches.
+
+        Args:
+            size: number of patches that the net takes, at least h·w. The rows after h·w are padding.
+        """
+
+    def vit_elements(self, size: int, hidden: int) -> tuple[Sizes, Sizes]:
+        """The number of elements of each input of the ViT, the patches included, and of each output, when the net takes
+        `size` patches and the language model's width is `hidden`."""
+
+    def max_side(self, maker: Maker, size: int, tables: Sequence[int]) -> int:
+        """Most patches along a side of a frame that a bmodel's ViT can place.
+
+        Args:
+            maker: what made the bmodel.
+            size: most patches that the ViT takes.
+            tables: bytes of the tables that the ViT looks positions up in.
+        """

@@ -1,0 +1,17 @@
+"""The families that sailq serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ...model_files.json_files import Json
+from .family import Family
+from .qwen2_vl import Qwen2VL
+
+FAMILIES: Mapping[str, Callable[[Path, Json], Family]] = {"qwen2_vl": Qwen2VL.read}
+"""By the `model_type` in config.json: a function that reads a model's family from its directory and its config.json. It
+raises Unsupported, KeyError, TypeError or ValueError for files that do not fit."""
+
+UNCONFIGURED: Family = Qwen2VL()
+"""What a bmodel without a config.json is checked against."""
