@@ -43,7 +43,7 @@ class FramesPart(Record):
     Attributes:
         blob: sha256 of the clip's bytes, hex; the end of its key in Redis (`keys.clip`).
         frames: number of frames in the clip.
-        height, width: pixels, already a multiple of the model's patch grid (28).
+        height, width: pixels, already multiples of a vision token's side (`sizing.factor_of`); the worker checks it.
         times: when each frame is shown, in seconds from the clip's first frame, ascending; empty where nothing is
             known of it (images, lists of images, and jobs of protocol version 1).
         fps: frames a second, as sampled from the clip; None where `times` is empty or the clip has one frame.
@@ -52,8 +52,8 @@ class FramesPart(Record):
     type: Literal["image", "video"]
     blob: Digest
     frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)]
-    height: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
-    width: Annotated[int, Field(ge=28, le=MAX_SIDE, multiple_of=28)]
+    height: Annotated[int, Field(ge=1, le=MAX_SIDE)]
+    width: Annotated[int, Field(ge=1, le=MAX_SIDE)]
     times: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(max_length=MAX_FRAMES, strict=False)] = ()
     fps: Annotated[float, Field(gt=0)] | None = None
 
@@ -227,7 +227,9 @@ class ModelCard(Record):
         context: rows of a conversation's cache: the prompt and all of the answer but its last token.
         max_patches: most vision patches of one temporal grid (an image, or two frames of a video), or None.
         min_pixels, max_pixels: a frame's default size limits, height × width.
-        patch_size, merge_size, temporal_patch_size: Qwen2-VL's grid (14, 2, 2).
+        patch_size: pixels along a side of a patch.
+        merge_size: patches along a side of a vision token.
+        temporal_patch_size: frames in a patch.
     """
 
     name: Identifier
@@ -236,9 +238,9 @@ class ModelCard(Record):
     max_patches: int | None = None
     min_pixels: int
     max_pixels: int
-    patch_size: int = 14
-    merge_size: int = 2
-    temporal_patch_size: int = 2
+    patch_size: Annotated[int, Field(ge=1, le=MAX_SIDE)] = 14
+    merge_size: Annotated[int, Field(ge=1, le=MAX_SIDE)] = 2
+    temporal_patch_size: Annotated[int, Field(ge=1, le=MAX_FRAMES)] = 2
 
 
 class IdFactory:

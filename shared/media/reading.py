@@ -121,7 +121,7 @@ def _read_list(sources: Sequence[ImageSource], options: Options, base: Path | No
     for source in sources:
         with about(source):
             image = _load(source, base)
-            agreed = sizing.list_size(image.shape[0], image.shape[1], options)
+            agreed = sizing.list_size(image.shape[0], image.shape[1], options, budget.card)
             if not frames:
                 first = agreed
                 size = sizing.video_size(*first, count, options, budget.card)

@@ -1,9 +1,9 @@
 """How many frames of a clip are kept and how large they become: qwen-vl-utils' arithmetic, without torch.
 
-The rules, constants and refusals are those of qwen-vl-utils 0.0.14 at Qwen2-VL's patch size of 14
-(`smart_resize`, `smart_nframes`, `calculate_video_frame_range`, `fetch_image`, `fetch_video`), and
-`video_sample_num` is sophon-demo's. Two things are ours: an option out of its own range (a negative time, a
-NaN) is refused where qwen-vl-utils would clamp it, and a worker's `ModelCard` can lower the size defaults.
+The rules, constants and refusals are those of qwen-vl-utils 0.0.14 (`smart_resize`, `smart_nframes`,
+`calculate_video_frame_range`, `fetch_image`, `fetch_video`), and `video_sample_num` is sophon-demo's. The sizes of
+patches and vision tokens are those of the model's `ModelCard`. Two things are ours: an option out of its own range (a
+negative time, a NaN) is refused where qwen-vl-utils would clamp it, and a card can lower the size defaults.
 """
 
 from __future__ import annotations
@@ -20,30 +20,25 @@ from ..jobs import MAX_FRAMES, MAX_SIDE, ModelCard
 from .options import Options as Options
 
 NO_OPTIONS = Options()
-FACTOR = 28
-"""Pixels on one side of a vision token: patch 14 × merge 2."""
-TOKEN_PIXELS = FACTOR * FACTOR
 FRAME_FACTOR = 2
-"""Frames that share one layer of patches (Qwen2-VL's temporal_patch_size)."""
+"""Frames that share one layer of patches."""
 MAX_RATIO = 200
-IMAGE_MIN_PIXELS = 4 * TOKEN_PIXELS
-IMAGE_MAX_PIXELS = 16384 * TOKEN_PIXELS
-VIDEO_MIN_PIXELS = 128 * TOKEN_PIXELS
-VIDEO_MAX_PIXELS = 768 * TOKEN_PIXELS
+IMAGE_MIN_TOKENS, IMAGE_MAX_TOKENS = 4, 16384
+VIDEO_MIN_TOKENS, VIDEO_MAX_TOKENS = 128, 768
+"""Of one frame."""
 MAX_TOKENS = 128_000
 """Longest sequence that qwen-vl-utils sizes videos for (its MODEL_SEQ_LEN); no medium may hold more."""
-TOTAL_PIXELS = MAX_TOKENS * TOKEN_PIXELS * 0.9
 FPS = 2.0
 MIN_FRAMES = 4
 
 
+def factor_of(card: ModelCard | None) -> int:
+    """Pixels along a side of a vision token; 28 if the model is unknown."""
+    return card.patch_size * card.merge_size if card else 28
+
+
 def smart_resize(
-    height: int,
-    width: int,
-    *,
-    min_pixels: float = IMAGE_MIN_PIXELS,
-    max_pixels: float = IMAGE_MAX_PIXELS,
-    factor: int = FACTOR,
+    height: int, width: int, *, min_pixels: float, max_pixels: float, factor: int
 ) -> tuple[int, int]:
     """(height, width) in pixels: multiples of `factor`, area within the limits, aspect ratio nearly kept.
 
@@ -72,22 +67,38 @@ def check_ratio(height: int, width: int) -> None:
 
 
 def image_size(
-    height: int, width: int, options: Options, card: ModelCard | None = None, *, factor: int = FACTOR
+    height: int, width: int, options: Options, card: ModelCard | None = None, *, limited: bool = True
 ) -> tuple[int, int]:
-    """(height, width) that an image of `height` × `width` is resized to. Raises BadRequest or BadMedia."""
-    tokens = factor * factor
-    low, high = (card.min_pixels, card.max_pixels) if card else (4 * tokens, 16384 * tokens)
+    """(height, width) that an image of `height` × `width` is resized to. Raises BadRequest or BadMedia.
+
+    `limited`: whether the card's limits apply; else qwen-vl-utils' do.
+    """
+    factor = factor_of(card)
+    limits = (card.min_pixels, card.max_pixels) if card and limited else _image_limits(factor)
+    return _image_size(height, width, options, limits, factor)
+
+
+def list_size(height: int, width: int, options: Options, card: ModelCard | None = None) -> tuple[int, int]:
+    """(height, width) that a list's images must agree on before `video_size` sees them.
+
+    qwen-vl-utils resizes the images of a list to a grid twice as coarse first, and their final size follows from that.
+    """
+    factor = 2 * factor_of(card)
+    return _image_size(height, width, options, _image_limits(factor), factor)
+
+
+def _image_limits(factor: int) -> tuple[int, int]:
+    """The least and most pixels of an image."""
+    return IMAGE_MIN_TOKENS * factor * factor, IMAGE_MAX_TOKENS * factor * factor
+
+
+def _image_size(
+    height: int, width: int, options: Options, limits: tuple[int, int], factor: int
+) -> tuple[int, int]:
+    low, high = limits
     low = low if options.min_pixels is None else options.min_pixels
     high = high if options.max_pixels is None else options.max_pixels
     return _size(height, width, options, low, high, factor)
-
-
-def list_size(height: int, width: int, options: Options) -> tuple[int, int]:
-    """(height, width) that a list's images must agree on before `video_size` sees them.
-
-    qwen-vl-utils resizes the images of a list to a grid of 56 first, and their final size follows from that.
-    """
-    return image_size(height, width, options, factor=2 * FACTOR)
 
 
 def video_size(
@@ -98,18 +109,21 @@ def video_size(
     A frame gets at least 128 tokens and at most 768, and less where all frames together would pass `total_pixels`,
     counted once for each pair.
 
-    The processor files of every Qwen2-VL release state a least of `IMAGE_MIN_PIXELS`, which qwen-vl-utils does not
+    The processor files of the published models state a least of `IMAGE_MIN_TOKENS`, which qwen-vl-utils does not
     apply to videos. A card that states another least, or a most below 128 tokens, is of a model with sizes of its
     own, such as sailq-tiny: its least holds.
     """
-    own = card is not None and (card.min_pixels != IMAGE_MIN_PIXELS or card.max_pixels < VIDEO_MIN_PIXELS)
-    low: float = card.min_pixels if card and own else VIDEO_MIN_PIXELS
+    factor = factor_of(card)
+    token = factor * factor
+    least = VIDEO_MIN_TOKENS * token
+    own = card is not None and (card.min_pixels != IMAGE_MIN_TOKENS * token or card.max_pixels < least)
+    low: float = card.min_pixels if card and own else least
     low = low if options.min_pixels is None else options.min_pixels
-    total = TOTAL_PIXELS if options.total_pixels is None else options.total_pixels
-    limit = max(min(VIDEO_MAX_PIXELS, total / frames * FRAME_FACTOR), int(low * 1.05))
+    total = MAX_TOKENS * token * 0.9 if options.total_pixels is None else options.total_pixels
+    limit = max(min(VIDEO_MAX_TOKENS * token, total / frames * FRAME_FACTOR), int(low * 1.05))
     wanted = card.max_pixels if card else limit
     wanted = wanted if options.max_pixels is None else options.max_pixels
-    return _size(height, width, options, low, min(wanted, limit), FACTOR)
+    return _size(height, width, options, low, min(wanted, limit), factor)
 
 
 def _size(height: int, width: int, options: Options, low: float, high: float, factor: int) -> tuple[int, int]:
@@ -121,8 +135,8 @@ def _size(height: int, width: int, options: Options, low: float, high: float, fa
     asked = options.resized_height, options.resized_width
     if max(asked) / min(asked) > MAX_RATIO:
         raise BadRequest(f"resized_height and resized_width differ more than {MAX_RATIO} times.")
-    pixels = factor * factor
-    return smart_resize(*asked, min_pixels=4 * pixels, max_pixels=16384 * pixels, factor=factor)
+    low, high = _image_limits(factor)
+    return smart_resize(*asked, min_pixels=low, max_pixels=high, factor=factor)
 
 
 def frame_range(options: Options, total: int, fps: float) -> tuple[int, int]:
@@ -231,24 +245,29 @@ class Budget:
 
     Attributes:
         card: the model that will read the media, or None.
+        factor: pixels along a side of a vision token.
         tokens: vision tokens of the media spent so far.
         automatic: number of further images whose size depends on the remaining tokens (a `max_side` of 0 or -1).
     """
 
     def __init__(self, card: ModelCard | None = None) -> None:
         self.card = card
+        self.factor = factor_of(card)
         self.tokens = 0
         self.automatic = 0
 
     def check(self, frames: int, height: int, width: int) -> int:
         """The tokens of a medium of this size. An image counts as one pair of frames.
 
-        Raises TooLong above the model's patches or context or `MAX_TOKENS`, BadRequest above a job's limits.
+        Raises TooLong above the model's patches or context or `MAX_TOKENS`, BadRequest above a job's limits, or for a
+        size that the model does not take.
         """
         medium = f"{frames} frame{'s'[: frames > 1]} of {width} × {height} pixels"
         if frames > MAX_FRAMES or max(height, width) > MAX_SIDE:
             raise BadRequest(f"{medium}: {MAX_FRAMES} frames and {MAX_SIDE} pixels a side are the most.")
-        tokens = math.ceil(frames / FRAME_FACTOR) * height * width // TOKEN_PIXELS
+        if height % self.factor or width % self.factor:
+            raise BadRequest(f"{medium}: the model takes multiples of {self.factor} pixels.")
+        tokens = math.ceil(frames / FRAME_FACTOR) * height * width // self.factor**2
         if tokens > MAX_TOKENS:
             raise TooLong(f"{medium} are {tokens} tokens; at most {MAX_TOKENS} are served.")
         if self.card is None:

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import BadMedia
 from . import sizing
 from .images import Image
-from .sizing import FACTOR, TOKEN_PIXELS, Budget, Options
+from .sizing import Budget, Options
 
 CONTEXT_SHARE = 0.8
 """The share of the model's context that images of automatic size may fill (sophon-demo's `vision_seq_max_ratio`)."""
@@ -28,7 +28,7 @@ _METHODS = {
 
 
 def image_size(height: int, width: int, options: Options, budget: Budget) -> tuple[int, int]:
-    """(height, width) that an image of `height` × `width` is resized to, multiples of 28.
+    """(height, width) that an image of `height` × `width` is resized to, multiples of the budget's factor.
 
     A `max_side` above 0 is the longer side, whether the image grows or shrinks; then the default limits apply. 0
     shrinks the image to what the model takes, -1 makes it as large as that. What the model takes is its patches for
@@ -40,20 +40,20 @@ def image_size(height: int, width: int, options: Options, budget: Budget) -> tup
     Raises BadRequest or BadMedia.
     """
     if options.max_side is None:
-        known = options.resize_type != "Origin"
-        return sizing.image_size(height, width, options, budget.card if known else None)
+        return sizing.image_size(height, width, options, budget.card, limited=options.resize_type != "Origin")
     if options.max_side > 0:
         if width > height:
             height, width = int(options.max_side / width * height), options.max_side
         else:
             height, width = options.max_side, int(options.max_side / height * width)
-        return sizing.image_size(max(height, 1), max(width, 1), Options())
+        return sizing.image_size(max(height, 1), max(width, 1), Options(), budget.card, limited=False)
     sizing.check_ratio(height, width)
     pixels = _room(budget)
     if pixels is None or (options.max_side == 0 and pixels > height * width):
         pixels = height * width
     shrink = math.sqrt((height * width) / pixels)
-    size = [math.floor(side / shrink / FACTOR) * FACTOR for side in (height, width)]
+    factor = budget.factor
+    size = [math.floor(side / shrink / factor) * factor for side in (height, width)]
     if 0 in size:
         raise BadMedia(f"{width} × {height} pixels are too narrow for a max_side of {options.max_side}.")
     return size[0], size[1]
@@ -67,7 +67,8 @@ def _room(budget: Budget) -> int | None:
     share = (CONTEXT_SHARE * card.context - budget.tokens) / max(budget.automatic, 1)
     budget.automatic -= 1
     patches = math.inf if card.max_patches is None else card.max_patches * card.patch_size**2
-    return max(math.floor(min(card.max_pixels, patches, share * TOKEN_PIXELS)), TOKEN_PIXELS)
+    token = budget.factor**2
+    return max(math.floor(min(card.max_pixels, patches, share * token)), token)
 
 
 def resize(image: Image, height: int, width: int, method: str) -> Image:

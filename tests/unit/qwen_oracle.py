@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from sailq.shared.jobs import ModelCard
+
 
 class _Interpolation:
     BICUBIC = "bicubic"
@@ -65,32 +67,39 @@ def _reader(clip: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
 qwen.VIDEO_READER_BACKENDS["torchvision"] = _reader
 
 
+def card(patch: int) -> ModelCard:
+    """A model of this patch size, with qwen-vl-utils' own limits of an image, whose context limits nothing."""
+    token = (2 * patch) ** 2
+    least, most = qwen.IMAGE_MIN_TOKEN_NUM * token, qwen.IMAGE_MAX_TOKEN_NUM * token
+    return ModelCard(name="oracle", context=qwen.MODEL_SEQ_LEN, min_pixels=least, max_pixels=most, patch_size=patch)
+
+
 def clip_plan(
-    total: int, fps: float, height: int, width: int, options: dict[str, Any]
+    total: int, fps: float, height: int, width: int, options: dict[str, Any], patch: int = 14
 ) -> tuple[Any, ...] | None:
     """(frame numbers, (height, width)) for a clip, or None where qwen-vl-utils refuses."""
     try:
         video, about = qwen.fetch_video(
-            {"video": "clip", "clip": (total, fps, height, width), **options}, return_video_metadata=True
+            {"video": "clip", "clip": (total, fps, height, width), **options}, patch, return_video_metadata=True
         )
     except REFUSALS:
         return None
     return about["frames_indices"], tuple(video.shape[2:])
 
 
-def list_size(images: list[Any], options: dict[str, Any]) -> tuple[int, ...] | None:
+def list_size(images: list[Any], options: dict[str, Any], patch: int = 14) -> tuple[int, ...] | None:
     """(frames, height, width) for a list of PIL images, or None where qwen-vl-utils refuses."""
     try:
-        video = qwen.fetch_video({"video": images, **options})
+        video = qwen.fetch_video({"video": images, **options}, patch)
     except (*REFUSALS, RuntimeError):  # RuntimeError: images of different sizes cannot be stacked
         return None
     return video.shape[0], *video.shape[2:]
 
 
-def image_size(image: Any, options: dict[str, Any]) -> tuple[int, int] | None:
+def image_size(image: Any, options: dict[str, Any], patch: int = 14) -> tuple[int, int] | None:
     """(height, width) for a PIL image, or None where qwen-vl-utils refuses."""
     try:
-        width, height = qwen.fetch_image({"image": image, **options}).size
+        width, height = qwen.fetch_image({"image": image, **options}, patch).size
     except REFUSALS:
         return None
     return height, width

@@ -151,7 +151,7 @@ def test_a_malformed_job_is_refused_with_a_sentence(data: bytes, says: str) -> N
         ("messages", [{"role": "user", "content": [
             {"type": "video", "blob": "a" * 64, "frames": -1, "height": 84, "width": 84}]}], "frames"),
         ("messages", [{"role": "user", "content": [
-            {"type": "video", "blob": "a" * 64, "frames": 2, "height": 85, "width": 84}]}], "height"),
+            {"type": "video", "blob": "a" * 64, "frames": 2, "height": 0, "width": 84}]}], "height"),
         ("messages", [{"role": "user", "content": [
             {"type": "video", "blob": "rq:queue:x", "frames": 2, "height": 84, "width": 84}]}], "blob"),
     ],

@@ -32,8 +32,9 @@ from media_files import (
 from PIL import Image
 
 from sailq.shared.errors import BadMedia, SailqError
+from sailq.shared.jobs import ModelCard
 from sailq.shared.media.reading import read_image, read_video
-from sailq.shared.media.sizing import Options, frame_indices
+from sailq.shared.media.sizing import Budget, Options, frame_indices
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
@@ -86,7 +87,8 @@ def test_clips_get_the_frames_and_sizes_of_qwen_vl_utils(tmp_path: Path) -> None
     assert 20 < read < 95
 
 
-def test_lists_of_images_get_the_sizes_of_qwen_vl_utils(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("patch", "card"), [(14, None), (16, oracle.card(16))])
+def test_lists_of_images_get_the_sizes_of_qwen_vl_utils(patch: int, card: ModelCard | None, tmp_path: Path) -> None:
     rng, read = random.Random(2), 0
     for turn in range(60):
         height, width = rng.randrange(8, 300), rng.randrange(8, 300)
@@ -98,9 +100,9 @@ def test_lists_of_images_get_the_sizes_of_qwen_vl_utils(tmp_path: Path) -> None:
             given = {"min_pixels": rng.randrange(30_000), "max_pixels": rng.randrange(1, 90_000), "fps": 1.0}
         elif rng.random() < 0.4:
             given = {"resized_height": rng.randrange(1, 300), "resized_width": rng.randrange(1, 300)}
-        expected = oracle.list_size([Image.open(path) for path in paths], given)
+        expected = oracle.list_size([Image.open(path) for path in paths], given, patch)
         try:
-            ours = frames_of(paths, Options(**given)).shape[:3]
+            ours = read_video(paths, Options(**given), budget=Budget(card)).frames.shape[:3]
         except SailqError:
             ours = None
         assert ours == expected, (sizes, given)

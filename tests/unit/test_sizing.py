@@ -19,6 +19,8 @@ from sailq.worker.engine.model import ModelSpec
 from sailq.worker.model_files.model_paths import resolve
 
 CARD = ModelCard(name="tiny", context=512, max_patches=1024, min_pixels=4 * 784, max_pixels=64 * 784)
+CARDS = {14: None, 16: oracle.card(16)}
+"""By the size of a patch: a card with qwen-vl-utils' own limits, or none."""
 
 
 def attempt(function: Callable[..., Any], *given: Any, **named: Any) -> Any:
@@ -58,10 +60,12 @@ def size_options(rng: random.Random) -> dict[str, Any]:
     return {name: choices[name]() for name in sorted(names)}
 
 
-def our_plan(total: int, fps: float, height: int, width: int, given: dict[str, Any]) -> tuple[Any, ...]:
+def our_plan(
+    total: int, fps: float, height: int, width: int, given: dict[str, Any], patch: int
+) -> tuple[Any, ...]:
     options = Options(**given)
     indices = sizing.frame_indices(options, total, fps)
-    return indices, sizing.video_size(height, width, len(indices), options)
+    return indices, sizing.video_size(height, width, len(indices), options, CARDS[patch])
 
 
 def test_smart_resize_equals_qwen_vl_utils() -> None:
@@ -87,10 +91,10 @@ def test_frames_and_sizes_of_clips_equal_qwen_vl_utils() -> None:
         total = rng.choice([1, 2, 3, 5, rng.randrange(1, 100), rng.randrange(1, 100_000)])
         fps = rng.choice([1.0, 7.5, 12, 25, 30, 30000 / 1001, 59.94, rng.uniform(0.5, 120)])
         height, width = rng.choice([(240, 320), (1080, 1920), (rng.randrange(1, 3000), rng.randrange(1, 99))])
-        given = time_options(rng, total, fps) | size_options(rng)
-        expected = oracle.clip_plan(total, fps, height, width, given)
-        ours = attempt(our_plan, total, fps, height, width, given)
-        assert ours == expected, (total, fps, height, width, given)
+        given, patch = time_options(rng, total, fps) | size_options(rng), rng.choice([*CARDS])
+        expected = oracle.clip_plan(total, fps, height, width, given, patch)
+        ours = attempt(our_plan, total, fps, height, width, given, patch)
+        assert ours == expected, (total, fps, height, width, given, patch)
         refused += ours is None
     print(f"\nfigure: frame numbers and sizes against qwen-vl-utils: 2000 clips equal, {refused} of them refusals")
     assert 300 < refused < 1700
@@ -122,15 +126,16 @@ def test_spread_is_torch_linspace_to_the_last_bit() -> None:
         assert sizing.spread(first, last, count) == torch.linspace(first, last, count).round().long().tolist()
 
 
-def test_sizes_of_images_equal_qwen_vl_utils() -> None:
+@pytest.mark.parametrize("patch", CARDS)
+def test_sizes_of_images_equal_qwen_vl_utils(patch: int) -> None:
     rng, refused = random.Random(4), 0
     for _ in range(150):
         height, width = (rng.choice([rng.randrange(1, 60), rng.randrange(1, 1200)]) for _ in range(2))
         given = size_options(rng)
         if given.get("resized_height", 0) + given.get("resized_width", 0) > 10_000:
             continue  # PIL would really make it
-        expected = oracle.image_size(Image.new("RGB", (width, height)), given)
-        ours = attempt(sizing.image_size, height, width, Options(**given))
+        expected = oracle.image_size(Image.new("RGB", (width, height)), given, patch)
+        ours = attempt(sizing.image_size, height, width, Options(**given), CARDS[patch])
         assert ours == expected, (height, width, given)
         refused += ours is None
     assert 10 < refused < 140
@@ -232,6 +237,7 @@ def test_a_budget_counts_tokens_of_pairs_and_of_images() -> None:
         ((1, 28 * 16, 28 * 16), TooLong, "256 vision tokens"),
         ((770, 28, 28), BadRequest, "768 frames"),
         ((1, 28, 8204), BadRequest, "8192 pixels"),
+        ((1, 28, 32), BadRequest, "multiples of 28"),
     ],
 )
 def test_a_budget_refuses_what_the_model_cannot_hold(
@@ -240,6 +246,13 @@ def test_a_budget_refuses_what_the_model_cannot_hold(
     budget = Budget(CARD.model_copy(update={"context": 255}))
     with pytest.raises(error, match=told):
         budget.check(*size)
+
+
+def test_a_budget_counts_the_models_own_tokens() -> None:
+    budget = Budget(oracle.card(16))
+    assert budget.check(2, 64, 96) == 6
+    with pytest.raises(BadRequest, match="multiples of 32"):
+        budget.check(2, 56, 84)
 
 
 def test_the_context_is_shared_by_all_media() -> None:
