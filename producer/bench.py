@@ -37,7 +37,7 @@ _STAGES = ("queue_wait", "fetch", "preprocess", "vision_encode", "prefill")
 
 @dataclass(frozen=True)
 class PublishedFigures:
-    """A row of sophon-demo's table (github.com/sophgo/sophon-demo, sample/Qwen2-VL), in seconds and tokens/s."""
+    """A row of sophon-demo's table, in seconds and tokens/s: github.com/sophgo/sophon-demo, in this model's sample."""
 
     platform: str = "SE7-32"
     model: str = "qwen2-vl-7b_int4_seq512_1dev.bmodel"

@@ -74,7 +74,7 @@ class Sample:
     turns: tuple[Turn, ...]
 
     def messages(self, names: list[str]) -> list[dict[str, Any]]:
-        """Qwen2-VL chat messages up to the last question; `names` are the media's paths, in order."""
+        """Chat messages up to the last question; `names` are the media's paths, in order."""
         content = [_item(medium, name) for medium, name in zip(self.media, names, strict=True)]
         messages: list[dict[str, Any]] = []
         for question, answer in self.turns:

@@ -52,7 +52,7 @@ def prepare(
     """Check the messages, read and encode their media.
 
     Args:
-        messages: Qwen2-VL's chat format, which is also OpenAI's: `role` is system, user or assistant, `content` a
+        messages: the chat format of qwen-vl-utils and OpenAI: `role` is system, user or assistant, `content` a
             text or a list of parts, spelled as `parts` says, or as `Client.upload` has returned them. An image is what
             `reading.read_image` takes, a video what `reading.read_video` takes, with the fields of `Options` beside it.
         base: folder that relative paths start from; the working directory without it.

@@ -3,7 +3,7 @@
 | type | where its content is | whose |
 | --- | --- | --- |
 | text | text | all |
-| image, video | image, video | Qwen2-VL, qwen-vl-utils |
+| image, video | image, video | qwen-vl-utils |
 | image_url | image_url: a URL or `{"url": …, "detail": …}` | OpenAI's Chat Completions, vLLM |
 | video_url | video_url: a URL or `{"url": …}` | vLLM, sophon-demo |
 | input_text | text | OpenAI's Responses, vLLM |

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sailq.worker.engine.families.registry import FAMILIES
+
 ROOT = Path(__file__).parents[2]
 SIDES = ("shared", "producer", "worker", "operators")
 PACKAGES = tuple(f"sailq.{side}" for side in SIDES)
@@ -115,6 +117,17 @@ def parents(name: str) -> set[str]:
 def test_no_folder_imports_one_that_it_must_not_know(side: str, foreign: tuple[str, ...]) -> None:
     found = imports(side)
     assert found and not [name for names in found.values() for name in names if name.startswith(foreign)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_other_module_names_a_model_family(family: str) -> None:
+    """But for the registry, and the list of published models, which has their paths. The name of a model, such as
+    qwen2-vl-7b in an example, is not that of its family."""
+    name = re.compile(family.replace("_", "[-_. ]?") + r"(?![- ]\d+b)", re.IGNORECASE)
+    folder = ROOT / "worker" / "engine" / "families"
+    own = {folder / f"{family}.py", folder / "registry.py", ROOT / "worker" / "model_files" / "published.py"}
+    naming = {file for side in SIDES for file in (ROOT / side).rglob("*.py") if name.search(file.read_text())}
+    assert naming == own
 
 
 @pytest.mark.parametrize("side", SIDES)

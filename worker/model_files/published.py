@@ -1,5 +1,5 @@
-"""The Qwen2-VL bmodels that Sophgo publishes for the BM1684X. `sailq model list` and deploy/models/download.sh read
-them."""
+"""The bmodels that Sophgo publishes for the BM1684X, of models that sailq serves. `sailq model list` and
+deploy/models/download.sh read them."""
 
 from __future__ import annotations
 
