@@ -42,7 +42,7 @@ def application(asked: str = "") -> typer.Typer:
     import typer  # takes long; Ctrl-C may come meanwhile
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-    app.callback(help="A vision-language model as an asynchronous service on Redis.")(lambda: None)
+    app.callback(help="Vision-language models as an asynchronous service on Redis.")(lambda: None)
     commands = {entry.name: entry for entry in entry_points(group=GROUP)}
     for name in [asked] if asked in commands else sorted(commands):
         command = commands[name].load()
