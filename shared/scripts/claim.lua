@@ -1,16 +1,18 @@
--- claim: takes the next waiting job and its lease, in one step.
+-- claim: takes the next waiting job from its queue and creates a lease on it.
 --
 -- KEYS  the queues (rq:queue:NAME), in the order in which they are served
--- ARGV  1 worker  2 execution: a random id of this attempt  3 seconds of its lease  4 the time in RQ's form
---       5 seconds that a claimed job is kept  6 most attempts  7 attempts that a job remembers  8 most bytes of a job
---       9 again: 1 where the reply to this very claim was lost  10 idle: 1 where the worker has waited for the bell
--- Returns {} where nothing waits; else
---       {id, queue, attempt, more, last, fields, clips, turns}
---       more: 1 where others wait. last: 1 where the job has no attempt after this one, which counts from `begin` on.
---       fields: the job's hash, flat; empty where it is too large, or no hash.
---       clips: bytes, in the order of the field `clips`; nil for one that is gone, comes twice, or is too much for one
---       reply.
---       turns: the conversation's answered turns, or their size in bytes where that is too much
+-- ARGV  1 worker's name  2 execution: a new random id for this attempt  3 length of the lease, in seconds
+--       4 now, in RQ's text format  5 TTL of a claimed job's hash, in seconds  6 maximum attempts of a job
+--       7 maximum entries of a job's history  8 maximum bytes of a job's hash
+--       9 again: 1 to repeat a claim whose reply was lost  10 idle: 1 if the worker has waited for the bell
+-- Returns {} if no job waits, else {id, queue, attempt, more, last, fields, clips, turns}
+--       attempt: number of this attempt, from 1.
+--       more: 1 if other jobs wait on the same queue.
+--       last: 1 if this is the job's last attempt. begin.lua counts it; all others count here.
+--       fields: the job's hash as a flat list; empty if it is larger than ARGV[8] or the key is not a hash.
+--       clips: bytes of each clip, in the order of the field `clips`; nil for a clip that has expired, is listed twice,
+--       or does not fit into the reply.
+--       turns: list of the conversation's answered turns, or their size in bytes if they do not fit into the reply
 
 local worker, execution, lease, time, ttl, max_attempts, max_history, max_bytes, again, idle = unpack(ARGV)
 
@@ -19,7 +21,7 @@ local function reply(id, name, fields, flat, last)
   for _, text in ipairs(flat) do bytes = bytes + #text end
   if bytes > tonumber(max_bytes) then flat = {} else
     local seen = {}
-    for clip in words(fields.clips) do  -- what is too much for one reply, the worker asks for later
+    for clip in words(fields.clips) do  -- the worker fetches clips that do not fit later
       local data = not seen[clip] and bytes < 16 * max_bytes and try('HGET', 'sailq:clip:' .. clip, 'data')
       seen[clip], bytes = true, bytes + #(data or '')
       clips[#clips + 1] = data or false
@@ -56,10 +58,10 @@ for _, queue in ipairs(KEYS) do
     local job = 'rq:job:' .. id
     local fields, flat = read_hash(job)
     local foreign = #flat == 0 and redis.call('DEL', job) == 1
-    -- An id without a record: the job has expired or was deleted. One that does not wait: its id is on the queue twice.
-    -- RQ itself gives ids of these characters only.
+    -- Skip the ids of jobs that have expired or were deleted, and of jobs that do not wait: their ids were on the queue
+    -- twice. RQ's ids consist of these characters only.
     if (#flat > 0 or foreign) and not ended[fields.status] and string.match(id, '^[%w._-]+$') then
-      -- RQ has put a job back that has ended, or that runs: `rq requeue`, or `enqueue` with its id.
+      -- RQ has queued an ended or running job again, by `rq requeue` or by `enqueue` with the same id.
       if fields.result_record or (fields.execution or '') ~= '' then
         forget_end(id, name)
         fields, flat = read_hash(job)
@@ -77,7 +79,7 @@ for _, queue in ipairs(KEYS) do
         'spent', last and spent or spent + 1)
       redis.call('EXPIRE', job, ttl)
       local entry = id .. ':' .. execution
-      if not try('ZADD', 'sailq:leases', now + lease, entry) then  -- it holds something else
+      if not try('ZADD', 'sailq:leases', now + lease, entry) then  -- the key is not a sorted set
         redis.call('DEL', 'sailq:leases')
         redis.call('ZADD', 'sailq:leases', now + lease, entry)
       end

@@ -1,12 +1,12 @@
--- How an attempt, a turn and a job end. Python puts this file before each script, after clips.lua.
+-- Functions that end attempts, turns and jobs. Python puts this file before each script, after clips.lua.
 
--- Returns whether a job's record has this attempt as the one that runs.
+-- Returns whether this attempt is the running one, according to the job's hash.
 local function is_running(id, execution)
   local status, running = read_fields('rq:job:' .. (id or ''), 'status', 'execution')
   return status == 'started' and running == execution
 end
 
--- Ends an attempt's lease. Returns RQ's keys of the attempt, which the caller deletes.
+-- Removes the lease of an attempt. Returns RQ's keys of the attempt, which the caller must delete.
 local function end_execution(id, execution, queue)
   local entry = id .. ':' .. execution
   redis.call('ZREM', 'sailq:leases', entry)
@@ -14,8 +14,8 @@ local function end_execution(id, execution, queue)
   return { 'rq:execution:' .. entry, 'rq:executions:' .. id }
 end
 
--- Puts a job without a result back on its queue, at the front: it has waited before.
--- `cause`: why its attempt ended; nil where its worker died. `counts`: whether the attempt is one of the few it has.
+-- Puts a running job back at the front of its queue, because it has waited before. `cause`: why the attempt ended; nil
+-- if its worker died. `counts`: whether the attempt counts towards the maximum.
 local function put_back(id, fields, cause, counts)
   local job = 'rq:job:' .. id
   redis.call('DEL', unpack(end_execution(id, fields.execution, fields.origin)))
@@ -32,7 +32,7 @@ local function put_back(id, fields, cause, counts)
   push(fields.origin, id, true)
 end
 
--- Puts the next turn of a conversation on its queue, if one waits.
+-- Puts the next waiting turn of a conversation on its queue, if there is one.
 local function release_turn(conversation)
   local waiting = 'sailq:conversation:' .. conversation .. ':waiting'
   while true do
@@ -40,11 +40,11 @@ local function release_turn(conversation)
     if not id then return end
     local job = 'rq:job:' .. id
     local status, queue, front = read_fields(job, 'status', 'origin', 'enqueue_at_front')
-    if status == 'deferred' and queue then  -- else somebody has deleted or cancelled it
+    if status == 'deferred' and queue then  -- else the turn was deleted or cancelled
       redis.call('HSET', job, 'status', 'queued')
       redis.call('ZREM', 'rq:deferred:' .. queue, id)
       try('HSET', 'sailq:conversation:' .. conversation, 'head', id)
-      -- What was said lives as long as the turn that waits for a worker with it.
+      -- The earlier turns must not expire before this one: they are its history.
       redis.call('EXPIRE', 'sailq:conversation:' .. conversation .. ':turns', redis.call('TTL', job), 'GT')
       push(queue, id, front == '1')
       return
@@ -52,7 +52,7 @@ local function release_turn(conversation)
   end
 end
 
--- Puts RQ's dependents of a job that has ended on their queues, unless they wait for another job, too.
+-- Queues the jobs that depend on an ended job (RQ's `depends_on`), except those that also wait for another job.
 local function release_dependents(id, status)
   local dependents = 'rq:job:' .. id .. ':dependents'
   for _, dependent in ipairs(try('SMEMBERS', dependents) or {}) do
@@ -76,13 +76,13 @@ local function release_dependents(id, status)
   end
 end
 
--- Returns whether a job has ended, or is gone. A failed job that `rq requeue` has put back still has a result, and has
--- not ended: RQ clears `ended_at`.
+-- Returns whether a job has ended or does not exist. It checks `ended_at`, not the result: `rq requeue` clears
+-- `ended_at` of a failed job and leaves its result.
 local function is_over(fields)
   return not fields.status or (fields.ended_at or '') ~= ''
 end
 
--- Removes all that a job's end has left: the job begins anew.
+-- Deletes the result and all other traces of a job's end, so that the job starts as if it were new.
 local function forget_end(id, queue)
   redis.call('DEL', 'sailq:result:' .. id, 'sailq:stream:' .. id, 'rq:results:' .. id)
   redis.call('HDEL', 'rq:job:' .. id, 'result_record', 'history', 'cancel', 'execution', 'ended_at')
@@ -90,11 +90,12 @@ local function forget_end(id, queue)
   for _, ended in ipairs({ 'finished', 'failed', 'canceled' }) do try('ZREM', 'rq:' .. ended .. ':' .. queue, id) end
 end
 
--- Ends a job: writes its result, tells those that wait for it, adds its turn to its conversation, frees its clips, and
--- releases the next turn and RQ's dependents.
---   fields: its hash. result: encoded Result. ttl: seconds that the result is kept. status: finished, failed or canceled.
---   kept: seconds that RQ's record is kept where the job names none. rq: RQ's Result as flat fields. turn: encoded Turn,
---   or ''. ended_at: now, in RQ's form. gone: what `end_execution` has returned.
+-- Ends a job: writes its result, notifies the clients that wait for it, adds its turn to its conversation, removes its
+-- holds on clips, and queues the next turn and RQ's dependents. `fields` is the job's hash. Options, TTLs in seconds:
+--   result: encoded Result. ttl: TTL of the result. status: finished, failed or canceled. now: seconds since the epoch.
+--   ended_at: now, in RQ's text format. kept: TTL of the job's hash if the job sets none. rq: fields and values of RQ's
+--   result. turn: encoded Turn, or ''. conversation_ttl: needed with a turn. stream_ttl: TTL of the text stream.
+--   gone: keys to delete, as returned by `end_execution`.
 local function conclude(id, fields, options)
   local job, queue, now, status = 'rq:job:' .. id, fields.origin or '', options.now, options.status
   local conversation = fields.conversation or id
@@ -120,7 +121,7 @@ local function conclude(id, fields, options)
     local limit = 'rq:rl:' .. fields.rate_limit_key
     for _, registry in ipairs({ ':rate_limited', ':allowed' }) do redis.call('ZREM', limit .. registry, id) end
   end
-  if fields.dependency_ids then redis.call('DEL', 'rq:job::' .. id .. ':dependencies') end  -- RQ's own two colons
+  if fields.dependency_ids then redis.call('DEL', 'rq:job::' .. id .. ':dependencies') end  -- RQ's key has two colons
   local gone = options.gone or {}
   if kept == 0 then gone[#gone + 1] = job end
   if #gone > 0 then redis.call('DEL', unpack(gone)) end
@@ -152,7 +153,7 @@ local function conclude(id, fields, options)
       let_go(clip, 'job:' .. id)
     end
   end
-  -- A job that is a conversation of its own has no other turns, unless one has followed it.
+  -- A conversation that a job began has its id. It has other turns only if the field `followed` is set.
   if (conversation ~= id or fields.followed) and read_fields('sailq:conversation:' .. conversation, 'head') == id then
     release_turn(conversation)
   end

@@ -1,15 +1,18 @@
--- recover: puts the jobs of dead workers back on their queues, ends jobs that cannot go on, completes what RQ's tools have
--- left half done, and frees what nobody needs. One worker of the fleet at a time does it for all.
+-- recover: puts the jobs of dead workers back on their queues, lists the jobs that the calling worker must end,
+-- completes changes that RQ's tools left incomplete, and deletes records that nobody needs (the sweep). It looks at the
+-- jobs of all workers. Of all workers' calls, only one in ARGV[2] milliseconds does this; the others return at once.
 --
 -- KEYS  the worker's queues (rq:queue:NAME)
--- ARGV  1 worker  2 milliseconds until the next look  3 seconds of a lease  4 most attempts  5 seconds between two sweeps
---       6 seconds that a conversation is kept
--- Returns {suspended, back, given_up, cancelled, refused}, all but the first flat lists:
---       suspended: 1 where `rq suspend` keeps workers from taking jobs.
---       back: ids of jobs that are on their queues again.
---       given_up: id and execution of jobs that have no attempt left; their leases are this worker's, which ends them.
---       cancelled: ids of jobs that a tool of RQ's has cancelled.
---       refused: id and cause of jobs that ask RQ for what sailq does not do (to run later, or at a limited rate)
+-- ARGV  1 worker's name  2 minimum milliseconds between two runs  3 length of a lease, in seconds
+--       4 maximum attempts of a job  5 seconds between two sweeps  6 TTL of a conversation, in seconds
+-- Returns {suspended, back, given_up, cancelled, refused}; all but the first are flat lists
+--       suspended: 1 if `rq suspend` has told workers to take no jobs.
+--       back: ids of the jobs that were put back on their queues.
+--       given_up: id and execution of each job whose attempts are used up. Its lease is extended, and the calling
+--       worker must write its result.
+--       cancelled: ids of jobs that RQ's `cancel` ended without a result. The calling worker must write their results.
+--       refused: id and cause of each job that uses a feature of RQ that sailq does not support ('scheduled' or
+--       'rate_limit'). The calling worker must write its result
 
 local worker, pause, lease, max_attempts, sweep_seconds, conversation_ttl = unpack(ARGV)
 local back, given_up, cancelled, refused = {}, {}, {}, {}
@@ -18,9 +21,10 @@ if not redis.call('SET', 'sailq:looked', worker, 'NX', 'PX', pause) then
   return { suspended, back, given_up, cancelled, refused }
 end
 local now = seconds()
-local FEW = 20  -- of each kind, so that one look, and the results that follow it, take little time
+local FEW = 20  -- maximum of each kind, to keep this run and the writes that follow it short
 
--- After a time in which nobody could look, nobody could renew a lease either: the living do so now.
+-- If no worker has run this for most of a lease, perhaps none could reach the server and renew its leases. Extend all
+-- leases that have expired or soon will, so that live workers can renew them.
 local last = tonumber(redis.call('SET', 'sailq:last-look', now, 'GET') or 0)
 if last > 0 and now - last > 0.75 * lease then
   for _, entry in ipairs(redis.call('ZRANGEBYSCORE', 'sailq:leases', 0, now + lease / 2)) do
@@ -52,7 +56,8 @@ local function alive(id)
   return status == 'queued' or status == 'started' or status == 'deferred'
 end
 
--- Releases a turn, or a dependent of RQ's, whose predecessor has gone without releasing it.
+-- Queues a deferred turn, or a deferred job of RQ's, if the job that it waits for ended without
+-- queueing it.
 local function look_at_deferred(queue, id)
   local job = 'rq:job:' .. id
   local status, conversation = read_fields(job, 'status', 'conversation')
@@ -63,7 +68,7 @@ local function look_at_deferred(queue, id)
     local head = read_fields(key, 'head')
     if not head or not alive(head) then
       if not try('LPOS', key .. ':waiting', id) and not try('RPUSH', key .. ':waiting', id) then
-        redis.call('DEL', key .. ':waiting')  -- it holds something else
+        redis.call('DEL', key .. ':waiting')  -- the key is not a list
         redis.call('RPUSH', key .. ':waiting', id)
       end
       release_turn(conversation)
@@ -79,8 +84,8 @@ local function look_at_deferred(queue, id)
   end
 end
 
--- Lists a job to be refused. Its end takes it out of the registry; where the worker dies before that, the next look lists
--- it again.
+-- Adds a job to `refused`. It stays in the registry until it has its result, so if this worker dies first, a later run
+-- lists it again.
 local function refuse(registry, id, what)
   if not read_fields('rq:job:' .. id, 'status') then
     redis.call('ZREM', registry, id)
@@ -92,7 +97,7 @@ end
 
 local sweep = math.floor(now / sweep_seconds) ~= math.floor(last / sweep_seconds)
 if sweep then redis.call('SADD', 'rq:queues', unpack(KEYS)) end
--- All queues of sailq's: of many workers that try, few get to look, and those of one model could keep another's from it.
+-- Look at the queues of all models: only one call in a while gets here, and it may come from a worker of any model.
 for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
   local name = string.match(key, '^rq:queue:(sailq%d+%-.*)$')
   if name and sweep then
@@ -101,7 +106,7 @@ for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
     end
     for _, entry in ipairs(try('ZRANGE', 'rq:wip:' .. name, 0, 50 * FEW) or {}) do
       if not redis.call('ZSCORE', 'sailq:leases', entry) then
-        if is_running(string.match(entry, '^(.*):(%w+)$')) then  -- its lease was lost with its key
+        if is_running(string.match(entry, '^(.*):(%w+)$')) then  -- its lease was deleted with its key
           redis.call('ZADD', 'sailq:leases', now + lease, entry)
         else
           redis.call('ZREM', 'rq:wip:' .. name, entry)
@@ -112,22 +117,22 @@ for _, key in ipairs(redis.call('SMEMBERS', 'rq:queues')) do
   if name and redis.call('EXISTS', 'rq:deferred:' .. name, 'rq:canceled:' .. name, 'rq:scheduled:' .. name, 'rq:ready:' .. name,
       'rq:rl-keys') > 0 then
     for _, id in ipairs(try('ZRANGE', 'rq:deferred:' .. name, 0, FEW - 1) or {}) do
-      redis.call('ZADD', 'rq:deferred:' .. name, 'XX', now, id)  -- the others' turn comes
+      redis.call('ZADD', 'rq:deferred:' .. name, 'XX', now, id)  -- to the end, so that the next run sees other ids
       look_at_deferred(name, id)
     end
     for _, id in ipairs(try('ZRANGE', 'rq:canceled:' .. name, 0, FEW - 1) or {}) do
       local fields = read_hash('rq:job:' .. id)
-      redis.call('ZADD', 'rq:canceled:' .. name, now, id)  -- the others' turn comes
-      if fields.status ~= 'canceled' then  -- it has gone, or was enqueued again
+      redis.call('ZADD', 'rq:canceled:' .. name, now, id)  -- to the end, so that the next run sees other ids
+      if fields.status ~= 'canceled' then  -- the job is gone, or was queued again
         redis.call('ZREM', 'rq:canceled:' .. name, id)
       elseif not is_over(fields) and not redis.call('ZSCORE', 'sailq:leases', id .. ':' .. (fields.execution or '')) then
-        cancelled[#cancelled + 1] = id  -- of one that still runs, the worker tells what it has come to
+        cancelled[#cancelled + 1] = id  -- the worker of a running job writes the result itself
       end
     end
     for _, id in ipairs(try('ZRANGE', 'rq:scheduled:' .. name, 0, FEW - 1) or {}) do
       refuse('rq:scheduled:' .. name, id, 'scheduled')
     end
-    -- Dependents that RQ's `cancel` has freed, where its program died before it put them on their queue.
+    -- Dependents of a cancelled job: RQ's `cancel` marks them as ready, and its program died before it queued them.
     for _, id in ipairs(try('ZRANGE', 'rq:ready:' .. name, 0, FEW - 1) or {}) do
       local job = 'rq:job:' .. id
       local status, front = read_fields(job, 'status', 'enqueue_at_front')

@@ -1,8 +1,9 @@
--- release: puts a job back at the front of its queue, without a result.
+-- release: ends an attempt without a result and puts its job back at the front of its queue.
 --
--- KEYS  1 the job (rq:job:ID)
--- ARGV  1 id  2 execution  3 why  4 counts: 1 where the attempt is one of the few that the job has
--- Returns 1, or 0 where the job has another attempt by now, or none
+-- KEYS  1 the job's hash (rq:job:ID)
+-- ARGV  1 job id  2 execution: id of the attempt  3 cause, for the job's history
+--       4 counts: 1 if the attempt counts towards the maximum
+-- Returns 1, or 0 if this attempt no longer owns the job
 
 local id, execution, cause, counts = unpack(ARGV)
 local fields = read_hash(KEYS[1])

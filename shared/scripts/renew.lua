@@ -1,8 +1,10 @@
 -- renew: renews a worker's leases on jobs of one queue.
 --
--- KEYS  1 the queue's started jobs (rq:wip:NAME)
--- ARGV  1 seconds of a lease; then the leases, each JOB:EXECUTION
--- Returns {lost, ended}: leases that are gone, and leases of jobs that were cancelled, or deleted by a tool of RQ's
+-- KEYS  1 RQ's registry of the queue's started jobs (rq:wip:NAME)
+-- ARGV  1 length of a lease, in seconds  2... the leases, each JOB:EXECUTION
+-- Returns {lost, ended}, both lists of leases
+--       lost: leases that no longer exist: the attempt was superseded.
+--       ended: leases of jobs that were cancelled, or that one of RQ's tools deleted or ended
 
 local leases, kept = { unpack(ARGV, 2) }, {}
 local till = seconds() + ARGV[1]
@@ -17,7 +19,7 @@ local lost, ended = {}, {}
 for i, lease in ipairs(leases) do
   local leased = not held or held[i]
   local runs = leased and (not known or known[i])
-  if not runs then  -- a key may have been lost: the job's record says whether the attempt goes on
+  if not runs then  -- if a key was deleted, the job's hash still shows whether this attempt runs
     local id, execution = string.match(lease, '^(.*):(%w+)$')
     runs = is_running(id, execution)
     if runs then

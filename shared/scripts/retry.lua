@@ -1,14 +1,15 @@
--- retry: puts a failed job back on its queue as if it were new, with nothing left of its failure.
+-- retry: puts a failed job back on its queue as a new job, and deletes its failed result.
 --
--- KEYS  1 the job (rq:job:ID)
--- ARGV  1 id  2 now  3 now in RQ's form  4 seconds that the job waits  5 seconds that its clips are kept
--- Returns 'retried', 'gone' where it is not a failed one, or 'clips' where its clips have expired
+-- KEYS  1 the job's hash (rq:job:ID)
+-- ARGV  1 job id  2 now, in seconds since the epoch  3 now, in RQ's text format
+--       4 TTL of the job's hash, in seconds: how long it may wait  5 seconds to hold its clips
+-- Returns 'retried'; 'gone' if there is no failed job with this id; or 'clips' if one of its clips has expired
 
 local job = KEYS[1]
 local id, now, created_at, job_ttl, clip_ttl = unpack(ARGV)
 
 local fields = read_hash(job)
-if fields.created_at == created_at then return 'retried' end  -- sent again after a lost reply
+if fields.created_at == created_at then return 'retried' end  -- this call was sent twice
 if fields.status ~= 'failed' then return 'gone' end
 for clip in words(fields.clips) do
   if redis.call('EXISTS', 'sailq:clip:' .. clip) == 0 then return 'clips' end

@@ -1,21 +1,22 @@
--- submit: writes clips and a job, and puts the job on its queue, or behind the earlier turns of its conversation.
--- Sent again with the same id, it changes nothing.
+-- submit: uploads a job's clips, writes the job, and puts it on its queue. If an earlier turn of its conversation has
+-- not ended, the job is deferred until then. A second call with the same id changes nothing.
 --
--- KEYS  1 the job (rq:job:ID)  2 its result (sailq:result:ID)  3 its queue (rq:queue:NAME)
--- ARGV  1 id  2 the queue's name  3 conversation: the job's id begins a new one  4 at_front: 1 or 0
---       5 now  6 seconds that the job waits  7 seconds that its clips are kept  8 seconds that a conversation is kept
---       9 most jobs that may wait  10 most bytes of clips
---       11 how many fields follow; then the job's fields and values; then its clips, each digest and bytes
---       ('' where it was uploaded before) in turn
--- Returns {'queued', turn}, {'known', turn} where the job was there already, or, where there is no room, {'jobs', how many
--- wait} or {'bytes', how many the clips take}
+-- KEYS  1 the job's hash (rq:job:ID)  2 its result (sailq:result:ID)  3 its queue (rq:queue:NAME)
+-- ARGV  1 job id  2 the queue's name  3 conversation id; the job's own id for a new conversation
+--       4 at_front: 1 to put the job at the front of the queue, else 0  5 now, in seconds since the epoch
+--       6 TTL of the job's hash, in seconds: how long it may wait  7 seconds to hold its clips
+--       8 TTL of a conversation, in seconds  9 maximum waiting and deferred jobs of the queue
+--       10 maximum total bytes of clips on the server  11 number of the job's fields (n)
+--       12... n pairs of field and value; then for each clip: its digest and its bytes, or '' if it was uploaded before
+-- Returns {'queued', turn}; {'known', turn} if the job exists already; {'known', 0} if only its result exists;
+--       {'jobs', number of these jobs} if the queue is full; {'bytes', total bytes of clips} if the clips do not fit
 
 local job, result, queue = unpack(KEYS)
 local id, name, conversation, at_front, now, job_ttl, clip_ttl, conversation_ttl, max_jobs, max_bytes, count = unpack(ARGV)
 now, clip_ttl = tonumber(now), tonumber(clip_ttl)
 local first_clip = 12 + 2 * count
 
--- What is there already is written once more, so that the WAIT that may follow counts the replicas that have it.
+-- Write to the existing job or result without a change: a WAIT after this script then counts the replicas that have it.
 if redis.call('EXISTS', job, result) > 0 then
   if redis.call('EXISTS', job) == 1 then return { 'known', redis.call('HINCRBY', job, 'turn', 0) } end
   redis.call('APPEND', result, '')
@@ -33,7 +34,7 @@ local turn, busy = 0, false
 if conversation ~= id then
   local key = 'sailq:conversation:' .. conversation
   local turns, head = unpack(redis.call('HMGET', key, 'turns', 'head'))
-  if not turns then  -- it is new, or was begun by the one job that it is named after
+  if not turns then  -- a new conversation, or one whose only turn is the job with the same id
     local begun = redis.call('EXISTS', 'rq:job:' .. conversation, 'sailq:result:' .. conversation, key .. ':turns')
     turns, head = begun > 0 and 1 or 0, conversation
     if begun > 0 and redis.call('EXISTS', 'rq:job:' .. head) == 1 then redis.call('HSET', 'rq:job:' .. head, 'followed', 1) end
@@ -43,7 +44,7 @@ if conversation ~= id then
   busy = status == 'queued' or status == 'started' or status == 'deferred' or redis.call('EXISTS', key .. ':waiting') == 1
   turn = tonumber(turns)
   redis.call('HSET', key, 'turns', turn + 1, 'head', busy and head or id)
-  -- The conversation outlives each of its jobs.
+  -- The conversation must not expire before its newest job.
   for _, kept in ipairs({ key, key .. ':turns' }) do redis.call('EXPIRE', kept, conversation_ttl + job_ttl) end
   keep_clips(conversation, now, clip_ttl)
   try('ZADD', 'sailq:conversations', now, conversation)
