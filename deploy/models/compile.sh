@@ -6,16 +6,16 @@
 #   --model_path         Hugging Face directory
 #   --seq_length         tokens of the context, prompt and answer together (512)
 #   --vision_seq_length  maximum patches of one temporal grid (an image, or two frames of a clip), a multiple of 4 (1024)
-#   --prefill_lengths    lengths at which a prompt is prefilled besides seq_length: 128,256 (none)
-#   --vision_lengths     sizes of the ViT besides vision_seq_length: 256,512 (none)
+#   --prefill_lengths    more prompt lengths to compile, besides seq_length, such as 128,256 (none)
+#   --vision_lengths     more ViT sizes to compile, besides vision_seq_length, in patches, such as 256,512 (none)
 #   --batch              sequences that are decoded together (1)
-#   --quantize           f16 | bf16 | w8f16 | w4f16 | w4bf16: the decoder layers' weights, groups of 64 (f16)
-#   --lm_head_quantize   the same for lm_head (f16, or bf16)
+#   --quantize           weights of the decoder layers: f16 | bf16 | w8f16 | w4f16 | w4bf16; w4 in groups of 64 (f16)
+#   --lm_head_quantize   weights of lm_head, same choices (f16, or bf16 if --quantize ends in bf16)
 #   --route              onnx: the nets of export_onnx.py (default). llm_convert: TPU-MLIR's own converter, quicker, batch 1;
 #                        it takes its own options after `--`: --dynamic, --do_sample, --use_history_kv, --chunk_length N, ...
 #   --out                folder for MODEL_int4_seq512_1dev.bmodel and, while compiling, for its folder .work (models/BM1684X)
 #   --jobs               number of nets compiled at the same time; one layer of a 7B takes 10 GB of memory (1)
-#   --check              check the options, print what would be made, and stop
+#   --check              check the options, print the path that the bmodel would have, and stop
 #
 # After an interruption, run it again: it continues with the net where it stopped. It needs what tpu_env.sh needs and, to
 # export, a Python with torch, onnx and transformers (PYTHON, default .venv/bin/python: `make .venv/dev`).
@@ -51,7 +51,7 @@ read_options() {
             --lm_head_quantize) lm_head_quantize=$2 ;;
             --route) route=$2 ;;
             --out) out=$2 ;;
-            *) wrong "there is no option $1" ;;
+            *) wrong "unknown option $1" ;;
         esac
         shift 2
     done
@@ -60,34 +60,34 @@ read_options() {
 check_options() {
     local value
     [ -n "$model_path" ] || wrong "--model_path is missing"
-    [ -f "$model_path/config.json" ] || wrong "--model_path $model_path holds no config.json"
-    compgen -G "$model_path/*.safetensors" >/dev/null || wrong "--model_path $model_path holds no *.safetensors"
+    [ -f "$model_path/config.json" ] || wrong "--model_path $model_path contains no config.json"
+    compgen -G "$model_path/*.safetensors" >/dev/null || wrong "--model_path $model_path contains no *.safetensors"
     for value in "$seq_length" "$vision_seq_length" "$batch" "$jobs" ${prefill_lengths//,/ } ${vision_lengths//,/ }; do
-        [[ $value =~ ^[1-9][0-9]{0,5}$ ]] || wrong "$value is no length"
+        [[ $value =~ ^[1-9][0-9]{0,5}$ ]] || wrong "'$value' is not a number from 1 to 999999"
     done
     for value in "$vision_seq_length" ${vision_lengths//,/ }; do
-        [ $((value % 4)) = 0 ] || wrong "$value patches are no multiple of 4: they merge by 2 x 2"
+        [ $((value % 4)) = 0 ] || wrong "$value patches are not a multiple of 4: the ViT merges 2 x 2 patches"
         [ "$value" -le "$vision_seq_length" ] || wrong "a ViT of $value patches is larger than --vision_seq_length"
     done
     for value in ${prefill_lengths//,/ }; do
         [ "$value" -le "$seq_length" ] || wrong "a prompt of $value tokens is longer than --seq_length"
     done
     for value in "$quantize" ${lm_head_quantize:+"$lm_head_quantize"}; do
-        case $value in f16 | bf16 | w8f16 | w4f16 | w4bf16) ;; *) wrong "there is no quantisation $value" ;; esac
+        case $value in f16 | bf16 | w8f16 | w4f16 | w4bf16) ;; *) wrong "unknown quantisation '$value'" ;; esac
     done
     : "${lm_head_quantize:=${quantize#w[48]}}"
-    [ "${lm_head_quantize#w[48]}" = "${quantize#w[48]}" ] || wrong "lm_head and layers are both f16 or both bf16"
+    [ "${lm_head_quantize#w[48]}" = "${quantize#w[48]}" ] || wrong "--quantize and --lm_head_quantize must both use f16 or both use bf16"
     case $route in
-        onnx) [ ${#converter[@]} = 0 ] || wrong "what follows -- is for --route llm_convert" ;;
+        onnx) [ ${#converter[@]} = 0 ] || wrong "options after -- need --route llm_convert" ;;
         llm_convert)
-            [ "$batch" = 1 ] || wrong "llm_convert makes wrong bmodels for a batch: use --route onnx"
-            [ "$lm_head_quantize" = "${quantize#w[48]}" ] || wrong "llm_convert has no --lm_head_quantize"
-            [ -z "$prefill_lengths$vision_lengths" ] || wrong "llm_convert has one length: try -- --dynamic" ;;
-        *) wrong "there is no route $route" ;;
+            [ "$batch" = 1 ] || wrong "--route llm_convert makes wrong bmodels for --batch above 1: use --route onnx"
+            [ "$lm_head_quantize" = "${quantize#w[48]}" ] || wrong "--lm_head_quantize needs --route onnx"
+            [ -z "$prefill_lengths$vision_lengths" ] || wrong "--prefill_lengths and --vision_lengths need --route onnx; llm_convert has -- --dynamic" ;;
+        *) wrong "unknown route '$route': use onnx or llm_convert" ;;
     esac
 }
 
-# What the bmodel is made of: when it changes, what was made before is of no use.
+# Everything that determines the bmodel. If it has changed, the files of an earlier run are not used.
 origin() {
     echo "$route $seq_length $vision_seq_length $prefill_lengths $vision_lengths $batch $quantize $lm_head_quantize" "${converter[@]}"
     stat -L -c '%n %s %Y' "$model_path"/*.json "$model_path"/*.safetensors
@@ -97,7 +97,7 @@ origin() {
 by_onnx() {
     local parts=() onnx part count number=0 running=0
     if [ ! -e "$work/exported" ]; then
-        [ -x "$(command -v "$export_python")" ] || stop "there is no $export_python to export with: make .venv/dev, or set PYTHON"
+        [ -x "$(command -v "$export_python")" ] || stop "$export_python does not exist, and exporting needs it: run make .venv/dev, or set PYTHON"
         echo "exporting the nets"
         export_python=$(realpath --no-symlinks "$(command -v "$export_python")")
         (
@@ -125,14 +125,14 @@ by_onnx() {
 
 by_llm_convert() {
     local made side
-    # Its ViT is stated by pixels, a multiple of 28 each way: 28 x 28 hold 4 patches.
+    # llm_convert.py takes the ViT's size in pixels, multiples of 28 for each side: 28 x 28 pixels are 4 patches.
     side=$((vision_seq_length / 4))
     echo "converting"
     rm -rf "$work/llm" && mkdir "$work/llm"
     PYTHONPATH=$tpu_env/no_torch llm_convert.py --model_path "$model_path" --seq_length "$seq_length" --quantize "$quantize" --chip bm1684x \
         --max_pixels "28,$((28 * side))" --out_dir "$work/llm" "${converter[@]}" >"$work/llm_convert.log" 2>&1 ||
         stop "llm_convert.py failed; $work/llm_convert.log ends with: $(tail -n 3 "$work/llm_convert.log")"
-    made=$(compgen -G "$work/llm/*.bmodel") || stop "llm_convert.py left no bmodel although it says that it succeeded; see $work/llm_convert.log"
+    made=$(compgen -G "$work/llm/*.bmodel") || stop "llm_convert.py exited with 0 but wrote no bmodel; see $work/llm_convert.log"
     mv "$made" "$work/$name.bmodel"
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compile one exported net for the BM1684X, with the options that every bmodel of compile.sh has:
+# Compile one exported net for the BM1684X, with the same compiler options as compile.sh:
 #
 #     deploy/models/compile_net.sh ONNX BMODEL LAYERS LM_HEAD
 #
@@ -10,18 +10,18 @@ set -euo pipefail
 
 stop() { echo "$(basename "$0"): $*" >&2; exit 1; }
 
-# step OUTPUT LOG COMMAND...: some tools fail and exit with 0, so only a fresh output counts. Interrupted, it leaves none.
+# step OUTPUT LOG COMMAND...: runs the command, which must write OUTPUT anew: some tools exit with 0 although they failed.
 step() {
     local output=$1 log=$2
     shift 2
     rm -f "$output"
     "$@" >"$log" 2>&1 || stop "$(basename "$1") failed; $log ends with: $(tail -n 3 "$log")"
-    [ -s "$output" ] || stop "$(basename "$1") left no $output although it says that it succeeded; see $log"
+    [ -s "$output" ] || stop "$(basename "$1") exited with 0 but wrote no $output; see $log"
 }
 
-# choose_options NET LAYERS LM_HEAD: the weights' options of a net, into `options`.
+# choose_options NET LAYERS LM_HEAD: sets `options` to the compiler options of a net.
 choose_options() {
-    local kind=${2#w[48]}  # only the decoder's layers, and lm_head if asked, are worth fewer bits
+    local kind=${2#w[48]}  # 4 or 8 bits are only for the decoder layers, and for lm_head if asked
     options=()
     case $1 in
         block_*) kind=$2 ;;
@@ -29,25 +29,25 @@ choose_options() {
     esac
     case $1 in
         lm_head) options+=(--quant_input) ;;                   # the host and greedy_head read fp32
-        greedy_head) ;;                                        # as it gives them
-        block_cache_*) options+=(--quant_input --quant_output --addr_mode io_alone) ;;  # the cache lies in its inputs
+        greedy_head) ;;                                        # it reads lm_head's fp32 output
+        block_cache_*) options+=(--quant_input --quant_output --addr_mode io_alone) ;;  # the KV cache stays in its input tensors
         *) options+=(--quant_input --quant_output) ;;
     esac
     case $kind in w4*) options+=(--q_group_size 64) ;; esac
     options+=(--quantize "${kind^^}" --chip bm1684x)
 }
 
-# compile_net ONNX BMODEL LAYERS LM_HEAD, with the compiler on PATH and absolute paths.
+# compile_net ONNX BMODEL LAYERS LM_HEAD: compiles one net. Needs the compiler on PATH, and absolute paths.
 compile_net() {
     local onnx=$1 bmodel=$2 made=${2%.bmodel} net name options
     net=$(basename "$made") name=$(basename "$onnx" .onnx | cut -d@ -f1)
     choose_options "$name" "$3" "$4"
-    # The tools leave files of fixed names where they run.
+    # The tools write files with fixed names into the current folder.
     rm -rf "$made.work" && mkdir "$made.work"
     (
         cd "$made.work"
-        # The compiler keeps the kernels that it has compiled in ~/.ppl, without a lock: two nets at once may each take
-        # what the other has half written, and multiply with it, and nobody says so.
+        # The compiler caches compiled kernels in ~/.ppl, without a lock. Two compilations at the same time could read each
+        # other's incomplete kernels and write wrong constants, without an error.
         export HOME=$PWD
         step "$net.mlir" "$made.log" model_transform.py --model_name "$name" --model_def "$onnx" --mlir "$net.mlir"
         step "$net.bmodel" "$made.log" model_deploy.py --mlir "$net.mlir" "${options[@]}" --model "$net.bmodel"

@@ -20,7 +20,7 @@ find_python() {
     for python in ${PYTHON:-"$root/.venv/bin/python" python3}; do
         "$python" -c 'import sailq.worker' 2>/dev/null && return
     done
-    stop "$python has no sailq, which checks what was fetched: $python -m pip install $root"
+    stop "$python has no sailq, which checks the downloads: $python -m pip install $root"
 }
 
 # Lines of name|bmodel|configs|gigabytes|hub|about.
@@ -31,11 +31,11 @@ show_list() {
     while IFS='|' read -r name bmodel configs gigabytes hub about; do
         [ "$gigabytes" = 0 ] && gigabytes="size unknown" || gigabytes="$gigabytes GB"
         echo "$name: $about, $gigabytes"
-        [ -n "$configs" ] || echo "    to be added from huggingface.co/$hub: $hub_files"
+        [ -n "$configs" ] || echo "    also needs these files of huggingface.co/$hub: $hub_files"
     done < <(published)
 }
 
-# whole FILE: nothing if it is, else what is wrong with it.
+# whole FILE: succeeds if the file is complete; else prints the fault and fails.
 whole() {
     "$python" - "$1" <<'PY'
 import sys, zipfile
@@ -55,8 +55,8 @@ PY
 
 free_bytes() { echo $(($(df -Pk "$1" | awk 'NR == 2 { print $4 }') * 1024)); }
 
-# fetch PATH: into the part folder. dfss writes to where it runs, tries three times, and promises nothing of what it
-# leaves behind: an unfinished file is not kept.
+# fetch PATH: downloads a file into the part folder. dfss writes to the current folder and tries three times. It may leave
+# an incomplete file, which the next run deletes.
 fetch() {
     local file=$part/${1##*/} free
     [ -e "$file" ] && whole "$file" 2>/dev/null && return
@@ -67,12 +67,12 @@ fetch() {
         [ "$free" -gt 100000000 ] || stop "the disk is full: $((free / 1000000)) MB are free in $out"
         stop "dfss could not fetch $1 (see above): is Sophgo's server reachable from here? Run again later"
     fi
-    [ -e "$file" ] || stop "dfss left no ${1##*/} although it says that it succeeded; run again"
-    whole "$file" || stop "what dfss fetched is not whole; run again, it is fetched anew"
+    [ -e "$file" ] || stop "dfss exited with 0 but wrote no ${1##*/}; run this again"
+    whole "$file" || stop "dfss downloaded an incomplete file; run this again to download it anew"
 }
 
-# The archive has config.json, token_config/ and processor_config/, and a model directory is flat. Where two hold a file
-# of one name, the tokenizer's own is taken.
+# The archive has config.json, token_config/ and processor_config/; a model directory is flat. If a file name occurs twice,
+# the tokenizer's file is used.
 unpack() {
     "$python" - "$1" "$2" <<'PY'
 import sys, zipfile
@@ -84,7 +84,7 @@ for entry in sorted(archive.namelist(), key=lambda entry: ("processor" in entry,
     if path.suffix in {".json", ".txt", ".jinja"} and not path.name.startswith(".") and "__MACOSX" not in path.parts:
         found.setdefault(path.name, entry)
 if "config.json" not in found:
-    sys.exit(f"{sys.argv[1]} holds no config.json.")
+    sys.exit(f"{sys.argv[1]} contains no config.json.")
 for name, entry in found.items():
     (folder / name).write_bytes(archive.read(entry))
 PY
@@ -95,8 +95,8 @@ while [ $# -gt 0 ]; do
         -h | --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit ;;
         --list) list=yes ;;
         --out) [ $# -gt 1 ] || stop "--out needs a value"; out=$2; shift ;;
-        -*) stop "there is no option $1; see the head of this file" ;;
-        *) [ -z "$name" ] || stop "one name at a time"; name=$1 ;;
+        -*) stop "unknown option $1; see --help" ;;
+        *) [ -z "$name" ] || stop "give one model name; see --help"; name=$1 ;;
     esac
     shift
 done
@@ -107,15 +107,15 @@ if [ -n "$list" ]; then
     exit
 fi
 row=$(published | awk -F'|' -v name="$name" '$1 == name')
-[ -n "$row" ] || stop "there is no model '$name'; there is: $(published | cut -d'|' -f1 | paste -sd' ')"
+[ -n "$row" ] || stop "unknown model '$name'; known models: $(published | cut -d'|' -f1 | paste -sd' ')"
 IFS='|' read -r _ bmodel configs gigabytes hub _ <<<"$row"
 
-mkdir -p "$out" 2>/dev/null && [ -w "$out" ] || stop "$out cannot be written to"
+mkdir -p "$out" 2>/dev/null && [ -w "$out" ] || stop "cannot write to $out"
 out=$(cd "$out" && pwd)
 directory=$out/$name part=$out/$name.part file=${bmodel##*/}
 if [ -e "$directory/$file" ]; then
-    whole "$directory/$file" || stop "remove it, and run again"
-    echo "$directory is there already"
+    whole "$directory/$file" || stop "remove the file, and run this again"
+    echo "$directory exists already"
     exit
 fi
 
@@ -127,16 +127,16 @@ if ! { [ -e "$part/$file" ] && whole "$part/$file" 2>/dev/null; }; then
     rm -f "$part/$file"
     free=$(free_bytes "$part")
     [ "$free" -gt $((gigabytes * 1000000000)) ] ||
-        stop "$name takes $gigabytes GB, and $out has $((free / 1000000)) MB free"
+        stop "$name needs $gigabytes GB, and $out has $((free / 1000000)) MB free"
 fi
 
 if [ -n "$configs" ]; then
     fetch "$configs"
-    unpack "$part/${configs##*/}" "$part" || stop "Sophgo's archive is of another form than it was"
+    unpack "$part/${configs##*/}" "$part" || stop "the layout of Sophgo's archive has changed"
 fi
 fetch "$bmodel"
 [ -z "$configs" ] || rm "$part/${configs##*/}"
-if [ -d "$directory" ]; then  # with the hub's files, say, which stay; the bmodel comes last
+if [ -d "$directory" ]; then  # it may have the hub's files: keep them, and move the bmodel last
     for made in "$part"/*; do
         [ "${made##*/}" = "$file" ] || [ -e "$directory/${made##*/}" ] || mv "$made" "$directory/"
     done
@@ -149,6 +149,6 @@ fi
 if [ -e "$directory/config.json" ]; then
     echo "$directory is ready: sailq worker --model $directory --device tpu:0"
 else
-    echo "$directory still needs the files of huggingface.co/$hub that are no weights:"
+    echo "$directory still needs the files of huggingface.co/$hub except the weights:"
     echo "hf download $hub $hub_files --local-dir $directory"
 fi

@@ -13,7 +13,7 @@
 set -euo pipefail
 
 url='' out=models
-TRIES=5      # in a row, without one more byte
+TRIES=5      # maximum attempts in a row that bring no new byte
 SPARE_MB=100
 
 stop() { echo "fetch.sh: $*" >&2; exit 1; }
@@ -21,7 +21,7 @@ wrong() { echo "fetch.sh: $*" >&2; exit 2; }
 size() { stat -c %s "$1" 2>/dev/null || echo 0; }
 shown() { sed -E 's#://[^/@]*@#://***@#' <<<"$1"; }
 
-# get URL FILE: the rest of it.
+# get URL FILE: downloads the part of the URL that FILE does not have yet.
 get() {
     local tries=0 before code meter=--silent
     [ -t 2 ] && meter=--progress-bar
@@ -31,23 +31,24 @@ get() {
             --continue-at - --output "$2" "$1" || code=$?
         case $code in
             0) return ;;
-            22) return 1 ;; # an HTTP error, which curl has named; 416 where nothing is left to fetch
-            33) echo "this server cannot go on where it stopped: ${2##*/} starts anew" >&2; rm -f "$2"; before=0 ;;
+            22) return 1 ;; # an HTTP error, which curl has printed; 416 if FILE has all bytes
+            33) echo "the server does not support ranges: ${2##*/} is downloaded from the beginning" >&2; rm -f "$2"; before=0 ;;
         esac
         if [ "$(size "$2")" -gt "$before" ]; then tries=0; else tries=$((tries + 1)); fi
         [ "$tries" -lt $TRIES ] || return 1
-        echo "${2##*/}: cut off at $(size "$2") bytes; going on" >&2
+        echo "${2##*/}: interrupted at $(size "$2") bytes; continuing" >&2
         sleep "$tries"
     done
 }
 
-# The bytes of the URL's file; nothing where the server does not say.
+# length URL: prints the file's size in bytes; prints nothing if the server does not send it.
 length() {
     curl --fail --silent --location --head "$1" | tr -d '\r' |
         awk 'tolower($1) == "content-length:" { bytes = $2 } END { print bytes }'
 }
 
-whole() { # FILE SUM
+# whole FILE SUM: succeeds if the file has this SHA-256.
+whole() {
     [ -e "$1" ] && [ "$(sha256sum <"$1" | cut -d' ' -f1)" = "$2" ]
 }
 
@@ -55,37 +56,37 @@ while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit ;;
         --out) [ $# -gt 1 ] || wrong "--out needs a value"; out=$2; shift ;;
-        http://?* | https://?*) [ -z "$url" ] || wrong "one URL at a time"; url=${1%/} ;;
+        http://?* | https://?*) [ -z "$url" ] || wrong "give one URL; see --help"; url=${1%/} ;;
         *) wrong "'$1' is neither an option nor an http:// or https:// URL; see --help" ;;
     esac
     shift
 done
-[ -n "$url" ] || wrong "which URL? See --help"
+[ -n "$url" ] || wrong "the URL is missing; see --help"
 name=${url##*/}
-[[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || wrong "the URL's last part, '$name', is no name for a model"
-command -v curl >/dev/null || stop "there is no curl: sudo apt install curl"
+[[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || wrong "the last part of the URL, '$name', is not a valid model name"
+command -v curl >/dev/null || stop "curl is not installed: sudo apt install curl"
 
-mkdir -p "$out" 2>/dev/null && [ -w "$out" ] || stop "$out cannot be written to"
+mkdir -p "$out" 2>/dev/null && [ -w "$out" ] || stop "cannot write to $out"
 directory=$out/$name part=$out/$name.part
 mkdir -p "$part"
 exec 9<"$part"
-flock -n 9 || stop "another one is fetching $name into $out"
+flock -n 9 || stop "another fetch.sh is downloading $name to $out"
 
 rm -f "$part/SHA256SUMS"
 get "$url/SHA256SUMS" "$part/SHA256SUMS" ||
-    stop "there is no $(shown "$url")/SHA256SUMS to be had; on the server, in that folder: sha256sum * > SHA256SUMS"
+    stop "cannot download $(shown "$url")/SHA256SUMS; to make it, run in that folder of the server: sha256sum * > SHA256SUMS"
 sums=()
 while read -r sum file; do
     file=${file#\*}
     [ "$file" = SHA256SUMS ] && continue
     [[ $sum =~ ^[0-9a-f]{64}$ && $file =~ ^[A-Za-z0-9_][A-Za-z0-9._-]*$ ]] ||
-        stop "SHA256SUMS has a line that is not of sha256sum's form, or names a file elsewhere: '$sum $file'"
+        stop "SHA256SUMS has an invalid line, or a file name with a folder: '$sum $file'"
     sums+=("$sum $file")
 done <"$part/SHA256SUMS"
-[[ " ${sums[*]} " == *" config.json "* ]] || stop "SHA256SUMS names no config.json: is this a model's folder?"
+[[ " ${sums[*]} " == *" config.json "* ]] || stop "SHA256SUMS lists no config.json: is this a model directory?"
 if cmp -s "$part/SHA256SUMS" "$directory/SHA256SUMS"; then
     rm -r "$part"
-    echo "$directory is there already"
+    echo "$directory exists already"
     exit
 fi
 
@@ -96,12 +97,12 @@ for entry in "${sums[@]}"; do
     whole "$part/$file" "${entry%% *}" && continue
     left+=("$entry")
     bytes=$(length "$url/$file") || bytes=
-    if [ "$(size "$part/$file")" -ge "${bytes:-1}" ]; then rm -f "$part/$file"; fi # all there, and wrong
+    if [ "$(size "$part/$file")" -ge "${bytes:-1}" ]; then rm -f "$part/$file"; fi # it has all bytes, but a wrong checksum
     need=$((need + ${bytes:-0} - $(size "$part/$file")))
 done
 free=$(($(df -Pk "$part" | awk 'NR == 2 { print $4 }') / 1024))
 [ $((need / 1000000 + SPARE_MB)) -le "$free" ] ||
-    stop "$name still takes $((need / 1000000)) MB, and $out has $free MB free"
+    stop "$name needs $((need / 1000000)) MB more, and $out has $free MB free"
 
 for entry in ${left[@]+"${left[@]}"}; do
     file=${entry#* }
@@ -110,10 +111,10 @@ for entry in ${left[@]+"${left[@]}"}; do
         stop "$(shown "$url")/$file cannot be downloaded; run this again later: it continues at $(size "$part/$file") bytes"
     whole "$part/$file" "${entry%% *}" || {
         rm -f "$part/$file"
-        stop "$file is not what SHA256SUMS says: is the server's folder being changed? Run again, it is fetched anew"
+        stop "$file does not match SHA256SUMS: did the server's folder change? Run this again to download the file anew"
     }
 done
-if [ -e "$directory" ]; then # a worker that has its files open keeps them
+if [ -e "$directory" ]; then # a running worker keeps its open files
     rm -rf "$directory.old"
     mv "$directory" "$directory.old"
 fi

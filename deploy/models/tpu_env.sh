@@ -10,20 +10,20 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 env=${TPU_ENV:-$root/.venv-tpu}
-made=$env/made-5  # the number goes up when what follows changes
+made=$env/made-5  # increase the number if the installation below changes
 
 stop() { echo "tpu_env.sh: $*" >&2; exit 1; }
 
 python310() {
     local candidate pyenv=${PYENV_ROOT:-$HOME/.pyenv}
-    # Where neither variable tells of pyenv, its command lies beside its versions.
+    # If this folder does not exist, look for the versions beside the pyenv command.
     [ -d "$pyenv/versions" ] || pyenv=$(dirname "$(dirname "$(readlink -f "$(command -v pyenv || echo /none/none)")")")
     for candidate in ${PYTHON310:-python3.10 "$pyenv"/versions/3.10.*/bin/python}; do
         "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null || continue
         echo "$candidate"
         return
     done
-    stop "tpu_mlir needs Python 3.10: install it, or name it in PYTHON310"
+    stop "tpu_mlir needs Python 3.10: install it, or set PYTHON310 to its path"
 }
 
 install() {
@@ -35,29 +35,30 @@ install() {
     echo "installing tpu_mlir into $env (300 MB)" >&2
     rm -rf "$env"
     "$python" -m venv "$env" || stop "this Python has no venv module: apt install python3.10-venv"
-    # The second line: what tpu_mlir uses and does not declare.
+    # The second line lists packages that tpu_mlir uses but does not declare.
     "$env/bin/python" -m pip install --quiet --disable-pip-version-check tpu_mlir==1.30.2 \
         psutil flatbuffers==24.12.23 'setuptools<81' ml_dtypes \
         onnx==1.14.1 onnxruntime==1.16.3 onnxsim==0.4.17 >&2 || stop "tpu_mlir cannot be installed"
     package=$(echo "$env"/lib/python3.10/site-packages/tpu_mlir)
-    # It bundles glibc 2.35 beside libraries that run with the system's own; together they crash.
+    # The package bundles glibc 2.35. It crashes together with libraries that load the system's glibc.
     rm -f "$package"/lib/third_party/lib{c,m,pthread}.so.*
     without_torch "$package"
     stand_in_for_parallel
     touch "$made"
 }
 
-# torch is gigabytes for Python 3.10, and is used to copy an array, to read safetensors and to name dtypes.
+# Makes tpu_mlir run without torch, which takes gigabytes. It uses torch only to copy an array, to read safetensors and to
+# name dtypes.
 without_torch() {
     sed -i -e '/^import torch$/d' -e 's/torch\.tensor(\(inputs\[name\]\))\.numpy()/np.array(\1)/' \
         "$1/python/transform/OnnxOpt.py"
     sed -i -e 's/^import os, torch$/import os/' -e 's/safe_open(file_path, "pt")/safe_open(file_path, "np")/' \
         -e 's/if data\.dtype in \[torch.*/if data.dtype.name in ("float16", "bfloat16"):/' -e 's/data\.float()\.numpy()/data.astype("float32")/' \
         -e 's/return data\.numpy()/return data/' "$1/python/llm/LlmLoad.py"
-    : >"$1/python/llm/__init__.py"  # else it imports every model's converter, of which some need all of torch
-    mkdir -p "$env/no_torch"  # for llm_convert.py's PYTHONPATH alone: others look whether there is a torch
+    : >"$1/python/llm/__init__.py"  # the original imports the converters of all models, and some need torch
+    mkdir -p "$env/no_torch"  # only on llm_convert.py's PYTHONPATH: other tools check whether torch exists
     cat >"$env/no_torch/torch.py" <<'PYTHON'
-"""Stands in for torch, of which llm_convert.py's way to a Qwen2-VL uses these names alone."""
+"""Replaces torch: to convert a Qwen2-VL, llm_convert.py uses only these names."""
 float16, bfloat16, float32 = "float16", "bfloat16", "float32"
 PYTHON
 }
@@ -66,8 +67,8 @@ PYTHON
 stand_in_for_parallel() {
     cat >"$env/bin/parallel" <<'BASH'
 #!/bin/bash
-# Stands in for GNU parallel: the commands on stdin, $2 at a time; fails if one of them does. Each has a home of its own:
-# the compiler keeps kernels there, without a lock.
+# Replaces GNU parallel: runs the commands on stdin, $2 at a time, and fails if one of them fails. Each command gets its own
+# HOME, because the compiler caches kernels there without a lock.
 exec xargs --no-run-if-empty --delimiter='\n' --max-procs="$2" --max-args=1 \
     bash -c 'HOME=$(mktemp -d) && export HOME && trap "rm -rf \"$HOME\"" EXIT && eval "$1"' stand-in
 BASH
@@ -77,7 +78,7 @@ BASH
 if [ ! -e "$made" ]; then
     mkdir -p "$(dirname "$env")"
     exec 8>"$env.lock"
-    flock 8  # for another run that installs the same
+    flock 8  # waits for another run that installs it
     [ -e "$made" ] || install
 fi
 echo "$env"

@@ -34,7 +34,7 @@ if [ -n "$primary" ]; then  # the sentinels' own password is an option of each c
     case $url in *\?*) url="$url&sentinel_password=$sentinels" ;; *) url="$url?sentinel_password=$sentinels" ;; esac
 fi
 
-# The template without its comments, one line a user.
+# The template without its comments, one line per user.
 joined=$(sed -e '/^ *#/d' -e '/^ *$/d' "$here/users.acl.template" |
     awk '/^user / && NR > 1 { print "" } { sub(/^ +/, " "); printf "%s", $0 } END { print "" }')
 
@@ -43,7 +43,7 @@ printf '%s\n' "$joined" | while read -r line; do
     case $line in *PASSWORDS*) ;; *) printf '%s\n' "$line"; continue ;; esac
     [ -s "$secrets/$user.password" ] || openssl rand -hex 24 > "$secrets/$user.password"
     hashes=""
-    # `printf` is the shell's own: no password is ever in the process list.
+    # `printf` is a builtin of the shell, so no password appears in the process list.
     while read -r password || [ -n "$password" ]; do
         case $password in
             "" | *[!A-Za-z0-9]*) echo "make_users.sh: $user.password has a line with characters other than letters and digits." >&2; exit 2 ;;
@@ -57,14 +57,14 @@ printf '%s\n' "$joined" | while read -r line; do
     esac
     printf '%s\n' "${line%% PASSWORDS*}$hashes${line#*PASSWORDS}"
 done > "$secrets/users.acl.new"
-cat "$secrets/users.acl.new" > "$secrets/users.acl"  # a container has mounted this very file
+cat "$secrets/users.acl.new" > "$secrets/users.acl"  # overwrites the file in place: a container may have mounted it
 rm "$secrets/users.acl.new"
 if [ -n "$primary" ]; then
-    rm -f "$secrets/replication.conf" "$secrets/sentinel.conf"  # the server's user may own them by now
+    rm -f "$secrets/replication.conf" "$secrets/sentinel.conf"  # they may belong to the server's user
     name=${url#*://*/} && name=${name%%/*}
     printf 'masteruser replica\nmasterauth %s\n' "$(tail -n 1 "$secrets/replica.password")" > "$secrets/replication.conf"
     {
-        # A sentinel keeps what it learns in this file: each has a copy of its own.
+        # Each sentinel needs its own copy, because it writes its state to this file.
         case $url in
             rediss*) printf 'port 0\ntls-port 26379\n'; sed -e '/^#/d' -e '/^ *$/d' -e '/^\(tls-\)*port /d' "$here/tls.conf" ;;
             *) echo "port 26379" ;;
@@ -83,7 +83,7 @@ sentinel parallel-syncs $name 1
 END
     } > "$secrets/sentinel.conf"
 fi
-# The server runs as another user and must read this file. It has only hashes, of passwords that nobody can guess.
+# The server runs as another user and must read this file. It contains only hashes of long random passwords.
 chmod 644 "$secrets/users.acl"
 echo "in $secrets: users.acl for the server, and a .env for each of its users" >&2
 [ -z "$primary" ] || echo "replication.conf for each server too, and sentinel.conf for each sentinel" >&2

@@ -3,8 +3,8 @@
 #
 #   start.sh server [PRIMARY PORT]      start.sh sentinel
 #
-# Sentinels write their state to their own configuration file and to the servers'. Each container therefore has a copy
-# beside its data, made at its first start.
+# Sentinels change their own configuration file and those of the servers. Each container therefore has its own copy beside
+# its data, made at its first start.
 set -eu
 new() {
     [ -s "$1" ] || { cat > "$1.new" && mv "$1.new" "$1"; }

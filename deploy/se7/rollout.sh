@@ -28,9 +28,9 @@ brought=$(mktemp -d)
 trap 'rm -rf "$brought"' EXIT
 mkdir "$brought/brought"
 
-# bring OPTION FILE: it goes along, and setup.sh is told where it will lie.
+# bring OPTION FILE: copies the file to the box, and passes setup.sh the option with the file's path there.
 bring() {
-    [ -r "$2" ] || usage "$1: $2 cannot be read"
+    [ -r "$2" ] || usage "$1: cannot read $2"
     cp "$2" "$brought/brought/"
     options+=("$1" "BROUGHT/$(basename "$2")")
 }
@@ -51,15 +51,15 @@ read_options() {
                     --model) options+=("$1" "$2") ;;
                 esac
                 shift ;;
-            -*) usage "there is no option $1; see --help" ;;
-            *) [ -z "$list" ] || usage "one list of boxes at a time"; list=$1 ;;
+            -*) usage "unknown option $1; see --help" ;;
+            *) [ -z "$list" ] || usage "give one list of boxes; see --help"; list=$1 ;;
         esac
         shift
     done
-    [ -n "$list" ] || usage "which boxes? See --help"
-    [[ $wait_seconds =~ ^[0-9]+$ ]] || usage "--wait is a number of seconds"
+    [ -n "$list" ] || usage "the list of boxes is missing; see --help"
+    [[ $wait_seconds =~ ^[0-9]+$ ]] || usage "--wait must be a whole number of seconds"
     mapfile -t boxes < <(sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$list")
-    [ ${#boxes[@]} -gt 0 ] || usage "$list names no box"
+    [ ${#boxes[@]} -gt 0 ] || usage "$list lists no box"
     options=("${options[@]/#BROUGHT/$data/sailq-tree/brought}")
     sailq=$(command -v sailq || echo "$tree/.venv/bin/sailq")
     version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$tree/pyproject.toml")
@@ -75,11 +75,11 @@ copy_tree() {
 set_up() {
     local code=0
     on_box "sudo -n $data/sailq-tree/deploy/se7/setup.sh $(printf '%q ' ${options[@]+"${options[@]}"})" || code=$?
-    on_box "sudo -n rm -rf $data/sailq-tree/brought"  # the server's password has its place now
+    on_box "sudo -n rm -rf $data/sailq-tree/brought"  # it contains the server's password
     return $code
 }
 
-# Whether `sailq status` shows each of the box's worker processes with our version and its model.
+# seen HOST VERSION MODEL PID...: succeeds if `sailq status` shows each of these processes with this version and model.
 seen() {
     "$sailq" status --json | python3 -c '
 import json, sys
@@ -88,7 +88,7 @@ workers = json.load(sys.stdin)["workers"]
 there = {(str(w["pid"]), w["version"], w["model"]) for w in workers if w["host"] == host}
 if not pids or any((pid, version, model) not in there for pid in pids):
     found = ", ".join(map(" ".join, sorted(there))) or "none"
-    sys.exit("its worker processes are " + (", ".join(pids) or "none") + ", those that are shown " + found)
+    sys.exit("its worker processes: " + (", ".join(pids) or "none") + "; sailq status shows: " + found)
 ' "$@"
 }
 
@@ -98,9 +98,9 @@ await_workers() {
     model=$(on_box "sudo -n sed -n 's/^SAILQ_MODEL=//p' /etc/sailq/worker.env") || return 1
     model=$(basename "$model")
     while :; do
-        # Anew each time: one that fails is started again, as another process.
+        # Ask for the process ids each time: systemd restarts a worker that fails, as a new process.
         pids=$(on_box "systemctl show --property MainPID --value 'sailq-worker@*'" | grep -vx -e 0 -e '') || pids=
-        # shellcheck disable=SC2086  # a word for each process
+        # shellcheck disable=SC2086  # one argument per process
         if said=$(seen "$host" "$version" "$model" $pids 2>&1); then
             echo "$box serves $model with sailq $version"
             return
@@ -114,14 +114,14 @@ await_workers() {
 }
 
 read_options "$@"
-"$sailq" status --json >/dev/null || usage "sailq status must work here: set SAILQ_REDIS_URL, as reader.env has it"
+"$sailq" status --json >/dev/null || usage "sailq status failed on this machine: set SAILQ_REDIS_URL as in reader.env"
 for number in "${!boxes[@]}"; do
     box=${boxes[number]}
     echo "[$((number + 1)) of ${#boxes[@]}] $box"
-    # With `if`, set -e would not hold within: each is asked by itself.
+    # Within a condition, set -e has no effect: && stops at the first function that fails.
     { copy_tree && set_up && await_workers; } || {
         printf '%s\n' "${boxes[@]:number}" >"$list.left"
-        echo "rollout.sh: stopped at $box; it and what was to follow is in $list.left" >&2
+        echo "rollout.sh: stopped at $box; $list.left lists this box and those after it" >&2
         exit 1
     }
 done

@@ -25,7 +25,7 @@ umask 022
 PATH=$PATH:/usr/sbin:/sbin
 
 tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-PACKAGE=(pyproject.toml README.md LICENSE shared producer worker operators sailq)  # what sailq is installed from
+PACKAGE=(pyproject.toml README.md LICENSE shared producer worker operators sailq)  # the files from which sailq is installed
 settings='' model='' sail='' data=/data check='' root='' wrong=0
 
 usage() { echo "setup.sh: $*" >&2; exit 2; }
@@ -51,27 +51,28 @@ read_options() {
                     --root) root=${2%/} ;;
                 esac
                 shift ;;
-            *) usage "there is no option $1; see --help" ;;
+            *) usage "unknown option $1; see --help" ;;
         esac
         shift
     done
-    [[ $data == /?* && $data != *[[:space:]]* ]] || usage "--data is an absolute path without spaces"
-    [ -n "$check$root" ] || [ "$(id -u)" = 0 ] || usage "run it as root: sudo $0"
+    [[ $data == /?* && $data != *[[:space:]]* ]] || usage "--data must be an absolute path without spaces"
+    [ -n "$check$root" ] || [ "$(id -u)" = 0 ] || usage "this script must run as root: sudo $0"
     [ -n "$settings" ] || settings=$root/etc/sailq/worker.env
-    [ -r "$settings" ] || usage "--env FILE names the worker's settings: $settings cannot be read"
+    [ -r "$settings" ] || usage "cannot read the worker's settings from $settings; name another file with --env"
     grep -q '^SAILQ_REDIS_URL=.' "$settings" || usage "$settings has no line SAILQ_REDIS_URL=…"
     [ -n "$model" ] || model=$(sed -n 's/^SAILQ_MODEL=//p' "$settings" | tail -n 1)
-    [ -n "$model" ] || usage "--model says what this box serves"
-    [ -z "$sail" ] || [ -f "$sail" ] || usage "--sail: there is no file $sail"
+    [ -n "$model" ] || usage "--model is missing: the model that this box serves"
+    [ -z "$sail" ] || [ -f "$sail" ] || usage "--sail: $sail does not exist"
     environment=$root$data/sailq-env
     python=$environment/bin/python
     export LD_LIBRARY_PATH=$root/opt/sophon/libsophon-current/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 }
 
-# changes WHAT: a worker that runs must be restarted, by the next run if this one is stopped before it comes to that.
+# changes WHAT: prints a change after which running workers must be restarted. If this run stops first, the next run
+# restarts them.
 changes() { does "$*"; touch "$root$data/sailq-changed"; }
 
-# put FILE MODE: standard input becomes the file, if it is another than it was.
+# put FILE MODE: writes standard input to the file, if its content or mode would change.
 put() {
     local new=$1.new
     (umask 077 && cat >"$new")
@@ -89,7 +90,7 @@ make_user() {
     if grep -q '^sailq:' "$root/etc/passwd" 2>/dev/null; then
         ok "user sailq"
     else
-        does "user sailq, of the system's own, without a login"
+        does "system user sailq, without a login"
         echo 'u sailq - "sailq worker"' | systemd-sysusers ${root:+--root="$root"} -
     fi
 }
@@ -102,17 +103,17 @@ make_environment() {
     fi
     uv=$(command -v uv) || uv=$root$data/sailq-uv/bin/uv
     [ -x "$uv" ] || {
-        does "uv, which brings a Python 3.11"
+        does "uv, which installs Python 3.11"
         python3 -m pip install --quiet --upgrade --target "$root$data/sailq-uv" uv ||
-            stop "uv cannot be installed" "is PyPI to be reached from here? sudo apt install python3-pip"
+            stop "pip could not install uv (see above)" "check that PyPI is reachable; sudo apt install python3-pip"
     }
     changes "a Python 3.11 in $data/sailq-env"
     rm -rf "$environment"
-    # Not in root's home, where the user sailq may not look.
+    # Not in root's home, which the user sailq cannot read.
     UV_PYTHON_INSTALL_DIR=$root$data/sailq-python "$uv" venv --quiet --seed --python 3.11 "$environment" ||
-        stop "uv made no environment (see above)" \
-            "it fetches a Python from GitHub, where there is none: sudo apt install python3.11-venv, or" \
-            "UV_PYTHON_INSTALL_MIRROR, uv's own, or the container of deploy/se7/README.md"
+        stop "uv could not make an environment (see above)" \
+            "without a Python 3.11 on this machine, uv downloads one from GitHub: install python3.11-venv," \
+            "set UV_PYTHON_INSTALL_MIRROR, or use the container of deploy/se7/README.md"
 }
 
 tree_sum() {
@@ -128,11 +129,11 @@ install_sailq() {
         return
     fi
     changes "sailq from $tree"
-    copy=$(mktemp -d)  # setuptools leaves its build folder beside what it builds, and reads it again
+    copy=$(mktemp -d)  # setuptools leaves a build folder beside the sources, which a later build would read
     (cd "$tree" && cp -r "${PACKAGE[@]}" "$copy")
     "$python" -m pip install --quiet "${copy}[tpu]" || {
         rm -rf "$copy"
-        stop "pip did not install sailq (see above)" "is PyPI to be reached from here? Run again"
+        stop "pip could not install sailq (see above)" "check that PyPI is reachable, and run this again"
     }
     rm -rf "$copy"
     echo "$sum" >"$environment/sailq-tree"
@@ -153,13 +154,13 @@ install_sail() {
     changes "SAIL ${sail:+from $sail}"
     if [ -n "$sail" ]; then
         "$python" -m pip install --quiet --force-reinstall --no-deps "$sail" ||
-            stop "pip did not install $sail (see above)"
+            stop "pip could not install $sail (see above)"
     else
         { "$python" -m pip install --quiet dfss && "$python" -m dfss --install sail >&2; } ||
-            stop "dfss installed no SAIL" "build a wheel (deploy/se7/README.md, SAIL) and give it: --sail WHEEL"
+            stop "dfss did not install SAIL" "build a wheel (deploy/se7/README.md, SAIL) and pass it: --sail WHEEL"
     fi
     has_sail || stop "SAIL does not work: $("$python" -c 'from sophon import sail; sail.EngineLLM' 2>&1 | tail -n 1)" \
-        "deploy/se7/README.md, When something fails; a wheel of your own: --sail WHEEL"
+        "see deploy/se7/README.md, When something fails; to install another wheel: --sail WHEEL"
     echo "$sum" >"$environment/sail-wheel"
 }
 
@@ -169,24 +170,24 @@ get_model() {
     case $model in
         http://* | https://*)
             directory=$data/models/$(basename "$model")
-            "$tree/deploy/models/fetch.sh" "$model" --out "$models" || stop "the model is not there (see above)" ;;
+            "$tree/deploy/models/fetch.sh" "$model" --out "$models" || stop "cannot download the model (see above)" ;;
         */*) directory=${model%/} ;;
         *)
             directory=$data/models/$model
             "$python" -c 'import dfss' 2>/dev/null || "$python" -m pip install --quiet dfss ||
-                stop "pip did not install dfss, Sophgo's downloader (see above)"
+                stop "pip could not install dfss, Sophgo's downloader (see above)"
             PYTHON=$python "$tree/deploy/models/download.sh" "$model" --out "$models" ||
-                stop "the model is not there (see above)" ;;
+                stop "cannot download the model (see above)" ;;
     esac
     [ -f "$root$directory/config.json" ] || stop "$directory has no config.json" \
-        "the checkpoint's config, tokenizer and processor files belong beside the bmodel"
+        "copy the checkpoint's config, tokenizer and processor files into it"
     found=$("$environment/bin/sailq" model inspect "$root$directory" 2>&1) || stop "$(tail -n 1 <<<"$found")"
     bmodel=$(compgen -G "$root$directory/*.bmodel" | head -n 1) || stop "$directory has no *.bmodel"
     if [ -n "$soc" ]; then
         PATH=$environment/bin:$PATH "$tree/deploy/se7/heaps.py" --root "${root:-/}" "$bmodel" ||
-            stop "$directory does not fit into the heaps: set them as said above, and run this again"
+            stop "$directory does not fit into the heaps: set them as shown above, and run this again"
     fi
-    # One of the same name may hold other files than before.
+    # A directory of the same name may have other files than before.
     found=$(cd "$root$directory" && stat -Lc '%n %s %y' -- *)
     if [ "$found" = "$(cat "$environment/model-files" 2>/dev/null)" ]; then
         ok "model $directory"
@@ -212,7 +213,8 @@ write_unit() {
     ok "${units[*]}: enabled"
 }
 
-# As each worker will be: its settings, its user, its chip, which the doctor does not open: an old worker goes on.
+# Runs `sailq doctor` with the settings, the user and the chip of each worker. It does not open the chip, so it does not
+# disturb a worker that runs.
 run_doctor() {
     local chip line
     "$environment/bin/sailq" doctor --help >/dev/null 2>&1 || return 0
@@ -222,7 +224,7 @@ run_doctor() {
                 [[ $line != SAILQ_*=* ]] || export "${line?}"
             done < <(cat "$root/etc/sailq/worker.env" "$root/etc/sailq/worker-$chip.env" 2>/dev/null)
             setpriv --reuid=sailq --regid=sailq --clear-groups "$environment/bin/sailq" doctor --device "tpu:$chip"
-        ) || stop "sailq doctor has found what would stop the worker (see above)" "fix it, and run this again"
+        ) || stop "sailq doctor found a problem that would stop the worker (see above)" "fix it, and run this again"
     done
 }
 
@@ -232,10 +234,10 @@ start_workers() {
     if [ -e "$root$data/sailq-changed" ]; then
         run_doctor
         how=restart
-        does "${units[*]}: started anew, after the jobs that run; a 7B loads in one to three minutes"
+        does "${units[*]}: restart after the running jobs; a 7B model loads in one to three minutes"
     fi
     systemctl $how "${units[@]}" ||
-        stop "a worker does not take jobs, and is started again every 10 s" "journalctl -n 30 -u ${units[0]}"
+        stop "a worker failed to start; systemd restarts it every 10 s" "journalctl -n 30 -u ${units[0]}"
     rm -f "$root$data/sailq-changed"
     ok "${units[*]}: takes jobs"
 }
@@ -267,7 +269,7 @@ main() {
     echo "Service"
     write_settings
     write_unit
-    if [ -z "$root" ]; then start_workers; else note "nothing is started: --root"; fi
+    if [ -z "$root" ]; then start_workers; else note "nothing is started, because of --root"; fi
 }
 
-[ "${BASH_SOURCE[0]}" != "$0" ] || main "$@"  # a test reads the functions alone
+[ "${BASH_SOURCE[0]}" != "$0" ] || main "$@"  # tests source this file for its functions

@@ -136,14 +136,15 @@ def test_boxes_are_set_up_and_changed_one_by_one_until_one_fails(site: Site, con
     assert (site.folder / "boxes.txt.left").read_text() == "first\nthird\n"
 
 
-def test_a_command_line_that_wants_mending_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_usage_error_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, said in (
-        (["--env", "/no/such"], "/no/such cannot be read"), (["--fast"], "no option --fast"),
-        (["--wait", "long"], "number of seconds"), (["more.txt"], "one list"),
+        (["--env", "/no/such"], "/no/such"), (["--fast"], "--fast"),
+        (["--wait", "long"], "--wait"), (["more.txt"], "list"),
     ):
         done = site.rollout(*arguments, boxes="a\n")
         assert done.returncode == 2 and said in done.stderr, done.stderr
-    assert "names no box" in site.rollout(boxes="# none\n").stderr
+    done = site.rollout(boxes="# none\n")
+    assert done.returncode == 2 and "boxes.txt" in done.stderr
     monkeypatch.setenv("SAILQ_REDIS_URL", "redis://127.0.0.1:1/0")
     done = site.rollout(boxes="a\n")
-    assert done.returncode == 2 and "sailq status must work here" in done.stderr
+    assert done.returncode == 2 and "SAILQ_REDIS_URL" in done.stderr
