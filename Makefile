@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN = .venv/bin
 # Two processes with a server each. One takes tests from the other when it has none left.
 PARALLEL = --numprocesses 2 --dist worksteal
-# Makes the emulator's threads share two cores well.
+# Makes the emulator's idle threads yield the CPU, for machines with few cores.
 YIELD = $(CURDIR)/build/yield.so
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
@@ -28,34 +28,34 @@ test-tpu: .venv/dev $(YIELD)  ## Compile sailq-tiny for the BM1684X and run it o
 test-tpu-full: .venv/dev $(YIELD)  ## The same with every prompt
 	LD_PRELOAD=$(YIELD) $(BIN)/python -m pytest $(PARALLEL) -m tpu tests/emulator --full
 
-test-prometheus: .venv/dev  ## Alerts and dashboard asked of a real Prometheus; needs one (apt install prometheus)
+test-prometheus: .venv/dev  ## Test the alerts and the dashboard with a real Prometheus (apt install prometheus)
 	$(BIN)/python -m pytest -m prometheus tests/integration/test_prometheus.py
 
-test-box: .venv/dev  ## deploy/se7 on a machine that systemd-nspawn boots; as root, with systemd-container and mmdebstrap
+test-box: .venv/dev  ## Test deploy/se7 on a machine that systemd-nspawn boots; as root, with systemd-container and mmdebstrap
 	$(BIN)/python -m pytest -m box tests/box
 
 test-images: .venv/dev  ## Build the images and run them; as root, with buildah and mmdebstrap
 	$(BIN)/python -m pytest -m images tests/integration/test_container_images.py
 
-test-arm64: .venv/dev  ## Install sailq on an emulated arm64 and ask it; as root, with qemu-user-static and mmdebstrap
+test-arm64: .venv/dev  ## Install sailq on an emulated arm64 and run it; as root, with qemu-user-static and mmdebstrap
 	$(BIN)/python -m pytest -m arm64 tests/integration/test_arm64.py
 
-bench: .venv/dev  ## The engine against transformers, the service against the engine, the host's own time; a quarter of an hour
+bench: .venv/dev  ## Compare the engine with transformers and the service with the engine, and measure the host's time; 15 minutes
 	$(BIN)/python -m pytest -m bench tests/bench
 
-bench-tpu: .venv/dev  ## The compiler's estimate of Qwen2-VL-7B on a BM1684X, beside what was published; half an hour
+bench-tpu: .venv/dev  ## Print the compiler's estimates for Qwen2-VL-7B on a BM1684X beside published figures; half an hour
 	$(BIN)/python -m tests.bench.bm1684x --out bench-out
 
-bench-fleet: .venv/dev  ## Up to 1,000 simulated boxes on one server; eight minutes, with nothing else to do
+bench-fleet: .venv/dev  ## Measure one server with up to 1,000 simulated boxes; eight minutes on an idle machine
 	$(BIN)/python -m tests.bench.fleet --out bench-out
 
-figures: .venv/dev  ## The figures of tests/README.md, printed by the tests that hold them to their bounds
+figures: .venv/dev  ## Print the figures of tests/README.md, from the tests that check their limits
 	$(BIN)/python -m pytest --quiet $(PARALLEL) -m "not tpu and not bench and not prometheus and not box and not images and not arm64" | grep --text "^figure:"
 
-fuzz: .venv/dev  ## A million hostile inputs for all that reads what others wrote; five minutes
+fuzz: .venv/dev  ## Give a million hostile inputs to everything that reads foreign data; five minutes
 	$(BIN)/python tests/fuzz/fuzz.py --keep
 
-lint: .venv/dev  ## Static checks alone
+lint: .venv/dev  ## Only the static checks
 	$(BIN)/python -m pytest tests/unit/test_static.py
 
 $(YIELD): tests/emulator/yield.c

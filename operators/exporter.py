@@ -33,10 +33,10 @@ class ServerState(Collector):
             yield _gauge("server_up", "Whether the server answers.", 0)
             return
         yield _gauge("server_up", "Whether the server answers.", 1)
-        yield _gauge("server_memory_used_bytes", "By the server's own count.", snapshot.memory_used)
-        yield _gauge("server_memory_limit_bytes", "The server's maxmemory; 0: none.", snapshot.memory_limit)
-        yield _gauge("clip_bytes", "Of the clips that are kept, as producers count them.", snapshot.clip_bytes)
-        yield _gauge("conversations", "Conversations that are kept.", snapshot.conversations)
+        yield _gauge("server_memory_used_bytes", "Memory that the server uses.", snapshot.memory_used)
+        yield _gauge("server_memory_limit_bytes", "The server's maxmemory; 0: no limit.", snapshot.memory_limit)
+        yield _gauge("clip_bytes", "Total size of the clips on the server.", snapshot.clip_bytes)
+        yield _gauge("conversations", "Conversations on the server.", snapshot.conversations)
         yield from _of_models(snapshot)
 
 
@@ -44,12 +44,12 @@ def _of_models(snapshot: Snapshot) -> Iterator[Metric]:
     queues = sorted(snapshot.queues, key=lambda queue: -queue.waiting)[:MOST_MODELS]
     workers = [name for worker in snapshot.workers for name in worker.names]
     for name, about, values in (
-        ("workers", "Workers that beat.", [workers.count(queue.model) for queue in queues]),
-        ("queue_depth", "Jobs that no worker has taken.", [queue.waiting for queue in queues]),
-        ("queue_oldest_wait_seconds", "How long the first of them have waited; 0: none waits.",
+        ("workers", "Live workers.", [workers.count(queue.model) for queue in queues]),
+        ("queue_depth", "Jobs that wait for a worker.", [queue.waiting for queue in queues]),
+        ("queue_oldest_wait_seconds", "How long the oldest job has waited; 0 if none waits.",
          [queue.oldest_wait or 0 for queue in queues]),
-        ("queue_deferred", "Jobs that wait for an earlier turn of theirs.", [queue.deferred for queue in queues]),
-        ("queue_started", "Jobs that workers have.", [queue.started for queue in queues]),
+        ("queue_deferred", "Jobs that wait for an earlier turn or another job.", [queue.deferred for queue in queues]),
+        ("queue_started", "Jobs that workers have claimed.", [queue.started for queue in queues]),
         ("failed_jobs", "Jobs that `sailq failed` lists.", [queue.failed for queue in queues]),
     ):
         family = GaugeMetricFamily(PREFIX + name, about, labels=("model",))

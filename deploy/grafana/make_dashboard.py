@@ -45,28 +45,29 @@ NUMBERS = [
 ]
 GRAPHS: dict[str, list[tuple[str, str, str, list[tuple[str, str]]]]] = {
     "Queues": [
-        ("Waiting jobs", "Jobs that no worker has taken; deferred ones wait for an earlier turn.", "short", [
+        ("Waiting jobs", "Jobs that wait for a worker. Deferred: for an earlier turn or another job.", "short", [
             (f"sailq:queue_depth{MODEL}", "{{model}}"), (f"sailq:queue_deferred{MODEL}", "{{model}}, deferred")]),
-        ("Oldest wait", "How long the first in the queue has waited.", "s",
+        ("Oldest wait", "How long the oldest job in the queue has waited.", "s",
          [(f"sailq:queue_oldest_wait_seconds{MODEL}", "{{model}}")]),
-        ("Requests / minute by their end", "", "short",
+        ("Requests / minute by finish reason", "", "short",
          [(f"60 * {per_second('sailq:requests_finished_total', 'finish_reason')}", "{{finish_reason}}")]),
-        ("Errors / minute by their code", "bad_media, bad_request and too_long are the senders'; internal is ours.",
-         "short", [(
+        ("Errors / minute by code",
+         "bad_media, bad_request and too_long are faults of the job; internal is a fault of the worker.", "short", [(
             '60 * sum by (code) (rate(sailq:requests_finished_total{model=~"$model", instance=~"$instance", '
             f'finish_reason="error"}}[{RATE}]))', "{{code}}")]),
-        ("Attempts per request", "More than 1 where workers died or left and others took over.", "short", [
+        ("Attempts per request", "More than 1 if workers died or stopped and others took over.", "short", [
             (f"sum(rate(sailq:request_attempts_total{OF}[{RATE}])) / "
              f"sum(rate(sailq:requests_finished_total{OF}[{RATE}]))", "attempts")]),
-        ("Failed jobs", "Those that sailq failed lists.", "short", [(f"sailq:failed_jobs{MODEL}", "{{model}}")]),
+        ("Failed jobs", "Jobs that `sailq failed` lists.", "short", [(f"sailq:failed_jobs{MODEL}", "{{model}}")]),
     ],
     "Latency": [
-        ("Time to first token", "Submitted until the first token, the queue included.", "s",
+        ("Time to first token", "From submission to the first token, including the time in the queue.", "s",
          quantiles("sailq:time_to_first_token_seconds")),
         ("Time between tokens", "", "s", quantiles("sailq:inter_token_latency_seconds")),
-        ("Whole request", "Submitted until the result.", "s", quantiles("sailq:e2e_request_latency_seconds")),
-        ("Time in the queue", "Submitted until claimed.", "s", quantiles("sailq:request_queue_time_seconds")),
-        ("Where a request's time goes", "Means of each stage, after the queue.", "s", [
+        ("End-to-end latency", "From submission to the result.", "s", quantiles("sailq:e2e_request_latency_seconds")),
+        ("Time in the queue", "From submission until a worker claims the job.", "s",
+         quantiles("sailq:request_queue_time_seconds")),
+        ("Time per stage", "Mean time of a request in each stage, after the queue.", "s", [
             (f"sum by (stage) (rate(sailq:request_stage_seconds_sum{OF}[{RATE}])) / "
              f"sum by (stage) (rate(sailq:request_stage_seconds_count{OF}[{RATE}]))", "{{stage}}")]),
     ],
@@ -75,28 +76,30 @@ GRAPHS: dict[str, list[tuple[str, str, str, list[tuple[str, str]]]]] = {
         ("Slots in use", "", "percentunit", [
             (f"sum by (instance) (sailq:num_requests_running{OF}) / sum by (instance) (sailq:slots{OF})",
              "{{instance}}")]),
-        ("Device busy", "Share of the time in calls to the device.", "percentunit",
+        ("Device busy", "Share of the time spent in calls to the device.", "percentunit",
          [(per_second("sailq:device_busy_seconds_total", "instance"), "{{instance}}")]),
-        ("Prompt tokens / s", "Vision tokens are among the prompt's.", "short", [
+        ("Prompt tokens / s", "Prompt tokens include vision tokens.", "short", [
             (f"sum(rate(sailq:prompt_tokens_total{OF}[{RATE}]))", "prompt"),
             (f"sum(rate(sailq:vision_tokens_total{OF}[{RATE}]))", "vision")]),
-        ("Clips that were known", "Share of clips and images that were not encoded again.", "percentunit", [
+        ("Vision cache hit rate", "Share of clips and images that were not encoded again.", "percentunit", [
             (f"sum(rate(sailq:vision_cache_hits_total{OF}[{RATE}])) / "
-             f"sum(rate(sailq:vision_cache_queries_total{OF}[{RATE}]))", "known")]),
-        ("Claimed, without a slot", "", "short", [(f"sailq:num_requests_waiting{OF}", "{{instance}}")]),
+             f"sum(rate(sailq:vision_cache_queries_total{OF}[{RATE}]))", "hits")]),
+        ("Claimed jobs without a slot", "", "short", [(f"sailq:num_requests_waiting{OF}", "{{instance}}")]),
         ("Chip temperature", "", "celsius", [(f"sailq:tpu_temperature_celsius{OF}", "{{instance}}")]),
-        ("TPU utilization", "By its driver.", "percentunit", [(f"sailq:tpu_utilization_ratio{OF}", "{{instance}}")]),
+        ("TPU utilization", "As reported by the TPU's driver.", "percentunit",
+         [(f"sailq:tpu_utilization_ratio{OF}", "{{instance}}")]),
         ("Device memory", "", "percentunit", [
             (f"sailq:tpu_memory_used_bytes{OF} / sailq:tpu_memory_total_bytes{OF}", "{{instance}}")]),
-        ("Memory of the process", "", "bytes",
+        ("Worker process memory", "", "bytes",
          [('process_resident_memory_bytes{job="sailq", instance=~"$instance"}', "{{instance}}")]),
     ],
     "Server": [
-        ("Memory", "Clips are most of it where cameras wait.", "bytes", [
+        ("Memory", "Clips use most of it while many jobs wait.", "bytes", [
             ("sailq:server_memory_used_bytes", "used"), ("sailq:clip_bytes", "clips"),
             ("sailq:server_memory_limit_bytes > 0", "limit")]),
-        ("Jobs that workers have", "", "short", [(f"sailq:queue_started{MODEL}", "{{model}}")]),
-        ("Workers that beat", "By the server's own list.", "short", [(f"sailq:workers{MODEL}", "{{model}}")]),
+        ("Claimed jobs", "Jobs that workers have claimed.", "short", [(f"sailq:queue_started{MODEL}", "{{model}}")]),
+        ("Live workers", "Workers whose record on the server has not expired.", "short",
+         [(f"sailq:workers{MODEL}", "{{model}}")]),
         ("Conversations", "", "short", [("sailq:conversations", "kept")]),
     ],
 }

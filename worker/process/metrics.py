@@ -67,23 +67,23 @@ class Metrics:
         self._latencies = _InterTokenLatencies()
         self.inter_token_latency = self._latencies.observe
         self._spans = {
-            "queue_wait": histogram("request_queue_time_seconds", "Submitted until a worker claimed it."),
-            "time_to_first_token": histogram("time_to_first_token_seconds", "Submitted until the first token."),
-            "end_to_end": histogram("e2e_request_latency_seconds", "Submitted until the result was ready."),
+            "queue_wait": histogram("request_queue_time_seconds", "From submission until a worker claimed the job."),
+            "time_to_first_token": histogram("time_to_first_token_seconds", "From submission to the first token."),
+            "end_to_end": histogram("e2e_request_latency_seconds", "From submission to the result."),
         }
         stages = Summary(
-            f"{PREFIX}request_stage_seconds", "A request's time in each stage, of those it came to.",
+            f"{PREFIX}request_stage_seconds", "Time that a request spent in each stage it reached.",
             (*_LABELS, "stage"), registry=registry,
         )
         self._stages = {stage: stages.labels(**of, stage=stage) for stage in _STAGES}
         self._finished = Counter(
-            f"{PREFIX}requests_finished", "Results written, by how the request ended; code: of an error.",
+            f"{PREFIX}requests_finished", "Results written, by finish reason and by error code.",
             (*_LABELS, "finish_reason", "code"), registry=registry,
         )
         for reason, code in [*((reason, "") for reason in _REASONS), *(("error", code) for code in _CODES)]:
             self._finished.labels(**of, finish_reason=reason, code=code)
         self._attempts = Counter(
-            f"{PREFIX}request_attempts", "Attempts at these requests, those of other workers included.",
+            f"{PREFIX}request_attempts", "Attempts of these requests, including those of other workers.",
             _LABELS, registry=registry,
         ).labels(**of)
 
@@ -116,7 +116,7 @@ class _InterTokenLatencies:
     def family(self, of: tuple[str, str]) -> Metric:
         bounds = [*map(str, _LATENCY_BOUNDS), "+Inf"]
         family = HistogramMetricFamily(
-            f"{PREFIX}inter_token_latency_seconds", "Between two tokens of an answer.", labels=_LABELS
+            f"{PREFIX}inter_token_latency_seconds", "Time between two tokens of an answer.", labels=_LABELS
         )
         family.add_metric(of, list(zip(bounds, accumulate(self._counts), strict=True)), self._sum)
         return family
@@ -132,26 +132,28 @@ class _State(Collector):
 
     def collect(self) -> Iterator[Metric]:
         engine, scheduler, counts = self._engine, self._scheduler, self._scheduler.counts
-        info = InfoMetricFamily(f"{PREFIX}worker", "This worker; absent while its model is loading.", labels=_LABELS)
+        info = InfoMetricFamily(
+            f"{PREFIX}worker", "Name and versions of this worker; missing while the model loads.", labels=_LABELS
+        )
         info.add_metric(self._of, self._about)
         yield info
         yield self._latencies.family(self._of)
         yield self._gauge("num_requests_running", "Slots in use.", scheduler.running)
-        yield self._gauge("num_requests_waiting", "Requests that were claimed and wait for a slot.", scheduler.waiting)
-        yield self._gauge("slots", "Answers that can be decoded together.", engine.slots)
-        yield self._count("prompt_tokens", "Tokens of the prompts, vision tokens included.", counts.prompt_tokens)
-        yield self._count("vision_tokens", "Vision tokens of the prompts.", counts.vision_tokens)
-        yield self._count("generation_tokens", "Tokens of the answers.", counts.generation_tokens)
-        yield self._count("vision_cache_queries", "Clips and images in the prompts.", counts.media)
-        yield self._count("vision_cache_hits", "Those that were not encoded again.", counts.media_reused)
-        yield self._count("device_busy_seconds", "Time in calls to the device.", engine.device_seconds)
+        yield self._gauge("num_requests_waiting", "Claimed requests that wait for a slot.", scheduler.waiting)
+        yield self._gauge("slots", "Maximum number of requests that are decoded together.", engine.slots)
+        yield self._count("prompt_tokens", "Tokens of prompts, including vision tokens.", counts.prompt_tokens)
+        yield self._count("vision_tokens", "Vision tokens of prompts.", counts.vision_tokens)
+        yield self._count("generation_tokens", "Tokens of answers.", counts.generation_tokens)
+        yield self._count("vision_cache_queries", "Clips and images looked up in the vision cache.", counts.media)
+        yield self._count("vision_cache_hits", "Clips and images found in the vision cache.", counts.media_reused)
+        yield self._count("device_busy_seconds", "Time spent in calls to the device.", engine.device_seconds)
         if (readings := engine.readings()) is None:
             return
         for name, about, value in (
-            ("tpu_utilization_ratio", "By the TPU's driver, 0 to 1.", readings.utilization),
-            ("tpu_temperature_celsius", "Of the chip.", readings.celsius),
-            ("tpu_memory_used_bytes", "Of the device's memory, by all processes.", readings.memory_used),
-            ("tpu_memory_total_bytes", "The device's memory.", readings.memory_total),
+            ("tpu_utilization_ratio", "Utilization that the TPU's driver reports, 0 to 1.", readings.utilization),
+            ("tpu_temperature_celsius", "Temperature of the chip.", readings.celsius),
+            ("tpu_memory_used_bytes", "Device memory that all processes use.", readings.memory_used),
+            ("tpu_memory_total_bytes", "Size of the device's memory.", readings.memory_total),
         ):
             if value is not None:
                 yield self._gauge(name, about, value)
