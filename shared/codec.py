@@ -43,9 +43,9 @@ def decode(kind: type[R], data: bytes) -> R:
     value = unpack(data, *_limits(kind))
     name = _NAMES[kind]
     if not isinstance(value, dict) or set(value) != {"v", "type", "body"}:
-        raise CodecError(f"These bytes are not a {name} of sailq.")
+        raise CodecError(f"These bytes are not a sailq {name}.")
     if type(value["v"]) is not int or not 1 <= value["v"] <= VERSION:  # == would compare an array value by value
-        raise CodecError(f"This {name} has protocol version {reprlib.repr(value['v'])}; this side speaks {VERSION}.")
+        raise CodecError(f"This {name} has protocol version {reprlib.repr(value['v'])}; sailq reads 1 to {VERSION}.")
     if not isinstance(value["type"], str) or value["type"] != name:
         raise CodecError(f"Expected a {name}, got {reprlib.repr(value['type'])}.")
     return parse(kind, value["body"])
@@ -70,7 +70,7 @@ def pack(value: Any, limit: int, max_values: int = MAX_VALUES) -> bytes:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CodecError(f"This value cannot be sent: {error}.") from None
     if len(data) > limit:
-        raise CodecError(f"This value takes {len(data)} bytes; at most {limit} may travel.")
+        raise CodecError(f"This value takes {len(data)} bytes; the limit is {limit}.")
     check_bounds(data, max_values)
     return bytes(data)
 
@@ -78,7 +78,7 @@ def pack(value: Any, limit: int, max_values: int = MAX_VALUES) -> bytes:
 def unpack(data: bytes, limit: int, max_values: int = MAX_VALUES) -> Any:
     """Unpacks a value. Raises CodecError unless `data` is exactly one value of at most `limit` bytes."""
     if len(data) > limit:
-        raise CodecError(f"This value takes {len(data)} bytes; at most {limit} may travel.")
+        raise CodecError(f"This value takes {len(data)} bytes; the limit is {limit}.")
     check_bounds(data, max_values)
     try:
         return msgpack.unpackb(data, ext_hook=_unpack_array, raw=False, strict_map_key=True)
@@ -104,13 +104,13 @@ def _unpack_array(code: int, data: bytes) -> npt.NDArray[Any]:
     check_bounds(data, ARRAY_VALUES)
     fields = msgpack.unpackb(data, raw=False)
     if not (isinstance(fields, list) and len(fields) == 3):
-        raise CodecError("A packed array is not [dtype, shape, bytes].")
+        raise CodecError("A packed array must be [dtype, shape, bytes].")
     dtype, shape, raw = fields
     if dtype not in _DTYPES or not isinstance(raw, bytes) or not isinstance(shape, list):
-        raise CodecError("A packed array is not [dtype, shape, bytes].")
+        raise CodecError("A packed array must be [dtype, shape, bytes].")
     if len(shape) > 8 or not all(type(size) is int and size >= 0 for size in shape):
-        raise CodecError("A packed array has an impossible shape.")
+        raise CodecError("A packed array has an invalid shape.")
     kind = np.dtype("<" + dtype)
     if math.prod(shape) * kind.itemsize != len(raw):
-        raise CodecError("A packed array's bytes do not fill its shape.")
+        raise CodecError("The bytes of a packed array do not have the size of its shape.")
     return np.frombuffer(raw, dtype=kind).reshape(shape)

@@ -95,7 +95,7 @@ def _check(url: str) -> None:
     unknown = [name for name in parse_qs(query) if name not in _OPTIONS and not name.startswith("ssl_")]
     if unknown and "@" not in query:  # else the ? is in a password
         raise BadRequest(
-            f"This server URL has an unknown option; there are {', '.join(sorted(_OPTIONS))} and those "
+            f"This server URL has an unknown option; the options are {', '.join(sorted(_OPTIONS))} and those "
             "that begin with ssl_."
         )
     if by_sentinels(url):
@@ -111,7 +111,7 @@ def _check(url: str) -> None:
         raise BadRequest(misread) from None
     if parts.scheme not in {"redis", "rediss", "unix"}:
         raise BadRequest(
-            "A server's URL starts with redis://, rediss:// or unix://, or with redis+sentinel:// or rediss+sentinel://."
+            "A server's URL must start with redis://, rediss:// or unix://, or with redis+sentinel:// or rediss+sentinel://."
         )
     if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
         raise BadRequest(misread)

@@ -78,10 +78,10 @@ def decode_frames(data: bytes, expected: tuple[int, int, int]) -> Frames:
         raise BadMedia(f"{count} frames of {width} × {height} are more than {MAX_PIXELS} pixels.")
     blob = parse(_Blob, unpack(data, blob_limit(expected)))
     if blob.size != expected or len(blob.jpeg) != count:
-        raise CodecError("This blob's frames are not those that the job states.")
+        raise CodecError("The frames of this blob do not match the job.")
     for index, jpeg in enumerate(blob.jpeg):
         if _jpeg_size(jpeg) != (height, width):
-            raise BadMedia(f"Frame {index} of the blob is no JPEG of {width} × {height}.")
+            raise BadMedia(f"Frame {index} of the blob is not a JPEG of {width} × {height}.")
     frames = np.empty((count, height, width, 3), np.uint8)
     for index, jpeg in enumerate(blob.jpeg):
         # Ignore the camera's orientation: a turned frame would have another size.

@@ -62,7 +62,7 @@ class FramesPart(Record):
         if self.times and len(self.times) != self.frames:
             raise ValueError(f"there are {len(self.times)} times for {self.frames} frames")
         if any(after < before for before, after in zip(self.times, self.times[1:], strict=False)):
-            raise ValueError("the times of a video's frames ascend")
+            raise ValueError("the times of a video's frames must not decrease")
         return self
 
     @model_serializer(mode="wrap")

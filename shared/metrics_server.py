@@ -46,11 +46,11 @@ def exposed(address: str, port: int) -> Iterator[CollectorRegistry]:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise BadRequest(
-                f"Port {port} of {address} is taken, perhaps by another worker: each shows its metrics on one of its "
-                "own."
+                f"Port {port} of {address} is in use, perhaps by another worker: each worker needs its own port for "
+                "metrics."
             ) from None
         reason = (error.strerror or str(error)).lower()
-        raise BadRequest(f"Metrics cannot be shown on port {port} of {address}: {reason}.") from None
+        raise BadRequest(f"Metrics cannot be served on port {port} of {address}: {reason}.") from None
     server.set_app(_as_text(registry))
     try:
         yield registry

@@ -51,7 +51,7 @@ def check_bounds(data: bytes, max_values: int) -> None:
     missing = [1]  # values missing in each open container
     while missing:
         if values > max_values:
-            raise CodecError(f"This value holds more than {max_values} values.")
+            raise CodecError(f"This value contains more than {max_values} values.")
         if not missing[-1]:
             missing.pop()
             continue
@@ -72,7 +72,7 @@ def check_bounds(data: bytes, max_values: int) -> None:
         if kind == "text":
             text += size
             if text > MAX_TEXT_BYTES:
-                raise CodecError(f"This value holds more than {MAX_TEXT_BYTES} bytes of text.")
+                raise CodecError(f"This value contains more than {MAX_TEXT_BYTES} bytes of text.")
         elif kind == "extension":
             if data[at : at + 1] != _ARRAY:
                 raise CodecError(f"Unknown msgpack extension type 0x{data[at : at + 1].hex()}.")

@@ -96,11 +96,11 @@ def read_job(
     """
     for name, what in _REFUSED.items():
         if fields.get(name.encode(), b"") not in {b"", b"[]"}:
-            raise Unsupported(f"sailq has no {what}.")
+            raise Unsupported(f"sailq does not support {what}.")
     call = _call(fields.get(b"data", b""))
     version = call.pop("version", VERSION)
     if type(version) is not int or not 1 <= version <= VERSION:
-        raise CodecError(f"This job has protocol version {quoted(repr(version))}; this side speaks {VERSION}.")
+        raise CodecError(f"This job has protocol version {quoted(repr(version))}; sailq reads 1 to {VERSION}.")
     if unknown := [name for name in call if name not in _ARGUMENTS]:
         raise BadRequest(f"{FUNCTION} takes {', '.join(sorted(_ARGUMENTS))}, not {quoted(str(unknown[0]))!r}.")
     if read_messages is not None and "messages" in call:
@@ -137,7 +137,7 @@ def _call(data: bytes) -> dict[str, Any]:
     try:
         function, instance, args, kwargs = unpack(data, MAX_RECORD_BYTES)
     except (TypeError, ValueError):
-        raise BadRequest("This job's data is no call of RQ's.") from None
+        raise BadRequest("This job's data is not a function call that RQ wrote.") from None
     if not isinstance(function, str) or function != FUNCTION:
         raise Unsupported(f"This worker runs only {FUNCTION!r}, not {quoted(str(function))!r}.")
     # An array is neither true nor false.

@@ -63,7 +63,7 @@ def parse(url: str) -> Sentinels:
     name, database = unquote(path[0]) if path else "", path[1] if len(path) > 1 else "0"
     if not (hosts and name and re.fullmatch("[0-9]+", database)) or len(path) > 2 or set("@/?#") & set(credentials):
         raise BadRequest(
-            f"A URL of sentinels has the form {_FORM}, and in a password /, ?, # and @ are written as %2F, %3F, %23 "
+            f"A URL of sentinels must have the form {_FORM}; in a password, write /, ?, # and @ as %2F, %3F, %23 "
             "and %40."
         )
     options = parse_url(f"redis://host/{database}?{query}")
@@ -86,7 +86,7 @@ def _address(text: str) -> tuple[str, int]:
     except ValueError:
         host = None
     if not host:
-        raise BadRequest(f"A URL of sentinels has the form {_FORM}, and each port in it is a number.")
+        raise BadRequest(f"A URL of sentinels must have the form {_FORM}, and each port must be a number.")
     return host, port or _PORT
 
 

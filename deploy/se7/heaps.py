@@ -46,14 +46,14 @@ def need_of(bmodel: Path) -> int:
     sailq = shutil.which("sailq")
     if sailq is None:
         raise heaps.Unreadable(
-            "There is no sailq here to inspect the bmodel: activate its environment, or give --need MB."
+            "sailq is not on PATH, and only it can inspect the bmodel: activate its environment, or give --need MB."
         )
     done = subprocess.run([sailq, "model", "inspect", "--json", str(bmodel)], capture_output=True)
     try:
         return math.ceil(json.loads(done.stdout)["device_bytes"] / heaps.MB)
     except (ValueError, KeyError, TypeError):
-        why = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing of device_bytes."]
-        raise heaps.Unreadable(f"sailq model inspect could not say what {bmodel} needs: {why[-1]}") from None
+        why = done.stderr.decode(errors="replace").strip().splitlines() or ["its output has no device_bytes."]
+        raise heaps.Unreadable(f"sailq model inspect could not tell what {bmodel} needs: {why[-1]}") from None
 
 
 def advice(want: int, box: int) -> str:
@@ -66,7 +66,7 @@ def advice(want: int, box: int) -> str:
     commands = "\n    ".join(heaps.commands(split))
     return (
         f"Set {sizes}: {sum(split.values())} MB, which leaves Linux about {heaps.left_for_linux(split, box)} MB. "
-        f"It takes effect when the box has restarted:\n\n    {commands}"
+        f"The box uses the new sizes after a restart:\n\n    {commands}"
     )
 
 
@@ -75,12 +75,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("bmodel", nargs="?", type=Path, help="the model; `sailq model inspect` says what it needs")
-    model.add_argument("--need", type=int, metavar="MB", help="what the model needs, where it is known")
-    parser.add_argument("--root", type=Path, default=Path("/"), help="where /sys and /proc lie (for tests)")
+    model.add_argument("bmodel", nargs="?", type=Path, help="the model; `sailq model inspect` reads its need")
+    model.add_argument("--need", type=int, metavar="MB", help="memory that the model needs, if you know it")
+    parser.add_argument("--root", type=Path, default=Path("/"), help="folder of /sys and /proc (for tests)")
     args = parser.parse_args()
     if args.need is not None and args.need <= 0:
-        parser.error("--need is a number of MB above 0")
+        parser.error("--need must be above 0")
     try:
         sizes, where = heaps.read_heaps(args.root)
         need = need_of(args.bmodel) if args.need is None else args.need
@@ -93,9 +93,9 @@ def main() -> int:
     for heap in heaps.HEAPS:
         print(f"{heap}  {sizes[heap] // heaps.MB:6} MB")
     print(f"all  {total:6} MB, read from {where}")
-    print(f"\nThe model needs {need} MB, and a worker {heaps.SPARE_MB} MB beside it: {want} MB.")
+    print(f"\nThe model needs {need} MB, and the worker another {heaps.SPARE_MB} MB: {want} MB in all.")
     if want <= total:
-        print("It fits: nothing to set.")
+        print("It fits: no change is needed.")
         return 0
     print(f"It does not fit: {want - total} MB are missing.\n\n{advice(want, box)}")
     return 1

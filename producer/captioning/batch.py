@@ -107,8 +107,8 @@ class Captioning:
                 continue  # a failed attempt with other options
             if asked is None and not failed(row) and not self._gone(row):
                 raise BadRequest(
-                    f"{self.out} holds answers to something else (to {row.get('source')!r}, for one): "
-                    "other clips, prompt, model or options. Choose another --out."
+                    f"{self.out} has answers that are not of this batch, such as for {row.get('source')!r}: the clips, "
+                    "the prompt, the model or the options differ. Choose another --out."
                 )
             self.kept.append(row)
         for clip in self.clips if self.sidecars else ():

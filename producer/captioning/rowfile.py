@@ -46,7 +46,7 @@ class RowFile:
         if not os.access(self._path.parent, os.W_OK | os.X_OK, effective_ids=True):
             self.close()
             raise BadRequest(
-                f"{self._name} cannot be used for the rows: no file can be made in its folder to replace it at the end."
+                f"{self._name} cannot be used for the rows: its folder is not writable, so no new file can replace it."
             )
         try:
             self.rows, self._end, self._missing = self._read(self._file.readall())
@@ -137,7 +137,7 @@ class RowFile:
             if draft is not None:
                 with suppress(OSError):
                     draft.unlink()
-            there = "keeps the rows that were written, but cannot be put in order"
+            there = "has the rows that were written, but cannot be sorted"
             kept = os.path.exists(self._path) and self._is_current(self._file)
             there = there if kept else "was removed and cannot be written again"
             raise SailqError(f"{self._name} {there}: {error.strerror}.") from None
@@ -147,8 +147,8 @@ class RowFile:
             _sync_folder(self._path.parent)
         except OSError as error:
             raise SailqError(
-                f"{self._name} has its rows in order, but a power cut may lose the order: its folder cannot be "
-                f"written to the disk: {error.strerror}."
+                f"{self._name} is sorted, but a power failure may undo this: its folder cannot be synchronized to the "
+                f"disk: {error.strerror}."
             ) from None
 
     def _remove_drafts(self) -> None:

@@ -30,8 +30,8 @@ class Sidecars:
             text = clip.places[0].with_suffix(".txt")
             place = Path(os.path.realpath(text))
             if place in owners:
-                raise BadRequest(f"--sidecar has no place for the text of {name}: {text.name} is {owners[place]}.")
-            owners[place] = f"that of {name}"
+                raise BadRequest(f"--sidecar cannot write the text of {name}: {text.name} is {owners[place]}.")
+            owners[place] = f"the text of {name}"
             self._places[clip.index] = text
 
     def write(self, clip: Clip, row: Row) -> None:

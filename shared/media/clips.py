@@ -74,7 +74,7 @@ class _Clip:
         watch = Stopwatch()
         self._packets = Packets(source, container, stream, watch)
         if not len(self._packets):
-            raise BadMedia("The clip holds no frames.")
+            raise BadMedia("The clip contains no frames.")
         if self._packets.encrypted:
             raise BadMedia("The clip is encrypted.")
         if stream.codec_context is None:

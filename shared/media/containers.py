@@ -31,7 +31,7 @@ _FORMATS = (
 
 _CODECS = re.compile(rb"stsd.{12}([\x21-\x7e]{4})|(V_[\w/]+)|vids([\x21-\x7e]{4})", re.DOTALL)
 """Matches a codec's name in the headers of MP4, Matroska and AVI."""
-_UNKNOWN = "This is no video of a known kind, or its header is damaged."
+_UNKNOWN = "This is not a video of a known format, or its header is damaged."
 _ENDS = 2**20
 """Bytes at both ends of a file that are searched for its header."""
 
@@ -45,7 +45,7 @@ def open_video(source: Path | bytes) -> Iterator[tuple[InputContainer, VideoStre
     try:
         container = av.open(file, "r", options=options, timeout=MAX_SECONDS)
     except MemoryError:  # FFmpeg's too
-        raise BadMedia("Opening the clip takes more memory than there is.") from None
+        raise BadMedia("There is not enough memory to open the clip.") from None
     except (TimeoutError, av.error.ExitError):
         raise BadMedia(f"Opening the clip takes more than {MAX_SECONDS:.0f} s.") from None
     except (av.FFmpegError, ValueError, UnicodeError) as error:
@@ -82,7 +82,7 @@ def _video_stream(container: InputContainer) -> VideoStream:
     """The video stream that FFmpeg chooses. A cover picture does not count as a video."""
     streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
     if not streams:
-        raise BadMedia("The file holds no video stream.")
+        raise BadMedia("The file contains no video stream.")
     best = container.streams.best("video")
     stream = best if best in streams else streams[0]
     assert isinstance(stream, VideoStream)

@@ -80,7 +80,7 @@ def from_array(array: npt.NDArray[Any]) -> Image:
     BadRequest."""
     if array.dtype != np.uint8 or array.shape[2:] not in {(), (3,), (4,)} or array.ndim < 2 or 0 in array.shape:
         raise BadRequest(
-            f"An image's array is uint8 [height, width, 3], not {array.dtype} {list(array.shape)}."
+            f"An image's array must be uint8 [height, width, 3], not {array.dtype} {list(array.shape)}."
         )
     limits.check_size(*array.shape[:2])
     if array.ndim == 2:
@@ -130,14 +130,14 @@ def _upright(image: pillow.Image) -> Image:
     limits.check_size(image.height, image.width)
     tags = getattr(image, "tag_v2", {})
     if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8:  # Pillow would read each byte as a pixel
-        raise BadMedia("TIFF images with separate planes of more than 8 bits are not read.")
+        raise BadMedia("TIFF images with separate planes of more than 8 bits are not supported.")
     try:
         image.load()
     except OSError:
         kind = image.info.get("compression")
         if image.format != "TIFF" or kind not in _RARE:
             raise
-        raise BadMedia(f"The image cannot be decoded: TIFF's {kind} is not read, or it is damaged.") from None
+        raise BadMedia(f"The image cannot be decoded: it is damaged, or TIFF's {kind} is not supported.") from None
     turn = _TURNS.get(_orientation(image))
     pixels = _rgb(image)  # first: a turned image has lost its TIFF tags
     return pixels if turn is None else np.asarray(pillow.fromarray(pixels).transpose(turn))
@@ -162,16 +162,16 @@ def _refusals() -> Iterator[None]:
     except BadMedia:
         raise
     except MemoryError:
-        raise BadMedia("Decoding the image takes more memory than there is.") from None
+        raise BadMedia("There is not enough memory to decode the image.") from None
     except UnidentifiedImageError:
         raise BadMedia(
-            "This is no image of a known kind (PNG, JPEG, BMP, WebP, TIFF, GIF, HEIC, AVIF), it is damaged or cut "
-            "short, or its pixels are in a form that is not read."
+            "This is not a PNG, JPEG, BMP, WebP, TIFF, GIF, HEIC or AVIF image, or it is damaged or cut short, or its "
+            "pixel format is not supported."
         ) from None
     except pillow.DecompressionBombError:
         raise BadMedia(f"The image has more than {limits.MAX_PIXELS // 10**6} megapixels.") from None
     except Warning as warning:
-        raise BadMedia(f"The image cannot be read where warnings are errors: {warning}.") from None
+        raise BadMedia(f"The image cannot be read, because warnings are errors here: {warning}.") from None
     except Exception:  # each of Pillow's decoders raises its own kinds
         raise BadMedia("The image cannot be decoded: it is damaged or cut short.") from None
 

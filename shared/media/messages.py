@@ -63,7 +63,7 @@ def prepare(
     media that cannot be read, TooLong for media that alone exceed the model's context or patches.
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
-        raise BadRequest("Messages are a list of at least one message.")
+        raise BadRequest("The messages must be a list of at least one message.")
     budget = Budget(card)
     blobs: dict[str, bytes] = {}
     damaged: list[int] = []
@@ -84,16 +84,16 @@ def prepare(
 
 def _message(message: Any, number: int) -> tuple[Role, list[Part | FramesPart]]:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        raise BadRequest("A message is a map of role and content, and of nothing else.")
+        raise BadRequest("A message must be a map with role and content only.")
     role, content = message["role"], message["content"]
     known = isinstance(role, str) and role in ROLES
     if not known:
         told = repr(role[:40]) if isinstance(role, str) else f"a {type(role).__name__}"
-        raise BadRequest(f"A message's role is one of {', '.join(ROLES)}, not {told}.")
+        raise BadRequest(f"A message's role must be one of {', '.join(ROLES)}, not {told}.")
     if isinstance(content, str):
         content = [content]
     if not isinstance(content, (list, tuple)) or not content:
-        raise BadRequest("A message's content is a text or a list of at least one part.")
+        raise BadRequest("A message's content must be a text or a list of at least one part.")
     parts: list[Part | FramesPart] = []
     for place, part in enumerate(content, 1):
         with _at(f"Part {place} of message {number}"):
@@ -159,5 +159,5 @@ def _at(place: str) -> Iterator[None]:
 def _options(fields: dict[str, Any]) -> Options:
     for name in fields:
         if name not in Options.model_fields:
-            raise BadRequest(f"There is no option {name!r}; there are {', '.join(Options.model_fields)}.")
+            raise BadRequest(f"Unknown option {name!r}; the options are {', '.join(Options.model_fields)}.")
     return parse(Options, fields)

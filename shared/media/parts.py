@@ -58,14 +58,14 @@ def read_part(part: Any) -> Part:
     if isinstance(part, str):
         return Part("text", part, {})
     if not isinstance(part, Mapping):
-        raise BadRequest("A part of a message's content is a map or a text.")
+        raise BadRequest("A part of a message's content must be a map or a text.")
     kind, key = _where(part)
     source = part[key]
     options = {name: value for name, value in part.items() if name not in ("type", key) and value is not None}
     if kind != "text" and key.endswith("_url") and isinstance(source, Mapping):
         fields = ["url", "detail"] if kind == "image" else ["url"]
         if "url" not in source or not set(source) <= set(fields):
-            raise BadRequest(f"The {key} of a part is a URL or a map of {' and '.join(fields)}, and of nothing else.")
+            raise BadRequest(f"The {key} of a part must be a URL or a map with {' and '.join(fields)} only.")
         _check_detail(source.get("detail"))
         source = source["url"]
     if kind == "image":
@@ -86,22 +86,22 @@ def _where(part: Mapping[Any, Any]) -> tuple[Kind, str]:
     if part.get("type") is None:
         found = [name for name in _UNTYPED if part.get(name) is not None]
         if len(found) != 1:
-            raise BadRequest(f"A part without a type has one of {', '.join(_UNTYPED)}; this has {len(found)} of them.")
+            raise BadRequest(f"A part without a type must have one of {', '.join(_UNTYPED)}; this has {len(found)}.")
         return _TYPES[found[0]][0], found[0]
     name = part["type"]
     if not isinstance(name, str):
-        raise BadRequest(f"A part's type is a text, not a {type(name).__name__}.")
+        raise BadRequest(f"A part's type must be a text, not a {type(name).__name__}.")
     if name not in _TYPES:
-        raise Unsupported(f"Parts of type {name!r} are not served; {', '.join(_TYPES)} are.")
+        raise Unsupported(f"Parts of type {name!r} are not supported; the types are {', '.join(_TYPES)}.")
     kind, keys = _TYPES[name]
     for key in keys:
         if part.get(key) is not None:
             return kind, key
     if part.get("file_id") is not None:
-        raise Unsupported("A file_id names a file at OpenAI; give the image under 'image_url'.")
-    raise BadRequest(f"A part of type {name} has its content under {keys[0]!r}.")
+        raise Unsupported("A file_id refers to a file at OpenAI; give the image in the field 'image_url'.")
+    raise BadRequest(f"A part of type {name} must have its content in the field {keys[0]!r}.")
 
 
 def _check_detail(detail: Any) -> None:
     if detail is not None and not (isinstance(detail, str) and detail in _DETAILS):
-        raise BadRequest(f"An image's detail is one of {', '.join(_DETAILS)}.")
+        raise BadRequest(f"An image's detail must be one of {', '.join(_DETAILS)}.")

@@ -94,14 +94,14 @@ def _timed(frames: Frames, count: int, options: Options) -> Sampled:
     if options.fps is None:
         return Sampled(frames)
     if options.fps == 0 or math.isinf(count / options.fps):
-        raise BadRequest(f"The fps of given frames is above 0; at {options.fps:g} they have no times.")
+        raise BadRequest(f"The fps of given frames must be above 0, not {options.fps:g}.")
     return Sampled(frames, tuple(min(at, count - 1) / options.fps for at in range(len(frames))), options.fps)
 
 
 def _read_array(array: npt.NDArray[Any], options: Options, budget: Budget) -> Frames:
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape:
         raise BadRequest(
-            f"A video's array is uint8 [frames, height, width, 3], not {array.dtype} {list(array.shape)}."
+            f"A video's array must be uint8 [frames, height, width, 3], not {array.dtype} {list(array.shape)}."
         )
     count, height, width, _ = array.shape
     limits.check_size(height, width)
@@ -127,7 +127,7 @@ def _read_list(sources: Sequence[ImageSource], options: Options, base: Path | No
                 size = sizing.video_size(*first, count, options, budget.card)
                 budget.check(count, *size)
             elif agreed != first:
-                raise BadMedia("Its size is not the first image's; set resized_height and resized_width.")
+                raise BadMedia("Its size differs from the first image's; set resized_height and resized_width.")
             frames.append(resize(resize(image, *first), *size))
     frames += frames[-1:] * (count - len(frames))
     return np.stack(frames)

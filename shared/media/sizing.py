@@ -63,7 +63,7 @@ def check_ratio(height: int, width: int) -> None:
     """Raises BadMedia for a side more than 200 times the other."""
     ratio = max(height, width) / min(height, width)
     if ratio > MAX_RATIO:
-        raise BadMedia(f"{width} × {height} pixels are {ratio:.0f} to 1; at most {MAX_RATIO} to 1 is served.")
+        raise BadMedia(f"{width} × {height} pixels have a ratio of {ratio:.0f} to 1; the limit is {MAX_RATIO} to 1.")
 
 
 def image_size(
@@ -134,7 +134,7 @@ def _size(height: int, width: int, options: Options, low: float, high: float, fa
         return size
     asked = options.resized_height, options.resized_width
     if max(asked) / min(asked) > MAX_RATIO:
-        raise BadRequest(f"resized_height and resized_width differ more than {MAX_RATIO} times.")
+        raise BadRequest(f"The ratio of resized_height and resized_width is above the limit, {MAX_RATIO} to 1.")
     low, high = _image_limits(factor)
     return smart_resize(*asked, min_pixels=low, max_pixels=high, factor=factor)
 
@@ -146,9 +146,9 @@ def frame_range(options: Options, total: int, fps: float) -> tuple[int, int]:
     a rate, BadRequest when the times leave less than two frames.
     """
     if not (math.isfinite(fps) and fps > 0):
-        raise BadMedia("The clip states no frame rate.")
+        raise BadMedia("The clip has no frame rate.")
     if total <= 0:
-        raise BadMedia("The clip holds no frames.")
+        raise BadMedia("The clip contains no frames.")
     seconds = total / fps
     first, last = 0, total - 1
     if options.video_start is not None:
@@ -157,8 +157,8 @@ def frame_range(options: Options, total: int, fps: float) -> tuple[int, int]:
         last = min(math.floor(min(options.video_end, seconds) * fps), last)
     if first >= last and (options.video_start, options.video_end) != (None, None):
         end = seconds if options.video_end is None else options.video_end
-        times = f"From {options.video_start or 0:g} s to {end:g} s"
-        raise BadRequest(f"{times} there are less than two frames of this clip of {seconds:.2f} s.")
+        times = f"from {options.video_start or 0:g} s to {end:g} s"
+        raise BadRequest(f"This clip of {seconds:.2f} s has fewer than two frames {times}.")
     return first, last
 
 
@@ -167,7 +167,7 @@ def frame_count(options: Options, total: int, fps: float) -> int:
     if options.nframes is not None and options.fps is not None:
         raise BadRequest("nframes and fps cannot be combined.")
     if total < FRAME_FACTOR:
-        raise BadMedia(f"A video needs at least {FRAME_FACTOR} frames, and there is {total}.")
+        raise BadMedia(f"A video needs at least {FRAME_FACTOR} frames; this one has {total}.")
     if options.nframes is not None:
         count = round(options.nframes / FRAME_FACTOR) * FRAME_FACTOR
     else:
@@ -178,7 +178,7 @@ def frame_count(options: Options, total: int, fps: float) -> int:
         wanted = min(wanted, math.floor(high / FRAME_FACTOR) * FRAME_FACTOR, total)
         count = math.floor(wanted / FRAME_FACTOR) * FRAME_FACTOR
     if not FRAME_FACTOR <= count <= total:
-        raise BadRequest(f"The options ask for {count} frames; {FRAME_FACTOR} to {total} are possible.")
+        raise BadRequest(f"The options ask for {count} frames; the clip allows {FRAME_FACTOR} to {total}.")
     return count
 
 
@@ -209,7 +209,7 @@ def frame_slots(options: Options, ticks: Sequence[int], base: Fraction) -> tuple
     begin, end = given[0] or Fraction(0), last if given[1] is None else min(given[1], last)
     if begin >= end and given != [None, None]:
         raise BadRequest(
-            f"From {float(begin):g} s to {float(end):g} s there is nothing of this clip; its last frame is shown at "
+            f"This clip has no frames from {float(begin):g} s to {float(end):g} s; its last frame is shown at "
             f"{float(last):.2f} s."
         )
     shown = bisect_right(ticks, end / base) - bisect_right(ticks, begin / base) + 1
@@ -264,21 +264,23 @@ class Budget:
         """
         medium = f"{frames} frame{'s'[: frames > 1]} of {width} × {height} pixels"
         if frames > MAX_FRAMES or max(height, width) > MAX_SIDE:
-            raise BadRequest(f"{medium}: {MAX_FRAMES} frames and {MAX_SIDE} pixels a side are the most.")
+            raise BadRequest(f"{medium}: the limits are {MAX_FRAMES} frames and {MAX_SIDE} pixels per side.")
         if height % self.factor or width % self.factor:
             raise BadRequest(f"{medium}: the model takes multiples of {self.factor} pixels.")
         tokens = math.ceil(frames / FRAME_FACTOR) * height * width // self.factor**2
         if tokens > MAX_TOKENS:
-            raise TooLong(f"{medium} are {tokens} tokens; at most {MAX_TOKENS} are served.")
+            raise TooLong(f"{medium} need {tokens} tokens; the limit is {MAX_TOKENS}.")
         if self.card is None:
             return tokens
         patches = height * width // self.card.patch_size**2
         if self.card.max_patches is not None and patches > self.card.max_patches:
-            raise TooLong(f"{medium}: {patches} patches a frame; {self.card.name} takes {self.card.max_patches}.")
+            raise TooLong(
+                f"{medium}: {patches} patches per frame; the limit of {self.card.name} is {self.card.max_patches}."
+            )
         if self.tokens + tokens > self.card.context:
             raise TooLong(
-                f"{medium} bring the request to {self.tokens + tokens} vision tokens; "
-                f"the context of {self.card.name} holds {self.card.context}."
+                f"With {medium}, the request has {self.tokens + tokens} vision tokens; "
+                f"the context of {self.card.name} has {self.card.context} tokens."
             )
         return tokens
 

@@ -47,7 +47,7 @@ def load(source: Any, base: Path | None) -> Path | bytes:
     if isinstance(source, os.PathLike):
         return _file((base or Path()) / os.fsdecode(source))
     raise BadRequest(
-        f"A medium is given by its path, a URL, bytes, a PIL image or an array, not by a {type(source).__name__}."
+        f"An image or video must be a path, a URL, bytes, a PIL image or an array, not a {type(source).__name__}."
     )
 
 
@@ -68,11 +68,11 @@ def from_data_url(url: str) -> bytes:
     if len(text) % 4 == 0:
         text = text.removesuffix("=").removesuffix("=")
     if len(text) * 3 // 4 > MAX_BYTES:
-        raise BadMedia(f"This data URL holds more than {MAX_BYTES // 2**20} MiB.")
+        raise BadMedia(f"This data URL contains more than {MAX_BYTES // 2**20} MiB.")
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except ValueError:
-        raise BadMedia("This data URL holds no valid base64.") from None
+        raise BadMedia("This data URL is not valid base64.") from None
     if not data:
         raise BadMedia("This data URL is empty.")
     return data
@@ -136,7 +136,7 @@ def kind_of(source: Any) -> Literal["image", "video"]:
         said = text[5:].partition(",")[0] if _DATA.match(text) else mimetypes.guess_type(text, strict=False)[0] or ""
         if (kind := said.partition("/")[0].lower()) in ("image", "video"):
             return "image" if kind == "image" else "video"
-    raise BadRequest(f"Say whether this is an image or a video ({name(source)}): its name does not.")
+    raise BadRequest(f"Set the type of {name(source)}, image or video: its name does not show it.")
 
 
 def local_path(source: str, base: Path) -> Path:
@@ -153,7 +153,7 @@ def local_path(source: str, base: Path) -> Path:
         return base / written if not os.path.exists(path) and os.path.exists(base / written) else path
     if found := _SCHEME.match(source):
         raise Unsupported(
-            f"Only local files are read, nothing is fetched from {found[1].lower()}:// addresses: download it first "
+            f"sailq reads only local files and does not fetch {found[1].lower()}:// addresses: download it first "
             "and give its path."
         )
     return base / source
@@ -166,14 +166,14 @@ def _file(path: Path) -> Path:
     except FileNotFoundError:
         raise BadMedia("There is no such file.") from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "impossible name"
+        reason = error.strerror if isinstance(error, OSError) else "invalid name"
         raise BadMedia(f"The file cannot be opened ({reason}).") from None
     if stat.S_ISDIR(status.st_mode):
         raise BadMedia("This is a directory, not a file.")
     if not stat.S_ISREG(status.st_mode):
-        raise BadMedia("This is no regular file.")
+        raise BadMedia("This is not a regular file.")
     if status.st_size == 0:
         raise BadMedia("The file is empty.")
     if not os.access(path, os.R_OK):
-        raise BadMedia("The file may not be read (permission denied).")
+        raise BadMedia("The file cannot be read (permission denied).")
     return path

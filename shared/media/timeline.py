@@ -122,7 +122,7 @@ def _intervals(ticks: Sequence[int]) -> list[int]:
 def _timeline(numbers: Sequence[int], ticks: Sequence[int], stream: VideoStream) -> Timeline:
     base = stream.time_base
     if base is None or not numbers:
-        raise BadMedia("The clip holds no frames.")
+        raise BadMedia("The clip contains no frames.")
     steps = _intervals(ticks)
     if not steps or ticks[0] == ticks[-1]:
         return _by_count(numbers, stream)

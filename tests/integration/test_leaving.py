@@ -148,7 +148,7 @@ def test_a_device_that_hangs_or_errs_in_its_self_test_takes_no_job(
     hung = start_null_worker("--hang-at", "1", "--device-timeout", "1", ready=False)
     failing = start_null_worker("--fail-at", "1", ready=False)
     for worker, code, words in (
-        (flaky, 1, "fails its self-test"), (hung, EXIT_CODE, "has not returned"), (failing, 1, "SAIL failed to run"),
+        (flaky, 1, "failed its self-test"), (hung, EXIT_CODE, "has not returned"), (failing, 1, "SAIL failed to run"),
     ):
         with pytest.raises(Exception, match=f"exit {code}"):
             worker.wait_until(lambda: False, 60)

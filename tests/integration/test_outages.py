@@ -92,7 +92,7 @@ def test_an_outage_ends_no_worker_and_loses_no_job(folder: Path, eventually: Eve
             next(client.stream(jobs[0], 60))
             taken = 1 + LOOK_AHEAD  # the worker has one slot
             eventually(lambda: sum(client.connection.hexists(keys.job(job), "execution") for job in jobs) == taken)
-        kept = "its result is kept until the server takes it"
+        kept = "its result is kept"
         eventually(lambda: log.read_text().count(kept) == taken)
         worker.check()
         with embedded_server(unix=socket_path, data=folder / "data"):

@@ -139,7 +139,7 @@ def test_a_server_that_refuses_writes_loses_no_job_and_ends_no_worker(
             with pytest.raises(ServerUnavailable, match=rf"^The server at \S+ {said}.*\.$"):
                 submit(client, 5)
             worker.signal(signal.SIGCONT)
-            kept = "its result is kept until the server takes it"
+            kept = "its result is kept"
             if fault is FULL:  # it has room for the ends of the jobs that it has, and those who wait hear of them
                 with Client(server.url) as another:
                     assert_once(another, jobs, 200, 60)

@@ -98,7 +98,7 @@ def test_what_version_1_can_say_is_said_in_it() -> None:
 def test_a_worker_of_version_1_refuses_times_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(with_part(VIDEO.model_copy(update={"times": (0.0, 0.52), "fps": 2.0})))
     monkeypatch.setattr(codec, "VERSION", 1)
-    with pytest.raises(CodecError, match="protocol version 2; this side speaks 1"):
+    with pytest.raises(CodecError, match="protocol version 2; sailq reads 1 to 1"):
         decode(Job, data)
 
 
@@ -120,14 +120,14 @@ def reencoded(**changes: object) -> bytes:
     [
         (reencoded(v=VERSION + 1), f"protocol version {VERSION + 1}"),
         (reencoded(type="result"), "Expected a job"),
-        (reencoded(extra=1), "not a job of sailq"),
-        (msgpack.packb([1, 2]), "not a job of sailq"),
-        (msgpack.packb(None), "not a job of sailq"),
+        (reencoded(extra=1), "not a sailq job"),
+        (msgpack.packb([1, 2]), "not a sailq job"),
+        (msgpack.packb(None), "not a sailq job"),
         (encode(JOB) + b"\x00", "not valid msgpack"),
         (encode(JOB)[:-1], "not valid msgpack"),
         (b"", "not valid msgpack"),
         (pickle.dumps(JOB.model_dump()), "not valid msgpack"),
-        (b"\x00" * (MAX_RECORD_BYTES + 1), "at most"),
+        (b"\x00" * (MAX_RECORD_BYTES + 1), "the limit is"),
         (msgpack.packb(msgpack.ExtType(5, b"x")), "extension type 0x05"),
         (b"\x91" * 100 + b"\xc0", "nested"),
         (b"\x91" * 100_000 + b"\xc0", "nested"),

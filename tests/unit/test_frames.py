@@ -41,7 +41,7 @@ BLOB = encode_frames(camera_clip(2, 56, 84))[1]
 
 @pytest.mark.parametrize("expected", [(3, 56, 84), (2, 84, 56), (1, 56, 84)])
 def test_a_blob_that_is_not_what_the_job_states_is_refused(expected: tuple[int, int, int]) -> None:
-    with pytest.raises(CodecError, match="not those that the job states"):
+    with pytest.raises(CodecError, match="do not match the job"):
         decode_frames(BLOB, expected)
 
 

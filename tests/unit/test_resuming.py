@@ -231,7 +231,7 @@ def test_sidecars_that_have_no_place(cam: Path, tmp_path: Path) -> None:
     text = Clip(3, "rows.jsonl:4", [{"role": "user", "content": "x"}])
     itself = Clip(3, "d.txt", [{"role": "user", "content": [{"type": "image", "image": str(cam / "d.txt")}]}])
     for taken, others in (([cam / "a.txt"], []), ([], [text]), ([], [clips[0]]), ([], [itself])):
-        with pytest.raises(BadRequest, match="--sidecar has no place for|is not a file"):
+        with pytest.raises(BadRequest, match="--sidecar cannot write the text of|is not a file"):
             Sidecars([*clips, *others], taken)
 
 

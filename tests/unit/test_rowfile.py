@@ -83,7 +83,7 @@ def test_a_full_disk_loses_no_row_and_no_half_row_stays(tmp_path: Path) -> None:
         with pytest.raises(SailqError, match=r"out\.jsonl cannot be written: File too large"):
             file.append(row(1))
         assert lines(out) == [row(0)]
-        with pytest.raises(SailqError, match="keeps the rows that were written, .* order: File too large"):
+        with pytest.raises(SailqError, match="has the rows that were written, .* sorted: File too large"):
             file.finish([row(0), row(1)])
     assert lines(out) == [row(0)] and list(tmp_path.iterdir()) == [out]
     RowFile(out).close()  # its lock has ended
@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_synchronized(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(rowfile, "_sync_folder", fail)
     file = RowFile(tmp_path / "out.jsonl")
     file.append(row(1))
-    with pytest.raises(SailqError, match="has its rows in order, .*Input/output error"):
+    with pytest.raises(SailqError, match="is sorted, .*Input/output error"):
         file.finish([row(0), row(1)])
     assert lines(tmp_path / "out.jsonl") == [row(0), row(1)]
     RowFile(tmp_path / "out.jsonl").close()
@@ -243,7 +243,7 @@ def test_a_folder_that_may_not_be_written_is_told_at_the_start(folder: Path) -> 
     out.write_text(as_line(row(0)) + "\n")
     out.chmod(0o666)
     folder.chmod(0o555)
-    with as_nobody(), pytest.raises(BadRequest, match="no file can be made in its folder"):
+    with as_nobody(), pytest.raises(BadRequest, match="its folder is not writable"):
         RowFile(out)
     folder.chmod(0o755)
     RowFile(out).close()

@@ -10,7 +10,7 @@ from sailq.shared.connection import connect, without_password
 from sailq.shared.errors import BadRequest
 from sailq.shared.sentinel import parse
 
-FORM = "^A URL of sentinels has the form redis"
+FORM = "^A URL of sentinels must have the form redis"
 OPTION = "has an unknown option"
 
 

@@ -38,7 +38,7 @@ def read_heaps(root: Path) -> tuple[dict[str, int], str]:
         if sizes["npu"]:
             return sizes, str(folder)
     raise Unreadable(
-        "No heaps are to be found: this is not a BM1684X box in SoC mode (a PCIe card has memory of its own)."
+        "No heaps found: this is not a BM1684X box in SoC mode (a PCIe card has its own memory)."
     )
 
 
@@ -76,13 +76,13 @@ def split_for(want: int, box: int) -> dict[str, int]:
     """The MB of each heap in a known split of `box` MB into which a model of `want` MB fits. Raises NoSplit."""
     if box < BOX_MB:
         raise NoSplit(
-            f"This box has {box} MB in all, and the known splits are for {BOX_MB} MB: `memory_edit.sh -p` prints the "
-            "most that each heap can have here. A smaller model may be the way."
+            f"This box has {box} MB of memory, and the known splits are for {BOX_MB} MB: `memory_edit.sh -p` prints "
+            "the maximum size of each heap here. Consider a smaller model."
         )
     for split in SPLITS:
         if sum(split.values()) >= want:
             return split
-    raise NoSplit(f"No split of {BOX_MB} MB holds {want} MB and leaves Linux enough: take a smaller model.")
+    raise NoSplit(f"No split of {BOX_MB} MB has heaps of {want} MB and leaves enough for Linux: use a smaller model.")
 
 
 def left_for_linux(split: dict[str, int], box: int) -> int:

@@ -86,7 +86,7 @@ class Request:
     def wait(self, timeout: float | None = None) -> Outcome:
         """Wait for the outcome. Raises TimeoutError after `timeout` seconds."""
         if not self._done.wait(timeout):
-            raise TimeoutError("The request is not over.")
+            raise TimeoutError("The request has not ended.")
         assert self.outcome is not None
         return self.outcome
 

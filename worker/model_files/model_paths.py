@@ -16,7 +16,7 @@ def resolve(model: str | Path) -> Path:
     path = _PACKAGED / model if str(model) in NAMES else Path(model).expanduser()
     if not (path / "config.json").is_file():
         raise Unsupported(
-            f"There is no model {str(model)!r}: neither a directory with a config.json "
+            f"Unknown model {str(model)!r}: it is neither a directory with a config.json "
             f"nor one of the known names ({', '.join(NAMES)})."
         )
     return path

@@ -27,7 +27,7 @@ def self_test(engine: Engine) -> None:
         if first != last:
             raise ValueError(f"the same prompt gave the tokens {first} and then {last}")
     except Exception as error:
-        raise SailqError(f"{engine.device} fails its self-test, and this worker takes no jobs: {error}.") from error
+        raise SailqError(f"{engine.device} failed its self-test, so this worker takes no jobs: {error}.") from error
 
 
 def _question(engine: Engine, digest: str) -> PreparedPrompt:

@@ -53,6 +53,6 @@ class Watchdog:
 
 def _leave(reason: str) -> None:
     """Ends the process at once: a thread may be in a device call that nothing can interrupt."""
-    _log.critical("%s: this process ends; its jobs go to other workers, and a supervisor should restart it", reason)
+    _log.critical("%s: this process exits; its jobs go to other workers, and a supervisor should restart it", reason)
     logging.shutdown()
     os._exit(EXIT_CODE)

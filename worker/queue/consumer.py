@@ -165,9 +165,9 @@ class Consumer:
                 if beat % 2:
                     self._suspended = self._refusals.recover()
             except redis.RedisError as error:
-                _log.warning("beat failed: %s", error)
+                _log.warning("the heartbeat failed: %s", error)
             except Exception:  # without beats every lease expires, and jobs are run again and again
-                _log.exception("beat failed")
+                _log.exception("the heartbeat failed")
 
     # Commands: RQ's stop-job, which `cancel` of a producer sends, acts at once. The beat sees a missed one.
 

@@ -38,6 +38,6 @@ def _check(part: Any) -> None:
     sources = read.source if isinstance(read.source, (list, tuple)) else [read.source]
     if not all(isinstance(source, str) and source[:5].lower() == "data:" for source in sources):
         raise BadRequest(
-            "A worker opens no files and no URLs: send images and videos as data URLs, or as parts that "
+            "A worker does not open files or URLs: send images and videos as data URLs, or as parts that "
             "Client.upload returns."
         )

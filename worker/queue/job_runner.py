@@ -147,7 +147,7 @@ class JobRunner:
             # Keep the answer: it is lost only if another attempt begins meanwhile.
             except (*OUTAGES, NotReplicated) as error:
                 if not trial:
-                    _log.warning("job %s: its result is kept until the server takes it: %s", job.id, error)
+                    _log.warning("job %s: its result is kept until the server accepts it: %s", job.id, error)
             if self._leaving:
                 raise HandedBack
             time.sleep(_OUTAGE_SECONDS)

@@ -206,7 +206,7 @@ def attempts(noted: bytes | None) -> tuple[Attempt, ...]:
 def said_before(claim: Claim) -> list[Message]:
     """The messages before this turn: those of the conversation's answered turns, in order. Raises TooLong."""
     if isinstance(claim.turns, int):
-        raise TooLong(f"This conversation's turns take {claim.turns >> 20} MB, too much: start a new one.")
+        raise TooLong(f"The turns of this conversation take {claim.turns >> 20} MB, too much: start a new one.")
     history: list[Message] = []
     for turn in (decode(Turn, data) for data in claim.turns):
         history.extend(turn.messages)

@@ -52,10 +52,10 @@ def only_bmodel(directory: Path) -> Path:
     """The bmodel in a model's directory. Raises Unsupported if it contains none or several."""
     files = sorted(directory.glob("*.bmodel"))
     if not files:
-        raise Unsupported(f"{directory} holds no bmodel: deploy/models/compile.sh and download.sh make them.")
+        raise Unsupported(f"{directory} contains no bmodel: get one with deploy/models/compile.sh or download.sh.")
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise Unsupported(f"{directory} holds {len(files)} bmodels: name one, {names}.")
+        raise Unsupported(f"{directory} contains {len(files)} bmodels: choose one of {names}.")
     return files[0]
 
 
@@ -65,5 +65,5 @@ def _sail() -> Any:
     except ImportError as error:
         raise Unsupported(
             f"--device tpu needs SAIL for this Python ({error}): deploy/se7/README.md says how to install it; "
-            "without a TPU there is --device emulator."
+            "without a TPU, use --device emulator."
         ) from None

@@ -97,7 +97,7 @@ def read_layout(bmodel: Bmodel, spec: ModelSpec | None = None) -> Layout:
         raise Unsupported(f"{bmodel.path} is compiled for {bmodel.chip or 'an unknown chip'}, not for the {CHIP}.")
     if bmodel.devices > 1:
         raise Unsupported(
-            f"{bmodel.path} is spread over {bmodel.devices} devices, and a worker has one: use a file for one device."
+            f"{bmodel.path} is compiled for {bmodel.devices} devices, but a worker uses one: use a file for one device."
         )
     layers = sum(name.startswith("block_cache_") for name in bmodel.nets)
     if spec is not None and layers != spec.layers:
@@ -110,7 +110,7 @@ def read_layout(bmodel: Bmodel, spec: ModelSpec | None = None) -> Layout:
         layout = _layout(bmodel, layers, family)
         complaint = next(_complaints(layout, spec, family), None)
     except IndexError:
-        raise Unsupported(f"{bmodel.path} has the nets of a model, but in an unknown layout.") from None
+        raise Unsupported(f"{bmodel.path} has the net names of a model, but an unknown layout.") from None
     if complaint:
         raise Unsupported(f"{bmodel.path} does not fit {spec.directory if spec else 'itself'}: {complaint}.")
     return layout

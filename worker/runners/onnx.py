@@ -131,7 +131,7 @@ class OnnxRunner:
         vocabulary = self._lm_head.get_outputs()[0].shape[-1]
         found = (past[2], past[3], vocabulary, self._vit.get_outputs()[0].shape[-1])
         if found != (spec.kv_heads, spec.head_dim, spec.vocab_size, spec.hidden_size):
-            raise Unsupported(f"The nets in {spec.directory}/onnx are not those of its config.json: {found}.")
+            raise Unsupported(f"The nets in {spec.directory}/onnx do not match its config.json: {found}.")
 
 
 class _Loader:

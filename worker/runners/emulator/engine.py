@@ -188,7 +188,7 @@ def _dims(shape: Shape) -> list[int]:
 
 def _within(index: int, count: int) -> int:
     if not 0 <= index < count:
-        raise ValueError(f"there is no tensor {index}; there are {count}")
+        raise ValueError(f"there is no tensor {index}: the net has {count}")
     return index
 
 
@@ -197,7 +197,7 @@ def _tensors(
 ) -> ctypes.Array[DeviceTensor]:
     """Check the tensors, which the runtime does not do, and convert them for it."""
     if sorted(given) != list(range(count)) or not all(isinstance(tensor, Tensor) for tensor in given.values()):
-        raise ValueError(f"each {what} is given: 0 to {count - 1}")
+        raise ValueError(f"a tensor must be given for each {what}, 0 to {count - 1}")
     for index, tensor in given.items():
         if tensor.dtype() != dtypes[index]:
             raise ValueError(f"{what} {index} is {Dtype(dtypes[index]).name}, not {tensor.dtype().name}")

@@ -105,12 +105,12 @@ class Tensor:
         own_dev_data: bool = False,
     ) -> None:
         if not own_dev_data:
-            raise ValueError("nets crash on a tensor without device memory: own_dev_data=True")
+            raise ValueError("a net would crash on a tensor without device memory: set own_dev_data=True")
         if not shape or min(shape) < 1:
-            raise ValueError(f"there is no tensor of shape {list(shape)}")
+            raise ValueError(f"a tensor cannot have the shape {list(shape)}")
         self._set(handle, list(shape), Dtype(dtype), own_sys_data)
         if self.nbytes() > _MAX_BYTES:
-            raise ValueError("a tensor holds less than 4 GiB")
+            raise ValueError("a tensor must be smaller than 4 GiB")
         try:
             self._memory = handle.allocate(self.nbytes())
         except RuntimeError:
@@ -127,7 +127,7 @@ class Tensor:
         self._cached, self._source = src._cached, src  # kept alive
         start = offset * self.element_size()
         if start < 0:
-            raise ValueError(f"a view at {offset}")
+            raise ValueError(f"a view cannot start at {offset}")
         if start + self.nbytes() > src.nbytes():
             raise SailTensorError("size out of range")
         self.address = src.address + start
@@ -208,7 +208,7 @@ class Tensor:
         if src._dtype != self._dtype:
             raise SailTensorError("mismatch Tensor")
         if min(offset_src, offset_dst, len) < 0:
-            raise ValueError("a copy's offsets and length are not negative")
+            raise ValueError("a copy's offsets and length must not be negative")
         if offset_src + len > prod(src._shape) or offset_dst + len > prod(self._shape):
             raise SailTensorError("size out of range")
         size = self.element_size()
