@@ -15,7 +15,7 @@ _TPU = re.compile(r"tpu(:\d{1,3})?")
 def check_device(device: str) -> None:
     """Raises Unsupported if `device` is not the name of a device."""
     if device not in (CPU, EMULATOR) and not _TPU.fullmatch(device):
-        raise Unsupported(f"There is no device {device!r}; there are {', '.join(NAMES)}.")
+        raise Unsupported(f"Unknown device {device!r}; the devices are {', '.join(NAMES)}.")
 
 
 def is_box(root: Path) -> bool:

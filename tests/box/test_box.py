@@ -64,7 +64,7 @@ def test_a_flashed_box_takes_jobs_after_setup(box: Machine, set_up: Setup, serve
     assert service["NRestarts"] == "0" and [one.name for one in workers(server)] == [worker.name]
 
 
-def test_systemd_holds_the_unit_to_its_own_limits(service: Service) -> None:
+def test_systemd_applies_the_units_limits(service: Service) -> None:
     with open("/proc/meminfo") as lines:
         memory = int(next(line for line in lines if line.startswith("MemTotal")).split()[1]) * 1024
     assert abs(int(service["MemoryMax"]) - 0.85 * memory) < 0.01 * memory
@@ -79,7 +79,7 @@ def test_systemd_holds_the_unit_to_its_own_limits(service: Service) -> None:
     }
 
 
-def test_a_server_that_was_away_finds_its_worker_back_10_seconds_after_each_try(
+def test_a_worker_retries_an_unreachable_server_every_10_seconds(
     service: Service, server: Server, tmp_path: Path
 ) -> None:
     before = service.ends()
@@ -99,7 +99,7 @@ def test_a_server_that_was_away_finds_its_worker_back_10_seconds_after_each_try(
     assert answers(server, start_asking(server, tmp_path))
 
 
-def test_a_device_that_fails_its_self_test_is_tried_again(box: Machine, service: Service, server: Server) -> None:
+def test_a_worker_whose_device_fails_its_self_test_is_restarted(box: Machine, service: Service, server: Server) -> None:
     before = service.ends()
     service.drop_in(**QUICK)
     break_device(box, "noise")
@@ -110,7 +110,7 @@ def test_a_device_that_fails_its_self_test_is_tried_again(box: Machine, service:
     assert announced(service["MainPID"], server)
 
 
-def test_wrong_settings_are_not_tried_again(box: Machine, service: Service) -> None:
+def test_wrong_settings_cause_no_restart(box: Machine, service: Service) -> None:
     before = service.ends()
     service.drop_in(**QUICK)
     settings = box.root / "etc/sailq/worker.env"

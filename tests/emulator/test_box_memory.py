@@ -57,7 +57,7 @@ def said(engine: Engine, prepared: PreparedPrompt) -> list[int] | None:
 
 
 @pytest.mark.parametrize("options", [BATCHED, LLM_CONVERT], ids=["greedy_head", "lm_head chooses"])
-def test_a_nan_ends_its_answer_and_leaves_its_slot_as_good_as_new(
+def test_a_nan_ends_its_answer_and_its_slot_works_again(
     options: tuple[str, ...], cpu: Engine, samples: list[PreparedPrompt], compiled: Compile
 ) -> None:
     """Also where the chip makes a token of it without a sign."""

@@ -43,7 +43,7 @@ def test_sails_exceptions_have_no_base_of_their_own() -> None:
     assert not hasattr(sail, "SailRuntimeError")  # which SAIL does not register
 
 
-def test_an_engine_is_made_as_sails() -> None:
+def test_an_engine_is_created_as_in_sail() -> None:
     data = (ROOT / "tests/data/nets.bmodel").read_bytes()
     for engine in (
         sail.EngineLLM(NETS, [0]), sail.EngineLLM(NETS, 0, [0]), sail.EngineLLM(bmodel_path=NETS, tpu_ids=[0]),
@@ -63,12 +63,12 @@ def test_an_engine_is_made_as_sails() -> None:
     (TypeError, lambda folder: sail.EngineLLM(NETS)),
     (TypeError, lambda folder: sail.Tensor(sail.Handle(0), shape=[1], offset=0)),
 ])
-def test_what_cannot_be_made_raises_as_sail_does(raised: type[Exception], make: Callable, tmp_path: Any) -> None:
+def test_invalid_objects_raise_as_in_sail(raised: type[Exception], make: Callable, tmp_path: Any) -> None:
     with pytest.raises(raised):
         make(tmp_path)
 
 
-def test_a_tensor_raises_as_sails(handle: sail.Handle) -> None:
+def test_a_tensor_raises_as_in_sail(handle: sail.Handle) -> None:
     x, other = new(handle, 1, 8, 64), new(handle, 1, 8, 64, dtype=sail.Dtype.BM_FLOAT32)
     for ask in (
         lambda: sail.Tensor(src=x, shape=[1, 8, 64], offset=1),
@@ -82,7 +82,7 @@ def test_a_tensor_raises_as_sails(handle: sail.Handle) -> None:
             ask()
 
 
-def test_value_error_stands_where_sail_would_kill_the_process(
+def test_value_error_is_raised_where_sail_would_kill_the_process(
     engine: sail.EngineLLM, handle: sail.Handle, capfd: pytest.CaptureFixture[str]
 ) -> None:
     x, y, wide = new(handle, 1, 4, 64), new(handle, 1, 4, 64), new(handle, 1, 6, 64)
@@ -137,7 +137,7 @@ def test_a_late_eviction_overwrites_what_the_chip_wrote(engine: sail.EngineLLM, 
         assert np.array_equal(own.asnumpy(), right if flush == own.sync_s2d else left)
 
 
-def test_a_read_without_a_sync_is_old(engine: sail.EngineLLM, handle: sail.Handle) -> None:
+def test_a_read_without_a_sync_returns_old_data(engine: sail.EngineLLM, handle: sail.Handle) -> None:
     own, x, values = engine.get_input_tensors(LINEAR, 1)[0], new(handle, 1, 8, 64), halves(1, 8, 64)
     before = own.asnumpy()
     x.update_data(values)
@@ -162,7 +162,7 @@ def test_a_views_sync_copies_and_leaves_the_lines_dirty(engine: sail.EngineLLM, 
     assert np.array_equal(own.asnumpy(), values)  # evicted over what the chip wrote
 
 
-def test_memory_that_a_box_cannot_map_is_refused_as_by_sail(
+def test_memory_that_a_box_cannot_map_is_refused_as_in_sail(
     engine: sail.EngineLLM, handle: sail.Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libsophon's bm_mem_mmap_device_mem takes whole pages; SAIL maps a net's own in address mode 1 when it loads."""

@@ -71,7 +71,7 @@ def test_a_step_runs_each_net_once_and_copies_no_cache(
             assert meter.inputs[layer][index].address == own[index].address
 
 
-def test_what_was_in_the_devices_memory_before_is_not_in_a_cache(
+def test_old_device_memory_is_not_in_a_cache(
     compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A number of 60,000 or none at all outweighs any mask, and the runtime clears no memory."""

@@ -118,7 +118,7 @@ def test_a_producers_client_works(server: Server, logs: Path, refused: Callable[
     assert refused() == set()
 
 
-def test_a_producer_that_has_rq_alone_works(
+def test_a_producer_with_only_rq_works(
     server: Server, logs: Path, refused: Callable[[], set[tuple[str, str]]], eventually: Callable[..., None]
 ) -> None:
     with server.connect("producer") as producer:
@@ -187,7 +187,7 @@ def test_a_reader_sees_all(
     "MODULE LIST", "SWAPDB 0 1", "SET mine 1", "GET mine", "PUBLISH elsewhere x", "SUBSCRIBE elsewhere",
 ], ids=str)
 @pytest.mark.parametrize("user", ["producer", "worker", "reader"])
-def test_nobody_but_admin_may(user: str, command: str, server: Server) -> None:
+def test_only_admin_may(user: str, command: str, server: Server) -> None:
     if (user, command) in {("worker", "INFO"), ("reader", "INFO")}:
         return
     with server.connect(user) as connection, pytest.raises(NoPermissionError):
@@ -225,7 +225,7 @@ def test_a_producer_may_not(command: str, server: Server) -> None:
 
 
 @pytest.mark.parametrize("command", ["KEYS *", "SCAN 0", f"LRANGE {QUEUE} 0 -1", "FLUSHALL", "HGET sailq:clip:x data"])
-def test_a_producers_script_may_no_more_than_the_producer(command: str, server: Server) -> None:
+def test_a_producers_script_has_only_the_producers_rights(command: str, server: Server) -> None:
     words = ", ".join(f"'{word}'" for word in command.split())
     with server.connect("producer") as producer:
         script = producer.register_script(f"return redis.call({words})")
@@ -243,7 +243,7 @@ def test_a_reader_may_not_write(command: str, server: Server) -> None:
         reader.execute_command(*command.split())
 
 
-def test_anothers_result_is_had_by_its_id_alone(server: Server, logs: Path) -> None:
+def test_another_clients_result_can_be_read_only_by_its_id(server: Server, logs: Path) -> None:
     with Client(server.url("producer")) as one, Client(server.url("producer")) as other:
         handle = one.submit(ask("Hello"))
         text = one.wait(handle.job, timeout=30).text
@@ -255,7 +255,7 @@ def test_anothers_result_is_had_by_its_id_alone(server: Server, logs: Path) -> N
         assert result is not None and result.text == text  # what deploy/redis/README.md says of ids
 
 
-def test_nobody_without_a_name(server: Server) -> None:
+def test_clients_without_a_user_name_have_no_rights(server: Server) -> None:
     with (
         connect(f"redis://127.0.0.1:{server.port}/0", retries=0) as connection,
         pytest.raises(ServerUnavailable, match="Authentication required[.]$"),
@@ -267,7 +267,7 @@ def test_nobody_without_a_name(server: Server) -> None:
 # Secrets.
 
 
-def test_no_password_shows(server: Server, logs: Path) -> None:
+def test_no_password_is_visible(server: Server, logs: Path) -> None:
     for user in USERS:
         (password,) = server.passwords(user)
         assert not living(password)
@@ -280,7 +280,7 @@ def test_no_password_shows(server: Server, logs: Path) -> None:
     assert "takes jobs" in (logs / "worker.log").read_text()
 
 
-def test_a_password_is_changed_with_both_taken_meanwhile(server: Server) -> None:
+def test_both_passwords_are_accepted_while_one_is_replaced(server: Server) -> None:
     before, file = server.url("producer"), server.secrets / "producer.password"
 
     def taken(url: str) -> bool:
@@ -305,7 +305,7 @@ def test_a_password_is_changed_with_both_taken_meanwhile(server: Server) -> None
 
 
 @pytest.mark.parametrize("line", ["", "two words", "p@ss"])
-def test_a_password_that_no_url_can_hold_is_refused(line: str, tmp_path: Path) -> None:
+def test_a_password_that_does_not_fit_a_url_is_refused(line: str, tmp_path: Path) -> None:
     (tmp_path / "reader.password").write_text(f"{line}\n")
     done = subprocess.run(
         [DEPLOY / "make_users.sh", "redis://h:1/0"], env={**os.environ, "SECRETS": str(tmp_path)}, capture_output=True,

@@ -111,7 +111,7 @@ def test_doctor_finds_all_that_a_worker_needs(machine: Arm64, url: str) -> None:
     assert {"packages", "server"} <= {one["name"] for one in examined if one["state"] == "ok"}, examined
 
 
-def test_a_worker_answers_right(machine: Arm64, url: str, tmp_path: Path) -> None:
+def test_a_worker_answers_correctly(machine: Arm64, url: str, tmp_path: Path) -> None:
     row = next(row for row in write_samples(7, 12, tmp_path) if row["task"] == "image")
     said = tmp_path / "worker.log"
     with connect(url) as connection, Client(url) as client, said.open("wb") as log:

@@ -102,7 +102,7 @@ def test_one_question(kind: str, served_url: str, samples: Path) -> None:
     assert json.loads(done.stdout)["error"]["code"] == code
 
 
-def test_a_batch_answers_all_that_is_good(served_url: str, samples: Path, tmp_path: Path) -> None:
+def test_a_batch_answers_all_good_clips(served_url: str, samples: Path, tmp_path: Path) -> None:
     truth = rows(samples / "truth.jsonl")
     bad = [{"messages": [{"role": "user", "content": [part]}], "kind": kind} for kind, (part, _, _) in BAD.items()]
     batch = [row for pair in zip(bad, truth * 2, strict=True) for row in pair]

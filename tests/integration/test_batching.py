@@ -29,7 +29,7 @@ def asked(tmp_path: Path) -> list[dict[str, Any]]:
     return jobs
 
 
-def test_answers_together_are_those_of_one_at_a_time(
+def test_batched_answers_equal_sequential_ones(
     asked: list[dict[str, Any]], client: Client, start_worker: Callable[..., ManagedProcess]
 ) -> None:
     alone = start_worker("--slots", "1", "--vision-cache", "0")

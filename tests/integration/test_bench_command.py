@@ -57,7 +57,7 @@ def test_sophon_demos_command_line_without_a_server(vision_inputs: str) -> None:
     assert not living(sockets(done.stderr)) and not Path(sockets(done.stderr)).exists()
 
 
-def test_workers_that_are_there_are_measured(served_url: str, vision_inputs: str) -> None:
+def test_running_workers_are_measured(served_url: str, vision_inputs: str) -> None:
     done = invoke("bench", "--vision-inputs", vision_inputs, "--repeat", 3, "--jobs", 5, "--json", url=served_url)
     assert done.returncode == 0, done.stderr
     assert "sailq-tiny" in done.stderr
@@ -68,7 +68,7 @@ def test_workers_that_are_there_are_measured(served_url: str, vision_inputs: str
     assert report["published"]["first_token_latency"] == 3.55
 
 
-def test_the_parts_of_one_job_make_up_its_latency_and_no_clip_comes_twice(
+def test_the_parts_of_one_job_add_up_to_its_latency_and_no_clip_is_repeated(
     redis_url: str, connection: redis.Redis
 ) -> None:
     size = ("--resized-height", 112, "--resized-width", 140)
@@ -86,7 +86,7 @@ def test_the_parts_of_one_job_make_up_its_latency_and_no_clip_comes_twice(
     assert not connection.zcard("sailq:workers")
 
 
-def test_what_makes_a_clip_new_outlives_its_encoding_and_stays_in_its_corner() -> None:
+def test_the_mark_that_makes_a_clip_unique_survives_jpeg_and_stays_in_its_corner() -> None:
     frames = np.full((2, 56, 84, 3), 90, np.uint8)
     (first, blob), (second, other) = encode_unseen(frames), encode_unseen(frames)
     assert first != second
@@ -96,7 +96,7 @@ def test_what_makes_a_clip_new_outlives_its_encoding_and_stays_in_its_corner() -
     assert not differs.any() and (frames == 90).all()
 
 
-def test_a_workers_options_contradict_one_that_is_there(served_url: str) -> None:
+def test_worker_options_are_refused_if_a_worker_is_running(served_url: str) -> None:
     done = invoke("bench", "--slots", 2, "--device", "cpu", url=served_url)
     refused(done, "bad_request", "sailq-tiny", "--device", "--slots")
 
@@ -107,11 +107,11 @@ def test_a_workers_options_contradict_one_that_is_there(served_url: str) -> None
     (["--max-new-tokens", "0"], "bad_request", "max_new_tokens"),
     (["--redis-url", "unix:///no/such.sock"], "server_unavailable", "/no/such.sock"),
 ])
-def test_what_can_be_known_is_told_before_anything_is_started(arguments: list[str], code: str, named: str) -> None:
+def test_errors_are_reported_before_anything_is_started(arguments: list[str], code: str, named: str) -> None:
     refused(invoke("bench", *arguments), code, named)
 
 
-def test_errors_are_json_where_json_was_asked_for(served_url: str) -> None:
+def test_errors_are_json_with_the_option_json(served_url: str) -> None:
     done = invoke("bench", "--prompt", "word " * 20_000, "--json", url=served_url)
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["code"] == "too_long"

@@ -62,7 +62,7 @@ def samples(tmp_path: Path) -> Path:
 # Help and usage: no server is asked.
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_teaches_by_example(command: str) -> None:
+def test_help_has_examples(command: str) -> None:
     done = invoke(command, "--help")
     assert done.returncode == 0
     assert "Examples:" in done.stdout and f"sailq {command}" in done.stdout
@@ -81,7 +81,7 @@ def test_the_script_and_its_exit_codes(arguments: list[str], code: int) -> None:
     assert ("ask" in done.stdout and "worker" in done.stdout) is (code == 0)
 
 
-def test_a_pipe_that_nobody_reads_ends_the_command_in_silence() -> None:
+def test_a_closed_pipe_ends_the_command_without_a_message() -> None:
     nobody, pipe = os.pipe()
     os.close(nobody)
     try:
@@ -115,16 +115,16 @@ def test_usage_errors_are_one_sentence_and_exit_2(arguments: list[str], names: l
     refused(invoke(*arguments), "bad_request", *names)
 
 
-def test_a_device_that_no_worker_has() -> None:
+def test_an_unknown_device_is_refused() -> None:
     refused(invoke("worker", "--device", "gpu"), "unsupported", "'gpu'", "cpu", "tpu:N", "emulator")
 
 
-def test_a_setting_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAILQ_RESULT_TTL", "soon")
     refused(invoke("ask", "--prompt", "x"), "bad_request", "SAILQ_RESULT_TTL", "'soon'")
 
 
-def test_a_server_that_is_not_there() -> None:
+def test_an_unreachable_server_is_reported() -> None:
     url = "unix:///no/such.sock"
     refused(invoke("status", url=url), "server_unavailable", "/no/such.sock", "SAILQ_REDIS_URL")
     done = invoke("ask", "--prompt", "x", "--json", url=url)
@@ -132,13 +132,13 @@ def test_a_server_that_is_not_there() -> None:
     assert json.loads(done.stdout)["error"]["code"] == "server_unavailable"
 
 
-def test_an_unknown_model_of_a_worker(redis_url: str) -> None:
+def test_a_worker_refuses_an_unknown_model(redis_url: str) -> None:
     refused(invoke("worker", "--model", "/no/such/model", url=redis_url), "unsupported", "/no/such/model", "sailq-tiny")
 
 
 # Without a worker.
 
-def test_media_that_cannot_be_read_fail_at_once(redis_url: str, connection: redis.Redis) -> None:
+def test_unreadable_media_fail_at_once(redis_url: str, connection: redis.Redis) -> None:
     done = invoke("ask", "--video", "/no/such.mp4", url=redis_url)
     assert done.returncode == 1 and done.error and done.error.code == "bad_media"
     assert done.stderr.splitlines()[-1].startswith("sailq: /no/such.mp4: ")
@@ -165,7 +165,7 @@ def test_bad_clips_are_rows_in_order_and_exit_1(redis_url: str, tmp_path: Path) 
     assert {row["error"]["code"] for row in written} == {"bad_media"}
 
 
-def test_a_few_failures_are_told_and_the_rest_counted(redis_url: str, tmp_path: Path) -> None:
+def test_the_first_failures_are_listed_and_the_rest_counted(redis_url: str, tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text('{"messages": ["x"]}\n' * 7)
     done = invoke("caption", "--messages", source, url=redis_url)
@@ -176,7 +176,7 @@ def test_a_few_failures_are_told_and_the_rest_counted(redis_url: str, tmp_path: 
 
 
 @pytest.mark.parametrize("line", ["{broken", '{"prompt": "x"}', "[]", '{"messages": []}'])
-def test_a_broken_line_is_named_and_nothing_is_submitted(
+def test_an_invalid_line_is_named_and_nothing_is_submitted(
     line: str, redis_url: str, connection: redis.Redis, tmp_path: Path
 ) -> None:
     source = tmp_path / "rows.jsonl"
@@ -185,7 +185,7 @@ def test_a_broken_line_is_named_and_nothing_is_submitted(
     assert not list(connection.scan_iter("*"))
 
 
-def test_a_file_of_something_else_is_never_overwritten(redis_url: str, tmp_path: Path) -> None:
+def test_a_file_with_other_content_is_never_overwritten(redis_url: str, tmp_path: Path) -> None:
     for content in ("my notes", "my notes\n", '{"index": 1}\n', '{"a": 1}'):
         (tmp_path / "out.jsonl").write_text(content)
         done = invoke("caption", tmp_path / "gone.mp4", "--out", tmp_path / "out.jsonl", url=redis_url)
@@ -201,7 +201,7 @@ def test_rows_that_cannot_be_written(redis_url: str, tmp_path: Path) -> None:
         assert words in str(done.error) and str(out) in str(done.error)
 
 
-def test_a_report_that_cannot_be_written_is_told_before_the_work(
+def test_an_unwritable_report_is_reported_before_the_work(
     redis_url: str, connection: redis.Redis, tmp_path: Path
 ) -> None:
     source = tmp_path / "rows.jsonl"
@@ -211,7 +211,7 @@ def test_a_report_that_cannot_be_written_is_told_before_the_work(
     assert not list(connection.scan_iter("*"))
 
 
-def test_status_shows_what_waits(redis_url: str) -> None:
+def test_status_shows_waiting_jobs(redis_url: str) -> None:
     with Client(redis_url) as client:
         handle = client.submit([{"role": "user", "content": "x"}], model="some-model")
         client.submit([{"role": "user", "content": "x"}], model="some-model", conversation=handle.conversation)
@@ -249,7 +249,7 @@ def test_server_runs_until_sigterm_and_leaves_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "data").is_dir()
 
 
-def test_a_server_that_ends_in_mid_batch_loses_no_row(tmp_path: Path, eventually: Callable[..., None]) -> None:
+def test_a_server_that_stops_during_a_batch_loses_no_row(tmp_path: Path, eventually: Callable[..., None]) -> None:
     url, out, source = f"unix://{tmp_path}/s.sock", tmp_path / "out.jsonl", tmp_path / "rows.jsonl"
     contents = [[{"type": "image", "image": "gone.png"}], "x"]
     source.write_text("".join(json.dumps({"messages": [{"role": "user", "content": one}]}) + "\n" for one in contents))
@@ -296,7 +296,7 @@ def test_ask_answers_the_same_streamed_or_not(served_url: str, samples: Path) ->
     assert "".join(chunk["chunk"] for chunk in chunks) == last["text"] == said["text"]
 
 
-def test_ask_goes_on_with_a_conversation(served_url: str, samples: Path) -> None:
+def test_ask_continues_a_conversation(served_url: str, samples: Path) -> None:
     for prompt, media in (("What is it?", ["--image", samples / "images" / "0001_0.png"]), ("And its colour?", [])):
         done = invoke("ask", *media, "--prompt", prompt, "--conversation", "cli-talk", "--max-new-tokens", 8, "--json",
                      url=served_url)
@@ -310,7 +310,7 @@ def test_ask_for_a_model_that_nobody_serves(served_url: str) -> None:
     refused(invoke("ask", "--prompt", "x", "--model", "other", url=served_url), "unsupported", "'other'", "sailq-tiny")
 
 
-def test_ask_gets_the_workers_refusal(served_url: str) -> None:
+def test_ask_prints_the_workers_refusal(served_url: str) -> None:
     question = ["ask", "--prompt", "word " * 20_000]
     done = invoke(*question, "--json", url=served_url)
     assert done.returncode == 1
@@ -341,7 +341,7 @@ def test_chat_remembers_and_clears(served_url: str, samples: Path) -> None:
         assert done.returncode == 0 and turn.turn == 1
 
 
-def test_caption_keeps_order_metadata_and_what_is_done(served_url: str, samples: Path, tmp_path: Path) -> None:
+def test_caption_keeps_order_metadata_and_finished_rows(served_url: str, samples: Path, tmp_path: Path) -> None:
     truth = rows(samples / "truth.jsonl")
     missing = {"messages": [{"role": "user", "content": [{"type": "video", "video": "later.mp4"}]}], "camera": 3}
     source, out, report = samples / "batch.jsonl", tmp_path / "out.jsonl", tmp_path / "report.html"

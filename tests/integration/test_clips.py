@@ -62,7 +62,7 @@ def store_now(connection: redis.Redis) -> float:
     return float(connection.time()[0])
 
 
-def test_a_clip_goes_with_the_last_job_that_needs_it(
+def test_a_clip_is_freed_with_the_last_job_that_needs_it(
     client: Client, answerer: Answerer, held: Callable[[], int]
 ) -> None:
     one = clip(1)
@@ -110,7 +110,7 @@ def test_a_conversation_keeps_its_clips_until_it_is_cleared(
     assert held() == 0
 
 
-def test_one_turn_alone_keeps_no_clip_unless_it_is_told_to(
+def test_a_single_turn_keeps_no_clip_unless_asked_to(
     client: Client, answerer: Answerer, held: Callable[[], int]
 ) -> None:
     answerer.answer(client.submit_prepared(clip(1)).job, "yes")
@@ -134,7 +134,7 @@ def test_clips_that_expired_cannot_be_retried(
 
 
 @pytest.mark.parametrize("lost", ["job", "clip", "conversation"])
-def test_the_sweep_frees_what_others_have_left_behind(
+def test_the_sweep_frees_abandoned_clips(
     lost: str, client: Client, connection: redis.Redis, store: JobStore, answerer: Answerer, held: Callable[[], int]
 ) -> None:
     """What only a tool of RQ's, an expiry or a lost server can do to a clip's holders."""
@@ -156,7 +156,7 @@ def test_the_sweep_frees_what_others_have_left_behind(
     assert held() == 0
 
 
-def test_finished_results_come_as_a_stream_where_that_is_asked_for(
+def test_finished_results_are_written_to_a_stream_if_enabled(
     client: Client, connection: redis.Redis, answerer: Answerer
 ) -> None:
     answerer.answer(client.submit_prepared(clip(1)).job, "yes")

@@ -18,7 +18,7 @@ from sailq.shared.connection import connect
 from sailq.shared.errors import ServerUnavailable
 
 
-def test_a_cluster_refuses_a_job_in_a_sentence(folder: Path, eventually: Callable[..., None]) -> None:
+def test_a_cluster_is_refused_in_one_sentence(folder: Path, eventually: Callable[..., None]) -> None:
     path = folder / "server.sock"
     with socket.create_server(("127.0.0.1", 0)) as free:  # its nodes would talk there
         port = free.getsockname()[1]

@@ -206,7 +206,7 @@ def test_the_exporter_shows_the_server_from_the_producers_image(
         assert "sailq:" in scrape()
 
 
-def test_a_tpus_worker_has_all_but_the_tpu(images: dict[str, str], url: str) -> None:
+def test_the_tpu_workers_image_lacks_only_the_tpu(images: dict[str, str], url: str) -> None:
     with Container(images["worker-tpu"]) as worker:
         options = ["--env", f"SAILQ_REDIS_URL={url}"]
         done = worker.run("doctor", "--for", "worker", "--device", "tpu:0", "--json", options=options)

@@ -102,7 +102,7 @@ def test_a_worker_killed_between_two_steps_of_a_job_loses_none(
     assert max(waits) < RE_RUN_SECONDS
 
 
-def test_a_dead_workers_job_goes_on_though_anothers_record_is_garbled(
+def test_a_dead_workers_job_is_recovered_even_if_another_record_is_garbled(
     start_null: Start, client: Client, connection: redis.Redis, eventually: Eventually
 ) -> None:
     worker = start_null("--decode-ms", "50")
@@ -158,7 +158,7 @@ def test_a_worker_stopped_for_30_s_finishes_a_job_that_another_has_finished(
 
 
 @pytest.mark.proof
-def test_a_stale_workers_end_of_a_job_is_not_the_jobs(
+def test_a_stale_workers_result_is_not_written(
     start_null: Start, client: Client, connection: redis.Redis, eventually: Eventually
 ) -> None:
     """It ends while another worker still runs the job: the next turn waits for that one, and that one may die, too."""

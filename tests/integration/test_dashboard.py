@@ -105,7 +105,7 @@ class Query:
 
 
 @pytest.mark.parametrize(("title", "text", "words"), QUERIES, ids=[f"{title}: {text}" for title, text, _ in QUERIES])
-def test_a_query_asks_for_what_is_shown(
+def test_queries_use_only_metrics_and_labels_that_exist(
     title: str, text: str, words: str, shown: dict[str, dict[str, set[str]]]
 ) -> None:
     query = Query.read(text)
@@ -133,16 +133,16 @@ def test_every_metric_is_on_the_dashboard(shown: dict[str, dict[str, set[str]]])
     assert ours - whole == set()
 
 
-def test_a_workers_series_are_few() -> None:
+def test_a_worker_has_few_series() -> None:
     """deploy/prometheus/README.md says how many, the process' own six included."""
     assert 100 < sum(len(family.samples) for family in of_a_chip()) < 115
 
 
-def test_the_dashboard_is_what_its_maker_makes() -> None:
+def test_the_dashboard_file_is_what_make_dashboard_writes() -> None:
     assert runpy.run_path(str(GRAFANA / "make_dashboard.py"))["dashboard"]() == DASHBOARD
 
 
-def test_panels_have_a_place_each() -> None:
+def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]
@@ -152,7 +152,7 @@ def test_panels_have_a_place_each() -> None:
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
 
 
-def test_grafanas_source_is_the_one_that_the_panels_name() -> None:
+def test_panels_use_the_provisioned_data_source() -> None:
     (source,) = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
     named = [panel["datasource"] for panel in PANELS] + [one["datasource"] for one in DASHBOARD["templating"]["list"]]
     assert all(one == {"type": source["type"], "uid": source["uid"]} for one in named)
@@ -165,7 +165,7 @@ def relabelled() -> Iterator[str]:
         yield rules.get("job", job["job_name"])
 
 
-def test_the_jobs_are_those_that_the_queries_name() -> None:
+def test_prometheus_jobs_have_the_names_used_in_queries() -> None:
     assert set(relabelled()) == JOBS
     assert CONFIG["rule_files"] == ["alerts.yml"]
 
@@ -178,14 +178,14 @@ def test_an_alert_has_its_runbook(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in {"page", "warn"} and rule["annotations"]["summary"].endswith(".")
 
 
-def test_every_alert_is_tried() -> None:
+def test_every_alert_has_a_test() -> None:
     """By `make test-prometheus`, with Prometheus' own promtool: it fires, and it is silent when all is well."""
     tests = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text())["tests"]
     tried = [(case["alertname"], bool(case.get("exp_alerts"))) for test in tests for case in test["alert_rule_test"]]
     assert {*tried} == {(rule["alert"], fires) for rule in RULES for fires in (True, False)}
 
 
-def test_boxes_are_listed_as_the_example_says() -> None:
+def test_the_example_of_a_list_of_boxes_is_valid() -> None:
     example = yaml.safe_load((PROMETHEUS / "boxes/example.yml.txt").read_text())
     assert all(re.fullmatch(r"[\d.]+:9610", target) for group in example for target in group["targets"])
 

@@ -42,7 +42,7 @@ def test_a_damaged_or_foreign_bmodel_is_refused_before_the_device_is_touched(red
         (("--bmodel", "a.bmodel"), "--device"),
     ],
 )
-def test_a_device_that_is_not_there_is_told(options: tuple[str, ...], named: str, redis_url: str) -> None:
+def test_a_missing_device_is_reported(options: tuple[str, ...], named: str, redis_url: str) -> None:
     refused(invoke("worker", *options, url=redis_url), "unsupported", named)
 
 
@@ -61,7 +61,7 @@ def test_of_two_bmodels_one_must_be_named(redis_url: str, tmp_path: Path) -> Non
     refused(done, "unsupported", tmp_path, "a.bmodel", "b.bmodel")
 
 
-def test_slots_are_the_files_own(redis_url: str, tmp_path: Path) -> None:
+def test_the_number_of_slots_must_be_that_of_the_bmodel(redis_url: str, tmp_path: Path) -> None:
     bmodel = write_bmodel(tmp_path / "tiny.bmodel", qwen2_vl(**TINY))
     done = invoke("worker", "--device", "emulator", "--bmodel", bmodel, "--slots", 4, url=redis_url)
     refused(done, "unsupported", bmodel.name, 1, 4)

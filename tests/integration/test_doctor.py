@@ -52,7 +52,7 @@ def only(examined: Examined, name: str, *facts: str) -> str | None:
 # All is well
 
 
-def test_a_laptop_that_is_well(own: OwnServer, tmp_path: Path) -> None:
+def test_a_healthy_laptop(own: OwnServer, tmp_path: Path) -> None:
     with connect(own.url) as connection:
         examined = doctor("--metrics-port", 0, url=own.url)
         assert connection.dbsize() == 0
@@ -62,14 +62,14 @@ def test_a_laptop_that_is_well(own: OwnServer, tmp_path: Path) -> None:
     assert examined["SAIL"].state == "skipped" and "cpu" in examined["SAIL"].what
 
 
-def test_a_server_that_forgets_is_a_warning(redis_url: str) -> None:
+def test_a_server_without_persistence_is_a_warning(redis_url: str) -> None:
     examined = doctor("--metrics-port", 0, url=redis_url)
     assert examined.code == 0 and examined["persistence"].state == "warning"
     path = redis_url.removeprefix("unix://").split("?")[0]
     assert examined["persistence"].fix == f"sailq server --unix {path} --data ~/.sailq"
 
 
-def test_a_producers_machine_is_asked_for_no_more_than_it_needs(own: OwnServer) -> None:
+def test_a_producers_machine_gets_only_the_checks_that_it_needs(own: OwnServer) -> None:
     examined = doctor("--for", "producer", "--model", "/no/such", url=own.url)
     assert examined.code == 0
     assert {name for name, one in examined.found.items() if one.state == "ok"} == ON_THE_SERVER | {"python", "server"}
@@ -91,7 +91,7 @@ def test_the_light_client_alone(own: OwnServer) -> None:
 # The server cannot be used
 
 
-def test_no_server_and_the_one_that_its_mend_starts(folder: Path) -> None:
+def test_the_fix_for_a_missing_server_starts_one(folder: Path) -> None:
     url = f"unix://{folder}/server.sock"
     examined = doctor("--for", "producer", url=url)
     assert only(examined, "server", f"{folder}/server.sock") == f"sailq server --unix {folder}/server.sock"
@@ -112,19 +112,19 @@ def test_no_server_at_a_port() -> None:
     assert fix == f"sailq server --port {port}"
 
 
-def test_a_name_that_nobody_knows() -> None:
+def test_an_unknown_host_name() -> None:
     fix = only(doctor(url="redis://queue.invalid:6379/0"), "server", "'queue.invalid'", "/etc/hosts")
     assert fix and "queue.invalid" in fix and "/etc/hosts" in fix
 
 
-def test_a_url_that_is_none() -> None:
+def test_an_invalid_url() -> None:
     assert only(doctor(url="http://queue"), "server", "redis://", "rediss://", "unix://") == (
         "export SAILQ_REDIS_URL=redis://HOST:6379/0"
     )
 
 
 @pytest.mark.parametrize("login", ["worker:wrong@", ""])
-def test_a_wrong_password_or_none(acl: Server, login: str) -> None:
+def test_a_wrong_or_missing_password(acl: Server, login: str) -> None:
     url = f"redis://{login}127.0.0.1:{acl.port}/0"
     fix = only(doctor(url=url), "server", "make_users.sh")
     assert fix == 'export "$(cat worker.env)"'
@@ -132,7 +132,7 @@ def test_a_wrong_password_or_none(acl: Server, login: str) -> None:
 
 
 @pytest.mark.parametrize(("user", "role", "other"), [("producer", "worker", "EXPIRE"), ("reader", "producer", "TIME")])
-def test_a_user_who_may_too_little(acl: Server, user: str, role: str, other: str) -> None:
+def test_a_user_with_too_few_rights(acl: Server, user: str, role: str, other: str) -> None:
     examined = doctor("--for", role, url=acl.url(user))
     fix = only(examined, "rights", f"'{user}'", role)
     assert not any(password in str(examined) for password in acl.passwords(user))
@@ -140,7 +140,7 @@ def test_a_user_who_may_too_little(acl: Server, user: str, role: str, other: str
 
 
 @pytest.mark.parametrize("user", ["producer", "worker"])
-def test_the_right_users_may_all_and_leave_nothing_behind(acl: Server, user: str) -> None:
+def test_the_right_users_pass_every_check_and_leave_no_key(acl: Server, user: str) -> None:
     with acl.connect("admin") as admin:
         admin.acl_log_reset()
         before = admin.dbsize()
@@ -153,7 +153,7 @@ def test_the_right_users_may_all_and_leave_nothing_behind(acl: Server, user: str
 
 
 @pytest.mark.parametrize("right", ["-rpush", "-hset", "-evalsha", "resetchannels &other"])
-def test_each_right_that_lacks_is_missed(acl: Server, right: str) -> None:
+def test_each_missing_right_is_found(acl: Server, right: str) -> None:
     with acl.connect("admin") as admin:
         line = next(line for line in admin.acl_list() if line.startswith("user producer "))
         try:
@@ -197,7 +197,7 @@ def test_a_replica_names_its_primary(tmp_path: Path) -> None:
         assert fixed(fix, folder=tmp_path, url=other.url).code == 0
 
 
-def test_a_server_that_loads(folder: Path) -> None:
+def test_a_server_that_is_loading(folder: Path) -> None:
     with OwnServer(folder) as server:
         connection = server.start()
         with connection.pipeline(transaction=False) as pipeline:
@@ -211,7 +211,7 @@ def test_a_server_that_loads(folder: Path) -> None:
         assert only(doctor(url=server.url), "server") == "sleep 60; sailq doctor"
 
 
-def test_a_server_without_a_place_for_one_more(own: OwnServer) -> None:
+def test_a_server_at_its_limit_of_clients(own: OwnServer) -> None:
     with connect(own.url) as connection:
         connection.config_set("maxclients", 1)
         assert "maxclients" in str(only(doctor(url=own.url), "server", "maxclients"))
@@ -236,14 +236,14 @@ def saying(words: bytes) -> Iterator[str]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def test_what_is_no_server() -> None:
+def test_something_that_is_not_a_redis_server() -> None:
     with saying(b"") as url:
         assert only(doctor(url=url), "server", url.split("/")[2]) == (
             "export SAILQ_REDIS_URL=redis://HOST:6379/0"
         )
 
 
-def test_a_server_that_protects_itself() -> None:
+def test_a_server_in_protected_mode() -> None:
     """What Redis says to other machines while it has no password; this machine is its own."""
     with saying(b"-DENIED Redis is running in protected mode because protected mode is enabled\r\n") as url:
         assert only(doctor(url=url), "server", url.split("/")[2]) == f"deploy/redis/make_users.sh {url}"
@@ -279,7 +279,7 @@ def tls_port(secrets: Path) -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def test_tls_that_is_not_spoken(acl: Server) -> None:
+def test_tls_to_a_server_without_tls(acl: Server) -> None:
     url = acl.url("worker").replace("redis://", "rediss://")
     examined = doctor(url=url)
     fix = only(examined, "server", "TLS", "not with rediss")
@@ -290,7 +290,7 @@ def test_tls_that_is_not_spoken(acl: Server) -> None:
     assert fixed(fix.replace("***", password, 1), folder=acl.secrets, url=url).code == 0
 
 
-def test_tls_that_is_not_asked_for_and_an_authority_that_is_not_named(secrets: Path, tmp_path: Path) -> None:
+def test_a_tls_server_with_a_plain_url_or_an_unknown_authority(secrets: Path, tmp_path: Path) -> None:
     with tls_port(secrets) as port:
         url = f"redis://localhost:{port}/0"
         fix = only(doctor(url=url), "server", "TLS", "begins with rediss")
@@ -307,7 +307,7 @@ def test_tls_that_is_not_asked_for_and_an_authority_that_is_not_named(secrets: P
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(3 * 3600, "3 h "), (-30, "30.0 s ")])
-def test_a_clock_that_is_off(own: OwnServer, folder: Path, seconds: int, words: str) -> None:
+def test_a_wrong_clock(own: OwnServer, folder: Path, seconds: int, words: str) -> None:
     with OffClock(own.url.removeprefix("unix://").split("?")[0], folder / "off.sock", seconds) as off:
         fix = only(doctor(url=off.url), "clock", words, "3 s ")
         assert fix == "sudo timedatectl set-ntp true"
@@ -333,11 +333,11 @@ def test_a_usage_error(arguments: tuple[str, ...]) -> None:
     assert invoke("doctor", *arguments).returncode == 2
 
 
-def test_a_setting_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAILQ_RESULT_TTL", "soon")
     refused(invoke("doctor"), "bad_request", "SAILQ_RESULT_TTL", "'soon'")
 
 
-def test_help_teaches() -> None:
+def test_help_has_examples() -> None:
     done = invoke("doctor", "--help")
     assert "Examples:" in done.stdout and "sailq doctor --for producer" in done.stdout

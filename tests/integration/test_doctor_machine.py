@@ -62,7 +62,7 @@ def for_emulator(directory: Path, url: str) -> Examined:
     ("/data/models/mine", "sailq model list /data/models"),
     ("sailq-tyni", "sailq model list"),
 ])
-def test_a_model_that_is_not_there(model: str, fix: str, url: str) -> None:
+def test_a_missing_model(model: str, fix: str, url: str) -> None:
     examined = doctor("--model", model, "--metrics-port", 0, url=url)
     assert only(examined, "model", f"'{model}'") == fix
     assert examined["memory"].state == examined["bmodel"].state == "skipped"
@@ -73,7 +73,7 @@ def test_a_model_that_is_not_there(model: str, fix: str, url: str) -> None:
     ("tokenizer_config.json", "tokenizer_config.json", "tokenizer_config.json"),
     ("chat_template.jinja", "chat template", "tokenizer_config.json"),
 ])
-def test_a_model_that_lacks_files(
+def test_a_model_with_missing_files(
     directory: Path, url: str, missing: str, words: str, brings: str, tmp_path: Path
 ) -> None:
     (directory / missing).unlink()
@@ -108,14 +108,14 @@ def test_another_chips_bmodel(directory: Path, url: str, tmp_path: Path) -> None
     assert for_emulator(directory, url)["bmodel"].what.startswith("right.bmodel: ")
 
 
-def test_a_bmodel_that_was_cut_short(directory: Path, url: str) -> None:
+def test_a_truncated_bmodel(directory: Path, url: str) -> None:
     file = directory / "tiny.bmodel"
     whole = file.read_bytes()
     file.write_bytes(whole[:-100])
     assert only(for_emulator(directory, url), "bmodel", f"{len(whole):,}").startswith("rsync ")
 
 
-def test_a_published_bmodel_that_was_cut_short_is_fetched_again(directory: Path, url: str) -> None:
+def test_a_truncated_published_bmodel_is_fetched_again(directory: Path, url: str) -> None:
     file = directory / Path(PUBLISHED[0].bmodel).name
     file.write_bytes((directory / "tiny.bmodel").read_bytes()[:-1])
     (directory / "tiny.bmodel").unlink()
@@ -128,7 +128,7 @@ def test_a_published_bmodel_that_was_cut_short_is_fetched_again(directory: Path,
     (qwen2_vl(**{**TINY, "hidden": 512}), "512"),
     (qwen2_vl(**{**TINY, "layers": 2}), "3 layers"),
 ])
-def test_a_bmodel_that_is_not_the_models(directory: Path, url: str, nets: list, words: str) -> None:  # type: ignore[type-arg]
+def test_a_bmodel_that_does_not_match_the_model(directory: Path, url: str, nets: list, words: str) -> None:  # type: ignore[type-arg]
     file = write_bmodel(directory / "tiny.bmodel", nets)
     fix = only(for_emulator(directory, url), "bmodel", words)
     assert fix.splitlines()[0] == f"sailq model inspect {file} --nets"
@@ -170,7 +170,7 @@ def test_a_containers_memory_is_what_its_limit_leaves(limit: str, state: str, ur
     assert examined.wrong == ({"memory"} if state == "wrong" else set())
 
 
-def test_a_port_that_is_taken(url: str, tmp_path: Path) -> None:
+def test_a_port_in_use(url: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         fix = only(doctor("--metrics-port", port, url=url), "metrics port", str(port))
@@ -180,7 +180,7 @@ def test_a_port_that_is_taken(url: str, tmp_path: Path) -> None:
     assert doctor("--metrics-port", port, url=url).code == 0
 
 
-def test_a_port_that_a_running_worker_has(url: str) -> None:
+def test_a_port_of_a_running_worker(url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
@@ -221,7 +221,7 @@ def seven_b(directory: Path) -> Path:
     return directory
 
 
-def test_a_box_that_is_well(seven_b: Path, sail: Path, url: str, tmp_path: Path) -> None:
+def test_a_healthy_box(seven_b: Path, sail: Path, url: str, tmp_path: Path) -> None:
     examined = on_box(seven_b, box(tmp_path / "box", RECOMMENDED), url)
     assert examined.code == 0, examined
     assert {verdict.state for name, verdict in examined.found.items() if name != "metrics port"} == {"ok"}
@@ -238,7 +238,7 @@ def test_heaps_as_shipped(seven_b: Path, sail: Path, url: str, tmp_path: Path) -
     assert on_box(seven_b, box(root, RECOMMENDED), url).code == 0  # what memory_edit and the restart make of it
 
 
-def test_no_heaps_hold_what_no_box_holds(seven_b: Path, sail: Path, url: str, tmp_path: Path) -> None:
+def test_a_model_that_is_too_large_for_any_heaps(seven_b: Path, sail: Path, url: str, tmp_path: Path) -> None:
     write_bmodel(seven_b / "tiny.bmodel", qwen2_vl(**TINY), neurons=20_000 * MB)
     examined = on_box(seven_b, box(tmp_path / "box", RECOMMENDED), url)
     assert only(examined, "heaps").startswith("sailq model list")
@@ -250,7 +250,7 @@ def test_an_old_libsophon(directory: Path, sail: Path, url: str, tmp_path: Path)
     assert "dfss" in fix
 
 
-def test_a_device_that_is_not_in_the_container(directory: Path, sail: Path, url: str, tmp_path: Path) -> None:
+def test_a_device_missing_from_the_container(directory: Path, sail: Path, url: str, tmp_path: Path) -> None:
     root = box(tmp_path / "box", RECOMMENDED)
     (root / "dev/ion").unlink()
     assert "modprobe" in only(on_box(directory, root, url), "device files", "/dev/ion")
@@ -265,13 +265,13 @@ def test_a_device_that_is_not_in_the_container(directory: Path, sail: Path, url:
     ("", "pip uninstall --yes sophon"),  # built without EngineLLM
     ("import os; os.abort()", "pip uninstall --yes sophon"),
 ])
-def test_sail_that_does_not_work(directory: Path, sail: Path, module: str, fix: str, url: str, tmp_path: Path) -> None:
+def test_a_broken_sail(directory: Path, sail: Path, module: str, fix: str, url: str, tmp_path: Path) -> None:
     sail.write_text(module)
     root = box(tmp_path / "box", RECOMMENDED)
     assert only(on_box(directory, root, url), "SAIL").startswith(fix)
 
 
-def test_a_worker_that_nothing_starts(directory: Path, sail: Path, url: str, tmp_path: Path) -> None:
+def test_a_worker_without_a_service(directory: Path, sail: Path, url: str, tmp_path: Path) -> None:
     root = box(tmp_path / "box", RECOMMENDED)
     shutil.rmtree(root / "etc/systemd/system/multi-user.target.wants")
     examined = on_box(directory, root, url)
@@ -281,7 +281,7 @@ def test_a_worker_that_nothing_starts(directory: Path, sail: Path, url: str, tmp
     assert str(on_box(directory, root, url)["supervision"].fix).startswith("sudo deploy/se7/setup.sh ")
 
 
-def test_a_tpu_that_is_not_there(directory: Path, url: str, tmp_path: Path) -> None:
+def test_a_missing_tpu(directory: Path, url: str, tmp_path: Path) -> None:
     root = tmp_path / "laptop"
     examined = doctor("--model", directory, "--device", "tpu:1", "--root", root, "--metrics-port", 0, url=url)
     assert {"device files", "libsophon", "SAIL"} <= examined.wrong

@@ -182,7 +182,7 @@ def test_a_retried_job_that_waits_is_cancelled_at_once(
     assert client.cancel(job) == "cancelled"
 
 
-def test_what_cannot_be_retried_is_said_and_stops_no_other(
+def test_jobs_that_cannot_be_retried_are_named_and_stop_no_other(
     redis_url: str, client: Client, connection: redis.Redis, fail: Callable[[str], None], eventually: Eventually
 ) -> None:
     digest, blob = encode_frames(np.zeros((2, 56, 56, 3), np.uint8))
@@ -210,7 +210,7 @@ def test_what_cannot_be_retried_is_said_and_stops_no_other(
 
 
 @pytest.mark.parametrize("arguments", [("retry",), ("drop",), ("retry", "x", "--all"), ("drop", "x", "--model", "y")])
-def test_which_jobs_must_be_said(arguments: tuple[str, ...], redis_url: str) -> None:
+def test_jobs_to_retry_or_drop_must_be_named(arguments: tuple[str, ...], redis_url: str) -> None:
     refused(invoke("failed", *arguments, url=redis_url), "bad_request", "--all")
 
 
@@ -248,7 +248,7 @@ def test_the_last_attempt_counts_once_it_has_begun_and_one_that_was_handed_back_
 
 
 @pytest.mark.parametrize("garbage", [b"\xff", b"7", b'[{"attempt": "x"}]', b"[[]]", b'{"a": 1}', b"[7]", b"null"])
-def test_a_history_that_somebody_else_wrote_is_none(
+def test_a_history_that_sailq_did_not_write_is_ignored(
     garbage: bytes, client: Client, connection: redis.Redis, store: JobStore
 ) -> None:
     job = submit(client)

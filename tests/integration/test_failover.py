@@ -55,7 +55,7 @@ def why(url: str) -> str:
     return str(error.value)
 
 
-def test_what_keeps_a_primary_from_being_found_is_told_without_secrets(empty: Sentinels) -> None:
+def test_errors_in_finding_a_primary_show_no_secrets(empty: Sentinels) -> None:
     url, password, own = empty.url("admin"), empty.password("admin"), empty.password("sentinels")
     hosts = url.partition("@")[2].partition("/")[0]
     said = {
@@ -149,7 +149,7 @@ def test_clients_and_a_worker_go_on_after_a_failover(empty: Sentinels, start_nul
 
 
 @pytest.mark.proof
-def test_with_tls_and_debians_redis_they_go_on_too(tmp_path: Path, start_null: Start) -> None:
+def test_with_tls_and_debians_redis_they_go_on_after_a_failover(tmp_path: Path, start_null: Start) -> None:
     with Sentinels(tmp_path, tls=True) as sentinels:
         url = sentinels.url("admin")
         assert url.startswith("rediss+sentinel://")
@@ -185,7 +185,7 @@ def go_on_after_a_failover(sentinels: Sentinels, start_null: Start) -> None:
 
 
 @pytest.mark.proof
-def test_a_primary_that_hangs_is_left(tmp_path: Path, start_null: Start) -> None:
+def test_a_failover_replaces_a_primary_that_hangs(tmp_path: Path, start_null: Start) -> None:
     """Its connections stay open, and nothing comes from them: as if its network were cut."""
     with Sentinels(tmp_path) as sentinels, Client(sentinels.url("admin")) as client:
         worker = start_null("--decode-ms", "5", url=sentinels.url("admin"))
@@ -232,7 +232,7 @@ class Producer(threading.Thread):
 @pytest.mark.proof
 @pytest.mark.alone
 @pytest.mark.timeout(1200)
-def test_5_kills_of_the_primary_lose_and_double_nothing(tmp_path: Path, start_null: Start) -> None:
+def test_5_kills_of_the_primary_lose_and_duplicate_no_job(tmp_path: Path, start_null: Start) -> None:
     """A submission and a result wait for one replica. Each killed server comes back, as a replica."""
     with Sentinels(tmp_path) as sentinels, connect(sentinels.url("admin")) as admin:
         url = sentinels.url("admin")

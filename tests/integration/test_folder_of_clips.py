@@ -63,7 +63,7 @@ def children(pid: int) -> list[psutil.Process]:
     return [one for one in psutil.Process(pid).children() if "readers import serve" in " ".join(one.cmdline())]
 
 
-def test_a_folder_as_people_have_it(disk: Path, served_url: str, tmp_path: Path) -> None:
+def test_a_realistic_folder(disk: Path, served_url: str, tmp_path: Path) -> None:
     out, report = tmp_path / "out.jsonl", tmp_path / "report.html"
     done = sailq("caption", disk, "--nframes", 4, "--max-new-tokens", 2, "--out", out, "--report", report,
                  url=served_url)

@@ -55,7 +55,7 @@ def waits_for_an_answer(connection: redis.Redis) -> bool:
         (["caption", "--messages", "ROWS", "--out", "OUT"], signal.SIGHUP),
     ],
 )
-def test_ctrl_c_and_the_end_of_the_terminal_cancel_what_waits(
+def test_ctrl_c_and_a_closed_terminal_cancel_waiting_jobs(
     arguments: list[str],
     stop: signal.Signals,
     redis_url: str,

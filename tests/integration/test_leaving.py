@@ -64,7 +64,7 @@ def submit(client: Client, tokens: int, count: int = 4) -> list[str]:
     return [client.submit_prepared(HI, options=options, stream=True).job for _ in range(count)]
 
 
-def test_a_drained_worker_finishes_what_runs_and_takes_nothing_new(
+def test_a_drained_worker_finishes_running_jobs_and_takes_no_new_ones(
     start_null_worker: Start, client: Client
 ) -> None:
     worker = start_null_worker("--decode-ms", "10")
@@ -81,7 +81,7 @@ def test_a_drained_worker_finishes_what_runs_and_takes_nothing_new(
     assert client.wait(late, 60).attempt == 1
 
 
-def test_what_does_not_end_in_time_goes_back_and_is_done_by_another(
+def test_jobs_that_do_not_end_in_time_are_run_by_another_worker(
     start_null_worker: Start, client: Client, connection: redis.Redis
 ) -> None:
     worker = start_null_worker("--decode-ms", "50", "--drain-seconds", "0.5")
@@ -96,7 +96,7 @@ def test_what_does_not_end_in_time_goes_back_and_is_done_by_another(
     assert all(result.error is None and str(other.pid) in (result.worker or "") for result in results)
 
 
-def test_a_second_signal_hands_back_at_once(
+def test_a_second_signal_returns_running_jobs_at_once(
     start_null_worker: Start, client: Client, connection: redis.Redis, eventually: Eventually
 ) -> None:
     worker = start_null_worker("--decode-ms", "50")
@@ -140,7 +140,7 @@ def test_a_device_that_fails_ends_the_worker_and_its_jobs_finish_elsewhere(
     assert all(result.error is None and str(other.pid) in (result.worker or "") for result in results)
 
 
-def test_a_device_that_hangs_or_errs_in_its_self_test_takes_no_job(
+def test_a_worker_whose_device_hangs_or_fails_in_its_self_test_takes_no_job(
     start_null_worker: Start, client: Client
 ) -> None:
     (job,) = submit(client, 3, count=1)
@@ -157,7 +157,7 @@ def test_a_device_that_hangs_or_errs_in_its_self_test_takes_no_job(
     assert live_workers(client.connection) == []
 
 
-def test_a_box_whose_clock_is_late_keeps_its_leases(
+def test_a_box_with_a_slow_clock_keeps_its_leases(
     start_null_worker: Start, client: Client, connection: redis.Redis, eventually: Eventually
 ) -> None:
     """A lease ends by the server's time, whatever the box thinks: no other worker takes its job. RQ's tools never take

@@ -108,7 +108,7 @@ def test_every_metric_of_a_worker(
     assert not [name for name in after.labels() if name.startswith("sailq:tpu_")]
 
 
-def test_tokens_a_second_are_on_the_server(
+def test_the_server_has_the_tokens_per_second(
     start_null: Callable[..., object], client: Client, eventually: Eventually
 ) -> None:
     start_null("--decode-ms", "20")
@@ -119,7 +119,7 @@ def test_tokens_a_second_are_on_the_server(
     assert "tokens/s" in done.stdout, done.stderr
 
 
-def test_a_scrape_asks_nothing_of_the_server(
+def test_a_scrape_sends_no_command_to_the_server(
     start_null: Callable[..., object], connection: redis.Redis, metrics_port: int
 ) -> None:
     start_null(SAILQ_METRICS_PORT=str(metrics_port), SAILQ_METRICS_ADDRESS="127.0.0.1")
@@ -133,7 +133,7 @@ def test_a_scrape_asks_nothing_of_the_server(
     assert commands() - asked < 50  # its beats, and what it waits with
 
 
-def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(redis_url: str, metrics_port: int) -> None:
+def test_a_port_in_use_is_reported_before_the_model_is_loaded(redis_url: str, metrics_port: int) -> None:
     with socket.create_server(("127.0.0.1", metrics_port)):
         options = ("--metrics-address", "127.0.0.1", "--metrics-port", metrics_port)
         done = invoke("worker", "--model", "sailq-tiny", *options, url=redis_url)
@@ -144,7 +144,7 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(redis_url: str,
     refused(done, "bad_request", 9, "192.0.2.1")
 
 
-def test_a_worker_shows_nothing_unasked(start_null: Callable[..., object], connection: redis.Redis) -> None:
+def test_a_worker_serves_no_metrics_by_default(start_null: Callable[..., object], connection: redis.Redis) -> None:
     worker = start_null()
     listening = [line.split() for line in Path(f"/proc/{worker.pid}/net/tcp").read_text().splitlines()[1:]]  # type: ignore[attr-defined]
     inodes = {line[9] for line in listening if line[3] == "0A"}
@@ -194,7 +194,7 @@ def test_a_producer_that_names_many_models_cannot_flood_prometheus(
     assert sum(sample.name == "sailq:queue_depth" for family in server.families for sample in family.samples) == 64
 
 
-def test_an_exporter_tells_of_a_server_that_is_gone(folder: Path, eventually: Eventually) -> None:
+def test_the_exporter_reports_an_unreachable_server(folder: Path, eventually: Eventually) -> None:
     with OwnServer(folder) as server:
         server.start()
         with exporter(server.url, folder / "exporter.log") as look:

@@ -60,7 +60,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.proof
 @pytest.mark.timeout(1800)
-def test_mutated_media_cost_their_own_rows_alone(tmp_path: Path) -> None:
+def test_mutated_media_fail_only_their_own_rows(tmp_path: Path) -> None:
     rng = random.Random(11)
     files = itertools.cycle(seeds(tmp_path))
     ended: Counter[str] = Counter()

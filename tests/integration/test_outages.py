@@ -43,7 +43,7 @@ def said(text: str) -> Prepared:
     return Prepared((Message(role="user", content=(TextPart(text=text),)),), {}, 0)
 
 
-def test_a_submission_whose_reply_is_lost_is_there_once(
+def test_a_submission_whose_reply_is_lost_is_stored_once(
     redis_url: str, server_url: str, connection: redis.Redis, folder: Path
 ) -> None:
     """The script was carried out: done again, the job would wait for itself, as its conversation's last."""

@@ -66,7 +66,7 @@ def process(
 
 # What a folder holds.
 
-def test_what_is_left_out_is_told_once_with_count_and_reason(url: str, cam: Path) -> None:
+def test_skipped_files_are_reported_once_with_count_and_reason(url: str, cam: Path) -> None:
     for number in range(7):
         (cam / f"{number}.doc").touch()
     (cam / "loop").symlink_to(".")
@@ -80,7 +80,7 @@ def test_what_is_left_out_is_told_once_with_count_and_reason(url: str, cam: Path
     assert len(json.loads(done.stdout)["left_out"]) == 7
 
 
-def test_a_folder_that_cannot_be_read_is_told_and_exit_1(url: str, cam: Path) -> None:
+def test_an_unreadable_folder_is_reported_with_exit_code_1(url: str, cam: Path) -> None:
     here = os.open(cam, os.O_RDONLY)  # deeper than a path may be long, so nobody can read it, root neither
     for _ in range(20):
         os.mkdir("d" * 250, dir_fd=here)
@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_read_is_told_and_exit_1(url: str, cam: Path) ->
 
 # Names.
 
-def test_a_name_that_is_no_utf_8_in_rows_report_and_log(url: str, cam: Path, tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8_in_rows_report_and_log(url: str, cam: Path, tmp_path: Path) -> None:
     for name in (b"\xc7\xb0\xc3\xc5.png", b"\xc7\xb0\xc3\xc5.mp4"):
         shutil.copy(cam / "a.png", os.fsdecode(os.fsencode(cam) + b"/" + name))
     Path(os.fsdecode(os.fsencode(cam) + b"/\xc7\xb0\xc3\xc5.mp4")).write_bytes(b"")
@@ -119,13 +119,13 @@ def test_a_name_that_is_no_utf_8_in_rows_report_and_log(url: str, cam: Path, tmp
 
 # Disks, pipes and terminals.
 
-def test_a_full_disk_under_stdout(url: str, cam: Path) -> None:
+def test_stdout_on_a_full_disk(url: str, cam: Path) -> None:
     with open("/dev/full", "w") as full:
         done = process("caption", cam, url=url, stdout=full)
     assert (done.returncode, done.stderr) == (1, f"sailq: The output cannot be written: {os.strerror(errno.ENOSPC)}.\n")
 
 
-def test_a_full_disk_under_the_rows(url: str, cam: Path, tmp_path: Path) -> None:
+def test_rows_on_a_full_disk(url: str, cam: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert invoke("caption", cam / "a.png", cam / "gone.png", "--out", tmp_path / "one", url=url).returncode == 1
     size = (tmp_path / "one").stat().st_size
@@ -142,7 +142,7 @@ def test_a_full_disk_under_the_rows(url: str, cam: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_a_pipe_that_nobody_reads(url: str, cam: Path, flags: list[str]) -> None:
+def test_a_closed_pipe(url: str, cam: Path, flags: list[str]) -> None:
     nobody, pipe = os.pipe()
     os.close(nobody)
     try:
@@ -167,13 +167,13 @@ def test_a_closed_stdout_ends_a_batch_and_not_one_with_a_file(
     assert done.returncode == 0 and len(rows(tmp_path / "out.jsonl")) == 3
 
 
-def test_a_closed_stderr_puts_no_note_among_the_rows(url: str, cam: Path) -> None:
+def test_with_a_closed_stderr_no_note_goes_into_the_rows(url: str, cam: Path) -> None:
     done = process("caption", cam, url=url, preexec_fn=lambda: os.close(2))
     assert done.returncode == 0 and len([json.loads(line) for line in done.stdout.splitlines()]) == 3
 
 
 @pytest.mark.parametrize("name", ["--report", "--out"])
-def test_a_file_of_the_batch_is_never_written_over(url: str, cam: Path, name: str) -> None:
+def test_a_file_of_the_batch_is_never_overwritten(url: str, cam: Path, name: str) -> None:
     source, before = cam / "rows.jsonl", (cam / "a.png").read_bytes()
     source.write_text(question([{"type": "image", "image": "a.png"}]))
     for arguments in ([cam, name, cam / "a.png"], ["--messages", source, name, source],
@@ -194,7 +194,7 @@ def test_an_ascii_terminal_shows_rows_and_answers(served_url: str, url: str, tmp
     assert done.returncode == 0 and done.stdout.isascii() and "Traceback" not in done.stderr, done.stderr
 
 
-def test_what_ascii_cannot_show_is_escaped_and_told_once() -> None:
+def test_non_ascii_characters_are_escaped_and_reported_once() -> None:
     code = "from sailq.shared import main; main._escape_what_cannot_be_shown(); print('前'); print('é')"
     done = subprocess.run(
         [*sailq_command()[:1], "-c", code], env={**os.environ, **ASCII}, capture_output=True, text=True,
@@ -255,7 +255,7 @@ def test_captions_beside_the_clips(url: str, cam: Path) -> None:
 # How many frames.
 
 @pytest.mark.parametrize(("nframes", "most"), [(16, 16), (15, 64), (64, 10), (8, 9), (2, 768)])
-def test_max_frames_caps_nframes_to_what_a_clip_has(nframes: int, most: int) -> None:
+def test_max_frames_limits_nframes_to_the_frames_of_a_clip(nframes: int, most: int) -> None:
     def count(total: int, **own: Any) -> int:
         flags = {"nframes": nframes, "max_frames": most} | ({"fps": own.pop("cli_fps")} if "cli_fps" in own else {})
         messages = [{"role": "user", "content": [{"type": "video", "video": "a.mp4", **own}]}]

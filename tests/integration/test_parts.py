@@ -68,7 +68,7 @@ def test_a_batch_of_rows_as_clients_write_them(folder: Path, served_url: str, tm
     assert by_name["video data URL"]["text"] == by_name["video_url"]["text"]
 
 
-def test_both_clients_take_what_programs_hold(folder: Path, served_url: str) -> None:
+def test_both_clients_accept_all_forms_of_media(folder: Path, served_url: str) -> None:
     path, clip = folder / "photo.jpg", folder / "good.mp4"
     with Image.open(path) as picture:
         pixels = np.asarray(picture)

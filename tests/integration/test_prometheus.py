@@ -44,7 +44,7 @@ def promtool(*arguments: str) -> str:
     return done.stdout
 
 
-def test_the_configuration_is_prometheus() -> None:
+def test_prometheus_accepts_the_configuration() -> None:
     assert "12 rules found" in promtool("check", "config", "prometheus.yml")
 
 
@@ -90,7 +90,7 @@ class Prometheus:
 
 
 @pytest.mark.timeout(180)
-def test_every_panel_shows_something_of_a_fleet_that_works(
+def test_every_panel_has_data_for_a_working_fleet(
     redis_url: str, client: Client, start_worker: Callable[..., ManagedProcess], tmp_path: Path,
     eventually: Callable[..., None],
 ) -> None:

@@ -106,7 +106,7 @@ def test_1000_jobs_from_4_producers_finish_once_and_in_order(
     assert loads == [b"1", b"1"]
 
 
-def test_a_jobs_rq_hash_stays_small_whatever_it_shows(client: Client, connection: redis.Redis) -> None:
+def test_a_jobs_rq_hash_is_small_whatever_its_media(client: Client, connection: redis.Redis) -> None:
     handle = client.submit_prepared(shown(frames=64, size=420), metadata={"x": "y" * 5000})
     job = connection.hgetall(RQJob.key_for(handle.job))
     size = sum(len(name) + len(value) for name, value in job.items())
@@ -205,7 +205,7 @@ def test_cancel_of_a_running_job_ends_it_and_the_next_is_served(served: Client) 
     assert served.wait(served.submit_prepared(said("hi")).job, 60).error is None
 
 
-def test_a_cancel_that_the_worker_does_not_hear_is_seen_with_the_next_beat(
+def test_a_missed_cancel_command_is_seen_at_the_next_heartbeat(
     client: Client, connection: redis.Redis, start_null: Callable[..., NullWorker]
 ) -> None:
     """It may come before the worker knows that the job is its own."""
@@ -226,7 +226,7 @@ def test_a_deadline_that_passes_in_the_queue_ends_the_job(client: Client, start_
     assert client.wait(in_time.job, 60).error is None
 
 
-def test_a_deadline_that_passes_in_mid_answer_keeps_the_text_so_far(served: Client) -> None:
+def test_a_deadline_that_passes_during_an_answer_keeps_the_text_so_far(served: Client) -> None:
     full = served.wait(served.submit_prepared(said(TALK), options=ANSWER_OF_960).job, 60)
     assert full.timings.end_to_end
     part = full.timings.end_to_end / 4

@@ -72,7 +72,7 @@ def test_a_result_of_any_size_comes_back_as_a_dict(queue: Queue, start_null: Sta
     assert job.return_value()["metadata"] == metadata
 
 
-def test_what_a_job_is_called_and_carries_stays_with_it(
+def test_id_description_and_meta_of_a_job_are_kept(
     queue: Queue, start_null: Start, eventually: Eventually
 ) -> None:
     made = ask(queue, job_id="photo-7_a", meta={"user": 7}, description="a photo", priority="high")
@@ -182,7 +182,7 @@ def test_only_those_that_allow_failure_run_after_a_failed_job(
     assert {strict.get_status(), after_strict.get_status()} == {"deferred"} and len(queue) == 0
 
 
-def test_dependents_of_a_job_that_expired_while_it_waited_go_on(
+def test_dependents_of_a_job_that_expired_while_it_waited_run(
     queue: Queue, connection: redis.Redis, start_null: Start, eventually: Eventually
 ) -> None:
     expired = ask(queue, ttl=1)
@@ -192,7 +192,7 @@ def test_dependents_of_a_job_that_expired_while_it_waited_go_on(
     eventually(lambda: has_ended(dependent))
 
 
-def test_dependents_that_a_program_left_half_released_go_on(
+def test_dependents_that_a_dead_program_released_in_part_run(
     queue: Queue, connection: redis.Redis, start_null: Start, eventually: Eventually
 ) -> None:
     first = ask(queue)
@@ -207,7 +207,7 @@ def test_dependents_that_a_program_left_half_released_go_on(
     assert dependent.get_status() == "finished" and first.get_status() == "canceled"
 
 
-def test_what_is_not_honoured_is_refused(
+def test_unsupported_features_are_refused(
     queue: Queue, connection: redis.Redis, start_null: Start, eventually: Eventually
 ) -> None:
     callback, call = Callback("os.getcwd"), {"messages": MESSAGES, "options": SHORT}
@@ -286,7 +286,7 @@ def test_a_job_enqueued_with_the_id_of_one_that_was_cancelled_runs(
     eventually(lambda: not queue.canceled_job_registry.get_job_ids())
 
 
-def test_dependents_of_a_refused_job_go_on(queue: Queue, start_null: Start, eventually: Eventually) -> None:
+def test_dependents_of_a_refused_job_run(queue: Queue, start_null: Start, eventually: Eventually) -> None:
     refused = queue.enqueue("os.getcwd")
     dependent = ask(queue, depends_on=refused)
     start_null()

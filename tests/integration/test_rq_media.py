@@ -88,7 +88,7 @@ def test_data_urls_are_read_as_the_client_reads_files(
         assert answer["usage"] == expected.usage.model_dump()
 
 
-def test_what_was_uploaded_is_shown_in_jobs_of_both_kinds(
+def test_uploaded_media_can_be_used_in_jobs_of_both_kinds(
     queue: Queue, client: Client, connection: redis.Redis, start_null: Start, eventually: Eventually, image: Path,
     video: Path,
 ) -> None:
@@ -114,7 +114,7 @@ def test_what_was_uploaded_is_shown_in_jobs_of_both_kinds(
     assert holders and all(holder.startswith(b"upload:") for holder in holders)
 
 
-def test_an_upload_says_what_it_cannot_know(client: Client, image: Path) -> None:
+def test_an_upload_of_bytes_needs_a_type(client: Client, image: Path) -> None:
     with pytest.raises(BadRequest):
         client.upload(image.read_bytes())
     assert client.upload(image.read_bytes(), type="image") == client.upload(image)

@@ -173,7 +173,7 @@ ENDS = {requeue: "gone", delete: "gone", cancel: "canceled"}
 @pytest.mark.proof
 @pytest.mark.parametrize("state", ["waiting", "deferred", "running", "failed", "finished"])
 @pytest.mark.parametrize("tool", list(GETS), ids=lambda tool: tool.__name__)
-def test_the_outcome_of_a_tool(
+def test_what_each_tool_does_to_a_job(
     tool: Callable[[Scene], None], state: str, client: Client, queue: Queue, start_null: Start,
     eventually: Eventually, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -213,7 +213,7 @@ def test_the_outcome_of_a_tool(
 
 @pytest.mark.proof
 @pytest.mark.alone
-def test_tools_that_look_neither_end_nor_double_a_job(
+def test_tools_that_only_read_neither_end_nor_duplicate_a_job(
     redis_url: str, client: Client, queue: Queue, start_null: Start, eventually: Eventually, tmp_path: Path
 ) -> None:
     jobs, kills = 400, 5
@@ -280,7 +280,7 @@ def jobs_of(worker: NullWorker, client: Client) -> list[str]:
             if f"-{worker.pid}-".encode() in name]
 
 
-def test_a_worker_that_the_server_has_forgotten_is_seen_again(
+def test_a_worker_whose_record_was_deleted_registers_again(
     connection: redis.Redis, start_null: Start, eventually: Eventually
 ) -> None:
     """As after a restart without data, or when another worker has swept while its link was cut."""

@@ -50,7 +50,7 @@ class Producer(threading.Thread):
 
 
 @pytest.mark.proof
-def test_5_kills_of_the_server_in_mid_run_lose_and_double_nothing(
+def test_5_kills_of_the_server_lose_and_duplicate_no_job(
     always: OwnServer, start_null: Start, eventually: Eventually
 ) -> None:
     connection = always.start()
@@ -171,7 +171,7 @@ def test_a_worker_starts_on_a_full_server_and_ends_its_jobs(folder: Path, start_
             assert [card.name for card in client.models()] == ["sailq-tiny"]
 
 
-def test_a_server_that_loads_is_waited_for(folder: Path, start_null: Start, eventually: Eventually) -> None:
+def test_workers_wait_for_a_server_that_is_loading(folder: Path, start_null: Start, eventually: Eventually) -> None:
     with OwnServer(folder) as server:
         connection = server.start()
         worker = start_null("--decode-ms", "10", url=server.url)

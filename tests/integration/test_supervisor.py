@@ -61,7 +61,7 @@ def manager(folder: Path) -> Iterator[Manager]:
     manager.close()
 
 
-def test_a_worker_is_ready_when_it_takes_jobs_and_says_what_it_does(
+def test_a_worker_is_ready_when_it_takes_jobs_and_reports_its_state(
     start_null: StartNull, manager: Manager, client: Client
 ) -> None:
     start_null("--slots", "4", "--decode-ms", "20", ready=False, NOTIFY_SOCKET=manager.address)
@@ -74,7 +74,7 @@ def test_a_worker_is_ready_when_it_takes_jobs_and_says_what_it_does(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_that_still_loads_leaves_when_it_is_told_to(
+def test_a_signal_ends_a_worker_that_is_loading(
     manager: Manager, redis_url: str, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     """In a container it is the first process, which a signal does not end by itself."""
@@ -93,7 +93,7 @@ def test_a_worker_that_fails_its_self_test_is_never_ready(start_null: StartNull,
     assert "STATUS=loading sailq-tiny" in manager.heard and "READY=1" not in manager.heard
 
 
-def test_a_hung_device_ends_the_signs_of_life(start_null: StartNull, manager: Manager, client: Client) -> None:
+def test_a_hung_device_stops_the_watchdog_signals(start_null: StartNull, manager: Manager, client: Client) -> None:
     """They last while a call may still return, so that the worker itself can say which did not."""
     worker = start_null(
         "--hang-at", "50", "--decode-ms", "5", "--device-timeout", "2", NOTIFY_SOCKET=manager.address
@@ -107,7 +107,7 @@ def test_a_hung_device_ends_the_signs_of_life(start_null: StartNull, manager: Ma
 
 
 @pytest.mark.parametrize("address", ["", "@sailq-test-{pid}"])
-def test_an_abstract_socket_and_none_at_all(address: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abstract_socket_and_no_socket(address: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manager = Manager(address.format(pid=os.getpid()) or folder / "notify.sock")
     monkeypatch.setenv("NOTIFY_SOCKET", address.format(pid=os.getpid()))
     SystemdNotifier().ready()
@@ -115,7 +115,7 @@ def test_an_abstract_socket_and_none_at_all(address: str, folder: Path, monkeypa
     manager.close()
 
 
-def test_no_sign_of_life_without_beats(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_watchdog_signal_without_heartbeats(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     told = SystemdNotifier()
     told.alive()
@@ -128,7 +128,7 @@ def test_no_sign_of_life_without_beats(manager: Manager, monkeypatch: pytest.Mon
     assert manager.hear(0.2) == ["STATUS=0 of 8 slots", "WATCHDOG=1"]
 
 
-def test_a_manager_that_is_gone_or_does_not_read_holds_nothing_up(
+def test_a_manager_that_is_gone_or_does_not_read_blocks_nothing(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
@@ -141,7 +141,7 @@ def test_a_manager_that_is_gone_or_does_not_read_holds_nothing_up(
 
 
 @pytest.mark.parametrize("journal", [True, False])
-def test_only_what_does_not_go_to_the_journal_has_its_time(journal: bool, tmp_path: Path) -> None:
+def test_log_lines_have_a_time_unless_they_go_to_the_journal(journal: bool, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as output:
         there = os.fstat(output.fileno())

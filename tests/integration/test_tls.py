@@ -89,7 +89,7 @@ def test_the_authority_is_named_in_the_url(port: int, secrets: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_server_that_cannot_be_trusted_is_told_in_a_sentence(port: int, secrets: Path) -> None:
+def test_an_untrusted_server_is_reported_in_one_sentence(port: int, secrets: Path) -> None:
     ca = secrets / "ca.crt"
     unnamed = why(f"rediss://:s3cret@localhost:{port}/0")
     assert {"TLS", "ssl_ca_certs", "SAILQ_REDIS_URL"} <= set(unnamed.split()) and f"localhost:{port}" in unnamed
@@ -110,12 +110,12 @@ def test_the_asyncio_client_says_the_same(port: int) -> None:
         asyncio.run(ask())
 
 
-def test_an_authority_that_is_not_there_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+def test_a_missing_authority_is_reported_before_anything_is_sent(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="ssl_ca_certs .*gone.crt"):
         connect(f"rediss://localhost/0?ssl_ca_certs={tmp_path / 'gone.crt'}")
 
 
-def test_a_new_certificate_is_of_the_same_authority(secrets: Path, tmp_path: Path) -> None:
+def test_a_new_certificate_has_the_same_authority(secrets: Path, tmp_path: Path) -> None:
     files = {name: (secrets / name).read_bytes() for name in ("ca.crt", "ca.key")}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -136,5 +136,5 @@ def test_a_new_certificate_is_of_the_same_authority(secrets: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("names", [(), ("",), ("a b",), ("queue.local", "a,DNS:b")])
-def test_names_that_are_none_are_refused(names: tuple[str, ...], tmp_path: Path) -> None:
+def test_invalid_host_names_are_refused(names: tuple[str, ...], tmp_path: Path) -> None:
     assert make_tls(tmp_path, *names).returncode == 2 and not list(tmp_path.iterdir())

@@ -150,7 +150,7 @@ def locked(tmp_path: Path) -> Iterator[Path]:
         (folder / name).chmod(0o700)
 
 
-def test_what_may_not_be_read_is_named_and_the_rest_is_captioned(served_url: str, locked: Path, tmp_path: Path) -> None:
+def test_unreadable_files_are_named_and_the_rest_is_captioned(served_url: str, locked: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     command = ["caption", locked, "--nframes", 2, "--max-new-tokens", 4, "--out", out]
     done = as_bound_by_modes(*command, url=served_url)
@@ -177,7 +177,7 @@ def test_what_may_not_be_read_is_named_and_the_rest_is_captioned(served_url: str
     assert len(rows(out)) == 5 and all(row["text"] and row["error"] is None for row in rows(out))
 
 
-def test_a_folder_alone_that_may_not_be_read_ends_the_command(redis_url: str, locked: Path) -> None:
+def test_a_single_unreadable_folder_ends_the_command(redis_url: str, locked: Path) -> None:
     for given in (locked / "in", locked / "in" / "*.mp4"):
         done = as_bound_by_modes("caption", given, url=redis_url)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr

@@ -102,7 +102,7 @@ def test_the_jobs_of_a_killed_worker_are_run_once_more_and_by_their_version(
     eventually(lambda: not unfinished(connection, asked))
 
 
-def test_status_tells_versions_apart(
+def test_status_distinguishes_versions(
     serve: Start, client: Client, redis_url: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")  # else names are folded
@@ -137,7 +137,7 @@ def test_a_worker_of_an_older_protocol_takes_no_job_of_a_newer_one_and_says_why(
     assert str(keys.PROTOCOL + 1) in old.log.read_text()
 
 
-def test_a_fingerprint_follows_the_files(models: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_changes_with_the_files(models: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(models / NEW, copy)
     assert fingerprint(copy) == fingerprint(models / NEW)

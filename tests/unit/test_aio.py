@@ -123,7 +123,7 @@ def test_many_waits_need_few_connections(redis_url: str, connection: redis.Redis
     assert texts == {str(number) for number in range(count)}
 
 
-def test_nothing_comes_in_time(redis_url: str) -> None:
+def test_a_wait_times_out(redis_url: str) -> None:
     async def story(client: AsyncClient) -> None:
         handle = await client.submit(HELLO)
         with pytest.raises(WaitTimeout):
@@ -135,7 +135,7 @@ def test_nothing_comes_in_time(redis_url: str) -> None:
     within(redis_url, story)
 
 
-def test_what_is_not_there(redis_url: str) -> None:
+def test_unknown_jobs_are_not_found(redis_url: str) -> None:
     async def story(client: AsyncClient) -> None:
         for coroutine in (client.result("no-such-job"), client.wait("no-such-job", 60), client.cancel("no-such-job")):
             with pytest.raises(NotFound):
@@ -147,7 +147,7 @@ def test_what_is_not_there(redis_url: str) -> None:
     within(redis_url, story)
 
 
-def test_a_job_that_vanishes_is_noticed(
+def test_a_job_that_disappears_is_noticed(
     redis_url: str, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_listener, "LOOK_SECONDS", 0.4)
@@ -179,7 +179,7 @@ def test_cancel_and_conversation(redis_url: str, answerer: Answerer) -> None:
     within(redis_url, story)
 
 
-def test_a_server_that_is_not_there(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_an_unreachable_server_is_reported(tmp_path_factory: pytest.TempPathFactory) -> None:
     async def story(client: AsyncClient) -> None:
         with pytest.raises(ServerUnavailable):
             await client.wait("job", 60)

@@ -149,7 +149,7 @@ def test_a_bad_clip_is_refused_in_one_sentence(tmp_path: Path, case: str) -> Non
 
 
 @pytest.mark.parametrize(("read", "name"), [(read_video, "a.mp4"), (read_video, "text.mp4"), (read_image, "a.png")])
-def test_a_file_that_vanishes_once_it_was_looked_at(
+def test_a_file_that_disappears_after_its_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[str], Any], name: str
 ) -> None:
     path = tmp_path / name
@@ -167,7 +167,7 @@ def test_a_file_that_vanishes_once_it_was_looked_at(
         read(str(path))
 
 
-def test_memory_that_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*arguments: Any) -> Any:
         raise MemoryError
 
@@ -195,7 +195,7 @@ def test_a_clip_that_cannot_be_opened(
 @pytest.mark.parametrize(
     ("name", "keep"), [("a.mp4", 0.7), ("a.mkv", 0.5), ("a.avi", 0.7), ("a.ts", 0.5), ("a.flv", 0.5), ("a.webm", 0.5)]
 )
-def test_what_is_there_of_a_clip_cut_short_is_read(tmp_path: Path, name: str, keep: float) -> None:
+def test_the_existing_part_of_a_truncated_clip_is_read(tmp_path: Path, name: str, keep: float) -> None:
     path = tmp_path / name
     if name == "a.webm":
         write_numbered(path, "libvpx", 60)
@@ -209,7 +209,7 @@ def test_what_is_there_of_a_clip_cut_short_is_read(tmp_path: Path, name: str, ke
         assert 5 < video.damaged_frames < 60 - numbers[-1] + 2
 
 
-def test_frames_of_a_hole_are_replaced_by_the_last_before_it(tmp_path: Path) -> None:
+def test_missing_frames_are_replaced_by_the_last_one_before_them(tmp_path: Path) -> None:
     video = read_video(str(hole(tmp_path)), Options(nframes=60, **SAME_SIZE))
     numbers = [number_of(frame) for frame in video.frames]
     whole = numbers.index(numbers[-1]) + 1
@@ -260,7 +260,7 @@ def test_the_limit_of_pixels_is_exact(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp"])
 @pytest.mark.parametrize("keep", [0.05, 0.5, 0.95])
-def test_a_cut_image_is_refused(tmp_path: Path, suffix: str, keep: float) -> None:
+def test_a_truncated_image_is_refused(tmp_path: Path, suffix: str, keep: float) -> None:
     path = Path(write_image(tmp_path / f"a.{suffix}", image(200, 300)))
     with pytest.raises(BadMedia, match="a\\."):
         read_image(str(cut(path, keep)))

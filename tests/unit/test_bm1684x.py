@@ -62,7 +62,7 @@ def test_a_profile_ends_with_the_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", None])
-def test_a_net_without_an_estimate_is_told(text: str | None, tmp_path: Path) -> None:
+def test_a_net_without_an_estimate_is_reported(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "net.profile").write_text(text)
     with pytest.raises(tpu_nets.BenchError, match="no estimate"):
@@ -117,7 +117,7 @@ def test_an_interrupted_call_leaves_no_process(tmp_path: Path, eventually: Calla
     eventually(lambda: not stat.exists() or " Z " in stat.read_text())
 
 
-def test_a_missing_python_310_is_told(
+def test_a_missing_python_310_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TPU_ENV", str(tmp_path / "env"))

@@ -78,7 +78,7 @@ def test_memory_of_whole_models_is_what_model_tool_prints(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x7fELF" + bytes(100), bytes(4096)])
-def test_another_file_is_no_bmodel(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_bmodel_is_refused(tmp_path: Path, content: bytes) -> None:
     other = tmp_path / "other.bmodel"
     other.write_bytes(content)
 
@@ -91,7 +91,7 @@ def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 19, 20, 63, 64, 100, STRUCTURE_END - 1, STRUCTURE_END, len(BYTES) - 1])
-def test_a_file_cut_short_says_so(tmp_path: Path, size: int) -> None:
+def test_a_truncated_file_is_reported(tmp_path: Path, size: int) -> None:
     part = tmp_path / "part.bmodel"
     part.write_bytes(BYTES[:size])
 

@@ -120,7 +120,7 @@ def test_folders_and_patterns(tmp_path: Path) -> None:
         inputs.from_paths([str(tmp_path / "empty")], prompts)
 
 
-def test_rows_may_hold_what_is_no_unicode(tmp_path: Path) -> None:
+def test_rows_may_contain_invalid_unicode(tmp_path: Path) -> None:
     row = {"index": 0, "source": "caf\udce9.mp4", "text": "é", "request": "r", "error": None, "finish_reason": "stop"}
     file = RowFile(tmp_path / "out.jsonl")
     file.append(row)

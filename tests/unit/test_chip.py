@@ -100,7 +100,7 @@ def test_a_bmodel_that_sail_does_not_load_is_refused(call: str, error: Exception
 
 
 @pytest.mark.parametrize("call", ["process", "update_data", "sync_s2d", "sync_d2s", "asnumpy", "sync_d2d"])
-def test_what_sail_raises_later_is_a_failed_device(call: str) -> None:
+def test_later_errors_of_sail_are_device_failures(call: str) -> None:
     sail = Recorder()
     chip = Chip(sail, 0, Path("some.bmodel"))
     setattr(sail, call, raising(emulator.SailEngineError("Engine related error!")))

@@ -50,7 +50,7 @@ def test_big_endian_and_strided_arrays_come_back_by_value() -> None:
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, np.array(["a"]), np.array([object()]), 2**70, np.complex64(1)])
-def test_what_has_no_place_is_refused(value: object) -> None:
+def test_unsupported_values_are_refused(value: object) -> None:
     with pytest.raises(CodecError):
         pack(value, LIMIT)
 
@@ -88,7 +88,7 @@ def test_a_job_of_version_1_is_read() -> None:
     assert decode(Job, OLD_JOB).messages == with_part(VIDEO).messages
 
 
-def test_what_version_1_can_say_is_said_in_it() -> None:
+def test_values_that_version_1_supports_are_written_in_version_1() -> None:
     """So that workers and producers of both versions serve one queue while a fleet is updated."""
     old = decode(Job, OLD_JOB)
     assert encode(old) == OLD_JOB
@@ -103,7 +103,7 @@ def test_a_worker_of_version_1_refuses_times_with_a_sentence(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("times", [[0.0], [0.0, 0.5, 1.0], [1.0, 0.5], [-1.0, 0.5], [0.0, float("nan")]])
-def test_times_that_are_not_those_of_the_frames_are_refused(times: list[float]) -> None:
+def test_times_that_do_not_match_the_frames_are_refused(times: list[float]) -> None:
     body = msgpack.unpackb(OLD_JOB)["body"]
     body["messages"][0]["content"][0] |= {"times": times, "fps": 2.0}
     with pytest.raises(BadRequest):
@@ -191,7 +191,7 @@ HUNDRED_MILLION = b"\xdd" + (10**8).to_bytes(4, "big")
         (b"\xc7\x04\xff" + b"\0" * 4, "extension type 0xff"),  # msgpack's own timestamp
     ],
 )
-def test_what_is_small_here_and_large_in_memory_is_refused_before_it_is_built(data: bytes, says: str) -> None:
+def test_values_that_expand_in_memory_are_refused_before_they_are_built(data: bytes, says: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(CodecError, match=says):
@@ -202,7 +202,7 @@ def test_what_is_small_here_and_large_in_memory_is_refused_before_it_is_built(da
 
 
 @pytest.mark.parametrize("value", [[None] * MAX_VALUES, functools.reduce(lambda inner, _: [inner], range(65), None)])
-def test_what_would_not_be_unpacked_is_not_packed(value: object) -> None:
+def test_values_that_could_not_be_unpacked_are_not_packed(value: object) -> None:
     with pytest.raises(CodecError, match="more than"):
         pack(value, LIMIT)
 
@@ -212,7 +212,7 @@ def test_the_longest_and_deepest_values_come_back() -> None:
         assert unpack(pack(value, LIMIT), LIMIT) == value
 
 
-def test_a_clips_blob_is_looked_through_in_a_moment() -> None:
+def test_a_clips_blob_is_checked_quickly() -> None:
     data = pack({"jpeg": [bytes(50_000)] * 4}, LIMIT)
     start = time.perf_counter()
     for _ in range(100):
@@ -222,7 +222,7 @@ def test_a_clips_blob_is_looked_through_in_a_moment() -> None:
     assert each < 0.001
 
 
-def test_a_result_and_a_turn_hold_all_that_the_largest_job_says() -> None:
+def test_a_result_and_a_turn_of_the_largest_job_can_be_encoded() -> None:
     text = TextPart(text="x" * 200_000)
     message = Message(role="user", content=(text, text))
     metadata = {"flags": [True] * (MAX_VALUES - 100), "note": "x" * 500_000}
@@ -256,7 +256,7 @@ def test_any_bytes_give_a_value_or_the_typed_error(data: bytes) -> None:
     assert time.perf_counter() - start < 1
 
 
-def test_a_refusal_is_a_sentence_for_people() -> None:
+def test_a_refusal_is_a_readable_sentence() -> None:
     body = {**msgpack.unpackb(encode(JOB))["body"], "conversation": "a b"}
     with pytest.raises(BadRequest, match=r"^conversation: .* 128 .*A-Z, a-z, 0-9"):
         decode(Job, reencoded(body=body))

@@ -116,7 +116,7 @@ def test_every_net_is_compiled_once_and_a_second_run_has_nothing_to_do(
     assert calls(environment) == []
 
 
-def test_paths_are_meant_from_the_callers_folder(
+def test_paths_are_relative_to_the_callers_folder(
     model: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     python = str(Path(environment["PYTHON"]).relative_to(tmp_path))
@@ -135,7 +135,7 @@ def test_new_weights_are_compiled_again(compile_: Compile, environment: dict[str
 @pytest.mark.parametrize(
     ("fake", "said"), [("FAKE_SILENT", "embedding.log"), ("FAKE_FAIL", "no such operation")]
 )
-def test_a_failed_step_is_told_and_the_next_run_goes_on_with_it(
+def test_a_failed_step_is_reported_and_the_next_run_continues_with_it(
     fake: str, said: str, compile_: Compile, environment: dict[str, str], tmp_path: Path
 ) -> None:
     failed = compile_(**{fake: "embedding"})
@@ -146,7 +146,7 @@ def test_a_failed_step_is_told_and_the_next_run_goes_on_with_it(
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_a_killed_run_is_taken_up_where_it_stopped(
+def test_the_next_run_continues_where_a_killed_one_stopped(
     stop: signal.Signals, command: list[str], compile_: Compile, environment: dict[str, str],
     eventually: Callable[..., None],
 ) -> None:
@@ -183,7 +183,7 @@ def test_wrong_options_are_one_sentence_and_exit_code_2(
     assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_machine_without_python_310_is_told(command: list[str], tmp_path: Path) -> None:
+def test_a_missing_python_310_is_reported(command: list[str], tmp_path: Path) -> None:
     bare = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TPU_ENV": str(tmp_path / "env"), "PYTHON": sys.executable,
             "PYTHON310": "/nowhere/python3.10"}
     done = subprocess.run(command, env=bare, capture_output=True, text=True)

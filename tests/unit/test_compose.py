@@ -60,7 +60,7 @@ def services(project: Path, *arguments: str, **environment: str) -> dict[str, di
     return found
 
 
-def test_compose_refuses_what_is_wrong(project: Path, tmp_path: Path) -> None:
+def test_compose_refuses_an_unknown_key(project: Path, tmp_path: Path) -> None:
     text = (project / "docker-compose.yml").read_text()
     (tmp_path / "docker-compose.yml").write_text(text.replace("restart: unless-stopped", "restarts: always"))
     done = subprocess.run([*compose(), "config"], cwd=tmp_path, capture_output=True, text=True)
@@ -68,16 +68,16 @@ def test_compose_refuses_what_is_wrong(project: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("profile", "worker"), [("cpu", "worker"), ("pcie", "worker-pcie"), ("soc", "worker-soc")])
-def test_a_profile_brings_its_worker_and_what_watches_it(profile: str, worker: str, project: Path) -> None:
+def test_a_profile_starts_its_worker_and_the_monitoring(profile: str, worker: str, project: Path) -> None:
     assert set(services(project, COMPOSE_PROFILES=profile)) == {*WATCHED, worker}
     assert set(services(project, "--profile", profile)) == {*WATCHED, worker}
 
 
-def test_without_a_word_there_is_a_cpu_worker(project: Path) -> None:
+def test_the_default_profile_starts_a_cpu_worker(project: Path) -> None:
     assert set(services(project)) == {*WATCHED, "worker"}
 
 
-def test_tools_are_run_and_not_brought_up(project: Path) -> None:
+def test_tools_are_not_started_by_up(project: Path) -> None:
     assert set(services(project, "--profile", "tools")) == {*WATCHED, "producer", "status"}
 
 
@@ -87,7 +87,7 @@ def every(project: Path) -> dict[str, dict[str, Any]]:
     return services(project, "--profile", "*")
 
 
-def test_nothing_runs_with_rights_or_unpinned(every: dict[str, dict[str, Any]]) -> None:
+def test_services_have_no_rights_and_pinned_images(every: dict[str, dict[str, Any]]) -> None:
     for name, service in every.items():
         assert not service.get("privileged") and service.get("user") not in {"root", "0"}, name
         assert re.search(r":v?\d+[.]\d+", service["image"]) if "image" in service else service["build"], name
@@ -96,7 +96,7 @@ def test_nothing_runs_with_rights_or_unpinned(every: dict[str, dict[str, Any]]) 
             assert service["restart"] == "unless-stopped" and service["logging"]["driver"] == "local", name
 
 
-def test_what_knows_no_passwords_is_this_machines_alone(every: dict[str, dict[str, Any]]) -> None:
+def test_services_without_passwords_are_reachable_only_from_this_machine(every: dict[str, dict[str, Any]]) -> None:
     published = {name: port for name, service in every.items() for port in service.get("ports", [])}
     assert set(published) == {"prometheus", "grafana"}
     assert all(port["host_ip"] == "127.0.0.1" for port in published.values())
@@ -138,7 +138,7 @@ def test_a_tpus_devices_go_to_its_worker(project: Path) -> None:
     assert second["command"] == ["worker", "--device", "tpu:1"]
 
 
-def test_every_file_that_is_mounted_is_there(every: dict[str, dict[str, Any]], project: Path) -> None:
+def test_every_mounted_file_exists(every: dict[str, dict[str, Any]], project: Path) -> None:
     given = {"models", "media", "sophon"}  # by whoever runs it
     for service in every.values():
         for volume in service.get("volumes", []):
@@ -160,12 +160,12 @@ def with_sentinels(project: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return services(folder, "-f", "docker-compose.yml", "-f", "docker-compose.sentinel.yml", "--profile", "*")
 
 
-def test_with_sentinels_nothing_runs_with_rights_and_every_file_is_there(
+def test_with_sentinels_services_have_no_rights_and_every_file_exists(
     with_sentinels: dict[str, dict[str, Any]], every: dict[str, dict[str, Any]]
 ) -> None:
-    test_nothing_runs_with_rights_or_unpinned(with_sentinels)
-    test_what_knows_no_passwords_is_this_machines_alone(with_sentinels)
-    test_every_file_that_is_mounted_is_there(with_sentinels, ROOT)
+    test_services_have_no_rights_and_pinned_images(with_sentinels)
+    test_services_without_passwords_are_reachable_only_from_this_machine(with_sentinels)
+    test_every_mounted_file_exists(with_sentinels, ROOT)
     servers, sentinels = {"redis", "replica-1", "replica-2"}, {"sentinel-1", "sentinel-2", "sentinel-3"}
     assert set(with_sentinels) == set(every) | servers | sentinels
     assert {with_sentinels[name]["hostname"] for name in servers | sentinels} == servers | sentinels
@@ -220,7 +220,7 @@ def test_a_dockerfile_keeps_hadolints_rules(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_an_images_command_is_there(path: Path) -> None:
+def test_the_command_of_an_image_exists(path: Path) -> None:
     told = dict(instructions(path))
     command, *arguments = json.loads(told["ENTRYPOINT"]) + json.loads(told["CMD"])
     assert command == "sailq" and invoke(arguments[0], "--help").returncode == 0

@@ -43,7 +43,7 @@ def test_heaps_runs_on_the_python_of_a_box() -> None:
     assert done.returncode == 0 and "--need" in done.stdout, done.stderr
 
 
-def test_heaps_alone_says_what_it_lacks(tmp_path: Path) -> None:
+def test_heaps_without_its_checkout_says_what_is_missing(tmp_path: Path) -> None:
     alone = tmp_path / "deploy/se7/heaps.py"
     alone.parent.mkdir(parents=True)
     alone.write_text(HEAPS.read_text())
@@ -95,12 +95,12 @@ def test_a_larger_model_gets_a_larger_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("need", "banks"), [(20_000, (8192, 4096, 4096)), (9000, (4096, 2048, 2048))])
-def test_no_split_is_made_up_where_none_is_known(need: int, banks: tuple[int, ...], tmp_path: Path) -> None:
+def test_no_split_is_invented_for_an_unknown_memory_size(need: int, banks: tuple[int, ...], tmp_path: Path) -> None:
     done = heaps("--need", need, "--root", device_tree(tmp_path, AS_SHIPPED, banks))
     assert done.returncode == 1 and "smaller model" in done.stdout and " -c " not in done.stdout
 
 
-def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported_in_one_sentence(tmp_path: Path) -> None:
     assert "heaps" in why(heaps("--need", 9000, "--root", tmp_path)).partition("heaps.py: ")[2]
     garbage = ion(tmp_path / "ion", {"npu": "Summary: garbage", "vpu": 2048})
     assert "'Summary: garbage'" in why(heaps("--need", 9000, "--root", garbage))

@@ -44,12 +44,12 @@ def test_a_check_that_hangs_or_fails_stops_no_other() -> None:
     assert fine == ok("well")
 
 
-def test_what_needs_something_that_is_wrong_is_not_looked_at() -> None:
+def test_checks_that_depend_on_a_failed_check_are_skipped() -> None:
     checks = [Check("s", "a", ill), Check("s", "b", fail, "a"), Check("s", "c", fail, "b"), Check("s", "d", well)]
     assert [verdict.state for _, verdict in run(checks, PLAN)] == ["wrong", "skipped", "skipped", "ok"]
 
 
-def test_what_each_check_needs_comes_before_it() -> None:
+def test_checks_run_after_the_checks_that_they_depend_on() -> None:
     checks = all_checks()
     names = [check.name for check in checks]
     assert len(set(names)) == len(names)
@@ -58,7 +58,7 @@ def test_what_each_check_needs_comes_before_it() -> None:
     assert subjects == sorted(subjects, key=subjects.index)
 
 
-def test_a_terminal_gets_each_mend_in_one_piece_and_skipped_checks_together() -> None:
+def test_a_terminal_shows_each_fix_in_one_piece_and_skipped_checks_together() -> None:
     terminal = io.StringIO()
     found = [(Check("s", "a", ill), ill(PLAN)), (Check("s", "b", well), skipped("no")),
              (Check("s", "c", well), skipped("no")), (Check("s", "[red]d", well), ok("\x1b[31m[bold]"))]

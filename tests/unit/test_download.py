@@ -152,7 +152,7 @@ def test_a_published_model_becomes_a_model_directory(
     assert [path.name for path in (tmp_path / "models").iterdir()] == [SEVEN.name]
 
 
-def test_what_is_there_is_not_fetched_again(environment: dict[str, str], server: Server, tmp_path: Path) -> None:
+def test_existing_files_are_not_downloaded_again(environment: dict[str, str], server: Server, tmp_path: Path) -> None:
     download(environment, tmp_path, SEVEN.name)
     server.asked()
 
@@ -179,7 +179,7 @@ def test_a_second_run_fetches_what_the_first_did_not_finish(
 
 
 @pytest.mark.parametrize("content", [BMODEL[:-1], BMODEL[:100], b"", b"<html>not found</html>"])
-def test_a_file_that_is_not_whole_is_refused(
+def test_an_incomplete_file_is_refused(
     environment: dict[str, str], server: Server, tmp_path: Path, content: bytes
 ) -> None:
     server.serve(FILE, content)
@@ -253,13 +253,13 @@ def test_a_disk_that_fills_up_is_named(
     assert " 2 MB " in why(download(environment, tmp_path, TWO.name))
 
 
-def test_without_dfss_the_remedy_is_named(environment: dict[str, str], tmp_path: Path) -> None:
+def test_without_dfss_the_fix_is_named(environment: dict[str, str], tmp_path: Path) -> None:
     said = why(download({**environment, "PYTHONPATH": ""}, tmp_path, SEVEN.name))
 
     assert f"{sys.executable} -m pip install dfss" in said
 
 
-def test_without_sailq_the_remedy_is_named(environment: dict[str, str], tmp_path: Path) -> None:
+def test_without_sailq_the_fix_is_named(environment: dict[str, str], tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\nexec {sys.executable} -S -I \"$@\"\n")
     python.chmod(0o755)
@@ -267,13 +267,13 @@ def test_without_sailq_the_remedy_is_named(environment: dict[str, str], tmp_path
     assert "-m pip install" in why(download({**environment, "PYTHON": str(python)}, tmp_path, SEVEN.name))
 
 
-def test_dfss_that_succeeds_and_leaves_nothing(environment: dict[str, str], modules: Path, tmp_path: Path) -> None:
+def test_dfss_that_exits_with_0_and_writes_no_file(environment: dict[str, str], modules: Path, tmp_path: Path) -> None:
     (modules / "dfss/__main__.py").write_text("")
 
     assert "configs.zip" in why(download(environment, tmp_path, SEVEN.name))
 
 
-def test_two_at_a_time_do_not_meet(environment: dict[str, str], tmp_path: Path) -> None:
+def test_two_downloads_at_once_do_not_collide(environment: dict[str, str], tmp_path: Path) -> None:
     part = tmp_path / f"{SEVEN.name}.part"
     part.mkdir()
     held = os.open(part, os.O_RDONLY)

@@ -236,7 +236,7 @@ Q = "model.language_model.layers.0.self_attn.q_proj.weight"
         ({}, {Q: torch.zeros(256, 256, dtype=torch.int8)}, " I8"),
     ],
 )
-def test_checkpoints_that_are_not_whole_are_refused(
+def test_incomplete_checkpoints_are_refused(
     config: dict[str, Any], change: dict[str, Any], named: str, weights: dict[str, torch.Tensor], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -291,7 +291,7 @@ def test_files_that_are_missing_or_broken_are_refused(
         (["--dynamic"], "--dynamic"),
     ],
 )
-def test_lengths_that_make_no_sense_are_refused(
+def test_invalid_lengths_are_refused(
     options: list[str], named: str, weights: dict[str, torch.Tensor], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -110,7 +110,7 @@ def held(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_a_connection_that_breaks_off_goes_on_where_it_stopped(mirror: Mirror, tmp_path: Path) -> None:
+def test_an_interrupted_download_continues_where_it_stopped(mirror: Mirror, tmp_path: Path) -> None:
     mirror.cuts = [150_000, 50_000, 0]
     done = fetch(tmp_path / "models", mirror.url + "/")
     assert done.returncode == 0, done.stderr
@@ -124,7 +124,7 @@ def test_a_connection_that_breaks_off_goes_on_where_it_stopped(mirror: Mirror, t
     assert mirror.took() == []
 
 
-def test_a_second_run_goes_on_where_the_first_gave_up(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_second_run_continues_where_the_first_stopped(mirror: Mirror, tmp_path: Path) -> None:
     mirror.cuts = [100_000, *[0] * 5]
     done = fetch(tmp_path, mirror.url)
     assert done.returncode == 1 and " 100000 bytes" in done.stderr
@@ -135,7 +135,7 @@ def test_a_second_run_goes_on_where_the_first_gave_up(mirror: Mirror, tmp_path: 
     assert held(tmp_path / "seen-7b") == mirror.files
 
 
-def test_a_server_without_ranges_is_asked_for_the_whole(mirror: Mirror, tmp_path: Path) -> None:
+def test_without_ranges_the_file_is_downloaded_again(mirror: Mirror, tmp_path: Path) -> None:
     mirror.ranges, mirror.cuts = False, [100_000]
     done = fetch(tmp_path, mirror.url)
     assert done.returncode == 0 and [start for name, start in mirror.took() if name == "seen.bmodel"][0] == 0
@@ -143,7 +143,7 @@ def test_a_server_without_ranges_is_asked_for_the_whole(mirror: Mirror, tmp_path
 
 
 @pytest.mark.parametrize("there", [b"other" + BMODEL[5:100_000], b"x" * len(BMODEL), BMODEL + b"more"])
-def test_what_is_not_what_the_sums_say_never_becomes_the_model(mirror: Mirror, tmp_path: Path, there: bytes) -> None:
+def test_a_file_with_a_wrong_checksum_never_becomes_the_model(mirror: Mirror, tmp_path: Path, there: bytes) -> None:
     part = tmp_path / "seen-7b.part"
     part.mkdir()
     (part / "seen.bmodel").write_bytes(there)
@@ -156,7 +156,7 @@ def test_what_is_not_what_the_sums_say_never_becomes_the_model(mirror: Mirror, t
     assert held(tmp_path / "seen-7b") == mirror.files
 
 
-def test_new_files_of_the_same_name_take_the_place_of_the_old(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_new_model_of_the_same_name_replaces_the_old_one(mirror: Mirror, tmp_path: Path) -> None:
     assert fetch(tmp_path, mirror.url).returncode == 0
     mirror.serve(config_json=b"{}", newer_bmodel=BMODEL[::-1])
     assert fetch(tmp_path, mirror.url).returncode == 0
@@ -176,7 +176,7 @@ def test_a_disk_that_is_too_small_is_found_before_the_download(mirror: Mirror, n
 @pytest.mark.parametrize(
     "line", ["<html>", "0" * 64 + "  ../../etc/passwd", "0" * 64 + "  a/b", "0" * 63 + "  a", "0" * 64 + "  .ssh"]
 )
-def test_sums_that_lead_elsewhere_are_refused(mirror: Mirror, tmp_path: Path, line: str) -> None:
+def test_checksums_of_files_in_other_folders_are_refused(mirror: Mirror, tmp_path: Path, line: str) -> None:
     mirror.files["SHA256SUMS"] += f"{line}\n".encode()
     done = fetch(tmp_path, mirror.url)
     assert done.returncode == 1 and "SHA256SUMS" in done.stderr
@@ -192,7 +192,7 @@ def test_a_folder_without_sums_or_without_a_model_is_named(mirror: Mirror, tmp_p
     assert done.returncode == 1 and "sha256sum * > SHA256SUMS" in done.stderr and "secret" not in done.stderr
 
 
-def test_two_at_a_time_do_not_meet(mirror: Mirror, tmp_path: Path) -> None:
+def test_two_downloads_at_once_do_not_collide(mirror: Mirror, tmp_path: Path) -> None:
     part = tmp_path / "seen-7b.part"
     part.mkdir()
     lock = os.open(part, os.O_RDONLY)

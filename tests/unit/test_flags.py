@@ -16,13 +16,13 @@ def filled(part: dict[str, Any], **flags: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("video", [["a.png", "b.png"], "data:video/jpeg;base64,AAAA,BBBB"])
-def test_given_frames_get_no_rate_that_nobody_stated(video: Any) -> None:
+def test_given_frames_get_no_default_frame_rate(video: Any) -> None:
     part = {"type": "video", "video": video}
     assert filled(part, nframes=4, max_frames=8) == {**part, "nframes": 4, "max_frames": 8}
     assert filled({**part, "fps": 2.0}, max_frames=8) == {**part, "fps": 2.0, "max_frames": 8}
 
 
-def test_a_field_of_null_is_not_given() -> None:
+def test_a_null_field_counts_as_not_given() -> None:
     part = {"type": "video", "video": "a.mp4", "nframes": None, "detail": None}
     assert filled(part, nframes=4) == {**part, "nframes": 4}
     assert filled({**part, "nframes": 6}, nframes=4)["nframes"] == 6

@@ -42,7 +42,7 @@ def test_links_that_form_loops_end(tmp_path: Path) -> None:
     assert sorted(found(tmp_path, "a")) == ["a/1.mp4", "a/up/b/2.mp4"]
 
 
-def test_what_is_no_link_goes_before_links(tmp_path: Path) -> None:
+def test_real_folders_are_read_before_links(tmp_path: Path) -> None:
     put(tmp_path, "z/1.mp4")
     (tmp_path / "a").symlink_to("z")
     assert found(tmp_path, "") == ["z/1.mp4"]
@@ -54,13 +54,13 @@ def test_a_folder_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
     assert found(tmp_path, "cam", "cam/1.mp4", "other", "other/2.mp4", "c*", "**") == ["cam/1.mp4", "cam/2.mp4"]
 
 
-def test_linked_files_are_files_of_their_own(tmp_path: Path) -> None:
+def test_linked_files_count_as_separate_files(tmp_path: Path) -> None:
     put(tmp_path, "cam/1.mp4")
     (tmp_path / "cam" / "2.mp4").symlink_to("1.mp4")
     assert found(tmp_path, "cam") == ["cam/1.mp4", "cam/2.mp4"]
 
 
-def test_all_that_is_left_out_is_told(tmp_path: Path) -> None:
+def test_all_skipped_files_are_reported(tmp_path: Path) -> None:
     put(tmp_path, "cam/1.mp4", "cam/1.txt", "cam/notes.txt", "cam/.hidden.doc")
     os.mkfifo(tmp_path / "cam" / "pipe.mp4")
     (tmp_path / "cam" / "gone.mp4").symlink_to("nowhere")
@@ -71,7 +71,7 @@ def test_all_that_is_left_out_is_told(tmp_path: Path) -> None:
     assert len(left_out) == 3 and not any(one.locked for one in left_out)
 
 
-def test_a_folder_that_may_not_be_read_is_told(folder: Path) -> None:
+def test_an_unreadable_folder_is_reported(folder: Path) -> None:
     folder.chmod(0o755)
     put(folder, "cam/1.mp4", "cam/in/2.mp4")
     (folder / "cam" / "in").chmod(0)
@@ -93,7 +93,7 @@ def test_a_folder_that_may_not_be_read_is_told(folder: Path) -> None:
     ("cam/*.mp4", ["cam/1.mp4"], []),
     ("*/**/in/**/*.mp4", None, ["cam/in"]),
 ])
-def test_a_folder_that_may_not_be_read_is_told_under_patterns(
+def test_an_unreadable_folder_is_reported_for_patterns(
     folder: Path, pattern: str, names: list[str] | None, locked: list[str]
 ) -> None:
     folder.chmod(0o755)
@@ -131,7 +131,7 @@ def test_nothing_matches(tmp_path: Path) -> None:
         found(tmp_path, "**/*.mp4")
 
 
-def test_the_names_of_the_working_directory_are_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_the_working_directory_have_no_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "cam/1.mp4")
     monkeypatch.chdir(tmp_path)
     assert [clip.source for clip in inputs.from_paths(["."], PROMPTS)] == ["cam/1.mp4"]

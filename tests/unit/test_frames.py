@@ -15,7 +15,7 @@ from sailq.shared.errors import BadMedia, CodecError, SailqError
 from sailq.shared.frames import MAX_BLOB_BYTES, blob_limit, decode_frames, encode_frames
 
 
-def test_frames_come_back_close_and_the_name_is_the_content() -> None:
+def test_decoded_frames_are_similar_and_a_blob_is_named_by_its_content() -> None:
     clip = camera_clip(4, 84, 112)
     digest, blob = encode_frames(clip)
     assert digest == hashlib.sha256(blob).hexdigest() == encode_frames(clip)[0]
@@ -40,7 +40,7 @@ BLOB = encode_frames(camera_clip(2, 56, 84))[1]
 
 
 @pytest.mark.parametrize("expected", [(3, 56, 84), (2, 84, 56), (1, 56, 84)])
-def test_a_blob_that_is_not_what_the_job_states_is_refused(expected: tuple[int, int, int]) -> None:
+def test_a_blob_that_does_not_match_the_job_is_refused(expected: tuple[int, int, int]) -> None:
     with pytest.raises(CodecError, match="do not match the job"):
         decode_frames(BLOB, expected)
 
@@ -99,12 +99,12 @@ def progressive() -> bytes:
 
 
 @pytest.mark.parametrize("data", [hidden(56, 84), scans(2), scans(1000), progressive()])
-def test_a_jpeg_that_a_decoder_may_read_otherwise_or_for_long_is_refused(data: bytes) -> None:
+def test_a_jpeg_that_decoders_read_differently_or_slowly_is_refused(data: bytes) -> None:
     with pytest.raises(BadMedia, match="no JPEG"):
         decode_frames(forged(jpeg=[data] * 2), (2, 56, 84))
 
 
-def test_a_jpeg_that_says_it_lies_on_its_side_is_of_its_own_size() -> None:
+def test_the_orientation_of_a_jpeg_in_a_blob_is_ignored() -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
     data = b"\xff\xd8\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg()[2:]
     turned = decode_frames(forged(jpeg=[data] * 2), (2, 56, 84))
@@ -112,7 +112,7 @@ def test_a_jpeg_that_says_it_lies_on_its_side_is_of_its_own_size() -> None:
 
 
 @pytest.mark.parametrize("size", [(10**6, 10**6, 10**6), (768, 8176, 8176), (1, 30_000, 30_000), (2, 8176, 8176)])
-def test_an_enormous_claim_allocates_nothing(size: tuple[int, int, int]) -> None:
+def test_an_enormous_stated_size_allocates_nothing(size: tuple[int, int, int]) -> None:
     count, height, width = size
     small = with_size(jpeg(), min(height, 65_535), min(width, 65_535))[:200]
     blob = forged(size=list(size), jpeg=[small] * min(count, 768))
@@ -133,7 +133,7 @@ def test_a_blob_is_no_larger_than_its_frames_need() -> None:
 
 
 @pytest.mark.parametrize("name", ["v", "type", "size", "jpeg"])
-def test_an_array_is_no_field_of_a_blob(name: str) -> None:
+def test_a_blob_with_an_array_as_a_field_is_refused(name: str) -> None:
     with pytest.raises(SailqError):
         decode_frames(forged(**{name: np.ones(3)}), (2, 56, 84))
 

@@ -71,7 +71,7 @@ def test_the_orientation_is_applied_in_every_format(suffix: str, orientation: in
     assert near(decode(saved(np.ascontiguousarray(stored), suffix, **options)), upright)
 
 
-def test_metadata_that_cannot_be_written_again_spoil_no_picture() -> None:
+def test_metadata_that_pillow_cannot_rewrite_do_not_break_an_image() -> None:
     """A resolution of -1/0 beside an orientation of 6."""
     orientation = b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
     resolution = b"\x1a\x01\x0a\0\x01\0\0\0\x26\0\0\0"  # at byte 38
@@ -81,19 +81,19 @@ def test_metadata_that_cannot_be_written_again_spoil_no_picture() -> None:
     assert near(decode(marked), corners())
 
 
-def test_metadata_that_cannot_be_read_spoil_no_picture() -> None:
+def test_unreadable_metadata_do_not_break_an_image() -> None:
     info = PngInfo()
     info.add_text("Raw profile type exif", "\nexif\n8\nno digits\n")
     assert near(decode(saved(corners(), "png", pnginfo=info)), corners())
 
 
 @pytest.mark.parametrize("suffix", ["heic", "avif"])
-def test_a_damaged_header_is_not_called_another_kind(suffix: str) -> None:
+def test_a_damaged_header_is_reported_as_damage(suffix: str) -> None:
     with pytest.raises(BadMedia, match="it is damaged or cut short"):
         decode(saved(corners(), suffix)[:24])
 
 
-def test_a_tiff_of_a_compression_that_is_not_read_is_not_called_damaged_alone() -> None:
+def test_an_unsupported_tiff_compression_is_named() -> None:
     """Its tag 259 is a short, whose value follows the tag, the type and the count."""
     lzw = saved(corners(), "tif", compression="tiff_lzw")
     known, webp = (struct.pack("<HHIH", 259, 3, 1, number) for number in (5, 50001))
@@ -104,7 +104,7 @@ def test_a_tiff_of_a_compression_that_is_not_read_is_not_called_damaged_alone() 
         decode(lzw[:-50])
 
 
-def test_the_orientation_of_a_heic_is_its_own(tmp_path: Path) -> None:
+def test_the_orientation_of_a_heic_is_applied_once(tmp_path: Path) -> None:
     """A phone states the turn in the container, and again in EXIF, where it is not to be applied once more."""
     upright = corners()
     heif = pillow_heif.from_pillow(Image.fromarray(upright))
@@ -123,7 +123,7 @@ def test_a_jpeg_without_its_end_marker_is_whole(options: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.9, 0.97])
-def test_a_jpeg_that_lacks_more_is_refused(keep: float) -> None:
+def test_a_jpeg_that_lacks_more_than_its_end_marker_is_refused(keep: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (67, 131, 3), np.uint8)
     for options in ({}, {"progressive": True}):
         data = saved(noise, "jpg", **options)
@@ -195,7 +195,7 @@ RAMP = np.repeat(np.arange(256, dtype=np.int64)[None], 4, 0)
     ],
     ids=["32 bits", "32 bits, small", "white is 0", "signed 16", "signed 32"],
 )
-def test_a_tiff_of_wide_samples_has_its_own_light(data: bytes, grey: npt.NDArray[np.int64]) -> None:
+def test_tiff_samples_of_more_than_8_bits_are_scaled_by_their_range(data: bytes, grey: npt.NDArray[np.int64]) -> None:
     assert np.abs(decode(data).astype(int) - grey[:, :, None]).max() <= 1
 
 
@@ -221,7 +221,7 @@ def test_what_pillow_would_misread_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
-def test_large_texts_spoil_no_png(kind: bytes, late: bool) -> None:
+def test_large_texts_do_not_break_a_png(kind: bytes, late: bool) -> None:
     text = zlib.compress(bytes(2**21))
     body = kind + b"Comment\0" + (b"\1\0\0\0" if kind == b"iTXt" else b"\0") + text
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))

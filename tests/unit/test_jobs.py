@@ -38,12 +38,12 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("url", ["http://x", "localhost:6379", "", "redis://h:notaport"])
-def test_a_url_that_is_no_servers_is_refused(url: str) -> None:
+def test_a_url_that_is_not_a_servers_is_refused(url: str) -> None:
     with pytest.raises(BadRequest, match="URL"):
         connect(url)
 
 
-def test_no_server_is_one_readable_sentence() -> None:
+def test_an_unreachable_server_is_one_readable_sentence() -> None:
     connection = connect("redis://127.0.0.1:1/0", retries=0)
     with pytest.raises(ServerUnavailable, match="127.0.0.1:1"), server_errors(connection):
         connection.ping()
@@ -76,7 +76,7 @@ def test_a_password_is_never_shown(url: str, shown: str) -> None:
     "redis://u:1?s3cret@h", "redis://u:s3cret@[h", "redis://u:s3cret@h:port", "redis://u:s3cret@h/0?x=1",
     "rediss://u:s3cret@h/0?ssl_cert_reqs=x",
 ])
-def test_not_even_of_a_url_that_cannot_be_read(url: str) -> None:
+def test_a_password_of_an_invalid_url_is_never_shown(url: str) -> None:
     with pytest.raises(BadRequest, match="URL") as refused:
         connect(url)
     assert "s3cret" not in str(refused.value)

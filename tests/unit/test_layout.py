@@ -88,7 +88,7 @@ def test_a_missing_net_is_named(name: str, tmp_path: Path) -> None:
         layout(tmp_path, [net for net in qwen2_vl() if net.name != name])
 
 
-def test_another_number_of_layers_is_told(tmp_path: Path, spec: ModelSpec) -> None:
+def test_a_wrong_number_of_layers_is_reported(tmp_path: Path, spec: ModelSpec) -> None:
     with pytest.raises(Unsupported, match=r"3 .*block_cache_.* 2 layers"):
         layout(tmp_path, qwen2_vl(layers=3), spec)
 
@@ -109,7 +109,7 @@ def test_another_number_of_layers_is_told(tmp_path: Path, spec: ModelSpec) -> No
             stage, outputs=(stage.outputs[0], *(replace(t, dtype="bf16") for t in stage.outputs[1:])))), "cache rows"),
     ],
 )
-def test_what_does_not_fit_is_told(nets: Nets, cause: str, tmp_path: Path, spec: ModelSpec) -> None:
+def test_nets_that_do_not_fit_are_reported(nets: Nets, cause: str, tmp_path: Path, spec: ModelSpec) -> None:
     with pytest.raises(Unsupported, match=cause):
         layout(tmp_path, nets, spec)
 

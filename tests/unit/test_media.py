@@ -181,7 +181,7 @@ def test_jpegs_are_read_as_pillow_reads_them(tmp_path: Path, options: dict[str, 
     assert np.abs(read_image(str(tmp_path / "a.jpg"))[0] - expected).max() <= 4
 
 
-def test_what_a_phone_appends_to_a_jpeg_does_no_harm(tmp_path: Path) -> None:
+def test_data_that_a_phone_appends_to_a_jpeg_is_ignored(tmp_path: Path) -> None:
     path = Path(write_image(tmp_path / "a.jpg", image()))
     alone = read_image(str(path))
     path.write_bytes(path.read_bytes() + b"ftypmp42\xff\xda" + bytes(1000))

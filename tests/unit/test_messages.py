@@ -240,7 +240,7 @@ def test_options_of_the_wrong_type_or_range_are_refused(folder: Path, name: str,
         prepare(user(video(**{name: value})), base=folder)
 
 
-def test_zero_is_no_size_and_no_stride(folder: Path) -> None:
+def test_zero_is_not_a_valid_size_or_stride(folder: Path) -> None:
     for name in ("resized_height", "resized_width", "max_pixels", "total_pixels", "video_sample_num"):
         with pytest.raises(BadRequest, match=name):
             prepare(user(video(**{name: 0})), base=folder)
@@ -299,7 +299,7 @@ def test_a_video_in_any_form_is_the_same_video(folder: Path, form: str) -> None:
     assert prepare(user(video(PICTURES[form](path)))) == prepare(user(video(str(path))))
 
 
-def test_the_name_that_the_escapes_of_a_file_url_stand_for_goes_first(folder: Path) -> None:
+def test_the_unescaped_name_of_a_file_url_goes_first(folder: Path) -> None:
     write_image(folder / "a b.png", coded(200))
     write_image(folder / "a%20b.png", coded(3))
     prepared = prepare(user(image("file://a%20b.png", **SAME_SIZE), image("a%20b.png", **SAME_SIZE)), base=folder)

@@ -90,7 +90,7 @@ def test_batched_nets_have_slots(tmp_path: Path) -> None:
     assert found.layout.slots == 4
 
 
-def test_another_models_nets_are_listed_and_the_lack_is_named() -> None:
+def test_nets_of_another_model_are_listed_and_the_missing_ones_named() -> None:
     said = output(invoke("model", "inspect", NETS))
 
     assert "net vit" in said
@@ -166,11 +166,11 @@ def test_quantisation_is_read_from_the_weights(
         ("model.bmodel", None),
     ],
 )
-def test_a_name_is_a_hint(name: str, expected: str | None) -> None:
+def test_quantisation_is_guessed_from_the_name(name: str, expected: str | None) -> None:
     assert quantisation_by_name(Path(name)) == expected
 
 
-def test_layers_that_differ_are_not_put_together(tmp_path: Path) -> None:
+def test_layers_that_differ_are_not_shown_as_one(tmp_path: Path) -> None:
     nets = qwen2_vl(layers=4)
     nets[2] = BmodelNet("block_2", nets[2].stages, dynamic=True, address_mode=0)
     bmodel = read_bmodel(write_bmodel(tmp_path / "b.bmodel", nets))
@@ -198,7 +198,7 @@ def test_the_list_as_json(directory: Path) -> None:
     assert [one["name"] for one in said if one["path"] is None] == [published.name for published in PUBLISHED]
 
 
-def test_a_folder_that_is_not_there_is_no_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_not_an_error(tmp_path: Path) -> None:
     assert "sailq-tiny" in output(invoke("model", "list", tmp_path / "nowhere"))
 
 
@@ -229,7 +229,7 @@ def test_a_directory_for_cpus_and_one_of_another_kind(tmp_path: Path) -> None:
     assert "CPU" in found["cpu"] and "'bert'" in found["bert"]
 
 
-def test_what_was_fetched_is_here(tmp_path: Path) -> None:
+def test_a_downloaded_model_is_not_listed_as_missing(tmp_path: Path) -> None:
     (tmp_path / PUBLISHED[0].name).mkdir()
     shutil.copy(NETS, tmp_path / PUBLISHED[0].name)
 
@@ -239,7 +239,7 @@ def test_what_was_fetched_is_here(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("model",), ("model", "list", "--help"), ("model", "inspect", "--help")])
-def test_help_teaches(arguments: tuple[str, ...]) -> None:
+def test_help_has_examples(arguments: tuple[str, ...]) -> None:
     done = invoke(*arguments)
 
     assert "inspect" in done.stdout or "sailq model list" in done.stdout

@@ -38,7 +38,7 @@ def question(engine: Engine) -> PreparedPrompt:
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("place", [0, 5, 7])
-def test_one_score_that_is_not_finite_spoils_its_row(value: float, place: int) -> None:
+def test_one_score_that_is_not_finite_invalidates_its_row(value: float, place: int) -> None:
     scores = np.arange(16, dtype=np.float32).reshape(2, 8)[:, ::-1].copy()
     assert HostLogits(scores).argmax().tolist() == [0, 0]
     scores[1, place] = value
@@ -46,7 +46,7 @@ def test_one_score_that_is_not_finite_spoils_its_row(value: float, place: int) -
 
 
 @pytest.mark.parametrize("how", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_an_answer_ends_and_its_slot_is_as_good_as_new(
+def test_an_answer_with_bad_scores_ends_and_its_slot_works_again(
     engine: Engine, prepared: PreparedPrompt, how: GenerationOptions
 ) -> None:
     alone = answer(engine, prepared, 0, GREEDY)

@@ -46,7 +46,7 @@ def test_a_video_is_cut_as_transformers_cuts_it(count: int, size: tuple[int, int
     _agree(normalise(patches, RESCALE, MEAN, STD), theirs)
 
 
-def test_an_odd_last_frame_stands_twice() -> None:
+def test_an_odd_last_frame_is_repeated() -> None:
     frames = _random_frames(3, 28, 56)
     doubled = np.concatenate([frames, frames[-1:]])
     assert np.array_equal(patchify(frames, 14, 2, 2)[0], patchify(doubled, 14, 2, 2)[0])

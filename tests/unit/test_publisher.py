@@ -25,7 +25,7 @@ def folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_text_of_an_outage_is_written_after_it(
+def test_text_generated_during_an_outage_is_written_after_it(
     folder: Path, eventually: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     server = {"unix": folder / "s.sock", "data": folder / "data"}
@@ -45,7 +45,7 @@ def test_text_of_an_outage_is_written_after_it(
     assert "".join(chunk.text for chunk in chunks) == "before, during, after"
 
 
-def test_tokens_of_all_streams_leave_together(
+def test_tokens_of_all_streams_are_sent_together(
     connection: redis.Redis, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first at once, those after it in one command when there are many; nobody's time is up here."""

@@ -95,7 +95,7 @@ def test_one_corrupt_packet_costs_one_frame_and_is_counted(tmp_path: Path, kind:
 
 
 @pytest.mark.parametrize("kind", [kind.name for kind in KINDS if kind.interlaced])
-def test_a_whole_interlaced_clip_is_read_as_one(tmp_path: Path, kind: str) -> None:
+def test_an_undamaged_interlaced_clip_has_no_damaged_frames(tmp_path: Path, kind: str) -> None:
     """MPEG-4 with B frames: the first wanted frame behind the start lies in an open group."""
     path = clip(tmp_path / f"clip.{KIND[kind].suffix}", kind, 100, interlaced=True)
     for nframes in (2, 8, 16):
@@ -164,7 +164,7 @@ def test_a_clip_that_is_still_being_written_is_read_as_far_as_it_is(tmp_path: Pa
         assert found[0] == 0 and found == sorted(set(found)) and 40 <= found[-1] < 110, kind
 
 
-def test_segments_of_a_recorder_count_from_their_own_begin(tmp_path: Path) -> None:
+def test_segments_of_a_recorder_are_timed_from_their_own_start(tmp_path: Path) -> None:
     ticks = [tick + 5000 for tick in range(100)]
     for kind in ("mkv h264", "ts h264", "mp4 h264", "flv h264", "mpg mpeg2"):
         path = write_at(tmp_path / f"clip.{KIND[kind].suffix}", Variant(KIND[kind]), ticks)
@@ -197,7 +197,7 @@ def test_a_browsers_recording_goes_by_its_timestamps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mkv h264", "mp4 h264"])
-def test_a_clip_whose_frames_come_seldom_is_read_at_even_times(tmp_path: Path, kind: str) -> None:
+def test_a_clip_with_rare_frames_is_read_at_even_times(tmp_path: Path, kind: str) -> None:
     ticks = [*range(50), *range(50, 1500, 25)]
     path = write_at(tmp_path / f"clip.{KIND[kind].suffix}", Variant(KIND[kind]), ticks)
     video = read(path)
@@ -306,7 +306,7 @@ def test_a_clip_of_jpegs_with_exif_is_read_and_turned(tmp_path: Path, orientatio
 
 @pytest.mark.parametrize("kind", ["mp4 h264", "mp4 fragments h264", "ts hevc", "mkv hevc", "mkv live vp8", "mpg mpeg2"])
 @pytest.mark.parametrize("later", [False, True])
-def test_a_clip_of_which_nothing_is_kept_in_memory_gives_the_same(
+def test_a_clip_whose_packets_are_not_kept_in_memory_gives_the_same_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, later: bool
 ) -> None:
     path = clip(tmp_path / f"clip.{KIND[kind].suffix}", kind, 120, later=later)

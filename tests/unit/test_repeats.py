@@ -40,7 +40,7 @@ def test_a_result_that_is_sent_again_is_written_once(kept: int, client: Client, 
     assert not store.finish(job, claim.execution, other) and client.result(job) == result
 
 
-def test_a_job_that_is_submitted_again_is_there_once(client: Client, answerer: Answerer) -> None:
+def test_a_job_that_is_submitted_again_is_stored_once(client: Client, answerer: Answerer) -> None:
     first = client.submit_prepared(HELLO, conversation="talk")
     second = client.submit_prepared(HELLO, conversation="talk")
     for one in (first, second):
@@ -50,7 +50,7 @@ def test_a_job_that_is_submitted_again_is_there_once(client: Client, answerer: A
     assert client.connection.lrange(keys.waiting(keys.queue(client.settings.model)), 0, -1) == [second.job.encode()]
 
 
-def test_without_replicas_a_submission_says_so_with_its_id(redis_url: str, connection: redis.Redis) -> None:
+def test_a_submission_without_replicas_raises_an_error_with_its_id(redis_url: str, connection: redis.Redis) -> None:
     with Client(settings=Settings(redis_url=redis_url, sync_replicas=2)) as client:
         with pytest.raises(NotReplicated, match="0 of 2 replicas .* within 1 s") as error:
             client.submit_prepared(HELLO)
@@ -58,7 +58,7 @@ def test_without_replicas_a_submission_says_so_with_its_id(redis_url: str, conne
 
 
 @pytest.mark.parametrize("kept", [0, 500])
-def test_an_end_that_no_inbox_tells_is_noticed(
+def test_an_end_without_an_inbox_entry_is_noticed(
     kept: int, client: Client, connection: redis.Redis, answerer: Answerer, later: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -71,7 +71,7 @@ def test_an_end_that_no_inbox_tells_is_noticed(
 
 
 @pytest.mark.parametrize("kept", [0, 500])
-def test_asyncio_an_end_that_no_inbox_tells_is_noticed(
+def test_asyncio_an_end_without_an_inbox_entry_is_noticed(
     kept: int, redis_url: str, connection: redis.Redis, answerer: Answerer, later: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -119,7 +119,7 @@ def test_a_deleted_clip_keeps_its_row_and_a_new_one_gets_one(run: Run, cam: Path
     assert list(texts(tmp_path)) == ["a.png", "b.png", "c.png", "d.png"]
 
 
-def test_a_deleted_clip_that_is_asked_for_keeps_its_answer(run: Run, cam: Path, tmp_path: Path) -> None:
+def test_a_deleted_clip_that_is_named_again_keeps_its_answer(run: Run, cam: Path, tmp_path: Path) -> None:
     names = [cam / "a.png", cam / "b.png"]
     run(*names)
     before = told(tmp_path)
@@ -127,7 +127,7 @@ def test_a_deleted_clip_that_is_asked_for_keeps_its_answer(run: Run, cam: Path, 
     assert not run(*names).todo and told(tmp_path) == before
 
 
-def test_clips_that_are_named_from_elsewhere_are_not_gone(
+def test_clips_named_from_another_folder_do_not_count_as_deleted(
     run: Run, cam: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -165,7 +165,7 @@ def test_a_run_that_stops_early_drops_no_row(run: Run, cam: Path, tmp_path: Path
     assert [after[0], after[2]] == [before[0], before[2]] and after[1]["text"] != before[1]["text"]
 
 
-def test_a_row_that_a_dead_run_left_beside_its_successor_goes(run: Run, cam: Path, tmp_path: Path) -> None:
+def test_a_replaced_row_that_a_dead_run_left_is_removed(run: Run, cam: Path, tmp_path: Path) -> None:
     (cam / "c.png").write_text("no picture")
     run(cam)
     failure = (tmp_path / "out.jsonl").read_text().splitlines()[2]
@@ -186,7 +186,7 @@ def test_answers_to_other_options_are_refused_and_stay(run: Run, cam: Path, tmp_
         assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
-def test_a_name_that_is_no_utf_8(run: Run, cam: Path, tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8(run: Run, cam: Path, tmp_path: Path) -> None:
     paint(Path(os.fsdecode(os.fsencode(cam) + b"/\xc7\xb0\xc3\xc5.png")), 9)
     first = run(cam)
     rows = told(tmp_path)
@@ -198,7 +198,7 @@ def test_a_name_that_is_no_utf_8(run: Run, cam: Path, tmp_path: Path) -> None:
     assert [one["source"] for one in run(cam).kept] == [row["source"]]
 
 
-def test_a_full_disk_is_told_as_such(run: Run, cam: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(run: Run, cam: Path, tmp_path: Path) -> None:
     run(cam, most=1)
     before = told(tmp_path)
     full = largest_file((tmp_path / "out.jsonl").stat().st_size - 1)
@@ -226,7 +226,7 @@ def test_sidecars(run: Run, cam: Path, tmp_path: Path) -> None:
     assert texts(tmp_path)["b.png"] != before["b.png"] and len(list(cam.iterdir())) == 6
 
 
-def test_sidecars_that_have_no_place(cam: Path, tmp_path: Path) -> None:
+def test_sidecars_that_would_overwrite_a_file_are_refused(cam: Path, tmp_path: Path) -> None:
     clips = inputs.from_paths([str(cam)], PROMPTS)
     text = Clip(3, "rows.jsonl:4", [{"role": "user", "content": "x"}])
     itself = Clip(3, "d.txt", [{"role": "user", "content": [{"type": "image", "image": str(cam / "d.txt")}]}])

@@ -44,7 +44,7 @@ def test_scale_and_weight_are_in_half_precision(scheme: Any, half: torch.dtype) 
     assert rounded((steps / most).tolist(), scheme) == (steps * scale).to(half).tolist()
 
 
-def test_a_group_without_zero_is_rounded_as_tpu_mlir_rounds_it_badly() -> None:
+def test_a_group_without_zero_is_rounded_with_tpu_mlirs_error() -> None:
     """Its zero point would lie outside of the integers, so values saturate."""
     step = np.float16(0.1)
     assert rounded([0.5, 1, 1.5, 2]) == [float(np.float16(n * np.float32(step))) for n in (5, 10, 15, 15)]
@@ -148,7 +148,7 @@ def test_a_files_metadata_stay(weights: dict[str, torch.Tensor], tmp_path: Path)
         ({"tie_word_embeddings": False}, [], "lacks the tensor lm_head.weight"),
     ],
 )
-def test_what_cannot_be_rounded_is_told_in_one_sentence_and_leaves_nothing(
+def test_a_checkpoint_that_cannot_be_rounded_is_reported_and_leaves_nothing(
     config: dict[str, Any], options: list[str], complaint: str, weights: dict[str, torch.Tensor], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -159,7 +159,7 @@ def test_what_cannot_be_rounded_is_told_in_one_sentence_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_directory_that_is_there_is_left_alone(
+def test_an_existing_directory_is_not_changed(
     weights: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write(tmp_path / "model", CONFIG, weights)

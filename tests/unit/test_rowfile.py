@@ -121,7 +121,7 @@ def test_a_file_system_without_fsync_fails_no_batch(
     assert lines(tmp_path / "out.jsonl") == [row(0)] and os.listdir(tmp_path) == ["out.jsonl"]
 
 
-def test_a_folder_that_may_be_written_and_not_read(folder: Path) -> None:
+def test_a_folder_that_is_writable_but_not_readable(folder: Path) -> None:
     folder.chmod(0o333)
     with as_nobody():
         RowFile(folder / "out.jsonl").finish([row(0)])
@@ -129,7 +129,7 @@ def test_a_folder_that_may_be_written_and_not_read(folder: Path) -> None:
     assert lines(folder / "out.jsonl") == [row(0)]
 
 
-def test_a_file_that_was_put_in_its_place_stays(tmp_path: Path) -> None:
+def test_a_file_that_replaced_the_rows_file_stays(tmp_path: Path) -> None:
     """And so do the rows that had no place."""
     out = tmp_path / "out.jsonl"
     file = RowFile(out)
@@ -144,7 +144,7 @@ def test_a_file_that_was_put_in_its_place_stays(tmp_path: Path) -> None:
     assert (lines(kept), lines(out)) == ([row(0)], [row(5), row(6)])
 
 
-def test_no_other_file_is_written_over(tmp_path: Path) -> None:
+def test_no_other_file_is_overwritten(tmp_path: Path) -> None:
     before = {name: name.encode() for name in (".out.jsonl.draft", "out.jsonl.draft", ".sailq-1.jsonl")}
     for name, data in before.items():
         (tmp_path / name).write_bytes(data)
@@ -187,7 +187,7 @@ def test_a_file_that_was_removed_comes_back_whole(tmp_path: Path) -> None:
     assert lines(out) == [row(0)]
 
 
-def test_a_line_that_was_cut_off_is_ignored_and_replaced(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_ignored_and_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text(as_line(row(0)) + "\n" + as_line(row(1))[:30])
     file = RowFile(out)
@@ -197,7 +197,7 @@ def test_a_line_that_was_cut_off_is_ignored_and_replaced(tmp_path: Path) -> None
     assert lines(out) == [row(0), row(2)]
 
 
-def test_a_last_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
+def test_a_last_line_without_a_newline_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     text = as_line(row(0)) + "\n" + as_line(row(1))
     out.write_text(text)
@@ -220,7 +220,7 @@ def test_nothing_is_cut_off_before_a_row_is_written(tmp_path: Path, last: str) -
     assert out.read_text() == as_line(row(0)) + "\n" + last
 
 
-def test_a_last_line_that_is_whole_and_no_row(tmp_path: Path) -> None:
+def test_a_complete_last_line_that_is_not_a_row(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text(as_line(row(0)) + "\n" + '{"index": 1, "label": "cat"}')
     with pytest.raises(BadRequest, match="last line"):
@@ -232,13 +232,13 @@ def test_a_last_line_that_is_whole_and_no_row(tmp_path: Path) -> None:
     {"files": 5}, {"files": [{"path": "a"}]}, {"finish_reason": []}, {"source": 5}, {"source": ["a"]}, {"request": []},
     {"files": [{"path": 5, "size": 1, "mtime": 1}]},
 ])
-def test_a_line_that_is_no_row(tmp_path: Path, fields: dict[str, Any]) -> None:
+def test_a_line_that_is_not_a_row(tmp_path: Path, fields: dict[str, Any]) -> None:
     (tmp_path / "out.jsonl").write_text(as_line(row(0, **fields)) + "\n")
     with pytest.raises(BadRequest, match="Line 1 of .* is not a row"):
         RowFile(tmp_path / "out.jsonl")
 
 
-def test_a_folder_that_may_not_be_written_is_told_at_the_start(folder: Path) -> None:
+def test_an_unwritable_folder_is_reported_at_the_start(folder: Path) -> None:
     out = folder / "out.jsonl"
     out.write_text(as_line(row(0)) + "\n")
     out.chmod(0o666)
@@ -250,7 +250,7 @@ def test_a_folder_that_may_not_be_written_is_told_at_the_start(folder: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
-def test_what_is_no_regular_file(tmp_path: Path, kind: str) -> None:
+def test_a_path_that_is_not_a_regular_file(tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
     {"fifo": lambda: os.mkfifo(out), "folder": out.mkdir, "device": lambda: out.symlink_to("/dev/null")}[kind]()
     with pytest.raises(BadRequest, match="cannot be used for the rows"):
@@ -268,13 +268,13 @@ def test_names_as_text_and_back(name: bytes, text: str) -> None:
     assert name in map(os.fsencode, from_text(text))
 
 
-def test_text_that_stands_for_no_name() -> None:
+def test_text_that_encodes_no_name() -> None:
     assert as_text("\ud800").encode() == rb"\ud800"
     assert from_text("\udce9")
     assert for_terminal("a\x1b[2J\n.mp4") == r"a\x1b[2J\n.mp4"
 
 
-def test_a_line_in_the_characters_that_the_reader_has() -> None:
+def test_a_line_is_escaped_for_the_encoding_of_the_output() -> None:
     assert as_line({"a": "é"}) == '{"a": "é"}'
     assert as_line({"a": "é"}, "ascii") == '{"a": "\\u00e9"}'
     assert as_line({"a": "é"}, "latin-1") == '{"a": "é"}'

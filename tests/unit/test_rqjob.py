@@ -99,7 +99,7 @@ def test_rq_reads_a_result(error: Failure | None, kind: RQResult.Type, connectio
 
 
 @pytest.mark.parametrize("end", [None, -100])
-def test_a_record_that_unpacks_to_much_is_refused_before_it_does(end: int | None) -> None:
+def test_a_record_that_unpacks_to_too_much_is_refused_before_unpacking(end: int | None) -> None:
     bomb = zlib.compress(bytes(64 << 20))[:end]
     tracemalloc.start()
     try:
@@ -119,12 +119,12 @@ def test_a_record_that_unpacks_to_much_is_refused_before_it_does(end: int | None
     {"data": Serializer.dumps([None, None, [], {}])}, {"data": Serializer.dumps([np.ones(3), None, [], {}])},
     {"data": Serializer.dumps(["system", "os", ["true"], {}])},
 ])
-def test_what_makes_rq_act_is_refused(fields: dict[str, bytes]) -> None:
+def test_fields_that_rq_would_act_on_are_refused(fields: dict[str, bytes]) -> None:
     with pytest.raises(Unsupported):
         read(**fields)
 
 
-def test_what_rq_writes_of_every_job_is_not(connection: redis.Redis) -> None:
+def test_fields_that_rq_writes_for_every_job_are_accepted(connection: redis.Redis) -> None:
     """Its fields for what nobody asked for are empty."""
     queue = Queue(QUEUE, connection=connection, serializer=Serializer)
     times = {"ttl": 60, "result_ttl": 60, "failure_ttl": 60}
@@ -139,7 +139,7 @@ def test_what_rq_writes_of_every_job_is_not(connection: redis.Redis) -> None:
     [FUNCTION, None, np.ones(0), {"messages": HELLO}], [FUNCTION, None, [], np.ones(3)],
     [FUNCTION, None, [np.ones(3)], {}], [FUNCTION, None, []], [FUNCTION], [], {}, None, 7, "abcd", np.ones(4),
 ])
-def test_another_call_is_refused(call: object) -> None:
+def test_a_call_of_another_function_is_refused(call: object) -> None:
     with pytest.raises((BadRequest, Unsupported)):
         read(data=Serializer.dumps(call))
 

@@ -44,7 +44,7 @@ def test_filters_equal_transformers(temperature: float, top_k: int, top_p: float
         np.testing.assert_allclose(ours, theirs.softmax(-1).numpy(), rtol=1e-4, atol=1e-9)
 
 
-def test_the_order_is_that_of_generate() -> None:
+def test_filters_run_in_the_order_of_generate() -> None:
     """`generate` puts the penalty first, then temperature, top-k, top-p, as `warp` and `choose` assume."""
     from qwen2vl import Oracle, random_model
 
@@ -93,6 +93,6 @@ def test_draws_follow_the_probabilities() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
+def test_logits_that_are_not_finite_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="not numbers"):
         Sampler(GenerationOptions(), PROMPT).sample(np.full(9, value, np.float32))

@@ -197,7 +197,7 @@ def _raise_bad_request(*arguments: object) -> Float:
     raise BadRequest("no")
 
 
-def test_a_failing_decode_fails_what_runs_and_the_loop_goes_on() -> None:
+def test_a_failing_decode_fails_the_running_requests_and_the_loop_continues() -> None:
     bench = Bench(slots=2)
     running = [bench.submit(tokens=50), bench.submit(tokens=50)]
     bench.scheduler.step()
@@ -225,7 +225,7 @@ def test_a_failing_device_ends_the_loop_and_leaves_its_requests_to_other_process
     assert all(request.outcome is None for request in running)
 
 
-def test_useless_logits_fail_their_row_only() -> None:
+def test_logits_that_are_not_finite_fail_only_their_row() -> None:
     bench = Bench(slots=2)
     bad, good = bench.submit(tokens=6), bench.submit(tokens=6)
     bench.scheduler.step()

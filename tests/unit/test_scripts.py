@@ -43,7 +43,7 @@ from sailq.worker.queue.job_store import LEASE_SECONDS, JobStore, new_execution
 # Outages
 
 @pytest.mark.parametrize("left", [-3.0, 0.2])
-def test_an_outage_costs_the_living_no_attempt(
+def test_an_outage_costs_live_workers_no_attempt(
     left: float, client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None]
 ) -> None:
     """`left`: seconds of the leases when the server is back."""
@@ -66,7 +66,7 @@ def test_an_outage_costs_the_living_no_attempt(
 
 
 @pytest.mark.parametrize("lost", [keys.LEASES, f"rq:wip:{QUEUE}"])
-def test_an_attempt_whose_key_is_lost_goes_on(
+def test_an_attempt_whose_lease_key_is_deleted_continues(
     lost: str, client: Client, connection: redis.Redis, store: JobStore
 ) -> None:
     """As when somebody deletes the key, or a server that evicts keys does."""
@@ -79,7 +79,7 @@ def test_an_attempt_whose_key_is_lost_goes_on(
     assert one.lease in set.union(*store.renew([one]))
 
 
-def test_the_dead_workers_job_whose_lease_is_lost_comes_back(
+def test_a_dead_workers_job_whose_lease_is_deleted_is_recovered(
     client: Client, connection: redis.Redis, store: JobStore
 ) -> None:
     client.submit(HELLO)
@@ -91,7 +91,7 @@ def test_the_dead_workers_job_whose_lease_is_lost_comes_back(
     assert store.recover([QUEUE]).back == [one.job]
 
 
-def test_the_dead_workers_job_comes_back_at_the_second_look(
+def test_a_dead_workers_job_is_recovered_at_the_second_try(
     client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None], eventually: Callable[..., None]
 ) -> None:
     client.submit(HELLO)
@@ -110,7 +110,7 @@ def test_the_dead_workers_job_comes_back_at_the_second_look(
 
 # A full server
 
-def test_a_full_server_lets_what_it_has_come_to_its_end(
+def test_a_full_server_lets_existing_jobs_end(
     client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None], full: Callable[[], object]
 ) -> None:
     jobs = [client.submit(HELLO, conversation="c" if number > 1 else None).job for number in range(4)]
@@ -136,7 +136,7 @@ def test_a_full_server_lets_what_it_has_come_to_its_end(
     assert client.cancel(jobs[3]) == "cancelled"
 
 
-def test_a_full_server_takes_nothing_new_and_keeps_nothing_of_it(
+def test_a_full_server_refuses_new_jobs_and_stores_no_part_of_them(
     client: Client, connection: redis.Redis, full: Callable[[], object]
 ) -> None:
     client.submit(HELLO)
@@ -152,7 +152,7 @@ def test_a_full_server_takes_nothing_new_and_keeps_nothing_of_it(
     assert everything(connection) == before
 
 
-def test_a_job_of_rqs_gets_its_uploaded_clips_from_a_full_server(
+def test_an_rq_job_gets_its_uploaded_clips_from_a_full_server(
     connection: redis.Redis, queue: Queue, store: JobStore, full: Callable[[], object]
 ) -> None:
     Submitter(connection, Settings()).upload({CLIP: PIXELS}, 1.0)
@@ -218,7 +218,7 @@ def test_a_clip_named_many_times_is_sent_once(connection: redis.Redis, queue: Qu
     assert connection.info("stats")["total_net_output_bytes"] - sent < 2 * len(data)
 
 
-def test_no_claim_brings_more_than_a_worker_asks_for(connection: redis.Redis, queue: Queue, store: JobStore) -> None:
+def test_a_claim_returns_a_limited_amount_of_clips(connection: redis.Redis, queue: Queue, store: JobStore) -> None:
     digests = [f"{number:064x}" for number in range(80)]
     for digest in digests:
         connection.hset(keys.clip(digest), "data", bytes(1_000_000))
@@ -230,7 +230,7 @@ def test_no_claim_brings_more_than_a_worker_asks_for(connection: redis.Redis, qu
     assert len(store.clips(missing, one, 1.0)) == len(missing)
 
 
-def test_an_end_is_told_to_a_bounded_number_of_inboxes(
+def test_an_end_notifies_a_limited_number_of_inboxes(
     client: Client, connection: redis.Redis, store: JobStore
 ) -> None:
     job = client.submit(HELLO).job
@@ -283,7 +283,7 @@ def test_no_turn_overtakes_one_that_waits(
         assert store.finish(job, one.execution, result(job, conversation="c"), turn(job))
 
 
-def test_turns_go_on_in_order_behind_one_that_a_tool_has_cancelled(
+def test_turns_run_in_order_after_one_that_a_tool_has_cancelled(
     client: Client, connection: redis.Redis, queue: Queue, store: JobStore, look: Callable[..., None]
 ) -> None:
     first, second, third = (client.submit(HELLO, conversation="c").job for _ in range(3))
@@ -297,7 +297,7 @@ def test_turns_go_on_in_order_behind_one_that_a_tool_has_cancelled(
 
 # The bell
 
-def test_a_worker_that_a_token_woke_wakes_another_where_it_leaves_jobs(
+def test_a_woken_worker_that_leaves_jobs_wakes_another(
     client: Client, connection: redis.Redis, store: JobStore
 ) -> None:
     for _ in range(12):

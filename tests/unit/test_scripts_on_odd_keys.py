@@ -66,7 +66,7 @@ def test_a_garbled_record_loses_no_job_and_gives_it_no_more_attempts(
         assert connection.zcard(keys.LEASES) == 0 and status(connection, job) == "failed"
 
 
-def test_a_record_without_its_queue_stops_no_look(
+def test_a_record_without_a_queue_does_not_stop_recovery(
     client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None]
 ) -> None:
     client.submit(HELLO)
@@ -119,7 +119,7 @@ REGISTRIES = ["rq:deferred", "rq:canceled", "rq:scheduled", "rq:ready"]
 
 
 @pytest.mark.parametrize("registry", [*REGISTRIES, "sailq:leases"])
-def test_a_job_that_is_no_hash_stops_no_look(
+def test_a_job_key_that_is_not_a_hash_does_not_stop_recovery(
     registry: str, client: Client, connection: redis.Redis, queue: Queue, store: JobStore, look: Callable[..., None]
 ) -> None:
     connection.set(keys.job("evil"), "x")
@@ -140,7 +140,7 @@ def test_a_job_that_is_no_hash_stops_no_look(
 
 
 @pytest.mark.parametrize("registry", [*REGISTRIES, "rq:finished", "rq:failed", "rq:wip"])
-def test_a_registry_that_is_none_stops_no_look(
+def test_a_registry_of_another_type_does_not_stop_recovery(
     registry: str, client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None]
 ) -> None:
     connection.set(f"{registry}:{QUEUE}", "x")
@@ -152,7 +152,7 @@ def test_a_registry_that_is_none_stops_no_look(
 
 
 @pytest.mark.parametrize("key", [keys.bell(QUEUE), keys.CONVERSATIONS, keys.LEASES])
-def test_a_key_of_another_type_stops_no_job(
+def test_a_key_of_another_type_does_not_stop_a_job(
     key: str, client: Client, connection: redis.Redis, store: JobStore
 ) -> None:
     connection.set(key, "x")
@@ -166,7 +166,7 @@ def test_a_key_of_another_type_stops_no_job(
 
 @pytest.mark.parametrize("key", [keys.clip(CLIP), keys.conversation("c"), keys.conversation_clips("c"), keys.turns("c"),
                                  "sailq:conversation:c:waiting"])
-def test_a_wrong_key_of_a_conversation_stops_neither_its_end_nor_a_look(
+def test_a_conversation_key_of_another_type_stops_neither_jobs_nor_recovery(
     key: str, client: Client, connection: redis.Redis, store: JobStore, look: Callable[..., None]
 ) -> None:
     submitter = Submitter(connection, Settings())
@@ -186,7 +186,7 @@ def test_a_wrong_key_of_a_conversation_stops_neither_its_end_nor_a_look(
     assert waiting == {second, other} and lost.job in waiting
 
 
-def test_a_submission_gets_past_a_clip_that_is_none(client: Client, connection: redis.Redis, store: JobStore) -> None:
+def test_a_clip_key_of_another_type_stops_no_job(client: Client, connection: redis.Redis, store: JobStore) -> None:
     connection.set(keys.clip(CLIP), "x")
     Submitter(connection, Settings()).submit(clip_job("one"), {CLIP: PIXELS}, inbox="", keep=False, now=1.0)
     one = claimed(store)
@@ -195,7 +195,7 @@ def test_a_submission_gets_past_a_clip_that_is_none(client: Client, connection: 
 
 # What an asyncio client hears
 
-def test_a_deleted_job_is_noticed_while_others_go_on_ending(
+def test_a_deleted_job_is_noticed_while_other_jobs_end(
     redis_url: str, connection: redis.Redis, queue: Queue
 ) -> None:
     over = threading.Event()
@@ -225,7 +225,7 @@ def test_a_deleted_job_is_noticed_while_others_go_on_ending(
 
 
 @pytest.mark.parametrize("entry", [{"x": "y"}, {"job": b"\xff"}])
-def test_what_somebody_else_writes_to_an_inbox_ends_no_wait(
+def test_foreign_entries_in_an_inbox_end_no_asyncio_wait(
     entry: dict[str, Any], redis_url: str, connection: redis.Redis, answerer: Answerer
 ) -> None:
     async def story() -> str:
@@ -242,7 +242,7 @@ def test_what_somebody_else_writes_to_an_inbox_ends_no_wait(
     assert asyncio.run(story()) == "Hi"
 
 
-def test_what_somebody_else_writes_to_an_inbox_ends_no_clients_wait(
+def test_foreign_entries_in_an_inbox_end_no_wait(
     client: Client, connection: redis.Redis, answerer: Answerer, later: Callable[..., None]
 ) -> None:
     job = client.submit(HELLO).job

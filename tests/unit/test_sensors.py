@@ -28,7 +28,7 @@ def sail(total: int = 10_752, used: int = 7_000, percent: int = 93, celsius: int
     )
 
 
-def test_a_chip_is_read() -> None:
+def test_the_sensors_of_a_chip_are_read() -> None:
     assert read(sail(), 1) == Readings(0.93, 62, 7_000 * MB, 10_752 * MB)
 
 
@@ -41,7 +41,7 @@ def test_a_chip_is_read() -> None:
     ({"used": 20_000}, Readings(0.93, 61)),
     ({"total": 2**31 - 1}, Readings(0.93, 61)),
 ])
-def test_what_cannot_be_true_is_left_out(garbage: dict[str, int], expected: Readings) -> None:
+def test_impossible_readings_are_left_out(garbage: dict[str, int], expected: Readings) -> None:
     assert read(sail(**garbage), 0) == expected
 
 

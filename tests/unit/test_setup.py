@@ -64,7 +64,7 @@ def test_a_flashed_box_becomes_a_worker_whatever_interrupts_it(box: Box) -> None
 
 
 @pytest.mark.proof
-def test_uv_and_the_packages_come_as_they_do_on_a_box(box: Box) -> None:
+def test_uv_and_packages_are_installed_as_on_a_box(box: Box) -> None:
     (box.bin / "uv").unlink()
     box.pip = {}
     done = box.setup(*box.first())
@@ -72,7 +72,7 @@ def test_uv_and_the_packages_come_as_they_do_on_a_box(box: Box) -> None:
     assert "does  uv" in done.stdout or shutil.which("uv")
 
 
-def test_every_check_that_fails_is_named_with_its_mend_and_changes_nothing(box: Box) -> None:
+def test_failed_checks_print_their_fixes_and_change_nothing(box: Box) -> None:
     box.command("bm_version", BM_VERSION.format(libsophon="0.4.9"))
     box.node("ion", 0o600)
     shutil.rmtree(box.root / "proc")
@@ -93,7 +93,7 @@ def test_every_check_that_fails_is_named_with_its_mend_and_changes_nothing(box: 
     assert box.files() == before
 
 
-def test_a_missing_authority_is_found_before_anything_else_meets_it(box: Box, port: int) -> None:
+def test_a_missing_authority_is_found_by_the_checks(box: Box, port: int) -> None:
     box.env.write_text(f"SAILQ_REDIS_URL=rediss://worker:x@127.0.0.1:{port}/0?ssl_ca_certs=/no/ca.crt\n")
     done = box.setup("--check", *box.first())
     assert done.returncode == 1 and "/no/ca.crt" in done.stdout
@@ -115,14 +115,14 @@ def test_a_machine_with_cards_has_a_worker_for_each_chip_and_no_heaps(box: Box) 
     assert "heaps" not in done.stdout
 
 
-def test_a_process_that_has_the_tpu_open_is_named(box: Box) -> None:
+def test_a_process_that_has_opened_the_tpu_is_named(box: Box) -> None:
     with (box.root / "dev/bm-tpu0").open():
         done = box.setup("--check", *box.first())
     assert done.returncode == 0 and f"process {os.getpid()}," in done.stdout
     assert str(os.getpid()) not in box.setup("--check", *box.first()).stdout
 
 
-def test_without_a_tpu_it_says_so(box: Box) -> None:
+def test_a_missing_tpu_is_reported(box: Box) -> None:
     shutil.rmtree(box.root / "dev")
     done = box.setup("--check", *box.first())
     assert done.returncode == 1 and "TPU" in done.stdout and done.stderr.startswith("stop: 1 ")
@@ -145,7 +145,7 @@ echo "$* $SAILQ_REDIS_URL $SAILQ_MODEL" >> calls
 
 
 @pytest.mark.parametrize("fail", ["no", "doctor", "restart"])
-def test_a_worker_is_started_anew_where_something_has_changed_and_the_doctor_is_content(
+def test_a_worker_is_restarted_after_a_change_if_doctor_passes(
     fail: str, tmp_path: Path
 ) -> None:
     """systemd does not run here: a function stands in for its systemctl."""
@@ -194,12 +194,12 @@ def test_a_usage_error_is_refused(box: Box, arguments: list[str], named: str) ->
     assert done.returncode == 2 and named in done.stderr and done.stderr.startswith("setup.sh: "), done.stderr
 
 
-def test_its_help_teaches() -> None:
+def test_help_has_examples() -> None:
     done = subprocess.run([SETUP, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "sudo deploy/se7/setup.sh --env worker.env" in done.stdout
 
 
-def test_the_unit_leaves_a_worker_the_time_that_it_takes_and_knows_its_exit_codes() -> None:
+def test_the_units_timeouts_and_exit_codes_match_the_workers() -> None:
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read(TREE / "deploy/se7" / UNIT)
@@ -212,7 +212,7 @@ def test_the_unit_leaves_a_worker_the_time_that_it_takes_and_knows_its_exit_code
     assert prevented == {USAGE_ERROR} and EXIT_CODE not in prevented
 
 
-def test_systemd_takes_the_unit_and_finds_it_safe(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit_and_rates_it_safe(tmp_path: Path) -> None:
     program = tmp_path / "sailq"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)

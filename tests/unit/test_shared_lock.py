@@ -8,7 +8,7 @@ import time
 from sailq.worker.queue.shared_lock import SharedLock
 
 
-def test_whoever_is_alone_has_nobody_beside_and_goes_before_those_who_come_later() -> None:
+def test_an_exclusive_holder_is_alone_and_goes_before_later_shared_holders() -> None:
     lock, order = SharedLock(), []
     entered, leave = threading.Barrier(3), threading.Event()
 

@@ -141,7 +141,7 @@ def test_sizes_of_images_equal_qwen_vl_utils(patch: int) -> None:
     assert 10 < refused < 140
 
 
-def test_the_time_of_a_clip_is_never_passed_by_an_index() -> None:
+def test_no_index_is_beyond_the_end_of_a_clip() -> None:
     for total in (2, 3, 99_999):
         indices = sizing.frame_indices(Options(fps=1000), total, 25)
         assert indices[0] == 0 and indices[-1] <= total - 1 and len(indices) % 2 == 0

@@ -77,7 +77,7 @@ def test_any_bytes_decode_as_the_tokenizer_decodes_them(seed: int) -> None:
         assert "".join(deltas) == stream.text == _decode(tokens[:end])
 
 
-def test_a_cut_character_is_held_back_then_shown_as_what_it_is() -> None:
+def test_an_incomplete_character_is_held_back_and_shown_at_the_end() -> None:
     tokens = [byte_tokens()[byte] for byte in "好".encode()[:2]]
     deltas, _ = _stream(tokens)
     assert deltas == ["", "", "\N{REPLACEMENT CHARACTER}"]
@@ -110,7 +110,7 @@ def test_nothing_that_a_stop_text_cuts_is_ever_given_out() -> None:
         assert text.startswith(stream.text)
 
 
-def test_special_tokens_are_no_text() -> None:
+def test_special_tokens_are_not_text() -> None:
     end = tokenizer().convert_tokens_to_ids("<|im_end|>")
     tokens = [*tokenizer()("yes")["input_ids"], end, *tokenizer()("no")["input_ids"]]
     assert "".join(_stream(tokens)[0]) == "yesno" == _decode(tokens)

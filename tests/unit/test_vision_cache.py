@@ -74,7 +74,7 @@ def test_jobs_prepared_together_encode_their_common_clip_once(engine: Engine, en
     assert len(encoded) == 1
 
 
-def test_what_a_request_found_is_its_own_even_when_the_cache_drops_it(engine: Engine, encoded: list[Any]) -> None:
+def test_a_request_keeps_its_embedding_if_the_cache_evicts_it(engine: Engine, encoded: list[Any]) -> None:
     part, frames = clip(3)
     first = tokens(engine, engine.prepare(ask(part, "What?"), frames, CHOSEN))
     media = engine.media(ask(part, "What?"))
@@ -93,7 +93,7 @@ def test_another_size_under_the_same_digest_is_another_medium(engine: Engine, en
         engine.prepare(ask(lying, "What?"), frames, CHOSEN)
 
 
-def test_the_cache_keeps_what_was_used_last_within_its_bytes() -> None:
+def test_the_cache_evicts_the_least_recently_used_entry() -> None:
     cache, one = VisionCache(3 * 400), np.zeros((10, 10), np.float32)
     keys = [key_of(clip(seed)[0]) for seed in range(4)]
     for key in keys[:3]:

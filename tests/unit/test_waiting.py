@@ -38,7 +38,7 @@ def test_as_completed_gives_each_job_when_it_is_done(client: Client, answerer: A
     assert [(job, result.text) for job, result in completed] == [(jobs[1], "1")]
 
 
-def test_stream_begins_anew_when_another_worker_takes_over(client: Client, answerer: Answerer) -> None:
+def test_a_stream_restarts_when_another_worker_takes_over(client: Client, answerer: Answerer) -> None:
     job = client.submit(HELLO, stream=True).job
     answerer.claim(job)
     answerer.say(job, 0, "lost")
@@ -62,7 +62,7 @@ def test_a_stream_that_ended_is_read_whole(client: Client, answerer: Answerer) -
     assert [chunk.text for chunk in client.stream(job, 60)] == ["all of it"]
 
 
-def test_nothing_comes_in_time(client: Client) -> None:
+def test_a_wait_times_out(client: Client) -> None:
     job = client.submit(HELLO).job
     with pytest.raises(WaitTimeout, match="0.2 s"):
         client.wait(job, 0.2)
@@ -70,13 +70,13 @@ def test_nothing_comes_in_time(client: Client) -> None:
         next(client.stream(job, 0.2))
 
 
-def test_what_is_not_there(client: Client) -> None:
+def test_unknown_jobs_are_not_found(client: Client) -> None:
     for call in (client.result, client.wait, client.cancel, lambda job: next(client.stream(job))):
         with pytest.raises(NotFound, match="no-such-job"):
             call("no-such-job")
 
 
-def test_a_job_that_vanishes_is_noticed(
+def test_a_job_that_disappears_is_noticed(
     client: Client, connection: redis.Redis, later: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (replies, waiting):
@@ -101,7 +101,7 @@ def test_a_waiter_follows_a_changing_set(client: Client, connection: redis.Redis
     assert len(waiter) == 1 and not waiter.poll(0.01).ended
 
 
-def test_a_result_that_is_there_already_is_had_at_once(
+def test_an_existing_result_is_returned_at_once(
     client: Client, answerer: Answerer, connection: redis.Redis, redis_url: str
 ) -> None:
     job = client.submit(HELLO).job
@@ -113,7 +113,7 @@ def test_a_result_that_is_there_already_is_had_at_once(
     assert time.monotonic() - began < replies.LOOK_SECONDS / 2
 
 
-def test_another_client_is_told_of_an_end_and_one_whose_inbox_is_gone_finds_it(
+def test_a_wait_ends_for_another_client_and_for_one_without_an_inbox(
     client: Client, answerer: Answerer, connection: redis.Redis, redis_url: str, later: Callable[..., None]
 ) -> None:
     mine, lost = (client.submit(HELLO).job for _ in range(2))
