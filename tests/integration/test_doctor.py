@@ -282,7 +282,7 @@ def tls_port(secrets: Path) -> Iterator[int]:
 def test_tls_to_a_server_without_tls(acl: Server) -> None:
     url = acl.url("worker").replace("redis://", "rediss://")
     examined = doctor(url=url)
-    fix = only(examined, "server", "TLS", "not with rediss")
+    fix = only(examined, "server", "TLS", "not rediss")
     (password,) = acl.passwords("worker")
     shown = f"redis://worker:***@127.0.0.1:{acl.port}/0"
     assert fix == f"export SAILQ_REDIS_URL='{shown}'  # with the password in place of ***"
@@ -293,10 +293,10 @@ def test_tls_to_a_server_without_tls(acl: Server) -> None:
 def test_a_tls_server_with_a_plain_url_or_an_unknown_authority(secrets: Path, tmp_path: Path) -> None:
     with tls_port(secrets) as port:
         url = f"redis://localhost:{port}/0"
-        fix = only(doctor(url=url), "server", "TLS", "begins with rediss")
-        fix = only(fixed(fix, folder=tmp_path, url=url), "server", "certificate")  # OpenSSL's own word
+        fix = only(doctor(url=url), "server", "TLS", "must begin with rediss")
+        fix = only(fixed(fix, folder=tmp_path, url=url), "server", "certificate")  # a word of OpenSSL
         assert fix == f"export SAILQ_REDIS_URL='rediss://localhost:{port}/0?ssl_ca_certs=/etc/sailq/ca.crt'"
-        # A handshake is all that this server can do: then it is found to be none.
+        # This server can only do a TLS handshake, so doctor finds that it is not a Redis server.
         fix = fixed(fix.replace("/etc/sailq", str(secrets)), folder=tmp_path, url=url)["server"].fix
         assert fix == "export SAILQ_REDIS_URL=redis://HOST:6379/0"
         url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={secrets}/ca.crt"
@@ -309,7 +309,7 @@ def test_a_tls_server_with_a_plain_url_or_an_unknown_authority(secrets: Path, tm
 @pytest.mark.parametrize(("seconds", "words"), [(3 * 3600, "3 h "), (-30, "30.0 s ")])
 def test_a_wrong_clock(own: OwnServer, folder: Path, seconds: int, words: str) -> None:
     with OffClock(own.url.removeprefix("unix://").split("?")[0], folder / "off.sock", seconds) as off:
-        fix = only(doctor(url=off.url), "clock", words, "3 s ")
+        fix = only(doctor(url=off.url), "clock", words, "3 s. ")
         assert fix == "sudo timedatectl set-ntp true"
         off.seconds = 1
         clock = doctor(url=off.url)["clock"]

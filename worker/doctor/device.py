@@ -42,7 +42,7 @@ def libsophon(plan: Plan) -> Verdict:
                      _FLASH if is_box(plan.root) else install)
     found = re.search(r"libsophon-(\d+)\.(\d+)\.(\d+)", str(folder.resolve()))
     if found is None:
-        return warning(f"{_LIBRARIES} does not tell its version.", "bm_version")
+        return warning(f"{_LIBRARIES} does not show its version.", "bm_version")
     version = ".".join(found.groups())
     if tuple(map(int, found.groups())) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
@@ -81,7 +81,7 @@ def sail(plan: Plan) -> Verdict:
         return wrong(f"Importing SAIL takes longer than {_SAIL_SECONDS:g} s: the chip hangs.", "sudo reboot")
     if done.returncode == 0:
         return ok("imports, with EngineLLM")
-    said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+    said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     newest = ".".join(map(str, NEWEST_PYTHON))
     if sys.version_info[:2] > NEWEST_PYTHON:
         return wrong(f"SAIL cannot be built for a Python newer than {newest}: {said}.",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 MB = 1 << 20
 HEAPS = ("npu", "vpu", "vpp")
-# The runtime puts each block into the first heap with room for it, so no heap fills to its end; and a worker's own
-# tensors come on top of what loading takes.
+# The runtime puts each block into the first heap with room for it, so some space at the end of a heap stays unused. A
+# worker's own tensors need memory besides what the model's loading takes.
 SPARE_MB = 512
 BOX_MB = 16384
 # Firmware, and what the kernel keeps: on a box with heaps of 11639 MB, get_info showed 3707 MB of system memory.

@@ -46,7 +46,7 @@ def packages(plan: Plan) -> Verdict:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # under another name, such as onnxruntime-gpu
+    except PackageNotFoundError:  # installed under another name, such as onnxruntime-gpu
         return ""
 
 
@@ -58,7 +58,7 @@ def disk(plan: Plan) -> Verdict:
         place = Path.cwd()
     free = shutil.disk_usage(place).free
     if free < LEAST_DISK:
-        return wrong(f"{decimal(free)} are free at {place}, {decimal(LEAST_DISK)} should be.",
+        return wrong(f"{decimal(free)} are free at {place}; at least {decimal(LEAST_DISK)} should be.",
                      "sudo journalctl --vacuum-size=100M\npip cache purge")
     return ok(f"{decimal(free)} free at {place}")
 
@@ -67,7 +67,7 @@ def metrics_port(plan: Plan) -> Verdict:
     """Checks that the port for metrics can be bound, or that a worker already uses it."""
     port = plan.metrics_port
     if not port:
-        return skipped("no metrics are to be shown")
+        return skipped("no metrics port is set")
     problem = _problem(port)
     if problem is None:
         return ok(f"{port} is free")
@@ -86,7 +86,7 @@ def metrics_port(plan: Plan) -> Verdict:
 def _problem(port: int) -> OSError | None:
     try:
         with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as HTTP servers do
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like HTTP servers
             listener.bind(("", port))
             listener.listen()
     except OSError as error:
@@ -108,15 +108,15 @@ def _shows_metrics(port: int) -> bool:
 def supervision(plan: Plan) -> Verdict:
     """Checks that a supervisor starts the worker at boot and restarts it when it ends."""
     if not (plan.root / "run/systemd/system").exists():
-        return skipped("no systemd here; in a container, its restart policy does it")
+        return skipped("no systemd here; a container's restart policy starts the worker")
     units = sorted({file.name for folder in _UNITS for file in (plan.root / folder).glob(_UNIT)})
     if not units:
         if not has_tpu(plan.root):
-            return skipped("no unit: a worker here ends with the shell that started it")
+            return skipped("no systemd unit: a worker here ends with the shell that started it")
         return warning("Nothing starts a worker when this machine starts: deploy/se7 has a unit that does.",
                        "sudo deploy/se7/setup.sh --env worker.env --model " + quote(plan.model))
     enabled = sorted(file.name for file in (plan.root / _UNITS[0]).glob(f"*.wants/{_UNIT}"))
     if not enabled:
-        return warning(f"{units[0]} is there, but nothing starts it with the machine.",
+        return warning(f"{units[0]} exists, but is not enabled to start with the machine.",
                        f"sudo systemctl enable --now {units[0].replace('@.', f'@{plan.tpu}.')}")
     return ok(", ".join(enabled))

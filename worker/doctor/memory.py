@@ -22,7 +22,7 @@ LIBRARIES_BYTES, WEIGHTS_TIMES = 190 * 10**6, 2.2
 copies. Measured by tests/bench/test_worker_memory.py with weights of 15 MB and of 1 GB."""
 WORKER_BYTES = LIBRARIES_BYTES + VISION_CACHE_BYTES
 """A worker's memory without a model and with a full vision cache."""
-_SMALLER = "sailq model list  # and take a smaller one: sailq worker --model NAME"
+_SMALLER = "sailq model list  # then choose a smaller one: sailq worker --model NAME"
 
 
 def memory(plan: Plan) -> Verdict:
@@ -31,12 +31,12 @@ def memory(plan: Plan) -> Verdict:
     if available is None:
         return skipped("this system does not say how much is available (no /proc/meminfo)")
     need = needed(resolve(plan.model)) if plan.device == CPU else WORKER_BYTES
-    said = f"{decimal(available)} available, a worker takes about {decimal(need)}"
+    said = f"{decimal(available)} available; a worker needs about {decimal(need)}"
     if need <= available:
         return ok(said)
     if need > 2 * WORKER_BYTES:
         return wrong(f"{said}: the model is too large for this machine.", _SMALLER)
-    return wrong(f"{said}: something else takes the rest.", "ps -eo rss,pid,args --sort=-rss | head")
+    return wrong(f"{said}: other programs use the rest.", "ps -eo rss,pid,args --sort=-rss | head")
 
 
 def needed(directory: Path) -> int:
@@ -59,7 +59,7 @@ def heaps(plan: Plan) -> Verdict:
         return warning(str(error), "memory_edit.sh -p")
     total, want = sum(sizes.values()) // layout.MB, need + layout.SPARE_MB
     shown = ", ".join(f"{heap} {size // layout.MB}" for heap, size in sizes.items())
-    said = f"{total} MB ({shown}); the model takes {need} MB, and a worker {layout.SPARE_MB} MB beside it"
+    said = f"{total} MB ({shown}); the model needs {need} MB, and the worker another {layout.SPARE_MB} MB"
     if want <= total:
         return ok(said)
     try:
@@ -87,6 +87,6 @@ def _available(root: Path) -> int | None:
     group = root / "sys/fs/cgroup"
     try:
         most, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):  # none, or "max"
+    except (OSError, ValueError):  # no limit, or "max"
         return available
     return max(0, min(available, most - used))

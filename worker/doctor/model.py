@@ -36,13 +36,13 @@ def model(plan: Plan) -> Verdict:
         what = f"{directory} lacks {' and '.join(missing)}; the checkpoint that it was made of has them."
         return wrong(what, _download(directory, missing))
     if not _has_chat_template(directory):
-        what = f"The tokenizer in {directory} has no chat template; that of the checkpoint has one."
+        what = f"The tokenizer in {directory} has no chat template; the checkpoint's tokenizer has one."
         return wrong(what, _download(directory, ["tokenizer_config.json"]))
     if plan.device == CPU:
         lacking = [name for name in _net_files(spec) if not (directory / _NETS / name).is_file()]
         if lacking:
             return wrong(
-                f"{directory} lacks {len(lacking)} of the files that a CPU runs, such as {_NETS}/{lacking[0]}.",
+                f"{directory} lacks {len(lacking)} of the nets that a CPU runs, such as {_NETS}/{lacking[0]}.",
                 f"python -m deploy.models.export_onnx --dynamic --model_path {quote(str(directory))} "
                 f"--out {quote(str(directory / _NETS))}",
             )
