@@ -190,7 +190,7 @@ class AsyncClient:
         """As `Client.cancel`."""
         return await asyncio.to_thread(self._client.cancel, job)
 
-    # Conversations and models: as `Client`'s.
+    # Conversations and models, as in `Client`.
 
     async def conversations(self) -> list[str]:
         return await asyncio.to_thread(self._client.conversations)
@@ -211,7 +211,7 @@ class AsyncClient:
 async def _next(events: Events, patience: Patience) -> tuple[str, list[Chunk] | SailqError | None]:
     getting = asyncio.ensure_future(events.get())
     try:
-        while not getting.done():  # `asyncio.wait_for` could lose an event that comes just before the timeout
+        while not getting.done():  # `asyncio.wait_for` could lose an event that arrives just before the timeout
             await asyncio.wait({getting}, timeout=patience.left())
         return getting.result()
     finally:

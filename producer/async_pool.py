@@ -44,7 +44,7 @@ class _SSLLink(_Link, SSLConnection):  # type: ignore[misc]
 class _PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):  # type: ignore[misc]
     async def release(self, connection: SentinelManagedConnection) -> None:
         if (connection.host, connection.port) != self.master_address:
-            await connection.disconnect()  # it leads to the former primary
+            await connection.disconnect()  # it is connected to the former primary
         await super().release(connection)
 
     async def disconnect(self, inuse_connections: bool = True) -> None:

@@ -63,7 +63,7 @@ def set_up(
     with connect(redis_url) as connection:
         live_workers(connection)  # fails before a worker is started if the server does not answer
         command = sailq_command("worker", "--model", model, *worker_options)
-        # Everybody on this machine may read a command line, and the URL may hold a password.
+        # All users of this machine can read command lines, and the URL may contain a password.
         worker = _start(stack, "worker", command, logs, {"SAILQ_REDIS_URL": redis_url})
         started.append(worker)
         worker.wait_until(lambda: worker.pid in {one.pid for one in live_workers(connection)}, _WORKER_SECONDS)

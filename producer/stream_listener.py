@@ -140,7 +140,7 @@ class StreamListener:
         ended = {job for job, there in results.items() if there}
         for job in jobs - ended:
             state = b"unknown"
-            with suppress(redis.OutOfMemoryError):  # `_look` finds its end
+            with suppress(redis.OutOfMemoryError):  # `_look` will find its end
                 state = await self._follow(keys=[keys.job(job), keys.result(job)], args=[self._inbox.name])
             if state == b"finished":
                 ended.add(job)

@@ -34,7 +34,7 @@ class Waiter:
         self._connection, self._inbox, self._text = connection, inbox, text
         self._readers: dict[str, StreamReader] = {}
         self._unseen: list[str] = []
-        self._unsure: set[str] = set()  # the inbox's own old jobs that had no result: it may have expired
+        self._unsure: set[str] = set()  # jobs of this inbox without a result, which may have expired
         self._position: bytes | None = None
         self._looked = time.monotonic()
         self._follow = script(connection, "follow")
@@ -54,7 +54,7 @@ class Waiter:
         news = News()
         with server_errors(self._connection):
             if self._position is None and not self._inbox.made and (done := self._have_ended()) == self._unseen:
-                ended, self._unseen = done, []  # needs no inbox, and may not write
+                ended, self._unseen = done, []  # works without an inbox and without the right to write
             else:
                 if self._position is None:
                     self._position = self._newest()
@@ -110,7 +110,7 @@ class Waiter:
                 self._follow(keys=[keys.job(job), keys.result(job)], args=[self._inbox.name], client=pipeline)
             for job, state in zip(jobs, pipeline.execute(raise_on_error=False), strict=True):
                 if isinstance(state, redis.OutOfMemoryError):
-                    continue  # `_look` finds its end
+                    continue  # `_look` will find its end
                 if isinstance(state, redis.RedisError):
                     raise state
                 if state == b"finished":

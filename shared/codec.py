@@ -44,7 +44,7 @@ def decode(kind: type[R], data: bytes) -> R:
     name = _NAMES[kind]
     if not isinstance(value, dict) or set(value) != {"v", "type", "body"}:
         raise CodecError(f"These bytes are not a sailq {name}.")
-    if type(value["v"]) is not int or not 1 <= value["v"] <= VERSION:  # == would compare an array value by value
+    if type(value["v"]) is not int or not 1 <= value["v"] <= VERSION:  # == would compare an array element by element
         raise CodecError(f"This {name} has protocol version {reprlib.repr(value['v'])}; sailq reads 1 to {VERSION}.")
     if not isinstance(value["type"], str) or value["type"] != name:
         raise CodecError(f"Expected a {name}, got {reprlib.repr(value['type'])}.")
@@ -84,7 +84,7 @@ def unpack(data: bytes, limit: int, max_values: int = MAX_VALUES) -> Any:
         return msgpack.unpackb(data, ext_hook=_unpack_array, raw=False, strict_map_key=True)
     except CodecError:
         raise
-    except Exception as error:  # msgpack raises its own types and ValueError, UnicodeError
+    except Exception as error:  # msgpack raises its own types, ValueError and UnicodeError
         raise CodecError(f"These bytes are not valid msgpack ({type(error).__name__}).") from None
 
 

@@ -93,7 +93,7 @@ def by_sentinels(url: str) -> bool:
 def _check(url: str) -> None:
     query = url.partition("?")[2]
     unknown = [name for name in parse_qs(query) if name not in _OPTIONS and not name.startswith("ssl_")]
-    if unknown and "@" not in query:  # else the ? is in a password
+    if unknown and "@" not in query:  # otherwise the ? is part of a password
         raise BadRequest(
             f"This server URL has an unknown option; the options are {', '.join(sorted(_OPTIONS))} and those "
             "that begin with ssl_."
@@ -106,7 +106,7 @@ def _check(url: str) -> None:
     )
     try:
         parts = urlsplit(url)
-        _ = parts.port  # parsed when it is read
+        _ = parts.port  # parsing raises if it is invalid
     except ValueError:
         raise BadRequest(misread) from None
     if parts.scheme not in {"redis", "rediss", "unix"}:

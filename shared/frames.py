@@ -84,7 +84,7 @@ def decode_frames(data: bytes, expected: tuple[int, int, int]) -> Frames:
             raise BadMedia(f"Frame {index} of the blob is not a JPEG of {width} × {height}.")
     frames = np.empty((count, height, width, 3), np.uint8)
     for index, jpeg in enumerate(blob.jpeg):
-        # Ignore the camera's orientation: a turned frame would have another size.
+        # Ignore the EXIF orientation: a rotated frame would have another size.
         image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
             raise BadMedia(f"Frame {index} of the blob cannot be decoded.")

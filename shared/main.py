@@ -39,7 +39,7 @@ def exit_code(error: SailqError) -> int:
 
 def application(asked: str = "") -> typer.Typer:
     """The command with only its subcommand `asked`, or with all subcommands if no subcommand has that name."""
-    import typer  # takes long; Ctrl-C may come meanwhile
+    import typer  # takes long, and Ctrl-C may interrupt it
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback(help="Vision-language models as an asynchronous service on Redis.")(lambda: None)
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _open_standard_streams()
     _escape_what_cannot_be_shown()
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor set by other code
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, and not replaced by other code
         signal.signal(signal.SIGINT, interrupt)
     try:
         application(words[0] if words else "")(args=words, prog_name="sailq")
@@ -95,7 +95,7 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, mode)  # gets the lowest free number: this one
+            os.open(os.devnull, mode)  # gets the lowest free descriptor, which is this one
     sys.stdin = sys.stdin or _stream(0, "r")
     sys.stdout = sys.stdout or _stream(1, "w")
     sys.stderr = sys.stderr or _stream(2, "w")

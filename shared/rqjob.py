@@ -167,7 +167,7 @@ def rq_status(result: Result) -> str:
 
 def rq_result(result: Result) -> list[Any]:
     """The fields and values of RQ's result, for `return_value()`, `is_failed` and `exc_string`."""
-    failed = rq_status(result) == "failed"  # no return value, like RQ's own: any serializer can read it
+    failed = rq_status(result) == "failed"  # no return value, so that any serializer can read it, like RQ's own
     kind = RQResult.Type.FAILED if failed else RQResult.Type.SUCCESSFUL
     made = RQResult(
         result.job, kind, _NO_CONNECTION, return_value=None if failed else result.model_dump(), serializer=Serializer,

@@ -64,12 +64,12 @@ def export_net(net: Net, weights: WeightsFile, out: Path, opset: int) -> None:
     """Write `out/<name>.onnx`. The graph is traced without parameter data, which are written to `weights`."""
     path = out / f"{net.name}.onnx"
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's own deprecation, and its notes on traced shapes
+        warnings.simplefilter("ignore")  # the exporter's deprecation warning, and its warnings about traced shapes
         torch.onnx.export(
             net.module.eval(), tuple(net.inputs.values()), path, input_names=list(net.inputs),
             output_names=list(net.outputs), dynamic_axes=net.axes or None, opset_version=opset, dynamo=False,
             export_params=False, do_constant_folding=False,
-            keep_initializers_as_inputs=True,  # else it would compare parameter data, which are missing here
+            keep_initializers_as_inputs=True,  # otherwise it would compare parameters' data, which are missing here
         )
     model = onnx.load(path)
     parameters = dict(net.module.named_parameters())
@@ -88,7 +88,7 @@ def _replace(partial: Path, out: Path) -> None:
     for path in out.iterdir():
         if _NET.fullmatch(path.name):
             path.unlink()
-    for path in sorted(partial.iterdir(), reverse=True):  # the weights first
+    for path in sorted(partial.iterdir(), reverse=True):  # write the weights first
         os.replace(path, out / path.name)
 
 

@@ -60,9 +60,9 @@ class WeightsFile:
         offset = self._file.seek(-(-self._file.tell() // _ALIGN) * _ALIGN)
         rows = max(1, _SLICE * len(parameter) // parameter.numel())
         for start in range(0, len(parameter), rows):
-            # Read again for each slice: the pages of a file count as memory while a view of it exists.
+            # Open the file again for each slice: its pages count as memory while a view of it exists.
             part = self._data(parameter)[start : start + rows]
-            data = part.to(torch.float32, memory_format=torch.contiguous_format)  # transposed as it is converted
+            data = part.to(torch.float32, memory_format=torch.contiguous_format)  # transposes and converts in one step
             self._file.write(data.contiguous().numpy().data)
         return offset
 

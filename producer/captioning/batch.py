@@ -102,7 +102,7 @@ class Captioning:
         for row in (row for rows in held.values() for row in rows):
             asked = clips.get(row["request"])
             if asked is not None and not self._answers(row, asked):
-                continue  # a later row replaced this one, but its run died before it removed it
+                continue  # a later row replaced this one, but the run died before it removed this one
             if asked is None and failed(row) and row.get("source") in sources:
                 continue  # a failed attempt with other options
             if asked is None and not failed(row) and not self._gone(row):
@@ -219,7 +219,7 @@ class Captioning:
 
     def _row(self, clip: Clip, answer: Row) -> Row:
         files = self._files[clip.index]
-        if _missing(files):  # then the row says more
+        if _missing(files):  # the row still has the data of the deleted files
             files = answer.get("files", files)
         about = {"index": clip.index, "source": clip.source, "files": files}
         return {**about, **answer, **about, "metadata": dict(clip.metadata), "request": self._request(clip)}

@@ -131,5 +131,5 @@ def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
 def _is(kind: Callable[[], bool]) -> bool:
     try:
         return kind()
-    except OSError:  # such as a link to itself
+    except OSError:  # for example, a link to itself
         return False

@@ -12,7 +12,7 @@ def as_text(name: str) -> str:
     """`name` as valid Unicode: each byte that is not UTF-8 becomes `\\x` and two digits."""
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that encodes no byte: from JSON, not from a disk
+    except UnicodeEncodeError:  # a surrogate that encodes no byte: the name comes from JSON, not from a disk
         return name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -91,7 +91,7 @@ class _Child:
     def __init__(self) -> None:
         self._pipe, other = Pipe()
         code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({other.fileno()})"
-        # In a session of its own: Ctrl-C in the terminal then reaches only the parent.
+        # The child has its own session, so Ctrl-C in the terminal reaches only the parent.
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -122,7 +122,7 @@ def serve(fileno: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     cv2.setNumThreads(1)
-    warnings.filterwarnings("ignore", module="PIL")  # Pillow's limit of pixels is near ours; odd metadata is harmless
+    warnings.filterwarnings("ignore", module="PIL")  # of many pixels and of odd metadata; both are harmless
     pipe: Connection[Any, Any] = Connection(fileno)
     with suppress(EOFError, OSError):
         while True:

@@ -76,7 +76,7 @@ def run(
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        # No bar if rows are printed on the same screen. Rows that go to a file do not pass through the bar.
+        # No progress bar if rows are printed to the same terminal.
         disable=not console.is_terminal or (each is not None and sys.stdout.isatty()),
         redirect_stdout=False,
         transient=True,

@@ -21,7 +21,7 @@ TRAINING_SEED = 1_000_000_000
 NFRAMES = 4
 
 _GRIDS = ((84, 84), (84, 84), (84, 84), (84, 112), (112, 84))  # pixels after resizing, multiples of 28
-_SHORT_SIDES = (112, 336)  # pixels of the source, both ends included
+_SHORT_SIDES = (112, 336)  # pixels of the source, both ends inclusive
 
 
 class SampleError(Exception):
@@ -104,7 +104,7 @@ def random_sample(rng: np.random.Generator, task: Task, lang: Lang) -> Sample:
 
 def random_medium(rng: np.random.Generator, grid: tuple[int, int], *, video: bool) -> Medium:
     """Draw an image or a clip of 1.5 to 2.5 seconds whose aspect ratio is that of `grid` (height, width)."""
-    short = int(rng.integers(_SHORT_SIDES[0] // 2, _SHORT_SIDES[1] // 2 + 1)) * 2  # even, as video codecs ask
+    short = int(rng.integers(_SHORT_SIDES[0] // 2, _SHORT_SIDES[1] // 2 + 1)) * 2  # video codecs need even numbers
     height, width = (round(short * side / min(grid) / 2) * 2 for side in grid)
     scene = random_scene(rng, height, width, moving=video)
     fps = int(rng.integers(8, 13))

@@ -32,8 +32,8 @@ _RGB: dict[Colour, tuple[int, int, int]] = {
     "white": (246, 246, 246),
     "black": (14, 14, 14),
 }
-_MARGIN = 0.03  # share of the short side that stays free between the shape and the edge
-_ROAM = 16  # pixels by which the noise may be shifted
+_MARGIN = 0.03  # minimum distance from the edge, as a share of the short side
+_ROAM = 16  # maximum shift of the noise, in pixels
 _SHIFT = 4  # fractional bits of OpenCV's antialiased polygons
 _STEPS: dict[Motion, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 

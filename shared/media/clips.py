@@ -94,7 +94,7 @@ class _Clip:
 
     def _timeline(self, stream: VideoStream) -> Timeline:
         packets, last = self._packets, len(self._packets) - 1
-        # AVI has no timestamps of when a frame is shown; FFmpeg guesses them.
+        # AVI does not store when a frame is shown; FFmpeg guesses it.
         guessed = self._decoder.reorders and stream.container.format.name == "avi"
         found = None if guessed else timeline.from_packets(packets, stream, self._decoder.reorders)
         if found is None:

@@ -44,13 +44,13 @@ def open_video(source: Path | bytes) -> Iterator[tuple[InputContainer, VideoStre
     file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.path.abspath(source)}"
     try:
         container = av.open(file, "r", options=options, timeout=MAX_SECONDS)
-    except MemoryError:  # FFmpeg's too
+    except MemoryError:  # FFmpeg raises it, too
         raise BadMedia("There is not enough memory to open the clip.") from None
     except (TimeoutError, av.error.ExitError):
         raise BadMedia(f"Opening the clip takes more than {MAX_SECONDS:.0f} s.") from None
     except (av.FFmpegError, ValueError, UnicodeError) as error:
         reason = _why_not_opened(source)
-        if reason == _UNKNOWN and isinstance(error, OSError) and error.errno == errno.EIO:  # the disk's, or a demuxer's
+        if reason == _UNKNOWN and isinstance(error, OSError) and error.errno == errno.EIO:  # of disk or demuxer
             reason = f"The file cannot be read ({os.strerror(errno.EIO)}), or it is damaged."
         raise BadMedia(reason) from None
     with container:

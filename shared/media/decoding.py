@@ -38,7 +38,7 @@ class Decoder:
         self._mpeg4 = context.codec.canonical_name == "mpeg4"
         self.damaged = set(packets.damaged)
         self.keep_corrupt = False
-        context.thread_count = 1  # with one thread, an error is of the packet just sent
+        context.thread_count = 1  # with one thread, an error concerns the packet just sent
         context.options = {"max_pixels": str(MAX_PIXELS)}
 
     @property
@@ -87,7 +87,7 @@ class Decoder:
         spans: list[tuple[int, int]] = []
         for number in sorted(wanted):
             at = bisect_right(self._keys, number) - 1
-            # In an open group, frames that are shown before their key frame refer to the group before.
+            # In an open group, frames that are shown before their key frame refer to the previous group.
             while at > 0 and self._stamp(self._keys[at]) > self._stamp(number):
                 at -= 1
             first, last = self._keys[max(at - back, 0)], self._end(number)
@@ -115,7 +115,7 @@ class Decoder:
         """
         came: set[int] = set()
         errors: set[int] = set()
-        needed = None  # with the second fields of frames; None: all packets
+        needed = None  # packets to decode, including second fields; None: all
         if skip and wanted is not None:
             needed = {part for number in wanted for part in range(number, self._end(number) + 1)}
         starts = dict(spans)
@@ -147,7 +147,7 @@ class Decoder:
             receive(None, end)
             self._context.flush_buffers()
             if not sure and not ({start} & (errors | self.damaged)):
-                self._keys = self._keys[:1]  # the file's key frames are not key frames: decode all from the first
+                self._keys = self._keys[:1]  # the file's other key frames are none: decode from the first on
 
         self._watch.progress()
         for number, packet in self._packets.spans(spans):
@@ -158,8 +158,9 @@ class Decoder:
                 sure = start == self._keys[0] or start in self._packets.hidden
                 leading = self._mpeg4
             elif leading:
-                # FFmpeg's decoder takes the time between two fields from the first B frame that it sees. From one whose
-                # reference was not decoded it takes a wrong one, and passes over B frames of interlaced clips for ever.
+                # FFmpeg's decoder computes the time between two fields from the first B frame that it sees. If the
+                # reference of that frame was not decoded, the time is wrong, and the decoder drops all B frames of
+                # interlaced clips.
                 leading = _is_b(packet)
                 if leading:
                     continue

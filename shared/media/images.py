@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pillow_heif
-from PIL import (  # the plugins register themselves
+from PIL import (  # importing a plugin registers it
     AvifImagePlugin,  # noqa: F401
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
@@ -93,7 +93,7 @@ def moves(path: Path) -> bool:
     try:
         with pillow.open(path, formats=["GIF"]) as image:
             return bool(getattr(image, "is_animated", False))
-    except Exception:  # errors are reported when it is read
+    except Exception:  # errors are raised when the file is read
         return False
 
 
@@ -139,7 +139,7 @@ def _upright(image: pillow.Image) -> Image:
             raise
         raise BadMedia(f"The image cannot be decoded: it is damaged, or TIFF's {kind} is not supported.") from None
     turn = _TURNS.get(_orientation(image))
-    pixels = _rgb(image)  # first: a turned image has lost its TIFF tags
+    pixels = _rgb(image)  # before the rotation, which drops the TIFF tags
     return pixels if turn is None else np.asarray(pillow.fromarray(pixels).transpose(turn))
 
 
@@ -150,7 +150,7 @@ def _orientation(image: pillow.Image) -> Any:
     """
     try:
         return image.getexif().get(_ORIENTATION)
-    except Exception:  # each of Pillow's readers raises its own kinds
+    except Exception:  # each of Pillow's readers raises its own types
         return None
 
 
@@ -172,14 +172,14 @@ def _refusals() -> Iterator[None]:
         raise BadMedia(f"The image has more than {limits.MAX_PIXELS // 10**6} megapixels.") from None
     except Warning as warning:
         raise BadMedia(f"The image cannot be read, because warnings are errors here: {warning}.") from None
-    except Exception:  # each of Pillow's decoders raises its own kinds
+    except Exception:  # each of Pillow's decoders raises its own types
         raise BadMedia("The image cannot be decoded: it is damaged or cut short.") from None
 
 
 def _rgb(image: pillow.Image) -> Image:
     if image.mode in _WIDE:
         return np.repeat(_grey(image)[:, :, np.newaxis], 3, axis=2)
-    if image.mode == "F":  # 32 bits; light is 0 to 1, or 0 to 255
+    if image.mode == "F":  # 32-bit samples range from 0 to 1, or from 0 to 255
         light = np.nan_to_num(np.asarray(image))
         light = np.clip(light * (255 if light.max() <= 1 else 1), 0, 255)
         return np.repeat(np.rint(light).astype(np.uint8)[:, :, np.newaxis], 3, axis=2)

@@ -129,7 +129,7 @@ def _record(
     from . import reading
     from .sources import about, is_named
 
-    # A path says which medium it is; of two data URLs or arrays, their place does.
+    # Errors name a medium by its path, or by its place in the messages if it has no path.
     with nullcontext() if is_named(source) else _at(place):
         with about(source):
             options = _options(part.options)

@@ -54,10 +54,10 @@ class Shown(Sequence[int]):
         here = set(order) & set(stored)
         if first in here and first != self._stored[0]:
             while start + 1 < end and self._stored[start + 1] not in here:
-                start += 1  # shown before `first`: it refers to what is stored before it
+                start += 1  # shown before `first`: it refers to an earlier group
             stored = [first, *self._stored[start + 1 : end]]
         if not final and not here.issuperset(stored):
-            return  # damaged, or no key frame after all, or one from which this decoder does not give all frames
+            return  # damaged, not a true key frame, or this decoder does not return all frames from here
         shown = iter(number for number in order if number in here)
         for place, number in enumerate(stored, start):
             self._known[place] = next(shown) if number in here else number

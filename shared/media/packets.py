@@ -74,7 +74,7 @@ class Packets:
             if kept > MAX_KEPT_BYTES:
                 self._kept = None
             if self._kept is not None:
-                packet.pts = number  # decoders hand it on to the frame
+                packet.pts = number  # decoders copy it to the frame
                 self._kept.append(packet)
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class Packets:
         with open_video(self._source) as (container, stream):
             seek = seek and container.format.name.startswith(_INDEXED)
             packets: Iterator[VideoPacket] = self._demux(container, stream)
-            number = 0  # of the packet that comes next
+            number = 0  # number of the next packet
             for place, (first, last) in enumerate(spans):
                 if seek and first - number > _FAR:
                     with suppress(av.FFmpegError):
@@ -127,5 +127,5 @@ class Packets:
                     if packet.size:
                         yield packet
                 return
-            except (av.FFmpegError, ValueError, IndexError):  # the last where a stream appears in the middle
-                continue  # with what is behind the damage
+            except (av.FFmpegError, ValueError, IndexError):  # IndexError: a stream appears later in the file
+                continue  # with the packets after the damage

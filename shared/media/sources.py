@@ -149,7 +149,7 @@ def local_path(source: str, base: Path) -> Path:
     if found := _FILE.match(source):
         written = source[found.end() :]
         path = base / unquote(written, errors="surrogateescape")
-        # os.path.exists, as Path.exists raises for a name that is too long and for a folder that may not be entered.
+        # os.path.exists instead of Path.exists, which raises for a name that is too long or in an inaccessible folder.
         return base / written if not os.path.exists(path) and os.path.exists(base / written) else path
     if found := _SCHEME.match(source):
         raise Unsupported(

@@ -66,7 +66,7 @@ def from_packets(packets: Packets, stream: VideoStream, reorders: bool) -> Timel
     """
     first = next(iter(packets.keys), None)
     if first is None:
-        return None  # no key frame: only decoding shows which frames come out
+        return None  # without a key frame, only decoding shows which frames exist
     stamps = packets.pts
     if NONE in stamps:
         if reorders or NONE in packets.dts:
@@ -131,7 +131,7 @@ def _timeline(numbers: Sequence[int], ticks: Sequence[int], stream: VideoStream)
     if max(steps) - median > 1 or median - min(steps) > 1:
         return Timeline(numbers, ticks, base, None)
     for stated in (stream.average_rate, stream.guessed_rate):
-        # The exact rate, as 30000/1001, if it is that of the timestamps.
+        # The exact rate, such as 30000/1001, if it agrees with the timestamps.
         if stated and abs(len(steps) / stated - span) <= base:
             return Timeline(numbers, ticks, base, stated)
     return Timeline(numbers, ticks, base, len(steps) / span)

@@ -212,7 +212,7 @@ class Engine:
             except DeviceFailed:
                 raise
             except NotFinite as error:
-                with self._on_device("clear"):  # else the NaNs would reach the slot's next answer
+                with self._on_device("clear"):  # otherwise the NaNs would reach the slot's next request
                     self.runner.clear(generation.slot)
                 generation.error = error
             except Exception as error:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from tokenizers import Tokenizer as Backend
 
-# As `Qwen2Tokenizer` in transformers has it, for directories with vocab.json and merges.txt, which do not say it.
+# The pattern of transformers' `Qwen2Tokenizer`, for directories with vocab.json and merges.txt, which lack it.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )

@@ -21,7 +21,7 @@ class Buffer:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        # A reader that asks for each vector once reads no more bytes than the buffer has.
+        # A reader that reads each vector once reads at most as many bytes as the buffer has.
         self._unread = len(data)
 
     def root(self) -> Table:
@@ -52,7 +52,7 @@ class Buffer:
             text = self._data[start : start + count].decode()
         except UnicodeDecodeError:
             raise Corrupt from None
-        if not text.isprintable():  # terminals will show it
+        if not text.isprintable():  # it is printed to terminals
             raise Corrupt
         return text
 

@@ -37,7 +37,7 @@ def _question(engine: Engine, digest: str) -> PreparedPrompt:
     question, options = TextPart(text="?"), GenerationOptions(max_new_tokens=_TOKENS)
     try:
         return engine.prepare([Message(role="user", content=(image, question))], {digest: pixels}, options)
-    except TooLong:  # a bmodel for text, or for smaller images
+    except TooLong:  # a bmodel without vision, or for smaller images
         return engine.prepare([Message(role="user", content=(question,))], {}, options)
 
 

@@ -125,5 +125,5 @@ def _serve(
         publisher.close()
         watchdog.stop()
         registration.withdraw()
-        for number in (signal.SIGTERM, signal.SIGINT):  # at exit Python restores the default, which kills
+        for number in (signal.SIGTERM, signal.SIGINT):  # at exit, Python restores the default action, which kills
             signal.signal(number, signal.SIG_IGN)

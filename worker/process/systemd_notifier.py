@@ -45,5 +45,5 @@ class SystemdNotifier:
         if not self._address:
             return
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)  # a manager that does not read must not block a worker
+            sender.setblocking(False)  # a service manager that does not read must not block a worker
             sender.sendto(said.encode(), self._address)

@@ -65,7 +65,7 @@ class Consumer:
         self._clock = ServerClock(connection)
         self._registered = SimpleWorker(
             list(queues), name=name, connection=connection, serializer=Serializer,
-            worker_ttl=15,  # RQ gives the connections a read timeout of 4 s less; by default, of 7 minutes
+            worker_ttl=15,  # RQ sets the read timeout 4 s below it; the default is 7 minutes
         )
         self._free = threading.Semaphore(places)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix="sailq-job")
@@ -141,14 +141,14 @@ class Consumer:
             self._claims.pop(claim.lease, None)
             self._free.release()
 
-    # The beat: renews leases and the worker's record, and recovers the jobs of dead workers.
+    # The heartbeat renews leases and the worker's record, and recovers the jobs of dead workers.
 
     def _beat(self, *, record: bool) -> None:
         claims = list(self._claims.values())
         if claims:
             lost, ended = self._store.renew(claims)
             for claim in claims:
-                if claim.lease in lost | ended:  # lost: another attempt has the job, or will
+                if claim.lease in lost | ended:  # lost: another attempt owns the job, or will
                     self._job_runner.cancel(claim.job, claim.execution)
         if record:
             with self._connection.pipeline() as pipeline:
@@ -166,10 +166,10 @@ class Consumer:
                     self._suspended = self._refusals.recover()
             except redis.RedisError as error:
                 _log.warning("the heartbeat failed: %s", error)
-            except Exception:  # without beats every lease expires, and jobs are run again and again
+            except Exception:  # the heartbeat must go on, or all leases expire and jobs run again and again
                 _log.exception("the heartbeat failed")
 
-    # Commands: RQ's stop-job, which `cancel` of a producer sends, acts at once. The beat sees a missed one.
+    # Commands. RQ's stop-job, which a producer's `cancel` sends, acts at once. The heartbeat sees a missed one.
 
     def _listen(self) -> Any:
         commands = self._connection.pubsub()
@@ -183,7 +183,7 @@ class Consumer:
                 self._job_runner.cancel(command["job_id"])
             else:  # producers may publish, but must not shut a worker down
                 _log.warning("ignored the command %.100r: a worker obeys only stop-job", command["command"])
-        except Exception as error:  # anybody may publish anything, and an error would end this thread
+        except Exception as error:  # other programs may publish anything, and an error would end this thread
             _log.warning("ignored a malformed command: %r", error)
 
     def _on_deafness(self, error: Exception, *_: Any) -> None:

@@ -144,7 +144,7 @@ class JobRunner:
                 else:
                     self._on_result(result)
                 return
-            # Keep the answer: it is lost only if another attempt begins meanwhile.
+            # Keep the result and try again. It is dropped only if another attempt begins meanwhile.
             except (*OUTAGES, NotReplicated) as error:
                 if not trial:
                     _log.warning("job %s: its result is kept until the server accepts it: %s", job.id, error)
@@ -178,7 +178,7 @@ class JobRunner:
             with self._lock:
                 del self._running[request]
         if self._leaving and outcome.finish_reason == "cancelled":
-            raise HandedBack  # the next attempt sees whether its producer cancelled it, too
+            raise HandedBack  # if a producer also cancelled it, the next attempt sees that
         first = outcome.first_token_at
         return outcome, timings.model_copy(update={
             "fetch": fetched - start,

@@ -173,7 +173,7 @@ class JobStore:
         `enqueue`. The server keeps the latter for such a job from now on."""
         if not is_own(claim.fields):
             held = [part for digest in digests for part in (digest, b"")]
-            with suppress(OutOfMemoryError):  # the upload still holds them
+            with suppress(OutOfMemoryError):  # the holder of the upload still keeps them
                 self._scripts["hold"](
                     keys=[keys.job(claim.job)], args=[f"job:{claim.job}", now, _CLAIMED_TTL, 0, *held]
                 )
@@ -198,7 +198,7 @@ def new_execution() -> str:
 
 def attempts(noted: bytes | None) -> tuple[Attempt, ...]:
     """A job's history; empty if it cannot be read."""
-    with suppress(BadRequest, TypeError, ValueError):  # anybody may write to the server
+    with suppress(BadRequest, TypeError, ValueError):  # other programs may have written it
         return tuple(parse(Attempt, attempt) for attempt in json.loads(noted or b"[]"))
     return ()
 

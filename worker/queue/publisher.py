@@ -57,7 +57,7 @@ class Publisher:
             stream.pending.append(text)
             self._dirty[stream] = None
             self._waiting += 1
-            if first or self._waiting == FLUSH_TOKENS:  # not at each token: that would wake the thread too often
+            if first or self._waiting == FLUSH_TOKENS:  # waking the thread at each token would cost too much
                 self._changed.notify()
 
     def flush(self) -> None:

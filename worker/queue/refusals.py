@@ -63,7 +63,7 @@ class Refusals:
         queue: str = "", fields: Mapping[bytes, bytes] | None = None,
     ) -> None:
         """Writes an error result for a job. `execution`: see `JobStore.finish`. `fields`: RQ's hash, if known."""
-        _log.warning("refused %s: %s: %s", quoted(job_id), error.code, quoted(str(error)))  # on one line
+        _log.warning("refused %s: %s: %s", quoted(job_id), error.code, quoted(str(error)))  # on a single line
         fields = self._store.fields(job_id) if fields is None else fields
         result = with_job(Result(
             job=job_id, conversation=job_id, turn=0,
@@ -72,7 +72,7 @@ class Refusals:
             device=self.identity.device, model=self.identity.models[0], finished_at=self._clock.now(),
             history=history, attempt=history[-1].attempt if history else 1,
         ), queue or queue_of(fields), fields)
-        if result.model in self.identity.models:  # asked for by its alias: the model itself is named
+        if result.model in self.identity.models:  # the request may use an alias: the result names the model itself
             result = result.model_copy(update={"model": self.identity.models[0]})
         if self._store.finish(job_id, execution, result):
             self.on_result(result)

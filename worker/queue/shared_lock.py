@@ -12,7 +12,7 @@ class SharedLock:
 
     def __init__(self) -> None:
         self._holders = 0
-        self._loners = 0  # those that hold it alone or wait to
+        self._loners = 0  # number of exclusive holders and waiters
         self._changed = threading.Condition()
 
     @contextmanager

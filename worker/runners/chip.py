@@ -152,7 +152,7 @@ class Chip:
         """The values in the form that SAIL takes: half precision as uint16."""
         if dtype == self._dtypes["f16"]:
             return values.astype(np.float16).view(np.uint16)
-        if dtype == self._dtypes["bf16"]:  # to nearest, ties to even
+        if dtype == self._dtypes["bf16"]:  # round to nearest, ties to even
             bits = values.astype(np.float32).view(np.uint32)
             return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
         return np.ascontiguousarray(values, np.int32 if dtype == self._dtypes["i32"] else np.float32)

@@ -185,7 +185,7 @@ def _complaints(layout: Layout, spec: ModelSpec | None, family: Family) -> Itera
         yield f"prompts of {layout.prompts[-1]} tokens are longer than the cache of {context}"
     if layout.history and context % layout.prompts[-1]:
         yield f"a cache of {context} is not a multiple of the {layout.prompts[-1]} tokens that are prefilled at once"
-    if slots > 1 and len(layout.caches) > 1:  # the slots' caches follow each other, so a part of each is not contiguous
+    if slots > 1 and len(layout.caches) > 1:  # the part of a cache for all slots would not be contiguous
         yield f"{slots} slots go with one length of the cache, not with {layout.caches}"
     if slots > layout.prompts[0]:
         yield f"{slots} slots are more than the shortest prompt, {layout.prompts[0]}"

@@ -143,7 +143,7 @@ class _Loader:
         self._options.intra_op_num_threads = threads
         self._options.inter_op_num_threads = 1
         self._options.log_severity_level = 3
-        # Sessions take turns: an idle one must neither spin on a core nor keep its largest prefill's memory.
+        # Only one session runs at a time. An idle one must not use a core or keep the memory of its largest prefill.
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._options.enable_cpu_mem_arena = False
 
@@ -153,5 +153,5 @@ class _Loader:
             raise Unsupported(f"{path} is missing: export the nets with python -m deploy.models.export_onnx --dynamic.")
         try:
             return onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises types of its own for each cause
+        except Exception as error:  # ONNX Runtime raises its own type for each cause
             raise Unsupported(f"{path} cannot be loaded: {error}") from None

@@ -107,9 +107,9 @@ class SailRunner:
             self._prefill_part(slot, start, positions[:, part])
         self._lengths[slot] = length
         last = length - 1 - start
-        first = max(0, last + 1 - self.slots)  # lm_head takes a row for each slot: the last ones of the prompt
+        first = max(0, last + 1 - self.slots)  # lm_head takes as many rows as slots: the prompt's last ones
         ends = self._chip.view(self._prompt.hidden, self._head.shape, first * self.hidden)
-        # The host chooses here: it checks all scores, and so finds a broken row of lm_head's weights.
+        # The host samples the first token: it checks all scores, so it finds a broken row of lm_head's weights.
         return self._logits(ends, [last - first], None)
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Logits:
@@ -160,8 +160,8 @@ class SailRunner:
         inputs = stages[largest].inputs
         caches = [own[i] if i in own else self._chip.new(inputs[i]) for i in (_KEYS, _VALUES)]
         for cache in caches:
-            # The runtime does not clear its memory, which may hold another model's weights. Large numbers and NaNs pass
-            # through the mask.
+            # The runtime does not clear its memory, which may contain another model's weights. The mask does not stop
+            # large numbers and NaNs.
             self._chip.write(cache, np.zeros(cache.shape(), np.float16))
         return caches
 

@@ -33,7 +33,7 @@ class Batch:
 
     tokens: Tensor  # int64 [batch, length]
     positions: Tensor  # int64 [3, batch, length]
-    targets: Tensor  # int64 [batch, length], the next token where it is to be learnt, else IGNORED
+    targets: Tensor  # int64 [batch, length]: the next token if it is trained, else IGNORED
     pixels: Tensor | None  # uint8 [grids, 2, height, width, 3]
     labels: Tensor  # int64 [grids, 3]
     places: Tensor  # float32 [grids, 6]

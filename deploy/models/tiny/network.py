@@ -143,7 +143,7 @@ def patches(pixels: Tensor) -> Tensor:
     grids, _, height, width, _ = pixels.shape
     rows, columns = height // PATCH // MERGE, width // PATCH // MERGE
     x = pixels.view(grids, PAIR, rows, MERGE, PATCH, columns, MERGE, PATCH, 3).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    # Reordered as bytes, which are a quarter of the size of floats.
+    # Reorder the bytes, which are a quarter of the size of floats.
     x = x.reshape(grids, rows * columns * MERGE**2, 3, PAIR * PATCH**2)
     scale = torch.tensor([1 / (255 * s) for s in STD])[:, None]
     shift = torch.tensor([m / s for m, s in zip(MEAN, STD, strict=True)])[:, None]

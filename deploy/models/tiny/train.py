@@ -27,10 +27,10 @@ from .batches import IGNORED, Batch, Teacher, Writer
 from .pool import Entry, draw_shard
 
 HERE = Path(__file__).parent
-LOOKS = 256  # media in a step of the vision stage
-TALKS, PARTS = 128, 4  # conversations in a step of the whole model, and the parts it is run in
-VISION_WEIGHT = 0.2  # of the vision heads' loss while the whole model trains
-REPORT = 25  # steps between lines of the log
+LOOKS = 256  # media per step of the vision stage
+TALKS, PARTS = 128, 4  # conversations per step of the whole model, and the number of parts that run one after another
+VISION_WEIGHT = 0.2  # weight of the vision heads' loss while the whole model trains
+REPORT = 25  # steps between log lines
 KEEP = 250  # steps between checkpoints
 
 Made = TypeVar("Made")

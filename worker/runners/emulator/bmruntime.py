@@ -18,7 +18,7 @@ from typing import Any
 from sailq.shared.errors import Unsupported
 
 _ENVIRONMENT = "TPU_ENV"
-_LINKS = {  # bmlib opens `libcmodel.so` of its own folder, which is another chip's in the package
+_LINKS = {  # bmlib opens `libcmodel.so` in its own folder; the package's file there is for another chip
     "libcmodel.so": "libcmodel_bm1684x.so",
     "libbmlib.so.0": "libbmlib.so.0",
     "libbmrt.so": "libbmrt.so",

@@ -40,7 +40,7 @@ class EngineLLM:
             self._load(*given, **named)
 
     def _load_with_flags(self, bmodel_path: str, flags: int, tpu_ids: Sequence[int]) -> None:
-        self._load(bmodel_path, tpu_ids)  # whatever the flags are, nets share their memory, as on a box
+        self._load(bmodel_path, tpu_ids)  # nets always share memory, whatever the flags are, as on a box
 
     def _load(self, bmodel_path: str, tpu_ids: Sequence[int]) -> None:
         if not os.path.exists(bmodel_path):
@@ -65,7 +65,7 @@ class EngineLLM:
         self._handle, call = Handle(tpu_ids[0]), library()
         _litter(self._handle, size)
         self._runtime = call("bmrt_create", self._handle.native)
-        weakref.finalize(self, call, "bmrt_destroy", self._runtime)  # it crashes if it happens at exit
+        weakref.finalize(self, call, "bmrt_destroy", self._runtime)  # destroying it at exit crashes
         try:
             call(load, self._runtime, *what)
         except RuntimeError:

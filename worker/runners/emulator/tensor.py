@@ -124,7 +124,7 @@ class Tensor:
         if not shape or min(shape) < 1:
             raise SailTensorError("invalid shape")
         self._set(src.handle, list(shape), src.dtype(), False)
-        self._cached, self._source = src._cached, src  # kept alive
+        self._cached, self._source = src._cached, src  # keeps it alive
         start = offset * self.element_size()
         if start < 0:
             raise ValueError(f"a view cannot start at {offset}")
