@@ -22,9 +22,9 @@ def rights(plan: Plan) -> Verdict:
         except NoPermissionError as error:
             commands = [str(error).rstrip(".")]
     if not commands:
-        return ok(f"the user {user!r} may do all that a {role} does")
+        return ok(f"the user {user!r} has all rights that a {role} needs")
     more = f", and {len(commands) - 1} more commands" if len(commands) > 1 else ""
     return wrong(
-        f"The user {user!r} may not do what a {role} does: {commands[0]}{more}. deploy/redis makes a user for it.",
+        f"The user {user!r} lacks rights that a {role} needs: {commands[0]}{more}. deploy/redis makes a user that has them.",
         f'export "$(cat {role}.env)"',
     )

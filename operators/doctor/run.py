@@ -19,7 +19,7 @@ def run(checks: Iterable[Check], plan: Plan, seconds: float = SECONDS) -> Iterat
         if check.worker and not plan.worker:
             verdict = skipped("for a machine that runs jobs")
         elif check.needs in unmet:
-            verdict = skipped(f"to be seen when the {check.needs} is fixed")
+            verdict = skipped(f"not checked until the {check.needs} is fixed")
             unmet.add(check.name)
         else:
             verdict = _within(check, plan, seconds)
@@ -36,11 +36,11 @@ def _within(check: Check, plan: Plan, seconds: float) -> Verdict:
     def look() -> None:
         try:
             found.append(check.look(plan))
-        except SailqError as error:  # what an earlier check saw is no longer so
-            found.append(wrong(str(error), "sailq doctor  # again"))
-        except Exception as error:  # one check's failure is no other's
-            what = f"This could not be found out: {type(error).__name__}: {error}"
-            found.append(wrong(what, f"sailq doctor --json  # and tell sailq's makers what it says of {check.name}"))
+        except SailqError as error:  # the result of an earlier check is outdated
+            found.append(wrong(str(error), "sailq doctor  # run it again"))
+        except Exception as error:  # the other checks still run
+            what = f"This check failed: {type(error).__name__}: {error}"
+            found.append(wrong(what, f"sailq doctor --json  # and report what it prints for {check.name} as a bug"))
 
     thread = threading.Thread(target=look, name=f"sailq-doctor-{check.name}", daemon=True)
     thread.start()
@@ -48,6 +48,6 @@ def _within(check: Check, plan: Plan, seconds: float) -> Verdict:
     if found:
         return found[0]
     return wrong(
-        f"Not found out within {seconds:g} s: a disk or a device that this machine waits for does not answer.",
+        f"The check did not end within {seconds:g} s: a disk or a device does not answer.",
         "sudo dmesg --human --nopager | tail -n 50",
     )
