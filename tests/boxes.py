@@ -60,7 +60,7 @@ def device_tree(root: Path, heaps: dict[str, int], banks: tuple[int, ...] = (409
     of its memory node, which get_info of sophgo/sophon-tools adds up to 16384 MB on an SE7.
     """
     nodes = {f"reserved-memory/ion_{heap}_mem": [(0x1_2410_0000, size)] for heap, size in heaps.items()}
-    nodes["reserved-memory/vpu_mem"] = [(0x3_2000_0000, 128)]  # the firmware's, which is no heap
+    nodes["reserved-memory/vpu_mem"] = [(0x3_2000_0000, 128)]  # memory of the firmware, not a heap
     nodes["memory"] = [(0x1_0000_0000, size) for size in banks]
     for node, extents in nodes.items():
         folder = root / "proc/device-tree" / node

@@ -28,8 +28,8 @@ from sailq.shared.workers import live_workers
 HOOKS = Path(__file__).with_name("hooks")
 WORKER_START_SECONDS = 90.0
 
-# A shell without job control ignores SIGINT in what it puts in the background, nohup ignores SIGHUP, and children
-# inherit both; the tests of Ctrl-C and of a terminal's end need them as a terminal gives them.
+# A shell without job control ignores SIGINT in background processes, nohup ignores SIGHUP, and children inherit both.
+# The tests of Ctrl-C and of a closed terminal need the default actions.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

@@ -50,7 +50,7 @@ def rq_and_dashboard(url: str, connection: redis.Redis, name: str) -> Callable[[
     app = Flask(__name__)
     app.config.from_object("rq_dashboard.default_settings")
     app.config["RQ_DASHBOARD_REDIS_URL"] = [url]
-    rq_dashboard.web.from_url = lambda *rest, **more: (None, connection)  # its own knows no Unix sockets
+    rq_dashboard.web.from_url = lambda *rest, **more: (None, connection)  # RQ's own option supports no Unix sockets
     app.register_blueprint(rq_dashboard.web.blueprint)
     pages = ["queues.json", "workers.json", *(f"jobs/{name}/{registry}/20/asc/1.json" for registry in REGISTRIES)]
 

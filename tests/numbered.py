@@ -81,7 +81,7 @@ KINDS = (
     Kind("webm vp8", "webm", "libvpx", True, codec_options=(*_VP9, ("auto-alt-ref", "1"), ("lag-in-frames", "10"))),
     Kind("webm vp9", "webm", "libvpx-vp9", True, codec_options=_VP9),
     Kind("webm av1", "webm", "libsvtav1", True, codec_options=_AV1),
-    # AVI has no times of display: frames that are stored in another order are shown at a constant rate.
+    # AVI stores no display times: frames that are stored in another order are shown at a constant rate.
     Kind("avi mpeg4", "avi", "mpeg4", False, False, True),
     Kind("avi mpeg4 with B frames", "avi", "mpeg4", False, False, True, varies=False, codec_options=_B_FRAMES),
     Kind("avi mjpeg", "avi", "mjpeg", False, False, pix_fmt="yuvj420p"),

@@ -90,7 +90,7 @@ class Proxy:
                         return
                     (server if one is client else client).sendall(data)
                     if one is client and self._command in data and self.lose_reply.is_set():
-                        server.recv(1 << 16)  # the server has done it
+                        server.recv(1 << 16)  # the server has executed the command
                         self.lose_reply.clear()
                         return
 

@@ -80,7 +80,7 @@ class Oracle:
     """transformers' model of a directory, fp32, greedy."""
 
     def __init__(self, directory: Path) -> None:
-        torch.set_num_threads(1)  # matrices this small only lose by being shared out
+        torch.set_num_threads(1)  # more threads only slow down matrices this small
         self.spec = ModelSpec.load(directory)
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
         self.model = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
@@ -159,7 +159,7 @@ class Prompts:
         video = bool(self._random.random() < 0.5)
         count = self._lengths[int(self._random.integers(len(self._lengths)))] if video else 1
         array = self.frames(count, height, width)
-        digest = hashlib.sha256(array).hexdigest()  # as a blob has it: engines keep vision tokens by it
+        digest = hashlib.sha256(array).hexdigest()  # like a blob's digest, which is the key of the vision cache
         frames[digest] = array
         kind = "video" if video else "image"
         return FramesPart(type=kind, blob=digest, frames=count, height=height, width=width)

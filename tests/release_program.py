@@ -29,7 +29,7 @@ def with_torchvision() -> None:
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision  # noqa: F401
 
-        torchvision.library_of_this_process = library  # which ends with its last reference
+        torchvision.library_of_this_process = library  # the folder is deleted with its last reference
     except ImportError:
         pass
 

@@ -25,6 +25,7 @@ def rights(plan: Plan) -> Verdict:
         return ok(f"the user {user!r} has all rights that a {role} needs")
     more = f", and {len(commands) - 1} more commands" if len(commands) > 1 else ""
     return wrong(
-        f"The user {user!r} lacks rights that a {role} needs: {commands[0]}{more}. deploy/redis makes a user that has them.",
+        f"The user {user!r} lacks rights that a {role} needs: {commands[0]}{more}. deploy/redis makes a user that has "
+        "them.",
         f'export "$(cat {role}.env)"',
     )

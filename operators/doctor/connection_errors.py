@@ -55,7 +55,7 @@ def without_tls(plan: Plan, connection: redis.Redis) -> Verdict | None:
         return None  # the primary's address is not known yet
     if not _has_tls(connection) or not _said_plainly(connection):
         return None
-    what = f"The server at {address(connection)} speaks no TLS: the URL must begin with redis, not rediss."
+    what = f"The server at {address(connection)} does not use TLS: the URL must begin with redis, not rediss."
     return wrong(what, _other_url(plan, "^rediss", "redis"))
 
 

@@ -48,7 +48,7 @@ class Row(NamedTuple):
     estimate: float
     bound: float
     published: str
-    most: bool = False  # else the bound is the least
+    most: bool = False  # whether the bound is a maximum, not a minimum
 
     @property
     def met(self) -> bool:
@@ -142,7 +142,7 @@ def measure(out: Path) -> None:
     Raises:
         BenchError: a net cannot be timed, or a bound is missed.
     """
-    # It imports torch, which a reader of the timings need not have.
+    # Imported here because it imports torch, which is not needed to read the timings.
     from tests.bench.tpu_nets import Bench, BenchError, compiler
 
     timings = Timings(compiler(), Bench(out / "bm1684x").time(NETS))
@@ -160,7 +160,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("bench-out"), metavar="DIR",
                         help="folder for the plot and for what is kept of each net; default: %(default)s")
     out = parser.parse_args().out.absolute()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clears up, as Ctrl-C does
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # cleans up, like Ctrl-C
     return run("bm1684x", lambda: measure(out), f"`{COMMAND}` goes on where it stopped")
 
 

@@ -138,7 +138,7 @@ async def measure(prepared: Prepared, url: str, boxes: int, device: tuple[float,
             lagging = tasks.create_task(_lag(lags))
             filling = tasks.create_task(producers.keep_waiting(WAITING * boxes))
             fleet = []
-            for number in range(boxes):  # over a cycle, so that their bursts are spread
+            for number in range(boxes):  # spread over a cycle, so that their bursts do not coincide
                 box = Box(client.connection, url, number, Device(SLOTS, first, step, CAPTION), ledger, finish)
                 fleet.append(tasks.create_task(box.run()))
                 await asyncio.sleep(cycle / boxes)

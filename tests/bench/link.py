@@ -62,7 +62,7 @@ class Link(asyncio.Protocol):
         while self._asked and at < len(self._buffer):
             try:
                 reply, at = _reply(self._buffer, at)
-            except (IndexError, ValueError):  # it is not all there
+            except (IndexError, ValueError):  # incomplete
                 break
             asked = self._asked.popleft()
             if asked.done():

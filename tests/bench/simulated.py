@@ -100,7 +100,7 @@ class Device:
                 await self._work.wait()
                 until = loop.time()
             if self._waiting and len(running) < self.slots:
-                # The prefill makes the first token, and the step that follows the second.
+                # The prefill generates the first token, and the next step the second.
                 running.append((step + self.tokens - 2, self._waiting.popleft()))
                 until += self.first
             # While no slot is free, nothing happens before the first answer ends.
@@ -275,7 +275,7 @@ class Producers:
         self._call = calls.call
         self._links, self._next = links, count()
         self._open: list[asyncio.Task[Link]] = []
-        self._begun: set[asyncio.Task[None]] = set()  # with those that failed
+        self._begun: set[asyncio.Task[None]] = set()  # including those that failed
 
     async def submit(self) -> None:
         self._ledger.submitted += 1

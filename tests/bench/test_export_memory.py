@@ -29,7 +29,7 @@ CONFIG = {
     "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "mlp_ratio": 4, "num_heads": 16},
 }
 
-# Between the test and the export, because a process counts what its parent held when it was started as its own.
+# A process between the test and the export, because a new process counts its parent's memory as its own.
 MEASURE = """
 import os, subprocess, sys
 process = subprocess.Popen(sys.argv[1:], stderr=subprocess.DEVNULL)
@@ -80,4 +80,4 @@ def test_a_2b_checkpoint_is_exported_in_little_memory() -> None:
     print(f"\nfigure: export of a 2B-size checkpoint ({size / 1e9:.1f} GB, {nets} nets, {weights / 1e9:.1f} GB of "
           f"weights): peak memory {peak / 1e6:.2f} GB, {seconds:.0f} s")
     assert peak / 1e6 <= LIMIT_GB
-    assert weights < 2 * size * 1.01  # each parameter once, and little beside them
+    assert weights < 2 * size * 1.01  # each parameter once, and little else

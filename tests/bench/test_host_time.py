@@ -83,7 +83,7 @@ def _scraped() -> Iterator[list[float]]:
 
     def ask() -> None:
         while not over.wait(SCRAPE_SECONDS):
-            with suppress(OSError):  # it has not started, or has ended
+            with suppress(OSError):  # the thread has not started, or has ended
                 scrape(port)
                 scrapes.append(time.monotonic())
 

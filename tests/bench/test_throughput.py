@@ -110,7 +110,7 @@ def _generate(oracle: Oracle, some: Sequence[Caption]) -> Answers:
     inputs = [oracle.inputs(one.messages, one.frames) for one in some]
     length = max(one["input_ids"].shape[1] for one in inputs)
 
-    def padded(name: str, value: int) -> torch.Tensor:  # on the left, where generate expects it
+    def padded(name: str, value: int) -> torch.Tensor:  # padding on the left, where generate expects it
         rows = [torch.nn.functional.pad(one[name], (length - one[name].shape[1], 0), value=value) for one in inputs]
         return torch.cat(rows)
 

@@ -34,7 +34,7 @@ from tests.bench.timings import LM_HEAD, QUANTIZE, Net, Timing
 
 MODELS = Path(__file__).parents[2] / "deploy/models"
 
-# Qwen/Qwen2-VL-7B-Instruct's config.json, but for the depths.
+# Qwen/Qwen2-VL-7B-Instruct's config.json, except for the depths.
 CONFIG: dict[str, Any] = {
     "model_type": "qwen2_vl", "torch_dtype": "float16", "tie_word_embeddings": False, "vocab_size": 152064,
     "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 1, "num_attention_heads": 28,
@@ -131,7 +131,7 @@ def write_checkpoint(directory: Path, config: dict[str, Any]) -> None:
     text = json.dumps(config)
     (partial / "config.json").write_text(text)
     with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**json.loads(text)))  # a copy, as it adds to what it gets
+        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**json.loads(text)))  # a copy, as the call changes it
     noise = torch.empty(_NOISE, dtype=torch.float16).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
     tensors = {}
     for number, (name, parameter) in enumerate(model.named_parameters()):

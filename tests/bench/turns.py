@@ -141,5 +141,5 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
 
 def _signal(pids: Sequence[int], number: int) -> None:
     for pid in pids:
-        with suppress(ProcessLookupError):  # whoever waits for it says what has ended; the others go on
+        with suppress(ProcessLookupError):  # whoever waits for this process reports its end; the others continue
             os.kill(pid, number)

@@ -28,7 +28,7 @@ def box(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ma
     require(systemd_nspawn="systemd-container", mmdebstrap="mmdebstrap")
     root, debugfs = flash(tmp_path_factory.mktemp("box"), server.port)
     with Machine(root, f"--bind-ro={TREE}:/data/sailq", f"--bind-ro={debugfs}:/sys/kernel/debug") as machine:
-        machine.run(  # where a box has libsophon's own libraries
+        machine.run(  # the folder of libsophon's libraries on a box
             "python3", "-m", "pip", "install", "--quiet", "--no-deps", "--target", "/opt/sophon/libsophon-0.5.1/lib",
             "onnxruntime", seconds=900,
         )

@@ -62,7 +62,7 @@ class Machine:
 
     def reboot(self) -> None:
         """Returns when it is up again."""
-        self.run("systemctl", "reboot", check=False)  # which may end with what it came in by
+        self.run("systemctl", "reboot", check=False)  # it may fail, because its own session is ended
         assert self._nspawn.wait(BOOT_SECONDS) == _REBOOTS
         self._start()
         self.wait_for_boot()
@@ -85,7 +85,7 @@ class Machine:
         until(up, "a booted machine", BOOT_SECONDS)
         for controller in self._groups:
             self.run("mount", "-o", "remount,bind,rw", f"/sys/fs/cgroup/{controller}")
-        self.run("systemctl", "daemon-reexec")  # it looks for controllers once
+        self.run("systemctl", "daemon-reexec")  # systemd looks for controllers once
 
     def close(self) -> None:
         self._nspawn.send_signal(signal.SIGTERM)

@@ -111,7 +111,7 @@ class EngineLLM:
             raise RuntimeError("stands in for what SAIL raises")
         net = self._nets[BATCHED.get(graph, graph)]
         made = net.run(None, {one.name: inputs[index].data for index, one in enumerate(net.get_inputs())})
-        if graph.startswith("block_cache_"):  # SAIL's has a tensor for each slot's new row
+        if graph.startswith("block_cache_"):  # SAIL returns each slot's new row as a tensor
             made = [made[0], *made[1], *made[2]]
         if said == "noise" and graph == "lm_head":
             made = [self._random.standard_normal(made[0].shape)]

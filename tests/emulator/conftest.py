@@ -46,7 +46,7 @@ def environment() -> Path:
     threads use every core, and the compiler beside them takes longer.
     """
     place = subprocess.check_output([ROOT / "deploy/models/tpu_env.sh"], text=True).strip()
-    os.environ["TPU_ENV"] = place  # workers look there, whatever folder they are started in
+    os.environ["TPU_ENV"] = place  # workers find it from any working directory
     if process := os.environ.get("PYTEST_XDIST_WORKER"):
         for options in COMPILED if process == "gw0" else COMPILED[::-1]:
             compile_(*options)

@@ -40,7 +40,7 @@ def halves(*shape: int, seed: int = 0) -> np.ndarray:
 def test_sails_exceptions_have_no_base_of_their_own() -> None:
     for name in ("SailDeviceError", "SailTensorError", "SailEngineError", "SailUnknownError", "NotSupport"):
         assert getattr(sail, name).__bases__ == (Exception,)
-    assert not hasattr(sail, "SailRuntimeError")  # which SAIL does not register
+    assert not hasattr(sail, "SailRuntimeError")  # SAIL does not register it
 
 
 def test_an_engine_is_created_as_in_sail() -> None:
@@ -95,7 +95,7 @@ def test_value_error_is_raised_where_sail_would_kill_the_process(
         with pytest.raises(ValueError):
             y.sync_d2d(*arguments)
     with pytest.raises(ValueError):
-        sail.Tensor(handle, [1], sail.Dtype.BM_INT32)  # SAIL's default: no memory at all
+        sail.Tensor(handle, [1], sail.Dtype.BM_INT32)  # SAIL's default: no memory
     with pytest.raises(IndexError):
         engine.process("nothing", {}, {})
     x.update_data(halves(1, 4, 64))
@@ -115,9 +115,9 @@ def test_the_nets_memory_begins_with_random_bytes_and_a_new_tensor_with_zeros(ha
 def test_the_chip_does_not_see_what_was_not_flushed(engine: sail.EngineLLM, handle: sail.Handle) -> None:
     x, y, values = engine.get_input_tensors(LINEAR, 1)[0], new(handle, 1, 8, 64), halves(1, 8, 64)
     right = linear(engine, handle, values)
-    linear(engine, handle, halves(1, 8, 64, seed=1))  # which leaves other values in x's memory
+    linear(engine, handle, halves(1, 8, 64, seed=1))  # leaves other values in x's memory
     x.update_data(values)
-    assert np.array_equal(x.asnumpy(), values)  # to the host it is there
+    assert np.array_equal(x.asnumpy(), values)  # the host sees it
     engine.process(LINEAR, {0: x}, {0: y})
     assert not np.array_equal(y.asnumpy(), right)
     x.sync_s2d()
@@ -159,7 +159,7 @@ def test_a_views_sync_copies_and_leaves_the_lines_dirty(engine: sail.EngineLLM, 
     x.update_data(halves(1, 8, 64, seed=1))
     engine.process(LINEAR, {0: x}, {0: own})
     own.sync_d2s()
-    assert np.array_equal(own.asnumpy(), values)  # evicted over what the chip wrote
+    assert np.array_equal(own.asnumpy(), values)  # evicted: overwrites the chip's data
 
 
 def test_memory_that_a_box_cannot_map_is_refused_as_in_sail(
@@ -184,7 +184,7 @@ def test_memory_that_a_box_cannot_map_is_refused_as_in_sail(
 
     monkeypatch.setattr(sail.Tensor, "of_net", note)
     sail.EngineLLM(NETS, [0])
-    assert mapped == [[1, 4, 64], [1, 4, 64], [1, 8, 64], [1, 8, 64]]  # x and y of each stage of LINEAR alone
+    assert mapped == [[1, 4, 64], [1, 4, 64], [1, 8, 64], [1, 8, 64]]  # only x and y of each stage of LINEAR
 
 
 def linear(engine: sail.EngineLLM, handle: sail.Handle, values: np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ def test_the_device_multiplies_with_the_rounded_weights(quantize: str, environme
     scheme = round_weights.SCHEMES[quantize]
     half = HALVES[scheme.dtype]
     device = run(compile_matmul(environment, weights(), quantize, tmp_path), 3 * torch.eye(IN, dtype=half))
-    # Three times a weight shows whether the weight itself is in half precision: else it would be rounded after.
+    # Three times a weight shows whether the weight itself was rounded to half precision, or only the product.
     product = 3 * torch.from_numpy(round_weights.rounded(weights(), scheme, GROUP))
     assert torch.equal(device, product.to(half).T)
 
@@ -110,8 +110,8 @@ def weights() -> np.ndarray:
     """float32 [OUT, IN], with groups that TPU-MLIR treats in ways of their own."""
     generator = np.random.default_rng(0)
     w = generator.normal(0, 0.05, (OUT, IN)).astype(np.float32)
-    w[0, :64], w[0, 64:128], w[0, 128:192] = 0, 0.3, -0.3  # one value: the least scale
-    w[0, 192:] = np.abs(w[0, 192:]) + 0.5  # zero lies outside, so the zero point is cut off
+    w[0, :64], w[0, 64:128], w[0, 128:192] = 0, 0.3, -0.3  # one value: the minimum scale
+    w[0, 192:] = np.abs(w[0, 192:]) + 0.5  # zero is outside the range, so the zero point is clipped
     w[1, :64] = -np.abs(w[1, :64]) - 0.2
     w[1, 64:128] *= 1e-5
     w[1, 128:192] *= 1e3

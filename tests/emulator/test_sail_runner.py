@@ -65,7 +65,7 @@ def test_a_step_runs_each_net_once_and_copies_no_cache(
           f"of {mask}, {meter.copies} copies on it")
     assert mask in meter.to_device and others <= 16 * 1024
     assert meter.copies == 0
-    for layer in layers:  # from other memory the runtime would copy a net's cache to its own, whole
+    for layer in layers:  # the runtime would copy a cache that is in other memory
         own = runner._chip.own_inputs(layer, 0)
         for index in (3, 4):
             assert meter.inputs[layer][index].address == own[index].address

@@ -26,7 +26,7 @@ def test_every_layout_gives_the_cpu_engines_tokens(
 ) -> None:
     engine = load(compiled(*LAYOUTS[layout]))
     video, _, images, follow_up, text = samples[:5]
-    assert len(video.tokens) > 32  # with history nets, more than one part
+    assert len(video.tokens) > 32  # more than one part with history nets
     options = GREEDY if full else BEGINNING
     for prepared in (video, images, follow_up, text) if full else (video, text):
         assert answer(engine, prepared, options=options) == answer(cpu, prepared, options=options)
@@ -51,7 +51,7 @@ def test_slots_at_different_positions_answer_as_alone(
     going, done, waiting = [], {}, list(enumerate(prompts))
     order = [2, 0, 3, 1]  # slots are not filled from the first
     while waiting or going:
-        if waiting:  # one more each step, so that none starts with another
+        if waiting:  # one more per step, so that no two start together
             number, prepared = waiting.pop(0)
             going.append((number, engine.start(prepared, GREEDY, order[number])))
         engine.step([generation for _, generation in going])

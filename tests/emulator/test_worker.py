@@ -17,7 +17,7 @@ SECONDS = 300
 def test_a_job_is_answered_through_the_queue(
     client: Client, start_worker: Callable[..., ManagedProcess], compiled: Compile
 ) -> None:
-    # Before it takes jobs it has answered its self-test, twice.
+    # The worker has answered its self-test twice before it takes jobs.
     start_worker("--device", "emulator", "--bmodel", compiled(*RIGHT_SIZED), seconds=SECONDS)
     options = GenerationOptions(max_new_tokens=8)
     hello, long = ([{"role": "user", "content": text}] for text in ("Hello!", "word " * 60))

@@ -73,7 +73,7 @@ def fuzz(name: str, count: int, seed: int, keep: bool) -> int:
                 faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True, file=sys.stdout)
             if number < len(first):
                 data = first[number]
-            else:  # half of them from what people wrote: most kinds of answers are about an input's outermost bytes
+            else:  # half of them start from valid inputs, because most of the corpus is invalid in its outermost bytes
                 data = mutated(chance.choice(chance.choice((good, corpus))), corpus, target.form, chance)
             answer, seconds = _answer(target, data)
             slowest = max(slowest, seconds)
@@ -151,7 +151,7 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
-    # libjpeg says on stderr of each JPEG that is cut short that it is.
+    # libjpeg reports each truncated JPEG on stderr.
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.exit(main())

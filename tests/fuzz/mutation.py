@@ -50,7 +50,7 @@ def mutated(data: bytes, others: Sequence[bytes], form: str, chance: random.Rand
                 tree = _with_another_value(tree, values, chance)
             return (json.dumps(tree).encode() if form == "json" else msgpack.packb(tree))[:MAX_BYTES]
         except Exception:
-            pass  # it is no such tree any more
+            pass  # it is no longer a valid tree
     for _ in range(chance.choice((1, 1, 2, 4, 8))):
         data = _with_other_bytes(data, others, chance)
     return data[:MAX_BYTES]

@@ -72,7 +72,7 @@ def ask(text: str) -> list[dict[str, object]]:
     return [{"role": "user", "content": [{"type": "text", "text": text}]}]
 
 
-# What each user needs is allowed.
+# Each user may do what it needs.
 
 
 def test_a_producers_commands_work(
@@ -138,7 +138,7 @@ def test_a_producer_with_only_rq_works(
         assert running.get_status() == "canceled"
         with Client(server.url("producer")) as client:
             assert client.wait(running.id, timeout=60).finish_reason == "cancelled"
-    assert refused() <= {("producer", "info")}  # RQ asks for the server's version, and does without
+    assert refused() <= {("producer", "info")}  # RQ asks for the server's version, but works without it
     with server.connect("reader") as reader:
         assert RQJob.fetch(waiting[1].id, connection=reader, serializer=Serializer).get_position() == 0
 
@@ -177,7 +177,7 @@ def test_a_reader_sees_all(
     assert refused() == set()
 
 
-# The rest is refused.
+# All other commands are refused.
 
 
 @pytest.mark.parametrize("command", [
@@ -252,7 +252,7 @@ def test_another_clients_result_can_be_read_only_by_its_id(server: Server, logs:
         with pytest.raises(ServerUnavailable):
             Fleet(other.connection).snapshot()
         result = other.result(handle.job)
-        assert result is not None and result.text == text  # what deploy/redis/README.md says of ids
+        assert result is not None and result.text == text  # deploy/redis/README.md describes ids
 
 
 def test_clients_without_a_user_name_have_no_rights(server: Server) -> None:

@@ -32,7 +32,7 @@ def clip(seed: int) -> Prepared:
 def test_jobs_beyond_the_bound_are_refused_and_leave_nothing(redis_url: str, connection: redis.Redis) -> None:
     with Client(redis_url, settings=Settings(redis_url=redis_url, max_queued=3)) as client:
         conversation = client.submit_prepared(HI).conversation
-        client.submit_prepared(HI, conversation=conversation)  # waits for the first: it counts too
+        client.submit_prepared(HI, conversation=conversation)  # deferred behind the first turn: it counts, too
         client.submit_prepared(HI)
         before = set(connection.keys("*"))
         with pytest.raises(QueueFull, match="^3 jobs .*sailq-tiny"):

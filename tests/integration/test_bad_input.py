@@ -93,7 +93,7 @@ def ask_of(part: Row, folder: Path) -> list[object]:
 @pytest.mark.parametrize("kind", BAD)
 def test_one_question(kind: str, served_url: str, samples: Path) -> None:
     part, code, named = BAD[kind]
-    if kind == "unknown part":  # --vision-inputs has a key for each kind of media, and refuses any other itself
+    if kind == "unknown part":  # --vision-inputs has a key for each kind of media and refuses other keys
         code, named = "bad_request", "vision_inputs"
     done = invoke("ask", *ask_of(part, samples), url=served_url)
     sentence = told(done, 2 if code in USAGE_ERRORS else 1)
@@ -109,7 +109,7 @@ def test_a_batch_answers_all_good_clips(served_url: str, samples: Path, tmp_path
     (samples / "batch.jsonl").write_text("".join(json.dumps(row) + "\n" for row in batch))
     out = tmp_path / "out.jsonl"
     done = sailq("caption", "--messages", samples / "batch.jsonl", "--out", out, "--json", url=served_url)
-    assert (done.returncode, done.stderr) == (1, "")  # which nothing that decodes media writes to, either
+    assert (done.returncode, done.stderr) == (1, "")  # decoders of media write nothing to it, either
     assert json.loads(done.stdout)["failures"] == len(BAD)
     written = rows(out)
     assert [row["index"] for row in written] == list(range(len(batch)))

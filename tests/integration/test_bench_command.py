@@ -35,7 +35,7 @@ def check(report: dict[str, Any], *, repeat: int, jobs: int) -> None:
     assert (one["jobs"], together["jobs"]) == (repeat, jobs)
     for spread in (one["first_token_latency"], one["tokens_per_second"]):
         assert 0 < spread["min"] <= spread["median"] <= spread["max"]
-    # All that a first token waits for is in its latency, and each part is but a part.
+    # The latency of the first token includes all parts, and no part is longer than it.
     assert all(0 <= part < one["first_token_latency"]["max"] for part in one["breakdown"].values())
     assert set(one["breakdown"]) == {
         "sample", "queue_wait", "fetch", "preprocess", "vision_encode", "prefill", "other"}
@@ -43,7 +43,7 @@ def check(report: dict[str, Any], *, repeat: int, jobs: int) -> None:
     assert together["in_flight"] == min(jobs, 2 * report["slots"])
     captions_per_second = together["captions_per_hour"] / 3600
     assert captions_per_second * together["wall"] == pytest.approx(jobs)
-    # Each job asks the same of nearly the same pixels.
+    # Each job asks the same question about nearly the same pixels.
     assert together["tokens_per_second"] / captions_per_second == pytest.approx(one["completion_tokens"], rel=0.8)
 
 
@@ -51,7 +51,7 @@ def test_sophon_demos_command_line_without_a_server(vision_inputs: str) -> None:
     done = invoke("bench", "--vision_inputs", vision_inputs, "--repeat", 2, "--slots", 2, "--threads", 1)
     assert done.returncode == 0, done.stderr
     assert all(column in done.stdout for column in COLUMNS)
-    assert [line for line in done.stdout.splitlines() if "3.55" in line and "9.67" in line]  # sophon-demo's own
+    assert [line for line in done.stdout.splitlines() if "3.55" in line and "9.67" in line]  # from sophon-demo
     said = " ".join(done.stdout.split())
     assert "2 jobs" in said and "8 jobs, 4 in flight for 2 slots" in said
     assert not living(sockets(done.stderr)) and not Path(sockets(done.stderr)).exists()
@@ -92,7 +92,7 @@ def test_the_mark_that_makes_a_clip_unique_survives_jpeg_and_stays_in_its_corner
     assert first != second
     differs = decode_frames(blob, (2, 56, 84)) != decode_frames(other, (2, 56, 84))
     assert differs[:, :8, :8].any(axis=(1, 2, 3)).all()
-    differs[:, :16, :16] = False  # a block of the JPEG's colours is 16 × 16
+    differs[:, :16, :16] = False  # a colour block of the JPEG has 16 × 16 pixels
     assert not differs.any() and (frames == 90).all()
 
 
@@ -127,7 +127,7 @@ def test_ctrl_c_stops_what_was_started() -> None:
     process = start("bench", "--repeat", 10_000, "--threads", 1)
     try:
         assert process.stderr is not None
-        begun = process.stderr.readline() + process.stderr.readline()  # the server is there, and the worker is
+        begun = process.stderr.readline() + process.stderr.readline()  # the server and the worker run
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=40)
     finally:

@@ -34,7 +34,7 @@ def at_a_terminal(*arguments: object, url: str) -> tuple[subprocess.CompletedPro
     shown: list[bytes] = []
 
     def read() -> None:
-        with suppress(OSError):  # EIO: nobody writes to the terminal any more
+        with suppress(OSError):  # EIO: the terminal is closed
             while piece := os.read(terminal, 1 << 16):
                 shown.append(piece)
 
@@ -59,7 +59,7 @@ def samples(tmp_path: Path) -> Path:
     return tmp_path / "samples"
 
 
-# Help and usage: no server is asked.
+# Help and usage errors, without a server.
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_examples(command: str) -> None:
@@ -262,7 +262,7 @@ def test_a_server_that_stops_during_a_batch_loses_no_row(tmp_path: Path, eventua
         server.send_signal(signal.SIGTERM)
         _, errors = batch.communicate(timeout=60)
     finally:
-        server.terminate()  # it takes the embedded server with it
+        server.terminate()  # the embedded server stops with it
         server.wait(20)
         if batch is not None:
             batch.kill()
@@ -360,7 +360,7 @@ def test_caption_keeps_order_metadata_and_finished_rows(served_url: str, samples
 
     (samples / "later.mp4").write_bytes((samples / "clips" / "0000.mp4").read_bytes())
     with out.open("a") as file:
-        file.write('{"index": 9, "sou')  # as if the run had died here
+        file.write('{"index": 9, "sou')  # as if the run had been killed here
     second = invoke(*command, url=served_url)
     again = rows(out)
     assert second.returncode == 0, second.stderr

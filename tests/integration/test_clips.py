@@ -148,7 +148,7 @@ def test_the_sweep_frees_abandoned_clips(
     else:
         answerer.answer(job, "yes")
         connection.delete(keys.turns("c"))
-    for member in connection.zrange(keys.CLIPS, 0, -1):  # nobody has looked at them for a while
+    for member in connection.zrange(keys.CLIPS, 0, -1):  # makes the last check of each clip old
         connection.zadd(keys.CLIPS, {member: 1})
     store.recover([QUEUE])
     assert held() == len(other.blobs[digest(other)])

@@ -20,7 +20,7 @@ from sailq.shared.errors import ServerUnavailable
 
 def test_a_cluster_is_refused_in_one_sentence(folder: Path, eventually: Callable[..., None]) -> None:
     path = folder / "server.sock"
-    with socket.create_server(("127.0.0.1", 0)) as free:  # its nodes would talk there
+    with socket.create_server(("127.0.0.1", 0)) as free:  # for the traffic between nodes
         port = free.getsockname()[1]
     command = [str(get_binary_path()), "--port", "0", "--bind", "127.0.0.1", "--cluster-enabled", "yes",
                "--cluster-port", f"{port}", "--unixsocket", str(path), "--dir", str(folder), "--save", ""]

@@ -139,7 +139,7 @@ class Container:
             while not ready():
                 assert process.poll() is None and time.monotonic() < give_up, log.read_text()
                 time.sleep(0.1)
-            # The deepest: buildah's own processes have its command line, too.
+            # The innermost process, because buildah's own processes have the same command line.
             pid = next(pid for pid in reversed(descendants(process.pid)) if b"/opt/sailq/bin/sailq" in cmdline(pid))
             assert re.search(rf"^Uid:\t{USER}\t{USER}\t", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
             yield pid
@@ -158,7 +158,7 @@ def descendants(pid: int) -> list[int]:
     found = [pid]
     for parent in found:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
-            with suppress(OSError):  # it has ended
+            with suppress(OSError):  # the process has ended
                 found += map(int, children.read_text().split())
     return found[1:]
 

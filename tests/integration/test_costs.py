@@ -87,7 +87,7 @@ def test_a_caption_takes_few_commands_and_round_trips(url: str, start_null: Call
     with Client(url) as client, connect(url) as connection:
         simulated.teach(connection)
         coming = answers(client, clips(1000, (2, 28, 28)), WAITING, TOKENS)
-        for _ in range(17):  # until it is busy, and its connections are open
+        for _ in range(17):  # until the worker is busy and its connections are open
             next(coming)
         with connection.monitor() as monitor:
             ours = {connection.laddr.port for connection in psutil.Process().net_connections("tcp")}

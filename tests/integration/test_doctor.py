@@ -49,7 +49,7 @@ def only(examined: Examined, name: str, *facts: str) -> str | None:
     return examined[name].fix
 
 
-# All is well
+# No problems
 
 
 def test_a_healthy_laptop(own: OwnServer, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_wrong_clock(own: OwnServer, folder: Path, seconds: int, words: str) -
         assert clock.state == "ok" and "1.0 s" in clock.what
 
 
-# How it says so
+# Output
 
 
 def test_piped_each_check_is_a_line(redis_url: str) -> None:

@@ -79,7 +79,7 @@ def test_a_model_with_missing_files(
     (directory / missing).unlink()
     fix = only(for_emulator(directory, url), "model", words)
     assert fix == f"hf download Qwen/Qwen2-VL-2B-Instruct {brings} --local-dir {directory}"
-    tool = tmp_path / "bin/hf"  # stands for the hub's own, which has nobody to ask here: it brings the files
+    tool = tmp_path / "bin/hf"  # replaces the hub's program, which has no network here: it copies the files
     tool.parent.mkdir()
     tool.write_text(f'#!/bin/sh\nfor last; do :; done\ncd {resolve("sailq-tiny")} && cp *.json *.jinja "$last"\n')
     tool.chmod(0o755)
@@ -103,7 +103,7 @@ def test_another_chips_bmodel(directory: Path, url: str, tmp_path: Path) -> None
     fix = only(examined, "bmodel", "BM1688", "BM1684X")
     aside, compile_it = fix.splitlines()
     assert compile_it.startswith("deploy/models/compile.sh --model_path CHECKPOINT")
-    write_bmodel(tmp_path / "right.bmodel", qwen2_vl(**TINY))  # as compile.sh would have left it
+    write_bmodel(tmp_path / "right.bmodel", qwen2_vl(**TINY))  # as compile.sh would have made it
     subprocess.run(["bash", "-c", f"{aside}; mv {tmp_path}/right.bmodel {directory}"], check=True)
     assert for_emulator(directory, url)["bmodel"].what.startswith("right.bmodel: ")
 
@@ -235,7 +235,7 @@ def test_heaps_as_shipped(seven_b: Path, sail: Path, url: str, tmp_path: Path) -
     fix = only(examined, "heaps", "9070 MB", "442 MB", "npu 7615, vpu 2048, vpp 2048")
     assert "./memory_edit.sh -c -npu 7615 -vpu 2048 -vpp 2048" in fix.splitlines()
     shutil.rmtree(root)
-    assert on_box(seven_b, box(root, RECOMMENDED), url).code == 0  # what memory_edit and the restart make of it
+    assert on_box(seven_b, box(root, RECOMMENDED), url).code == 0  # the result of memory_edit and a restart
 
 
 def test_a_model_that_is_too_large_for_any_heaps(seven_b: Path, sail: Path, url: str, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_20000_jobs_leave_nothing_behind(
     eventually: Callable[..., None],
 ) -> None:
     ttls = {"result_ttl": TTL, "job_ttl": 60, "conversation_ttl": TTL}
-    # The worker's cache of clips fills up to its bound, by design: without it, what grows is a leak.
+    # The worker's cache of clips grows to its limit by design. Without the cache, any growth is a leak.
     worker = start_null("--vision-cache", "0", **{f"SAILQ_{name.upper()}": str(ttl) for name, ttl in ttls.items()})
     ended = (keys.job("*"), keys.result("*"), keys.stream("*"), keys.conversation("*"), keys.clip("*"), "rq:results:*",
              "rq:execution*", keys.LEASES, keys.CLIPS, keys.CONVERSATIONS)

@@ -94,7 +94,7 @@ def test_a_job_that_kills_its_worker_each_time_ends_as_an_error_and_harms_no_oth
         eventually(lambda: connection.zcard(keys.failed(QUEUE)) == 1)
 
     assert all(other.error is None and other.usage.completion_tokens == 60 for other in others)
-    assert max(other.attempt for other in others) > 1  # some did run beside it
+    assert max(other.attempt for other in others) > 1  # some jobs ran beside it
     assert result.error and result.error.code == "internal" and str(MAX_ATTEMPTS) in result.error.message
     assert (result.conversation, result.metadata, result.attempt) == ("mine", {"camera": 3}, MAX_ATTEMPTS)
     assert [(one.attempt, one.cause) for one in result.history] == [(n + 1, DIED) for n in range(MAX_ATTEMPTS)]
@@ -122,7 +122,7 @@ def test_an_internal_error_is_kept_for_a_retry_and_a_jobs_own_error_is_not(
         (attempt,) = result.history
         assert attempt.attempt == 1 and attempt.cause.startswith("error: ") and "out of memory" in attempt.cause
 
-        # Retried, it fails the same way: as a new job, but with a number that no worker of its first life has.
+        # A retried job fails in the same way as a new job, but its attempt has a new number.
         assert invoke("failed", "retry", failing, url=redis_url).stdout.split()[0] == "1"
         again = client.wait(failing, 60)
         assert [one.attempt for one in again.history] == [2] and again.turn == 0
@@ -133,7 +133,7 @@ def test_an_internal_error_is_kept_for_a_retry_and_a_jobs_own_error_is_not(
     assert invoke("failed", "drop", failing, url=redis_url).returncode == 0
     assert listed(redis_url) == [] and not connection.exists(keys.job(failing), f"rq:results:{failing}")
     assert connection.zcard(keys.failed(QUEUE)) == 0
-    assert client.result(failing) == again  # its producer may still want it
+    assert client.result(failing) == again  # the producer may still need it
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_jobs_that_cannot_be_retried_are_named_and_stop_no_other(
     assert (done.returncode, done.stdout.split()[0]) == (1, "1")
     for word, line in zip(("frames", "deadline", "nosuchjob"), done.stderr.splitlines(), strict=True):
         assert word in line
-    assert {row["job"] for row in listed(redis_url)} == {seen, late}  # as they were
+    assert {row["job"] for row in listed(redis_url)} == {seen, late}  # unchanged
     assert listed(redis_url, "--model", "another") == []
     assert invoke("failed", "drop", "--all", "--model", "another", url=redis_url).stdout.split()[0] == "0"
     refused = invoke("failed", "retry", "--all", "--json", url=redis_url)

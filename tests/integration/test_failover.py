@@ -103,7 +103,7 @@ def test_a_submission_that_was_not_replicated_is_repeated_with_its_id(empty: Sen
     replicas = [port for port in empty.servers if port != empty.primary()]
     settings = Settings(redis_url=empty.url("admin"), sync_replicas=1)
     with Client(settings=settings) as client, Client(settings=settings) as other:
-        other.inbox.keep(other.connection)  # its last write is older than the job, and replicated
+        other.inbox.keep(other.connection)  # the connection's last write is older than the job, and replicated
         assert other.connection.wait(2, 5000) == 2
         for port in replicas:
             empty.signal(port, signal.SIGSTOP)
@@ -179,7 +179,7 @@ def go_on_after_a_failover(sentinels: Sentinels, start_null: Start) -> None:
         assert client.wait(submit(client, 5), 60).error is None
         running = submit(client, 2000)
         next(iter(client.stream(running, 60)))
-        assert client.cancel(running) == "running"  # the worker hears commands from the new primary
+        assert client.cancel(running) == "running"  # the worker receives commands through the new primary
         assert client.wait(running, 60).finish_reason == "cancelled"
     assert worker.alive
 

@@ -53,7 +53,7 @@ def shows(**changes: object) -> dict[str, object]:
     return {"messages": [{"role": "user", "content": [part]}]}
 
 
-# The call that RQ keeps of a job.
+# The function call in RQ's record of a job.
 CALLS: dict[str, tuple[bytes, str | None]] = {
     "with-another-jobs-id": (msgpack.packb([FUNCTION, None, ["victim"], {}]), BAD),
     "with-its-messages-unnamed": (msgpack.packb([FUNCTION, None, [HELLO], {}]), BAD),
@@ -201,7 +201,7 @@ def test_hostile_jobs_are_refused_each_with_a_line_in_the_log_while_others_are_a
     connection.hset(keys.job("without-data"), "origin", "x")
     connection.rpush(keys.waiting(QUEUE), "no-hash", "without-data")
     refused |= {"no-hash": BAD, "without-data": BAD}
-    # None of these can be a waiting job's name, so that they have no result.
+    # None of these can be the id of a waiting job, so they get no result.
     dropped: list[str | bytes] = ["a name", "two\nrefused lines: here", "x" * 100_000, "a/../b", ""]
     for name in dropped:
         push(connection, str(name))

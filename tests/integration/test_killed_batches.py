@@ -60,7 +60,7 @@ def test_900_clips_killed_20_times_by_two_runs_at_once(
         enough = len(before) + 1 + chance.randrange(30)
         runs = [start(*command, url=redis_url)]
         try:
-            if number % 4 == 0:  # the second comes while the first is at work
+            if number % 4 == 0:  # the second run starts while the first one works
                 wait(runs, out, len(before) + 1)
                 runs[0].send_signal(signal.SIGSTOP)
                 runs.append(start(*command, url=redis_url))
@@ -69,7 +69,7 @@ def test_900_clips_killed_20_times_by_two_runs_at_once(
             else:  # both at once
                 runs.append(start(*command, url=redis_url))
             wait(runs, out, enough)
-            if chance.random() < 0.4:  # then it puts the file in order, and is killed meanwhile
+            if chance.random() < 0.4:  # SIGINT makes a run sort the file; it is killed meanwhile
                 for run in runs:
                     run.send_signal(signal.SIGINT)
             time.sleep(chance.random() * 0.1)

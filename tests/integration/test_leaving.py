@@ -75,7 +75,7 @@ def test_a_drained_worker_finishes_running_jobs_and_takes_no_new_ones(
     worker.wait_until(lambda: "stopping" in worker.tail(), 60)
     (late,) = submit(client, 5, count=1)
     assert [client.wait(job, 60).attempt for job in running] == [1] * 4
-    assert worker.stop(20) == 0  # this signal may come while it leaves
+    assert worker.stop(20) == 0  # the signal may arrive during its shutdown
     assert client.result(late) is None
     start_null_worker()
     assert client.wait(late, 60).attempt == 1

@@ -53,7 +53,7 @@ def test_every_metric_of_a_worker(
     client.cancel(running.job)
 
     handles = [running, client.submit(ask("Hello"), options=LONG_ANSWER, timeout=0.5)]
-    for prompt in ("What is it?", "Which colour?"):  # one after the other: the second finds what the first left
+    for prompt in ("What is it?", "Which colour?"):  # one after the other, so that the second one hits the cache
         handles.append(client.submit(ask(prompt, picture)))
         client.wait(handles[-1].job, timeout=30)
     handles.append(client.submit(ask("What is it?", picture), options={"max_new_tokens": 2}))
@@ -130,7 +130,7 @@ def test_a_scrape_sends_no_command_to_the_server(
     asked = commands()
     for _ in range(100):
         scrape(metrics_port)
-    assert commands() - asked < 50  # its beats, and what it waits with
+    assert commands() - asked < 50  # its heartbeats, and the commands with which it waits for jobs
 
 
 def test_a_port_in_use_is_reported_before_the_model_is_loaded(redis_url: str, metrics_port: int) -> None:

@@ -64,7 +64,7 @@ def process(
     )
 
 
-# What a folder holds.
+# Contents of folders.
 
 def test_skipped_files_are_reported_once_with_count_and_reason(url: str, cam: Path) -> None:
     for number in range(7):
@@ -81,7 +81,7 @@ def test_skipped_files_are_reported_once_with_count_and_reason(url: str, cam: Pa
 
 
 def test_an_unreadable_folder_is_reported_with_exit_code_1(url: str, cam: Path) -> None:
-    here = os.open(cam, os.O_RDONLY)  # deeper than a path may be long, so nobody can read it, root neither
+    here = os.open(cam, os.O_RDONLY)  # its path is too long, so nobody can read it, not even root
     for _ in range(20):
         os.mkdir("d" * 250, dir_fd=here)
         deeper = os.open("d" * 250, os.O_RDONLY, dir_fd=here)

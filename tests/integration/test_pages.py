@@ -134,7 +134,7 @@ def test_a_command_that_needs_nothing_special_runs_as_the_page_says(
 ) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = str(free.getsockname()[1])
-    # pip and make say what they would do; `make test` is what runs this.
+    # pip and make only print what they would do: this test itself runs under `make test`.
     environment = {
         **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": port,
         "PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "MAKEFLAGS": "n",

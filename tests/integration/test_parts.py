@@ -62,7 +62,7 @@ def test_a_batch_of_rows_as_clients_write_them(folder: Path, served_url: str, tm
         "video data URL": "data:video/mp4;base64,…", "no type": "photo.jpg", "http": "https://example.com/photo.jpg",
         "bad base64": "data:video/mp4;base64,…",
     }
-    assert by_name["video data URL"]["media"] == by_name["video_url"]["media"]  # --nframes reached both
+    assert by_name["video data URL"]["media"] == by_name["video_url"]["media"]  # --nframes applies to both
     assert by_name["video_url"]["media"][0]["frames"] == 4
     assert by_name["detail"]["media"] == by_name["wrapped base64"]["media"] == by_name["no type"]["media"]
     assert by_name["video data URL"]["text"] == by_name["video_url"]["text"]

@@ -104,7 +104,7 @@ def test_every_panel_has_data_for_a_working_fleet(
         stack.callback(ManagedProcess("exporter", command, tmp_path / "exporter.log").stop)
         prometheus = Prometheus(stack, tmp_path / "prometheus", *ports)
         until = time.monotonic() + RUN_SECONDS
-        while time.monotonic() < until:  # work for as long as the rates look back, and a wrong request now and then
+        while time.monotonic() < until:  # send requests for as long as the rates look back, some of them wrong
             jobs = [client.submit(row["messages"], base=tmp_path / "samples").job for row in rows]
             jobs.append(client.submit([{"role": "user", "content": [{"type": "text", "text": "word " * 20_000}]}]).job)
             dict(client.as_completed(jobs, 30))

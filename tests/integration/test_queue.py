@@ -86,7 +86,7 @@ def test_1000_jobs_from_4_producers_finish_once_and_in_order(
         assert [turn.turn for turn in turns] == list(range(8 if conversation[0] == "p" else 4))
         finished = [result.finished_at for result in results if result]
         assert finished == sorted(finished)
-        # Each turn's prompt held all that was said before it.
+        # Each turn's prompt contained all earlier turns.
         prompts = [result.usage.prompt_tokens for result in results if result]
         assert prompts == sorted(set(prompts))
         for result in results:
@@ -154,7 +154,7 @@ def test_a_stream_gives_the_text_that_the_result_has(served: Client) -> None:
     result = served.wait(handle.job, 60)
     assert len(chunks) > 3 and not any(chunk.restarted for chunk in chunks)
     assert "".join(chunk.text for chunk in chunks) == result.text
-    assert list(served.stream(handle.job, 60)) and served.result(handle.job) == result  # and again, afterwards
+    assert list(served.stream(handle.job, 60)) and served.result(handle.job) == result  # the same again
 
 
 def test_timings_add_up(served: Client) -> None:
@@ -305,7 +305,7 @@ def test_high_priority_goes_first_when_its_turn_comes(
 def test_a_job_that_somebody_moves_to_another_models_queue_is_answered_by_it(served: Client) -> None:
     handle = served.submit_prepared(said("hi"), model="other")
     served.connection.rpush(keys.waiting(QUEUE), handle.job)
-    assert served.wait(handle.job, 60).error is None  # the queue says which model is asked
+    assert served.wait(handle.job, 60).error is None  # the queue determines the model
 
 
 def test_a_turn_whose_history_cannot_be_read_ends_as_an_error(served: Client) -> None:

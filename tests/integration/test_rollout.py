@@ -36,14 +36,14 @@ bash -c "$command" || exit
 """
 SUDO = '#!/bin/sh\n# Stands in for sudo.\n[ "$1" != -n ] || shift\nexec "$@"\n'
 SYSTEMCTL = """#!/bin/sh
-# Stands in for the one question that rollout.sh has; all else is the real one's.
+# Answers the one question that rollout.sh asks; the real systemctl does the rest.
 [ "$1" = show ] || exec /bin/systemctl "$@"
 cat "$BOX/pid"
 echo
 echo 0
 """
 RESTART = """#!/bin/bash
-# Stands in for systemd: the box's worker, started anew. One that is broken starts something else.
+# Replaces systemd: restarts the box's worker. A broken box starts another program instead.
 [ ! -e "$BOX/pid" ] || { kill -TERM "$(cat "$BOX/pid")"; tail --pid="$(cat "$BOX/pid")" -f /dev/null; }
 set -a; . <(sed "s/=\\(.*\\)/='\\1'/" "$BOX/etc/sailq/worker.env")
 SAILQ_MODEL=$BOX$SAILQ_MODEL

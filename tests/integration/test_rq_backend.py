@@ -200,7 +200,7 @@ def test_dependents_that_a_dead_program_released_in_part_run(
     with connection.pipeline() as pipeline:
         pipeline.watch(first.dependents_key)
         first.cancel(pipeline=pipeline, enqueue_dependents=True)
-        pipeline.execute()  # and dies before it calls enqueue_ready_jobs_by_queue
+        pipeline.execute()  # and the program dies before it calls enqueue_ready_jobs_by_queue
     assert dependent.get_status() == "ready_to_enqueue"
     start_null()
     eventually(lambda: has_ended(dependent))
@@ -255,7 +255,7 @@ def test_a_job_enqueued_with_the_id_of_one_that_has_ended_begins_anew(
         eventually(lambda: has_ended(job) and job.get_status() == status)
 
     end(ask(queue, FAILING, job_id="nightly"), "failed")
-    for _ in range(4):  # more than a job has attempts
+    for _ in range(4):  # more often than a job has attempts
         end(ask(queue, job_id="nightly"), "finished")
         assert connection.hmget("rq:job:nightly", "spent", "cancel") == [b"1", None]
         assert not queue.failed_job_registry.get_job_ids()

@@ -108,7 +108,7 @@ def test_uploaded_media_can_be_used_in_jobs_of_both_kinds(
     own = client.wait(handle.job, 60)
     assert answer["error"] is own.error is None and answer["usage"] == own.usage.model_dump()
     assert answer["usage"]["vision_tokens"] > 0
-    # Both jobs have let go of them, and whoever uploaded them may ask again.
+    # Both jobs have released the clips; the uploader's hold remains.
     assert int(connection.get(keys.CLIP_BYTES)) == held
     holders = {holder for part in parts for holder in connection.hkeys(keys.clip(part["blob"])) if holder != b"data"}
     assert holders and all(holder.startswith(b"upload:") for holder in holders)

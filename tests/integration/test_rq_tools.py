@@ -81,7 +81,7 @@ class Scene:
             assert client.wait(self.job, WAIT).error.code == "internal"
             assert self.status() == "failed"
         if state == "finished":
-            queue.connection.hset(keys.job(self.job), "result_ttl", 500)  # as RQ's own enqueue leaves it
+            queue.connection.hset(keys.job(self.job), "result_ttl", 500)  # the state after RQ's own enqueue
             self.worker = start()
             assert client.wait(self.job, WAIT).error is None
         self.next = self.submit(said("And then?"), SHORT).job
@@ -182,14 +182,14 @@ def test_what_each_tool_does_to_a_job(
         assert client.wait(scene.next, WAIT).error is None
     tool(scene)
     began = time.monotonic()
-    if state == "running" and "running" not in GETS[tool]:  # it runs on
+    if state == "running" and "running" not in GETS[tool]:  # it continues to run
         assert scene.status() == "started" and client.cancel(scene.job) == "running"
         assert scene.waiting.result(WAIT) == "cancelled"
     else:
         if GETS[tool].get(state) != "NotFound":
             scene.serve()
         assert scene.waiting.result(WAIT) == GETS[tool][state]
-        if GETS[tool][state] == "NotFound":  # a deleted job's waiters learn it at once, with or without a worker
+        if GETS[tool][state] == "NotFound":  # deletion notifies waiting clients at once, even without a worker
             assert time.monotonic() - began < 5 * LOOK_SECONDS
     scene.serve()
     assert client.wait(scene.next, WAIT).finish_reason == ANSWER, "the next turn goes on"
@@ -242,7 +242,7 @@ def test_tools_that_only_read_neither_end_nor_duplicate_a_job(
             spent += len(in_hand)
             victim.kill()
             workers.append(start_null("--slots", "4", "--decode-ms", "20", ready=False))
-            # So that no job meets three kills, and is given up.
+            # Wait for the results of these jobs, so that no job loses three workers and is given up.
             eventually(lambda in_hand=in_hand: all(client.connection.exists(keys.result(job)) for job in in_hand))
         results = dict(client.as_completed([handle.job for handle in handles], WAIT))
         looks = []

@@ -140,7 +140,7 @@ def test_a_server_that_refuses_writes_loses_no_job_and_ends_no_worker(
                 submit(client, 5)
             worker.signal(signal.SIGCONT)
             kept = "its result is kept"
-            if fault is FULL:  # it has room for the ends of the jobs that it has, and those who wait hear of them
+            if fault is FULL:  # a full server has room for the ends of existing jobs, and notifies waiting clients
                 with Client(server.url) as another:
                     assert_once(another, jobs, 200, 60)
                 assert_once(client, jobs, 200, 60)
@@ -155,7 +155,7 @@ def test_a_server_that_refuses_writes_loses_no_job_and_ends_no_worker(
             anew = sum(result.attempt > 1 for result in results)
             print(f"\nfigure: a server that {said}: {len(results)} results of {len(jobs)} jobs within "
                   f"{time.monotonic() - back:.1f} s of its recovery, {anew} made anew")
-            assert anew < 4  # what was answered meanwhile was kept
+            assert anew < 4  # the results of this time were kept
             assert worker.alive
 
 

@@ -90,7 +90,7 @@ def test_the_jobs_of_a_killed_worker_are_run_once_more_and_by_their_version(
     killed = serve(OLD, "--decode-ms", "50")
     jobs = [submit(client, asked, 200) for _ in range(2)]
     eventually(lambda: all(connection.hget(keys.job(job), "status") == b"started" for job in jobs))
-    assert len(unfinished(connection, asked)) == len(jobs)  # by their leases alone
+    assert len(unfinished(connection, asked)) == len(jobs)  # only through their leases
     killed.kill()
     died = server_time(connection)
     for name in (NEW, OLD):

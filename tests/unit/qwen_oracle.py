@@ -21,7 +21,7 @@ class _Interpolation:
 
 
 def _resize(video: torch.Tensor, size: list[int], **_: Any) -> torch.Tensor:
-    if min(size) <= 0:  # torch's own interpolation refuses this too
+    if min(size) <= 0:  # torch's interpolation refuses this, too
         raise ValueError("output sizes should be greater than 0")
     return torch.empty((*video.shape[:2], *size), device="meta")
 
@@ -59,7 +59,7 @@ def _reader(clip: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
     start, end, count = qwen.calculate_video_frame_range(clip, total, fps)
     kept = qwen.smart_nframes(clip, total_frames=count, video_fps=fps)
     indices = torch.linspace(start, end, kept).round().long().tolist()[:: clip.get("video_sample_num", 1)]
-    frames = max(2, len(indices) // 2 * 2)  # our rule for what a stride leaves
+    frames = max(2, len(indices) // 2 * 2)  # our rule for the frames that a stride leaves
     indices = (indices * 2)[:frames] if len(indices) == 1 else indices[:frames]
     return torch.empty((len(indices), 3, height, width), device="meta"), {"frames_indices": indices}, fps
 

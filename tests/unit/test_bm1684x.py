@@ -99,7 +99,7 @@ def test_a_checkpoint_can_be_exported_and_its_config_stays_as_it_was(tmp_path: P
               "vision_config": {"depth": 1, "embed_dim": 160, "num_heads": 2, "mlp_ratio": 2, "hidden_size": 256}}
     before = json.dumps(config)
     tpu_nets.write_checkpoint(tmp_path / "model", config)
-    assert json.dumps(config) == before  # results are kept under what they were made of
+    assert json.dumps(config) == before  # results are stored under a hash of their inputs
     for net, name in ((Net("block_cache", 32, 2), "block_cache_0"), (Net("block", 16), "block_0@16"),
                       (Net("vit", 16), "vit@16"), (Net("lm_head", 0, 2), "lm_head")):
         (tmp_path / name).mkdir()

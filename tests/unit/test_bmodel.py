@@ -113,7 +113,7 @@ def test_impossible_sizes_are_refused(tmp_path: Path, header: int, structure: in
     other = tmp_path / "other.bmodel"
     with other.open("wb") as file:
         file.write(HEADER.pack(0xFF55AAEE, header, structure, 0) + BYTES[HEADER.size :])
-        file.truncate(1 << 33)  # a hole: a size that is only stated must not be read
+        file.truncate(1 << 33)  # a sparse file: the stated size must not be read
 
     started = time.perf_counter()
     refusal(other)

@@ -72,7 +72,7 @@ def test_a_write_is_flushed_and_a_read_is_fresh() -> None:
     chip.read(tensor)
     (made, how), (viewed, by), *rest = sail.asked
     assert (made, how) == ("Tensor", {"handle", "shape", "dtype", "own_sys_data", "own_dev_data"})
-    assert (viewed, by) == ("Tensor", {"src", "shape", "offset"})  # by position SAIL tries nine other constructors
+    assert (viewed, by) == ("Tensor", {"src", "shape", "offset"})  # by position, SAIL would try nine other constructors
     assert [name for name, _ in rest] == ["update_data", "sync_s2d", "sync_d2s", "asnumpy"]
 
 

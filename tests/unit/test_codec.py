@@ -184,7 +184,7 @@ HUNDRED_MILLION = b"\xdd" + (10**8).to_bytes(4, "big")
         (b"\xdd" + MANY.to_bytes(4, "big") + b"\x90" * MANY, "values"),
         (b"\xdf" + MANY.to_bytes(4, "big") + b"\xa0\x80" * MANY, "values"),
         (msgpack.packb(msgpack.ExtType(1, b"\xdd" + MANY.to_bytes(4, "big") + b"\x90" * MANY)), "values"),
-        (HUNDRED_MILLION * 60 + b"\xc0" * 1000, "values"),  # which msgpack makes long ahead of what is in them
+        (HUNDRED_MILLION * 60 + b"\xc0" * 1000, "values"),  # msgpack allocates the list before it reads the elements
         (b"\x9f" * 70, "nested"),
         (b"\xdb" + (4 << 20).to_bytes(4, "big") + "\N{GRINNING FACE}".encode() * (1 << 20), "bytes of text"),
         (b"\xc6\xff\xff\xff\xff", "not valid msgpack"),

@@ -139,7 +139,7 @@ def test_a_tpus_devices_go_to_its_worker(project: Path) -> None:
 
 
 def test_every_mounted_file_exists(every: dict[str, dict[str, Any]], project: Path) -> None:
-    given = {"models", "media", "sophon"}  # by whoever runs it
+    given = {"models", "media", "sophon"}  # created by the user who runs it
     for service in every.values():
         for volume in service.get("volumes", []):
             if volume["type"] == "bind":

@@ -158,7 +158,7 @@ LINES = [(name(page), words) for page in PAGES for words in commands(page) if wo
 def test_commands_in_pages_exist_with_their_options(
     page: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal's help cuts options in two
+    monkeypatch.setenv("COLUMNS", "200")  # in a narrow terminal, the help breaks options into two lines
     command = words[:2] if words[0] == "model" else words[:1]
     text = help_of(*command)
     for option in (word.partition("=")[0] for word in words if word.startswith("--")):

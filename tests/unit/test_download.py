@@ -247,7 +247,7 @@ def test_a_disk_that_is_too_small_is_found_before_the_download(
 def test_a_disk_that_fills_up_is_named(
     environment: dict[str, str], server: Server, commands: Path, tmp_path: Path
 ) -> None:
-    disk(commands, 2 * 1024**2)  # and nobody states the size of this one
+    disk(commands, 2 * 1024**2)  # the size of this one is unknown
     (server.folder / TWO.bmodel.rsplit("/")[-1]).unlink()
 
     assert " 2 MB " in why(download(environment, tmp_path, TWO.name))

@@ -67,7 +67,7 @@ def test_greedy_equals_transformers_with_random_weights(engine: Engine, penalty:
     inputs = [oracle.inputs(*one) for one in conversations]
     expected = [oracle.greedy(one, TOKENS, repetition_penalty=penalty) for one in inputs]
     assert [tokens for tokens, _ in results] == expected
-    assert len({token for tokens in expected for token in tokens}) > 50  # no degenerate model
+    assert len({token for tokens in expected for token in tokens}) > 50  # the model is not degenerate
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

@@ -97,7 +97,7 @@ def test_the_shipped_nets_are_what_the_exporter_makes(tmp_path: Path) -> None:
     for path in tmp_path.glob("*.onnx"):
         assert filecmp.cmp(path, shipped / "onnx" / path.name, shallow=False), path.name
     made, there = (np.fromfile(folder / "weights.bin", np.float32) for folder in (tmp_path, shipped / "onnx"))
-    np.testing.assert_allclose(made, there, rtol=1e-6, atol=1e-6)  # processors differ in a sine's last bit
+    np.testing.assert_allclose(made, there, rtol=1e-6, atol=1e-6)  # CPUs differ in the last bit of a sine
 
 
 def test_static_nets_have_one_shape_and_no_other_axes(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_an_untied_head_has_weights_of_its_own(
     net = onnx.load(tmp_path / "onnx/lm_head.onnx")
     found = {one.name: onnx.numpy_helper.to_array(one) for one in net.graph.initializer}
     assert np.array_equal(found["weight"], head["lm_head.weight"].float().numpy())
-    # A tied checkpoint may store its head all the same: the embedding counts, as in transformers.
+    # A tied checkpoint may also store its head: the embedding is used, as in transformers.
     assert run(write(tmp_path / "both", CONFIG, weights | head), tmp_path / "tied", *SMALL) == 0
     assert _same(exported, tmp_path / "tied")
 

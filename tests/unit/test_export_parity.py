@@ -34,7 +34,7 @@ class Nets:
         self._directory = directory
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = 1
-        self._options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay as they are mapped
+        self._options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay mapped from the file
 
     def __call__(self, name: str, **feeds: Array) -> list[Array]:
         path = str(self._directory / f"{name}.onnx")
@@ -131,7 +131,7 @@ def static_errors(
     hidden = generator.standard_normal((batch, context, spec.hidden_size)).astype(np.float32)
     positions = positions_of(generator, batch, context, context)
     past = np.full((2, batch, context, spec.num_key_value_heads, spec.hidden_size // spec.num_attention_heads), 7.0,
-                   np.float32)  # what lies in unused rows is never seen
+                   np.float32)  # the contents of unused rows have no effect
     expected = [reference.layer(layer, hidden[i : i + 1], positions[:, i : i + 1]) for i in range(batch)]
     for slot, used in enumerate(slots):
         suffix = next(suffix for suffix in reversed(prompts) if used <= prompts[suffix])
@@ -218,7 +218,7 @@ def test_one_layer_of_the_7b_size() -> None:
         model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**config))
     weights = {name: torch.rand(one.shape, dtype=torch.float16) for name, one in tensors(model).items()}
     for name, weight in weights.items():
-        weight.sub_(0.5).mul_(0.05).add_("norm" in name)  # so that each part of the layer counts in its output
+        weight.sub_(0.5).mul_(0.05).add_("norm" in name)  # so that each part of the layer affects its output
     folder = Path(tempfile.mkdtemp(prefix="sailq-7b-"))
     try:
         directory = write(folder / "model", config, weights)

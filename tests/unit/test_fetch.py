@@ -148,7 +148,7 @@ def test_a_file_with_a_wrong_checksum_never_becomes_the_model(mirror: Mirror, tm
     part.mkdir()
     (part / "seen.bmodel").write_bytes(there)
     first = fetch(tmp_path, mirror.url)
-    if len(there) < len(BMODEL):  # nothing shows that its beginning is another's
+    if len(there) < len(BMODEL):  # nothing shows that its first bytes are of another file
         assert first.returncode == 1 and "seen.bmodel" in first.stderr and "SHA256SUMS" in first.stderr
         assert not (tmp_path / "seen-7b").exists()
         first = fetch(tmp_path, mirror.url)

@@ -188,7 +188,7 @@ RAMP = np.repeat(np.arange(256, dtype=np.int64)[None], 4, 0)
     ("data", "grey"),
     [
         (tiff((RAMP * 0x1010101).astype("<u4"), 32), RAMP),
-        (tiff((RAMP * 257).astype("<u4"), 32), RAMP),  # an instrument's values of 16 bits
+        (tiff((RAMP * 257).astype("<u4"), 32), RAMP),  # 16-bit values of an instrument
         (tiff((RAMP * 257).astype("<u2"), 16, photometric=0), 255 - RAMP),
         (tiff((RAMP * 257 - 2**15).astype("<i2"), 16, kind=2), np.maximum(RAMP - 128, 0)),
         (tiff((RAMP * 0x1010101 - 2**31).astype("<i4"), 32, kind=2), np.maximum(RAMP - 128, 0)),

@@ -53,7 +53,7 @@ def test_the_servers_time_is_kept_when_this_machines_clock_is_set(
     connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, wall, steady = ServerClock(connection), time.time, time.monotonic
-    monkeypatch.setattr(time, "time", lambda: wall() - 1e9)  # no battery: some old date
+    monkeypatch.setattr(time, "time", lambda: wall() - 1e9)  # a machine without a clock battery starts at an old date
     assert clock.now() == pytest.approx(wall(), abs=1)
     monkeypatch.setattr(time, "time", wall)
     monkeypatch.setattr(time, "monotonic", lambda: steady() + 61)

@@ -69,7 +69,7 @@ def test_a_few_frames_of_a_long_clip(tmp_path: Path, codec: str, monkeypatch: py
     video = read_video(str(path), Options(nframes=4, **SAME_SIZE))
     assert [number_of(frame) for frame in video.frames] == [0, 80, 159, 239]
     assert [round(time * FPS) for time in video.times] == [0, 80, 159, 239]
-    if codec != "interlaced":  # of which the decoder gives all B frames only from the clip's first group
+    if codec != "interlaced":  # the decoder returns all of its B frames only if it starts at the clip's first group
         assert sent <= (2 + 4 * 4) * GROUP and video.damaged_frames == 0
 
 

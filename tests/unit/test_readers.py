@@ -62,7 +62,7 @@ def test_a_child_gives_what_this_process_would(tmp_path: Path) -> None:
         assert str(caught.value) == str(expected.value)
         with pytest.raises(Unsupported):
             pool.prepare(ask("http://example.com/a.mp4"))
-        assert len(children()) == 1  # one is enough for one clip at a time
+        assert len(children()) == 1  # one child is enough for one clip at a time
     assert not children()
 
 

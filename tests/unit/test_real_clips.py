@@ -82,7 +82,7 @@ def test_one_corrupt_packet_costs_one_frame_and_is_counted(tmp_path: Path, kind:
     suffix = KIND[kind].suffix
     source, rng = clip(tmp_path / f"source.{suffix}", kind), random.Random(0)
     chosen = list(stored(source))
-    for at in (29, 30):  # at least one of them is no key frame
+    for at in (29, 30):  # at least one of them is not a key frame
         if not chosen[at].is_keyframe or suffix == "avi":
             data = bytes(chosen[at].size) if damage == "zeros" else b"\xff" + rng.randbytes(chosen[at].size)
             chosen[at] = spoiled(chosen[at], data)
@@ -90,7 +90,7 @@ def test_one_corrupt_packet_costs_one_frame_and_is_counted(tmp_path: Path, kind:
     video = read(store(tmp_path / f"clip.{suffix}", source, chosen, **dict(KIND[kind].container_options)), 60)
     assert len(video.frames) == 60 and video.damaged_frames >= 1
     assert all(np.ptp(frame) > 100 for frame in video.frames[1:])  # none black, none grey; frame 0 is dark
-    clean = [*range(at - 6), *range(at + GOP + 3, 60)]  # beside it, frames refer to it
+    clean = [*range(at - 6), *range(at + GOP + 3, 60)]  # frames next to it refer to it
     assert [number_shown(video.frames[number]) for number in clean] == clean
 
 
@@ -150,7 +150,7 @@ def test_a_clip_without_key_frames_is_read_once_the_decoder_has_recovered(tmp_pa
         output.mux(stream.encode())
     assert numbers(read(path)) == [0, 8, 17, 25, 34, 42, 51, 59]
     cut = store(tmp_path / "cut.ts", path, list(stored(path))[20:])
-    whole = read(cut, 20).frames[10:]  # FFmpeg gives frames before they are refreshed as a whole
+    whole = read(cut, 20).frames[10:]  # FFmpeg returns frames before they are refreshed completely
     assert [number_shown(frame) for frame in whole] == sorted({number_shown(frame) for frame in whole})
     assert number_shown(whole[-1]) == 59
 

@@ -109,7 +109,7 @@ def test_figures_are_of_the_answers_of_this_run() -> None:
     clips = [Clip(index, str(index), [{"role": "user", "content": "?"}]) for index in range(4)]
     run = Captioning(clips=clips, model="m", options=GenerationOptions(), window=1)
     run.start()
-    run.todo = clips[1:]  # the first was answered by an earlier run
+    run.todo = clips[1:]  # an earlier run answered the first one
     for index, seconds in enumerate([9.0, 0.1, 0.3]):
         answer = row(index, "text")
         answer["metrics"] = {"timings": {"time_to_first_token": seconds}, "usage": {"completion_tokens": 20},

@@ -45,7 +45,7 @@ def test_a_list_of_images_is_resized_twice(tmp_path: Path) -> None:
     difference = np.abs(ours.astype(int) - _torch(first, *ours.shape[1:3]))
     assert difference.max() <= 2 and difference.mean() < 0.05
     once = np.stack([resize(frame, *ours.shape[1:3]) for frame in frames])
-    assert np.abs(ours.astype(int) - once).max() > 8  # which is not what one step gives
+    assert np.abs(ours.astype(int) - once).max() > 8  # one step gives another result
 
 
 def _torch(frames: np.ndarray, height: int, width: int) -> np.ndarray:

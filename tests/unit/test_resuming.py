@@ -150,7 +150,7 @@ def test_rows_of_earlier_versions_count_as_done(run: Run, cam: Path, tmp_path: P
     assert not run(cam).todo and texts(tmp_path) == before
     paint(cam / "a.png", 7)
     os.utime(cam / "a.png", (1, 1))
-    assert [Path(clip.source).name for clip in run(cam).todo] == ["a.png"]  # from now on changes are seen
+    assert [Path(clip.source).name for clip in run(cam).todo] == ["a.png"]  # from now on, changes are detected
 
 
 def test_a_run_that_stops_early_drops_no_row(run: Run, cam: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def rounded(group: list[float], scheme: Any = W4) -> list[float]:
 
 
 def test_a_value_takes_the_nearest_of_16_steps_and_ties_go_away_from_zero() -> None:
-    assert rounded([-7.5, 7.5, 0.5, -0.5, 0.4, 2.6]) == [-8, 7, 1, -1, 0, 3]  # scale 1, zero at 8, cut off at 15
+    assert rounded([-7.5, 7.5, 0.5, -0.5, 0.4, 2.6]) == [-8, 7, 1, -1, 0, 3]  # scale 1, zero point 8, clipped at 15
     assert rounded([0, 15, 0.49999997, 6.5]) == [0, 15, 0, 7]
     assert rounded([0, -1.5, -0.25, -0.2]) == [np.float16(0.1) * -step for step in (0, 15, 3, 2)]
 
@@ -99,7 +99,7 @@ def test_the_layers_matrices_are_rounded_and_nothing_else(
     quantize: str, dtype: torch.dtype, named: Callable[[str], str], shards: int, weights: dict[str, torch.Tensor],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(round_weights, "_PIECE", 1000)  # so that each matrix comes in several
+    monkeypatch.setattr(round_weights, "_PIECE", 1000)  # so that each matrix has several parts
     scheme = round_weights.SCHEMES[quantize]
     typed = {name: tensor.to(dtype) for name, tensor in weights.items()}
     model, out = write(tmp_path / "model", CONFIG, typed, named=named, shards=shards), tmp_path / "out"

@@ -86,7 +86,7 @@ def test_a_full_disk_loses_no_row_and_no_half_row_stays(tmp_path: Path) -> None:
         with pytest.raises(SailqError, match="has the rows that were written, .* sorted: File too large"):
             file.finish([row(0), row(1)])
     assert lines(out) == [row(0)] and list(tmp_path.iterdir()) == [out]
-    RowFile(out).close()  # its lock has ended
+    RowFile(out).close()  # its lock is released
 
 
 def test_a_full_disk_after_the_file_was_removed(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_last_line_without_a_newline_is_kept(tmp_path: Path) -> None:
 def test_nothing_is_cut_off_before_a_row_is_written(tmp_path: Path, last: str) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text(as_line(row(0)) + "\n" + last)
-    RowFile(out).close()  # as where the rows turn out to be another batch's
+    RowFile(out).close()  # as if the rows were of another batch
     assert out.read_text() == as_line(row(0)) + "\n" + last
 
 
@@ -260,7 +260,7 @@ def test_a_path_that_is_not_a_regular_file(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(("name", "text"), [
     (b"front.mp4", "front.mp4"),
     ("前门.mp4".encode(), "前门.mp4"),
-    ("前门.mp4".encode("gbk"), r"ǰ\xc3\xc5.mp4"),  # its first two bytes are UTF-8 too
+    ("前门.mp4".encode("gbk"), r"ǰ\xc3\xc5.mp4"),  # its first two bytes are valid UTF-8, too
     (rb"\xc7.mp4", r"\xc7.mp4"),
 ])
 def test_names_as_text_and_back(name: bytes, text: str) -> None:

@@ -47,7 +47,7 @@ def read(**fields: bytes) -> Job:
     return read_job("a", QUEUE, {name.encode(): value for name, value in {**good, **fields}.items()})
 
 
-# What sailq writes.
+# Records that sailq writes.
 
 
 def test_a_job_comes_back_as_it_was_written(connection: redis.Redis) -> None:
@@ -77,7 +77,7 @@ def test_sailq_reads_what_rq_writes(connection: redis.Redis) -> None:
 
 @pytest.mark.parametrize(("error", "kind"), [
     (None, RQResult.Type.SUCCESSFUL),
-    (Failure(code="bad_media", message="It cannot be read."), RQResult.Type.SUCCESSFUL),  # nothing would go better
+    (Failure(code="bad_media", message="It cannot be read."), RQResult.Type.SUCCESSFUL),  # a retry would not help
     (Failure(code="internal", message="It broke."), RQResult.Type.FAILED),
 ])
 def test_rq_reads_a_result(error: Failure | None, kind: RQResult.Type, connection: redis.Redis) -> None:
@@ -95,7 +95,7 @@ def test_rq_reads_a_result(error: Failure | None, kind: RQResult.Type, connectio
         assert error and latest.exc_string == error.message
 
 
-# What anybody writes.
+# Records that other programs write.
 
 
 @pytest.mark.parametrize("end", [None, -100])
@@ -105,7 +105,7 @@ def test_a_record_that_unpacks_to_too_much_is_refused_before_unpacking(end: int 
     try:
         with pytest.raises(CodecError):
             read(data=bomb)
-        read(exc_info=bomb, result=bomb, meta=bomb)  # of no use here
+        read(exc_info=bomb, result=bomb, meta=bomb)  # not needed here
         assert tracemalloc.get_traced_memory()[1] < 4 * MAX_RECORD_BYTES
     finally:
         tracemalloc.stop()

@@ -150,7 +150,7 @@ def test_cancel_acts_within_one_step() -> None:
     bench.scheduler.step()
     outcome = running.wait(0)
     assert outcome.finish_reason == "cancelled" and isinstance(outcome.error, Cancelled)
-    assert outcome.usage.completion_tokens == 2  # what the first step made; the second made none
+    assert outcome.usage.completion_tokens == 2  # the tokens of the first step; the second step made none
     assert waiting.wait(0).finish_reason == "cancelled" and _started(waiting) == [False]
     assert [call for call, _ in bench.runner.calls] == ["prefill", "decode", "release"]
 
@@ -168,7 +168,7 @@ def test_deadlines_act_within_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     for request in (running, waiting):
         outcome = request.wait(0)
         assert outcome.finish_reason == "deadline" and isinstance(outcome.error, DeadlineExceeded)
-    assert unlimited.wait(0).finish_reason == "length"  # it had the slot in the same step
+    assert unlimited.wait(0).finish_reason == "length"  # it got the slot in the same step
 
 
 def test_a_failing_prefill_fails_its_request_only() -> None:

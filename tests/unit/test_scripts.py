@@ -56,7 +56,7 @@ def test_an_outage_costs_live_workers_no_attempt(
         connection.zadd(keys.LEASES, {one.lease: now + left}, xx=True)
     look()
     assert [status(connection, job) for job in claims] == ["started", "started"]
-    for one in claims.values():  # and the living have time to renew
+    for one in claims.values():  # and live workers have time to renew
         assert connection.zscore(keys.LEASES, one.lease) > now + LEASE_SECONDS / 4
     assert store.renew([claims[living]]) == (set(), set())
     abandon(connection, claims[dead])
@@ -201,7 +201,7 @@ def test_waiting_for_a_result_that_has_expired_says_so(
         with pytest.raises(NotFound):
             asyncio.run(wait())
         return
-    client.inbox.result_ttl = 30  # as if SAILQ_RESULT_TTL had been so short
+    client.inbox.result_ttl = 30  # as with a very short SAILQ_RESULT_TTL
     with Client(redis_url) as another, pytest.raises(NotFound):
         (client if whose == "its own client" else another).wait(job, 60)
 
@@ -253,13 +253,13 @@ def test_a_conversation_in_use_does_not_end_by_its_ttl(
         first = client.submit(HELLO, conversation="c")
         one = claimed(worker)
         second = client.submit(HELLO, conversation="c")
-        for key in (keys.conversation("c"), "sailq:conversation:c:waiting"):  # as long as a job of its own may wait
+        for key in (keys.conversation("c"), "sailq:conversation:c:waiting"):  # as long as one of its jobs may wait
             assert connection.ttl(key) > short.job_ttl - 60
         look()
         assert (first.turn, second.turn, status(connection, second.job)) == (0, 1, "deferred")
         assert worker.finish(first.job, one.execution, result(first.job, conversation="c"), turn(first.job))
         assert status(connection, second.job) == "queued"
-        # What was said is there for as long as the next turn waits.
+        # The earlier turns exist for as long as the next turn waits.
         assert connection.ttl(keys.turns("c")) > short.job_ttl - 60
         two = claimed(worker)
         assert two.job == second.job and len(two.turns) == 1
@@ -306,7 +306,7 @@ def test_a_woken_worker_that_leaves_jobs_wakes_another(
     assert connection.llen(bell) == 8  # however many wait
     while connection.lpop(bell):  # eight workers wake up
         pass
-    assert store.claim([QUEUE], new_execution(), 1.0, idle=False)  # a busy one took no token, and rings none
+    assert store.claim([QUEUE], new_execution(), 1.0, idle=False)  # a busy worker took no token, and pushes none
     assert connection.llen(bell) == 0
     assert store.claim([QUEUE], new_execution(), 1.0, idle=True)
     assert connection.llen(bell) == 1
@@ -331,7 +331,7 @@ def test_a_job_cancelled_by_a_tool_whose_worker_died_leaves_no_execution(
     assert status(connection, job.id) == "canceled" and connection.exists(keys.result(job.id))
 
 
-# Sent again after a lost reply
+# Calls sent again after a lost reply
 
 class Twice(redis.Redis):
     """A connection that sends each script twice, as redis-py does where the reply to the first one is lost."""

@@ -35,7 +35,7 @@ from sailq.shared.rqjob import MAX_ATTEMPTS
 from sailq.shared.settings import Settings
 from sailq.worker.queue.job_store import JobStore
 
-# What others write into a job's record
+# Records of jobs that other programs have changed
 
 GARBLED = ["nan", "-1000", "[1e999]", "9" * 5000, "inf", "-nan", "0x7", '[1e999, {"a": 1}]', "[" * 2000, '{"a": 1}']
 
@@ -60,7 +60,7 @@ def test_a_garbled_record_loses_no_job_and_gives_it_no_more_attempts(
                 continue
             abandon(connection, one)
             look()
-        # What was garbled while it ran has forgotten this attempt at most.
+        # A record that was garbled during the attempt has lost at most this attempt.
         assert attempts <= MAX_ATTEMPTS + (when == "while it runs"), value
         assert connection.exists(keys.result(job)), value
         assert connection.zcard(keys.LEASES) == 0 and status(connection, job) == "failed"
@@ -83,7 +83,7 @@ def test_a_record_without_a_queue_does_not_stop_recovery(
 
 
 @pytest.mark.parametrize(("fields", "cancelled"), [
-    ({"meta": "x"}, None),  # as RQ's `save_meta` leaves it where the job has gone
+    ({"meta": "x"}, None),  # the record that RQ's `save_meta` writes after the job was deleted
     ({"status": "queued"}, "cancelled"),
     ({"status": "started"}, "cancelled"),
     ({"status": "failed"}, "cancelled"),
@@ -190,10 +190,10 @@ def test_a_clip_key_of_another_type_stops_no_job(client: Client, connection: red
     connection.set(keys.clip(CLIP), "x")
     Submitter(connection, Settings()).submit(clip_job("one"), {CLIP: PIXELS}, inbox="", keep=False, now=1.0)
     one = claimed(store)
-    assert one.job == "one" and not one.clips  # its worker says that they have expired
+    assert one.job == "one" and not one.clips  # the worker reports them as expired
 
 
-# What an asyncio client hears
+# Notifications of an asyncio client
 
 def test_a_deleted_job_is_noticed_while_other_jobs_end(
     redis_url: str, connection: redis.Redis, queue: Queue

@@ -206,7 +206,7 @@ def test_the_units_timeouts_and_exit_codes_match_the_workers() -> None:
     service = unit["Service"]
     drain = float(service["ExecStart"].split("--drain-seconds ")[1])
     assert float(service["TimeoutStopSec"]) > drain + 10
-    assert float(service["WatchdogSec"]) > 10 * 1.0  # the worker's watchdog looks at least once a second
+    assert float(service["WatchdogSec"]) > 10 * 1.0  # the worker's watchdog runs at least once a second
     assert service["Restart"] == "always" and unit["Unit"]["StartLimitIntervalSec"] == "0"
     prevented = {int(code) for code in service["RestartPreventExitStatus"].split()}
     assert prevented == {USAGE_ERROR} and EXIT_CODE not in prevented

@@ -14,7 +14,7 @@ def test_an_exclusive_holder_is_alone_and_goes_before_later_shared_holders() -> 
 
     def first() -> None:
         with lock.shared():
-            entered.wait(10)  # both are in
+            entered.wait(10)  # both hold the lock
             leave.wait(10)
             order.append("shared")
 

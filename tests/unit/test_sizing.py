@@ -133,7 +133,7 @@ def test_sizes_of_images_equal_qwen_vl_utils(patch: int) -> None:
         height, width = (rng.choice([rng.randrange(1, 60), rng.randrange(1, 1200)]) for _ in range(2))
         given = size_options(rng)
         if given.get("resized_height", 0) + given.get("resized_width", 0) > 10_000:
-            continue  # PIL would really make it
+            continue  # PIL would allocate it
         expected = oracle.image_size(Image.new("RGB", (width, height)), given, patch)
         ours = attempt(sizing.image_size, height, width, Options(**given), CARDS[patch])
         assert ours == expected, (height, width, given)
@@ -195,7 +195,7 @@ def test_a_model_whose_files_state_sizes_of_their_own_has_them_for_videos_too() 
     assert tiny.min_pixels == 84 * 84
     assert sizing.video_size(252, 336, 4, Options(), tiny) == (84, 112)
     assert sizing.video_size(10, 10, 4, Options(), tiny) == (84, 84)
-    assert sizing.video_size(252, 336, 4, Options(), CARD) == (168, 252)  # its most is less than 128 tokens
+    assert sizing.video_size(252, 336, 4, Options(), CARD) == (168, 252)  # its maximum is less than 128 tokens
     assert sizing.video_size(252, 336, 4, Options(min_pixels=784), RELEASE) == (252, 336)
 
 

@@ -33,7 +33,7 @@ def test_ruff() -> None:
 
 @pytest.mark.proof
 def test_strict_mypy_on_the_installed_package(tmp_path: Path) -> None:
-    # From a copy: setuptools leaves its build folder beside what it builds, and reads it again.
+    # From a copy, because setuptools leaves a build folder beside the sources and a later build reads it.
     source, installed = tmp_path / "source", tmp_path / "installed"
     ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "tests", "demo-out", "__pycache__")
     shutil.copytree(ROOT, source, ignore=ignored)

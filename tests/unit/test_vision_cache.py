@@ -101,5 +101,5 @@ def test_the_cache_evicts_the_least_recently_used_entry() -> None:
     assert cache.get(keys[0]) is one  # so that the second is now the oldest
     cache.put(keys[3], one)
     assert [cache.get(key) is not None for key in keys] == [True, False, True, True]
-    cache.put(keys[1], np.zeros((31, 10), np.float32))  # larger than all of it: it drops nothing
+    cache.put(keys[1], np.zeros((31, 10), np.float32))  # larger than the cache: it evicts nothing
     assert [cache.get(key) is not None for key in keys] == [True, False, True, True]

@@ -118,11 +118,11 @@ CARD = ModelCard(name="chip", context=1000, max_patches=1024, min_pixels=3136, m
         ((1080, 1920), {"max_side": 420}, (224, 420)),
         ((1920, 1080), {"max_side": 420}, (420, 224)),
         ((500, 500), {"max_side": 420}, (420, 420)),
-        ((30, 40), {"max_side": 420}, (308, 420)),  # it grows
+        ((30, 40), {"max_side": 420}, (308, 420)),  # enlarged
         ((1080, 1920), {"max_side": 420, "resized_height": 56, "resized_width": 56}, (224, 420)),
-        ((1080, 1920), {"max_side": 20}, (56, 84)),  # by the least of 4 tokens
+        ((1080, 1920), {"max_side": 20}, (56, 84)),  # to the minimum of 4 tokens
         ((1080, 1920), {"max_side": 0}, (336, 588)),
-        ((100, 200), {"max_side": 0}, (84, 196)),  # no larger than it is
+        ((100, 200), {"max_side": 0}, (84, 196)),  # not enlarged
         ((100, 200), {"max_side": -1}, (308, 616)),
         ((1080, 1920), {"max_side": -1}, (336, 588)),
         ((100, 200), {"resize_type": "Origin"}, (112, 196)),
