@@ -156,10 +156,15 @@ def frame_range(options: Options, total: int, fps: float) -> tuple[int, int]:
     if options.video_end is not None:
         last = min(math.floor(min(options.video_end, seconds) * fps), last)
     if first >= last and (options.video_start, options.video_end) != (None, None):
-        end = seconds if options.video_end is None else options.video_end
-        times = f"from {options.video_start or 0:g} s to {end:g} s"
-        raise BadRequest(f"This clip of {seconds:.2f} s has fewer than two frames {times}.")
+        raise BadRequest(f"This clip of {seconds:.2f} s has fewer than two frames {_asked(options)}.")
     return first, last
+
+
+def _asked(options: Options) -> str:
+    """The part of a clip that `video_start` and `video_end` ask for."""
+    if options.video_end is None:
+        return f"after {options.video_start:g} s"
+    return f"from {options.video_start or 0:g} s to {options.video_end:g} s"
 
 
 def frame_count(options: Options, total: int, fps: float) -> int:
@@ -208,10 +213,7 @@ def frame_slots(options: Options, ticks: Sequence[int], base: Fraction) -> tuple
              for at in (options.video_start, options.video_end)]
     begin, end = given[0] or Fraction(0), last if given[1] is None else min(given[1], last)
     if begin >= end and given != [None, None]:
-        raise BadRequest(
-            f"This clip has no frames from {float(begin):g} s to {float(end):g} s; its last frame is shown at "
-            f"{float(last):.2f} s."
-        )
+        raise BadRequest(f"This clip has no frames {_asked(options)}: its last frame is shown at {float(last):.2f} s.")
     shown = bisect_right(ticks, end / base) - bisect_right(ticks, begin / base) + 1
     seconds = end - begin + mean
     count = frame_count(options, max(shown, FRAME_FACTOR), float(max(shown, FRAME_FACTOR) / seconds))

@@ -100,7 +100,7 @@ def progressive() -> bytes:
 
 @pytest.mark.parametrize("data", [hidden(56, 84), scans(2), scans(1000), progressive()])
 def test_a_jpeg_that_decoders_read_differently_or_slowly_is_refused(data: bytes) -> None:
-    with pytest.raises(BadMedia, match="no JPEG"):
+    with pytest.raises(BadMedia, match="JPEG of 84 × 56"):
         decode_frames(forged(jpeg=[data] * 2), (2, 56, 84))
 
 
@@ -128,7 +128,7 @@ def test_an_enormous_stated_size_allocates_nothing(size: tuple[int, int, int]) -
 def test_a_blob_is_no_larger_than_its_frames_need() -> None:
     noise = np.random.default_rng(2).integers(0, 255, (2, 28, 28, 3), np.uint8)
     assert len(encode_frames(noise)[1]) < blob_limit((2, 28, 28)) < 20_000
-    with pytest.raises(CodecError, match="at most"):
+    with pytest.raises(CodecError, match=str(blob_limit((1, 28, 28)))):
         decode_frames(forged(size=[1, 28, 28], jpeg=[bytes(20_000)]), (1, 28, 28))
 
 

@@ -215,7 +215,7 @@ def test_a_tiff_of_twelve_bits_is_not_taken_for_sixteen() -> None:
     ids=["planes of 16 bits", "floats of 64 bits"],
 )
 def test_what_pillow_would_misread_is_refused(data: bytes) -> None:
-    with pytest.raises(BadMedia, match="not read"):
+    with pytest.raises(BadMedia):
         decode(data)
 
 
