@@ -1,4 +1,4 @@
-"""Plays the worker, one step at a time, for tests of those who wait for it."""
+"""Plays the worker, one step at a time, for tests of clients that wait for results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TTLS = Settings(result_ttl=60, conversation_ttl=60)
 
 
 def take(store: JobStore, connection: redis.Redis, job: str) -> Claim:
-    """A claim of this job, wherever it stands on its queue."""
+    """Claims this job, wherever it is on its queue."""
     queue = connection.hget(keys.job(job), "origin").decode()
     connection.lrem(keys.waiting(queue), 0, job)
     connection.hset(keys.job(job), "status", "queued")
@@ -25,7 +25,7 @@ def take(store: JobStore, connection: redis.Redis, job: str) -> Claim:
 
 
 class Answerer:
-    """Does to a job what a worker does, when the test says so."""
+    """Does what a worker does with a job, when the test calls it."""
 
     def __init__(self, connection: redis.Redis) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""What tests ask of sailq-tiny."""
+"""Questions that tests ask sailq-tiny."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def prepared(engine: Engine, row: dict[str, Any], folder: Path, options: Generat
 
 
 def answer(engine: Engine, prepared: PreparedPrompt, slot: int, options: GenerationOptions) -> list[int]:
-    """The tokens of an answer. Raises NotFinite if the scores could not be used."""
+    """The tokens of an answer. Raises NotFinite if the scores are not finite."""
     generation = engine.start(prepared, options, slot)
     while generation.finish_reason is None and generation.error is None:
         engine.step([generation])

@@ -45,12 +45,12 @@ def status(connection: redis.Redis, job: str) -> str | None:
 
 
 def abandon(connection: redis.Redis, claim: Claim) -> None:
-    """Its worker has died, and its lease has ended."""
+    """Makes the attempt look as if its worker had died: ends its lease."""
     connection.zadd(keys.LEASES, {claim.lease: 1}, xx=True)
 
 
 def everything(connection: redis.Redis) -> dict[bytes, Any]:
-    """All of the server but how long it lasts."""
+    """All keys and values of the server, without their TTLs."""
     readers: dict[bytes, Callable[[bytes], Any]] = {
         b"string": connection.get, b"hash": connection.hgetall, b"set": connection.smembers,
         b"list": lambda key: connection.lrange(key, 0, -1), b"stream": connection.xrange,

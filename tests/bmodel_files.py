@@ -1,4 +1,4 @@
-"""Writes bmodels that hold no weights and no commands: enough for all that reads their structure."""
+"""Writes bmodels without weights and commands, for code that reads only their structure."""
 
 from __future__ import annotations
 

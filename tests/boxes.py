@@ -114,7 +114,7 @@ class Box:
         (self.bin / name).chmod(0o755)
 
     def model(self, name: str) -> str:
-        """A directory on the box, by the path that it has there."""
+        """Makes a model directory on the box. Returns its path there."""
         directory = self.root / "data/models" / name
         directory.mkdir(parents=True)
         for file in resolve("sailq-tiny").glob("*.json"):
@@ -152,7 +152,7 @@ class Box:
         assert started.wait() == -signal.SIGKILL, "".join(said)
 
     def files(self) -> dict[str, int]:
-        """What setup.sh answers for, with when each was last written."""
+        """The files that setup.sh manages, each with its modification time."""
         return {
             str(path.relative_to(self.root)): path.lstat().st_mtime_ns
             for folder in ("etc", "data") for path in (self.root / folder).rglob("*") if not path.is_dir()

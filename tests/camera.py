@@ -1,4 +1,4 @@
-"""Clips as a camera makes them."""
+"""Clips like those of a camera."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def refused(done: Done, code: str, *names: object) -> None:
 
 
 def command_without(packages: Sequence[str], *arguments: str) -> list[str]:
-    """The command line of a `sailq` to which these packages are not installed."""
+    """The command line of a `sailq` that cannot import these packages."""
     python, option, program, *rest = sailq_command(*arguments)
     return [python, option, f"import sys; sys.modules.update(dict.fromkeys({[*packages]})); {program}", *rest]
 
@@ -109,7 +109,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def told(done: Done | subprocess.CompletedProcess[str], code: int) -> str:
-    """The one line on stderr of a command that failed with `code`."""
+    """The single line that a command which failed with `code` wrote to stderr."""
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     (line,) = done.stderr.splitlines()

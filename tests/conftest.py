@@ -94,7 +94,7 @@ def redis_url(server_url: str) -> str:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of the caller's settings."""
+    """Removes the caller's settings from the environment."""
     for name in [name for name in os.environ if name.startswith("SAILQ_")]:
         monkeypatch.delenv(name)
 
@@ -138,7 +138,7 @@ def worker(start_worker: Callable[..., ManagedProcess]) -> ManagedProcess:
 
 @pytest.fixture(scope="session")
 def common_worker(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One worker for all tests that only need answers: the URL of its database, which nobody empties."""
+    """The URL of the database of one worker, for all tests that only need answers. The database is never emptied."""
     url = f"{server_url}?db=1"
     with ExitStack() as stack:
         _worker(stack, url, tmp_path_factory.mktemp("worker") / "worker.log")
@@ -178,7 +178,7 @@ def farm() -> Iterator[Farm]:
 
 @pytest.fixture
 def start_null(farm: Farm, redis_url: str, tmp_path: Path) -> Iterator[Callable[..., NullWorker]]:
-    """Starts null workers, at once. `ready`: wait until it has announced itself. They are killed with the test."""
+    """Starts null workers quickly. `ready`: wait until it has announced itself. They are killed with the test."""
     workers: list[NullWorker] = []
 
     def start(*arguments: str, url: str = redis_url, ready: bool = True, **environment: str) -> NullWorker:

@@ -1,4 +1,4 @@
-"""`sailq doctor` as a script asks it, its fixes as a person pastes them, and machines for it to look at."""
+"""Runs `sailq doctor` as a script does and its fixes as a person would paste them, and makes machines to examine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Examined:
-    """What it said, and its exit code."""
+    """What doctor found, and its exit code."""
 
     code: int
     found: Mapping[str, Verdict]
@@ -45,7 +45,7 @@ class Examined:
 
 
 def doctor(*arguments: object, url: str = "") -> Examined:
-    """What it says in this process."""
+    """Runs doctor in this process."""
     done = invoke("doctor", "--json", *arguments, url=url)
     assert done.stderr == ""
     return _read(done.returncode, done.stdout)

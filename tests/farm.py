@@ -44,7 +44,7 @@ class NullWorker:
 
 
 class Farm:
-    """The tests' end of a farm process."""
+    """Controls a farm process from a test."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A runner that computes nothing: what is left is what the host costs."""
+"""A runner that computes nothing, so that only the host's work takes time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server whose clock is off."""
+"""A server with a wrong clock."""
 
 from __future__ import annotations
 

@@ -29,13 +29,13 @@ class Proxy:
         self._listen()
 
     def cut(self) -> None:
-        """As a cable that is pulled: nobody connects, and what is connected hears nothing, not even an end."""
+        """Simulates a pulled cable: no new connections, and existing ones are silent, without an end."""
         self._flows.clear()
         self._stop_listening()
         self._path.unlink()
 
     def restore(self, *, forget: bool) -> None:
-        """The cable is back. What was connected goes on, or is forgotten (as by a router): it stays silent for ever."""
+        """Plugs the cable in again. Existing connections continue, or stay silent if a router forgot them."""
         if forget:
             self._forgotten.append(self._flows)
             self._flows = threading.Event()

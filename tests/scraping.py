@@ -16,14 +16,14 @@ from sailq.producer.managed_process import ManagedProcess, sailq_command
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has just now."""
+    """A port of 127.0.0.1 that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 
 
 @dataclass(frozen=True)
 class Scrape:
-    """What one look at an exporter showed."""
+    """The result of one scrape."""
 
     families: list[Metric]
 

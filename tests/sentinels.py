@@ -69,7 +69,7 @@ class Sentinels:
         return int(max(set(ports), key=ports.count) or 0)
 
     def fail_over(self) -> None:
-        """Has the sentinels elect another primary though this one lives."""
+        """Makes the sentinels elect another primary although this one runs."""
         self._ask(self._sentinels[0], lambda one: one.execute_command("SENTINEL FAILOVER", NAME))
 
     def start(self) -> None:
@@ -94,7 +94,7 @@ class Sentinels:
         return self.replicas() == 2
 
     def replicas(self) -> int:
-        """How many servers copy from the primary and have all that it had."""
+        """The number of replicas that have all of the primary's data."""
         try:
             info = self.server(self.primary()).info("replication")
         except redis.RedisError:
@@ -102,7 +102,7 @@ class Sentinels:
         return sum(info[key]["state"] == "online" for key in info if key.startswith("slave") and key[5:].isdigit())
 
     def start_server(self, port: int, primary: int | None = None) -> None:
-        """`primary`: whose replica it is at first; None: nobody's."""
+        """`primary`: the server that it replicates at first; None for the primary itself."""
         data = self._folder / str(port)
         data.mkdir(exist_ok=True)
         conf = data / "server.conf"

@@ -1,4 +1,4 @@
-"""32 different clips, to be captioned at mixed lengths: what the benchmarks on a CPU ask for."""
+"""32 different clips with captions of mixed lengths, for the benchmarks on a CPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ THREADS = 2
 
 @dataclass(frozen=True)
 class Caption:
-    """A clip as sophon-demo's test has it, 2 frames of 140 × 224, and the tokens of its answer."""
+    """A clip like that of sophon-demo's test, 2 frames of 140 × 224, and the number of tokens of its answer."""
 
     messages: tuple[Message, ...]
     frames: dict[str, Frames]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: where their tables and plots go, and the model they run."""
+"""Shared by the benchmarks: the folder of their tables and plots, and their model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Bars = Callable[[str, str, Mapping[str, float]], None]
 
 @pytest.fixture
 def table(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Table:
-    """Prints a table with the command that does so, and leaves it in bench-out."""
+    """Prints a table with the command that makes it, and writes it to bench-out."""
 
     def write(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         file = Path(request.node.path).relative_to(OUT.parent)

@@ -101,7 +101,7 @@ class Point:
 
 
 class Meter:
-    """The server's and this process's own accounts."""
+    """Reads the counters of the server and of this process."""
 
     def __init__(self, connection: redis.Redis, ledger: Ledger) -> None:
         self._connection, self._ledger = connection, ledger
@@ -179,7 +179,7 @@ def _kept(client: Client, captions: int) -> dict[str, float]:
 
 
 def _sample(client: Client, prepared: Prepared) -> None:
-    """An ordinary client's jobs are answered among the others."""
+    """Checks that jobs of an ordinary client are answered among the others."""
     jobs = [client.submit_prepared(prepared, options={"max_new_tokens": CAPTION}).job for _ in range(SAMPLE)]
     for job, result in client.as_completed(jobs, 60):
         assert result.job == job and result.error is None and result.usage.completion_tokens == CAPTION

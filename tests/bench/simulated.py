@@ -43,7 +43,7 @@ WORD = "word "
 
 
 class TooBusy(Exception):
-    """What is simulated is not a box any more."""
+    """The simulation is too slow to represent a box."""
 
 
 class Calls:
@@ -85,7 +85,7 @@ class Device:
         self._work = asyncio.Event()
 
     def answer(self) -> asyncio.Future[None]:
-        """Done when the answer is."""
+        """Returns when the answer is complete."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
         self._work.set()
@@ -116,7 +116,7 @@ class Device:
 
 @dataclass
 class Ledger:
-    """What became of all jobs. Times: `time.monotonic`, waits in seconds.
+    """The outcomes of all jobs. Times: `time.monotonic`, waits in seconds.
 
     Attributes:
         waits: (when a job was claimed, how long after its submission).
@@ -147,7 +147,7 @@ class Ledger:
 
 
 class Finish:
-    """The call that ends a job of this kind: made once by a `JobStore`, and sent for others with their ids."""
+    """The call that ends a job of this kind: recorded once from a `JobStore`, then sent for other jobs, too."""
 
     def __init__(self, job: Job, tokens: int) -> None:
         calls, self._execution, self._job = Calls(REPLIES), new_execution(), job.id
@@ -169,7 +169,7 @@ class Finish:
 
 
 class Box:
-    """One worker with a device. `number` tells its name from others'. `server`: for what it says of itself once."""
+    """One worker with a device. `number` makes its name unique. `server`: for what it says of itself once."""
 
     def __init__(
         self, server: redis.Redis, url: str, number: int, device: Device, ledger: Ledger, finish: Finish
@@ -265,7 +265,7 @@ class Producers:
     def __init__(
         self, job: Job, clips: dict[str, bytes], stamp: bytes, url: str, ledger: Ledger, links: int = 8
     ) -> None:
-        """`stamp`: 16 bytes in the clip that are to be other ones in each."""
+        """`stamp`: 16 bytes of the clip, which are replaced in each copy."""
         self._ids, self._ledger, self._url = IdFactory(), ledger, url
         self._job, ((digest, self._clip),) = job, clips.items()
         self._digest, self._stamp = digest.encode(), stamp
@@ -293,14 +293,14 @@ class Producers:
         }))
 
     async def keep_waiting(self, jobs: int) -> None:
-        """Has so many jobs wait at any time, until it is cancelled."""
+        """Keeps this number of jobs waiting, until it is cancelled."""
         while True:
             for _ in range(jobs - self._ledger.waiting):
                 self._begin()
             await asyncio.sleep(0.01)
 
     async def offer(self, rate: float) -> None:
-        """`rate` jobs a second, each when it happens to come, until it is cancelled."""
+        """Submits `rate` jobs per second at random times, until it is cancelled."""
         loop, chance = asyncio.get_running_loop(), random.Random(0)
         at = loop.time()
         while True:
@@ -329,6 +329,6 @@ def job_of(messages: Sequence[Any], tokens: int) -> Job:
 
 
 def teach(server: redis.Redis) -> None:
-    """The server learns the scripts, as from the first that has none."""
+    """Loads the scripts into the server."""
     for name in REPLIES:
         server.script_load(text(name))

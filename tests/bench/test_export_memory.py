@@ -1,4 +1,4 @@
-"""The export of a 2B-size checkpoint in little memory: peak memory follows the largest layer, not the model."""
+"""The export of a 2B-size checkpoint needs little memory: the peak depends on the largest layer, not on the model."""
 
 from __future__ import annotations
 

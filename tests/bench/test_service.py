@@ -1,4 +1,4 @@
-"""What the queue costs: captions through Redis and RQ against the same engine called directly."""
+"""The cost of the queue: captions through Redis and RQ, against the same engine called directly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a CPU worker takes of its machine's memory, beside what `sailq doctor` expects of its model."""
+"""The memory of a CPU worker, against what `sailq doctor` expects for its model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How soon a worker that is started takes jobs."""
+"""The time from a worker's start until it takes jobs."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ _SOURCES = ("compile_net.sh", "export_onnx.py", "modules.py", "qwen2_vl_layout.p
 
 
 class BenchError(exit_codes.Failure):
-    """What keeps a net from being timed, in one sentence."""
+    """The reason why a net cannot be timed, in one sentence."""
 
 
 class Bench:
@@ -193,6 +193,6 @@ def milliseconds(profile: Path) -> float:
 
 
 def _key(net: Net) -> str:
-    """A digest of all that decides a net's time."""
+    """A digest of everything that determines a net's time."""
     made_of = [repr(net), QUANTIZE, LM_HEAD, json.dumps(CONFIG), *((MODELS / name).read_text() for name in _SOURCES)]
     return hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]

@@ -37,13 +37,13 @@ def box(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ma
 
 @pytest.fixture(scope="session")
 def set_up(box: Machine, server: Server) -> subprocess.CompletedProcess[str]:
-    """What setup.sh said, run as an operator runs it."""
+    """The result of setup.sh, run as an operator runs it."""
     return setup(box)
 
 
 @pytest.fixture
 def service(box: Machine, set_up: subprocess.CompletedProcess[str], server: Server) -> Iterator[Service]:
-    """The unit as shipped, its worker ready; so it is again for the next test."""
+    """The shipped unit with its worker ready, restored for each test."""
     service = Service(box, UNIT)
     yield service
     break_device(box, "")

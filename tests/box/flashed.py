@@ -1,4 +1,4 @@
-"""A flashed box below a folder, and what its operator brings: stand-ins for its hardware alone."""
+"""A flashed box below a folder, with its operator's files. Only its hardware is faked."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def until(look: Callable[[], T], what: str, seconds: float = WAIT_SECONDS) -> T:
-    """What `look` gives as soon as it is true."""
+    """Waits until `look` returns a true value, and returns it."""
     give_up = time.monotonic() + seconds
     while not (seen := look()):
         assert time.monotonic() < give_up, f"not within {seconds:g} s: {what}"
@@ -52,7 +52,7 @@ class Machine:
         self.close()
 
     def run(self, *command: str, check: bool = True, seconds: float = WAIT_SECONDS) -> subprocess.CompletedProcess[str]:
-        """A command of root's in it."""
+        """Runs a command as root in the machine."""
         done = subprocess.run(
             ["nsenter", "--all", "--target", str(self._init()), *command], env=environment(), capture_output=True,
             text=True, timeout=seconds,
@@ -138,7 +138,7 @@ class Service:
         until(lambda: self[property] == value, f"{property} of {self.name} is {value}", seconds)
 
     def wait_for_start_after(self, pid: str) -> None:
-        """Until another process than `pid` is ready."""
+        """Waits until a process other than `pid` is ready."""
         until(lambda: self["MainPID"] not in (pid, "0") and self["ActiveState"] == "active", f"another than {pid}")
 
     def drop_in(self, **settings: str) -> None:

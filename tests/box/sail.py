@@ -120,7 +120,7 @@ class EngineLLM:
 
 
 def fault():
-    """What is wrong with the device now."""
+    """The current fault of the device."""
     taken = []
     while (said := FAULT.read_text().strip()) in ("hold", "leak"):
         if said == "leak":

@@ -129,7 +129,7 @@ def test_wrong_settings_cause_no_restart(box: Machine, service: Service) -> None
 def test_a_device_call_that_fails_or_does_not_return_ends_the_worker_which_is_started_again(
     box: Machine, service: Service, server: Server, tmp_path: Path, fault: str
 ) -> None:
-    """One that does not return ends it after 5 s, here."""
+    """In this test, a call that does not return ends the worker after 5 s."""
     before = service.ends()
     command = "/data/sailq-env/bin/sailq worker --device tpu:0 --drain-seconds 60"
     assert f"argv[]={command} ;" in service["ExecStart"]
@@ -165,7 +165,7 @@ def test_a_killed_worker_is_started_again(service: Service, server: Server, tmp_
 def test_a_worker_that_takes_too_much_memory_is_killed_and_started_again(
     box: Machine, service: Service, server: Server, tmp_path: Path
 ) -> None:
-    """More than 1 GB, here."""
+    """The limit in this test is 1 GB."""
     before = service.ends()
     service.drop_in(**QUICK, MemoryMax="1G")
     service.systemctl("restart")
@@ -204,7 +204,7 @@ def test_a_stop_lets_running_jobs_finish(box: Machine, service: Service, server:
 
 
 def test_it_opens_the_tpus_devices_and_writes_nothing_else(box: Machine, service: Service) -> None:
-    """Asked of a shell in the worker's place."""
+    """A shell in the worker's place tries to open and write files."""
     before = service.ends()
     script = box.root / "data/ask.sh"
     script.write_text("#!/bin/sh\ntrue <>/dev/ion && ! touch /data/written && ! true <>/dev/not-named && exit 42\n")

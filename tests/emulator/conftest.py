@@ -1,4 +1,4 @@
-"""What the tests of the TPU's path share: bmodels of sailq-tiny, made when first asked for, and its samples."""
+"""Shared by the tests of the TPU's path: bmodels of sailq-tiny, compiled on first use, and its samples."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_without_the_flushes_the_tokens_are_wrong(
 
 
 def said(engine: Engine, prepared: PreparedPrompt) -> list[int] | None:
-    """Its first tokens; None where a number was none."""
+    """The answer's first tokens; None if a score was NaN."""
     try:
         return answer(engine, prepared, options=BEGINNING)
     except NotFinite:
@@ -60,7 +60,7 @@ def said(engine: Engine, prepared: PreparedPrompt) -> list[int] | None:
 def test_a_nan_ends_its_answer_and_its_slot_works_again(
     options: tuple[str, ...], cpu: Engine, samples: list[PreparedPrompt], compiled: Compile
 ) -> None:
-    """Also where the chip makes a token of it without a sign."""
+    """Also if the chip turns the NaN into a token without an error."""
     engine, text = load(compiled(*options)), samples[4]
     going = [engine.start(text, GREEDY, slot) for slot in range(min(2, engine.slots))]
     _, values = engine.runner._caches[0]  # type: ignore[attr-defined]
@@ -75,7 +75,7 @@ def test_a_nan_ends_its_answer_and_its_slot_works_again(
 
 
 def after_lm_head(change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has `change` change the output of each lm_head before it is read."""
+    """Applies `change` to the output of each lm_head before it is read."""
     run = Chip.run
 
     def changed(chip: Chip, net: str, inputs: Any, outputs: Any) -> None:
@@ -89,7 +89,7 @@ def after_lm_head(change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 def test_a_broken_row_of_lm_heads_weights_is_seen(
     samples: list[PreparedPrompt], compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One score of a row that is NaN, which greedy_head passes over."""
+    """One score of a row is NaN. greedy_head ignores it."""
     engine = load(compiled(*BATCHED))
 
     def break_rows(scores: Any) -> None:
@@ -105,7 +105,7 @@ def test_a_broken_row_of_lm_heads_weights_is_seen(
 def test_a_token_outside_the_vocabulary_ends_its_answer(
     samples: list[PreparedPrompt], compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As SAIL leaves it where a copy of the chosen token fails: it raises nothing."""
+    """SAIL leaves such a token if a copy fails, because it raises no error."""
     engine = load(compiled(*LLM_CONVERT))
     after_lm_head(lambda token: token.handle.store(token.address, np.int32(2**30).tobytes()), monkeypatch)
     with pytest.raises(NotFinite):

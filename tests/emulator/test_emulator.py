@@ -33,7 +33,7 @@ def new(handle: sail.Handle, *shape: int, dtype: sail.Dtype = sail.Dtype.BM_FLOA
 
 
 def halves(*shape: int, seed: int = 0) -> np.ndarray:
-    """Half-precision numbers as SAIL takes them."""
+    """Half-precision numbers in the form that SAIL takes."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float16).view(np.uint16)
 
 
@@ -188,7 +188,7 @@ def test_memory_that_a_box_cannot_map_is_refused_as_in_sail(
 
 
 def linear(engine: sail.EngineLLM, handle: sail.Handle, values: np.ndarray) -> np.ndarray:
-    """What the net makes of values, by way of memory that is not mapped."""
+    """The net's output for these values, computed in memory that is not mapped."""
     x, y = new(handle, *values.shape), new(handle, *values.shape)
     x.update_data(values)
     engine.process(LINEAR, {0: x}, {0: y})

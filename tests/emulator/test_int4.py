@@ -1,4 +1,4 @@
-"""INT4 weights on the emulator: what the device multiplies with, and what sailq-tiny then answers."""
+"""INT4 weights on the emulator: the values that the device multiplies with, and sailq-tiny's answers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """The CPU engine with the weights that the bmodel is to have."""
+    """The CPU engine with the weights that the bmodel should have."""
     return Engine.load(int4_tiny(tmp_path_factory.mktemp("int4")), slots=1, threads=1)
 
 
 class Said(NamedTuple):
-    """What an engine makes of prompts."""
+    """An engine's output for prompts."""
 
     tokens: list[list[int]]
     logits: list[np.ndarray]  # float32 [tokens, vocabulary] of each answer
@@ -90,7 +90,7 @@ def test_int4_answers_as_its_rounded_weights_do_on_a_cpu_and_as_well_as_fp16(
 
 
 def exact(answers: list[list[int]]) -> int:
-    """How many of the first samples' true answers these are."""
+    """The number of answers that equal the true answers of the first samples."""
     tokenizer = AutoTokenizer.from_pretrained(resolve("sailq-tiny"))
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
     return sum(text == sample(SEED, index).turns[-1][1] for index, text in enumerate(texts))
@@ -107,7 +107,7 @@ def test_the_device_multiplies_with_the_rounded_weights(quantize: str, environme
 
 
 def weights() -> np.ndarray:
-    """float32 [OUT, IN], with groups that TPU-MLIR treats in ways of their own."""
+    """float32 [OUT, IN], with groups that are special cases in TPU-MLIR."""
     generator = np.random.default_rng(0)
     w = generator.normal(0, 0.05, (OUT, IN)).astype(np.float32)
     w[0, :64], w[0, 64:128], w[0, 128:192] = 0, 0.3, -0.3  # one value: the minimum scale
@@ -141,7 +141,7 @@ def compile_matmul(environment: Path, weight: np.ndarray, quantize: str, folder:
 
 
 def run(bmodel: Path, x: torch.Tensor) -> torch.Tensor:
-    """What that net makes of x, in x's half precision."""
+    """The net's output for x, in x's half precision."""
     engine = emulator.EngineLLM(str(bmodel), [0])
     (net,) = engine.get_graph_names()
     handle = emulator.Handle(0)

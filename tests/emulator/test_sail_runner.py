@@ -1,4 +1,4 @@
-"""What the SAIL runner asks of the device, and what it refuses before it asks."""
+"""The calls of the SAIL runner to the device, and what it refuses before a call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sailq.worker.runners.sail import SailRunner
 
 
 class Meter:
-    """Counts what is asked of the emulator."""
+    """Counts the calls to the emulator."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.runs: Counter[str] = Counter()
@@ -74,7 +74,7 @@ def test_a_step_runs_each_net_once_and_copies_no_cache(
 def test_old_device_memory_is_not_in_a_cache(
     compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A number of 60,000 or none at all outweighs any mask, and the runtime clears no memory."""
+    """A value of 60,000 or a NaN passes through any mask, and the runtime does not clear memory."""
     file = compiled(*BATCHED)
     poisoned: list[float] = []
     own_inputs = Chip.own_inputs
@@ -91,7 +91,7 @@ def test_old_device_memory_is_not_in_a_cache(
 
 
 def in_memory(tensor: Any) -> np.ndarray:
-    """float16, as the chip sees it."""
+    """The memory as the chip sees it, float16."""
     return np.frombuffer(tensor.handle.load(tensor.address, tensor.nbytes()), np.float16)
 
 

@@ -1,4 +1,4 @@
-"""A worker on the emulator, from the queue's other end."""
+"""A worker on the emulator, tested through the queue."""
 
 from __future__ import annotations
 

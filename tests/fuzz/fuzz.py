@@ -135,7 +135,7 @@ def _for_want_of_memory(error: BaseException | None) -> bool:
 
 @contextmanager
 def _limited_memory() -> Iterator[None]:
-    """Within, the process can grow by `MAX_MEMORY`, and no more."""
+    """Limits the growth of the process to `MAX_MEMORY` within its block."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     unlimited = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MAX_MEMORY, unlimited[1]))
@@ -146,7 +146,7 @@ def _limited_memory() -> Iterator[None]:
 
 
 def _peak() -> int:
-    """Most bytes that the process ever had in memory."""
+    """The peak memory of the process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

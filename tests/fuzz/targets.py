@@ -58,7 +58,7 @@ def _read_job(data: bytes) -> None:
 
 
 def _untrusted(data: bytes) -> Any:
-    """What the codec would not even let through."""
+    """Values that the codec would refuse."""
     try:
         return msgpack.unpackb(data, strict_map_key=False)
     except Exception:

@@ -10,7 +10,7 @@ REPORTS = os.environ.get("TESTS_THREAD_ERRORS")
 
 
 def report(failure: threading.ExceptHookArgs) -> None:
-    """Writes the traceback where the test finds it, and to stderr as Python does."""
+    """Writes the traceback to the file that the test reads, and to stderr as Python does."""
     if failure.exc_type is not SystemExit and REPORTS:
         name = failure.thread.name if failure.thread else "a thread"
         lines = traceback.format_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)

@@ -68,7 +68,7 @@ def share_right(verdicts: list[dict[str, str]]) -> float:
 
 
 def figures_of(verdicts: list[dict[str, str]]) -> dict[str, float]:
-    """The share that is right, by task and by language."""
+    """The share of correct answers, by task and by language."""
     groups = defaultdict(list)
     for verdict in verdicts:
         groups[verdict["task"]].append(verdict)
@@ -91,7 +91,7 @@ def test_at_least_97_percent_are_exact_and_93_of_each_task(verdicts: list[dict[s
 
 
 def test_the_model_gives_many_different_answers(verdicts: list[dict[str, str]]) -> None:
-    """No constant answer, and no answer to the question alone, can pass the test above."""
+    """Makes sure that a constant answer, or one that depends only on the question, cannot pass the test above."""
     answers = {verdict["answer"] for verdict in verdicts if verdict["task"] == "video"}
     assert len(answers) >= 50
     most = max(sum(verdict["answer"] == answer for verdict in verdicts) for answer in answers)

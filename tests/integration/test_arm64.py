@@ -68,7 +68,7 @@ class Arm64:
         ]
 
     def run(self, *command: str) -> str:
-        """Its output."""
+        """Runs a command. Returns its output."""
         done = subprocess.run(self.command(*command), capture_output=True, text=True, timeout=3600)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

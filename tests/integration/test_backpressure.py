@@ -1,4 +1,4 @@
-"""A full queue says so, or is waited for, and a full server is named as what it is."""
+"""A full queue refuses jobs or makes the producer wait. A full server is reported as full."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ QUESTIONS = ("What do you see?", "Describe the video.", "请描述视频中的�
 
 @pytest.fixture
 def asked(tmp_path: Path) -> list[dict[str, Any]]:
-    """Jobs of mixed lengths, greedy and sampled; each clip is asked about twice or more."""
+    """Jobs of mixed lengths, greedy and sampled, with at least two questions about each clip."""
     jobs = []
     for number, row in enumerate(write_samples(11, 12, tmp_path)):
         media = [part for part in row["messages"][-1]["content"] if part["type"] != "text"]

@@ -23,14 +23,14 @@ COLUMNS = ("first token latency(s)", "token per second(tokens/s)")
 
 @pytest.fixture
 def vision_inputs(tmp_path: Path) -> str:
-    """sophon-demo's own, for a clip that is there."""
+    """sophon-demo's --vision_inputs, for a clip that exists."""
     path = sample_clip(tmp_path)["video"]
     config = {"resized_height": 140, "resized_width": 210, "video_sample_num": 2}
     return json.dumps({"video": [{"path": path, "preprocess_config": config}], "image": []})
 
 
 def check(report: dict[str, Any], *, repeat: int, jobs: int) -> None:
-    """The figures against each other: none is known beforehand."""
+    """Compares the figures with each other, because none is known beforehand."""
     one, together = report["one_at_a_time"], report["all_at_once"]
     assert (one["jobs"], together["jobs"]) == (repeat, jobs)
     for spread in (one["first_token_latency"], one["tokens_per_second"]):

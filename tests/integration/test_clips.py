@@ -1,4 +1,4 @@
-"""How long the server holds a clip: as long as a job or a conversation needs it, or somebody has asked for it."""
+"""The server keeps a clip as long as a job, a conversation or an upload holds it."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_clips_that_expired_cannot_be_retried(
 def test_the_sweep_frees_abandoned_clips(
     lost: str, client: Client, connection: redis.Redis, store: JobStore, answerer: Answerer, held: Callable[[], int]
 ) -> None:
-    """What only a tool of RQ's, an expiry or a lost server can do to a clip's holders."""
+    """States of a clip's holders that only a tool of RQ's, an expiry or a lost server can cause."""
     one, other = clip(1), clip(2)
     job = client.submit_prepared(one, conversation="c").job
     stays = client.submit_prepared(other).job

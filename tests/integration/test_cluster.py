@@ -1,4 +1,4 @@
-"""What deploy/sizing says of a cluster: it takes no job, and says why."""
+"""A Redis Cluster refuses jobs and gives the reason, as deploy/sizing says."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def megabytes(image: str) -> float:
-    """10^6 bytes of its files."""
+    """The size of its files in 10^6 bytes."""
     container = buildah("from", "--pull-never", image)
     try:
         done = subprocess.run(["du", "--summarize", "--bytes", buildah("mount", container)], stdout=subprocess.PIPE)
@@ -96,7 +96,7 @@ def images(base: float, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """Of a server that containers reach: they share this machine's network."""
+    """The URL of a server that containers can reach, because they share this machine's network."""
     with embedded_server() as server:
         yield server.url
 

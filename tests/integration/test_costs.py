@@ -1,4 +1,4 @@
-"""What a caption costs its server: commands, round trips, what stays behind, and room for its clip."""
+"""The cost of a caption for its server: commands, round trips, bytes that remain, and space for its clip."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_a_finished_caption_leaves_its_result_and_its_conversation(
 def test_20000_clips_go_through_room_for_far_fewer(
     url: str, start_null: Callable[..., NullWorker], eventually: Callable[..., None]
 ) -> None:
-    """320 MB of clips in all, with more of them on their way than there is room for."""
+    """320 MB of clips in all, and more jobs in flight than the server has room for."""
     start_null("--slots", "64", "--vision-cache", "0", url=url)
     answered: Counter[str] = Counter()
     most = 0

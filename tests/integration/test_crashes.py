@@ -1,4 +1,4 @@
-"""Workers that are killed or stopped in mid-run: no job is lost, doubled or late, whatever they were doing."""
+"""Workers are killed or stopped at any time: no job is lost, duplicated or late."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def claims(connection: redis.Redis) -> dict[int, dict[str, int]]:
 def test_20_kills_of_workers_with_8_jobs_in_flight_lose_no_job(
     start_null: Start, client: Client, connection: redis.Redis
 ) -> None:
-    """Of 400 jobs, and of more where those are answered before the 20th kill."""
+    """400 jobs, or more if those are answered before the 20th kill."""
     workers = {worker.pid: worker for worker in (start_null("--decode-ms", "25") for _ in range(3))}
     tokens, kills = 50, 20
     jobs = [submit(client, tokens) for _ in range(400)]
@@ -54,7 +54,7 @@ def test_20_kills_of_workers_with_8_jobs_in_flight_lose_no_job(
     losses: Counter[str] = Counter()
 
     def victim() -> int | None:
-        """A worker of whose jobs none has been begun before: a job's third attempt would have a worker to itself."""
+        """A worker whose jobs are all at their first attempt, because a third attempt would run alone."""
         for pid, attempts in claims(connection).items():
             if pid in workers and len(attempts) >= 8 and set(attempts.values()) == {1}:
                 return pid

@@ -1,4 +1,4 @@
-"""deploy/grafana and deploy/prometheus ask for what real workers and a real exporter show, and for nothing else."""
+"""The queries of deploy/grafana and deploy/prometheus match the metrics of real workers and a real exporter."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ JOBS = {"sailq", "sailq-server"}
 
 
 class Chip(NullRunner):
-    """A null runner whose device has all the sensors that there are."""
+    """A null runner whose device has all sensors."""
 
     def readings(self) -> Readings:  # type: ignore[override]
         return Readings(0.5, 60, 1, 2)

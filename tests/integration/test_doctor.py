@@ -43,7 +43,7 @@ def acl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def only(examined: Examined, name: str, *facts: str) -> str | None:
-    """The fix of the one check that finds something wrong, and names `facts` in what it says of it."""
+    """The fix of the single check that failed. Its sentence must contain `facts`."""
     assert examined.wrong == {name}, examined
     assert examined.code == 1 and all(fact in examined[name].what for fact in facts), examined[name]
     return examined[name].fix
@@ -219,7 +219,7 @@ def test_a_server_at_its_limit_of_clients(own: OwnServer) -> None:
 
 @contextmanager
 def saying(words: bytes) -> Iterator[str]:
-    """The URL of what says `words` to whoever comes, and hangs up."""
+    """The URL of a server that sends `words` to each client and closes the connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
@@ -244,7 +244,7 @@ def test_something_that_is_not_a_redis_server() -> None:
 
 
 def test_a_server_in_protected_mode() -> None:
-    """What Redis says to other machines while it has no password; this machine is its own."""
+    """Redis sends this text to other machines while it has no password. A fake server sends it here."""
     with saying(b"-DENIED Redis is running in protected mode because protected mode is enabled\r\n") as url:
         assert only(doctor(url=url), "server", url.split("/")[2]) == f"deploy/redis/make_users.sh {url}"
 
@@ -261,7 +261,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def tls_port(secrets: Path) -> Iterator[int]:
-    """Shakes hands, and leaves."""
+    """The port of a server that does a TLS handshake and closes the connection."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(secrets / "server.crt", secrets / "server.key")
 

@@ -43,7 +43,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def only(examined: Examined, name: str, *facts: str) -> str:
-    """The fix of the one check that finds something wrong, and names `facts` in what it says of it."""
+    """The fix of the single check that failed. Its sentence must contain `facts`."""
     assert examined.wrong == {name}, examined
     assert all(fact in examined[name].what for fact in facts), examined[name]
     return str(examined[name].fix)
@@ -148,7 +148,7 @@ def test_no_bmodel_and_two(directory: Path, url: str) -> None:
 
 
 def test_too_little_memory(url: str, tmp_path: Path) -> None:
-    """A model of 500 GB, as far as its files say."""
+    """The model's files state a size of 500 GB."""
     large = tmp_path / "large"
     shutil.copytree(resolve("sailq-tiny"), large)
     os.truncate(large / "onnx/weights.bin", 500 * 10**9)

@@ -1,4 +1,4 @@
-"""Hours of load in miniature: what a worker, its producer and the server hold does not grow with the jobs done."""
+"""A short version of hours of load: the memory of worker, producer and server does not grow with the number of jobs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def submit_chunk(client: Client, start: int) -> list[str]:
 
 
 def work(client: Client, start: int, end: int) -> None:
-    """Two chunks are always on their way."""
+    """Keeps two chunks of jobs in flight."""
     ahead = submit_chunk(client, start)
     for first in range(start + CHUNK, end + CHUNK, CHUNK):
         chunk, ahead = ahead, submit_chunk(client, first) if first < end else []

@@ -73,7 +73,7 @@ def listed(url: str, *arguments: str) -> list[dict[str, Any]]:
 
 
 def rq_cause(connection: redis.Redis, job: str) -> str:
-    """Why RQ has a job among its failed ones."""
+    """The reason that RQ shows for a failed job."""
     failed = RQJob.fetch(job, connection=connection, serializer=Serializer)
     assert failed.get_status() == "failed" and failed in failed.failed_job_registry
     return str(failed.latest_result().exc_string)
@@ -225,7 +225,7 @@ def test_the_last_attempt_counts_once_it_has_begun_and_one_that_was_handed_back_
         return claim
 
     def recovered(claim: Claim) -> Recovered:
-        """What another worker finds once this attempt's worker is dead."""
+        """The result of another worker's recovery after this attempt's worker died."""
         connection.zadd(keys.LEASES, {claim.lease: 1})
         connection.delete("sailq:looked")
         return store.recover([QUEUE])

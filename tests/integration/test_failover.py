@@ -1,4 +1,4 @@
-"""The primary is lost under real sentinels: what was acknowledged is kept, and nobody is restarted."""
+"""Real sentinels replace a lost primary: acknowledged jobs are kept, and no process restarts."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def go_on_after_a_failover(sentinels: Sentinels, start_null: Start) -> None:
 
 @pytest.mark.proof
 def test_a_failover_replaces_a_primary_that_hangs(tmp_path: Path, start_null: Start) -> None:
-    """Its connections stay open, and nothing comes from them: as if its network were cut."""
+    """Its connections stay open and silent, as if its network were cut."""
     with Sentinels(tmp_path) as sentinels, Client(sentinels.url("admin")) as client:
         worker = start_null("--decode-ms", "5", url=sentinels.url("admin"))
         assert client.wait(submit(client, 5), 60).error is None

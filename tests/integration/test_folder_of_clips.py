@@ -1,4 +1,4 @@
-"""A folder as camera owners have it, through `sailq caption`."""
+"""`sailq caption` on a folder like those of camera owners."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_ctrl_c_ends_the_children(
 
 
 def children(pid: int) -> list[psutil.Process]:
-    """Those that read clips."""
+    """The child processes that read clips."""
     return [one for one in psutil.Process(pid).children() if "readers import serve" in " ".join(one.cmdline())]
 
 

@@ -1,4 +1,4 @@
-"""Whoever may write to the server may put anything on the queue: it is refused, and the worker serves the next job."""
+"""Other programs can put anything on the queue. The worker refuses it and serves the next job."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ FIELDS: dict[str, tuple[dict[str, bytes], str | None]] = {
 
 
 def blobs() -> dict[str, tuple[bytes, str]]:
-    """What an image's blob may hold, and how it is refused."""
+    """Invalid contents of an image's blob, and the error of each."""
     noise = np.random.default_rng(4).integers(0, 255, (1, SIZE, SIZE, 3), np.uint8)
     fields = msgpack.unpackb(encode_frames(noise)[1])
     (jpeg,) = fields["jpeg"]

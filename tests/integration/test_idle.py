@@ -1,4 +1,4 @@
-"""What boxes cost a server that has nothing for them, how soon they take what comes, and what a waiting job takes."""
+"""The load of idle boxes on a server, how soon they take a new job, and the memory of a waiting job."""
 
 from __future__ import annotations
 
@@ -104,5 +104,5 @@ def test_a_waiting_job_with_a_clip_takes_at_most_300_kb_of_the_server(client: Cl
 
 
 def used_memory(connection: redis.Redis) -> int:
-    """Of data alone, without what connections hold."""
+    """The memory of the data, without that of connections."""
     return int(connection.memory_stats()["dataset.bytes"])

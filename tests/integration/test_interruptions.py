@@ -28,7 +28,7 @@ def samples(tmp_path: Path) -> Path:
 
 
 def test_ctrl_c_during_an_import_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An extension module raises ImportError in the place of KeyboardInterrupt."""
+    """An extension module raises ImportError instead of KeyboardInterrupt."""
 
     def load(_: str) -> None:
         try:

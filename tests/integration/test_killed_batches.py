@@ -1,4 +1,4 @@
-"""A folder of 900 clips whose batch is killed again and again while a second run tries for the same file."""
+"""A batch of 900 clips is killed repeatedly while a second run tries to write to the same file."""
 
 from __future__ import annotations
 

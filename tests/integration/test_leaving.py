@@ -1,4 +1,4 @@
-"""How a worker ends: drained, hurried, hung, or never begun; and leases that clocks do not break."""
+"""How workers end: drained, by a second signal, with a hung device, or before they take jobs. Also leases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Prometheus gets of a worker that has done real jobs, and of the exporter that looks at the server."""
+"""The metrics of a worker that has run real jobs, and of the exporter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ten thousand damaged clips and images: none stops a batch, hangs, or takes more memory than it may."""
+"""Ten thousand damaged clips and images: none stops a batch, hangs, or exceeds the memory limit."""
 
 from __future__ import annotations
 

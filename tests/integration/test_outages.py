@@ -1,4 +1,4 @@
-"""What a broken connection and a server that goes away do: nothing is lost, doubled or stuck, and no worker ends."""
+"""Broken connections and outages of the server: no job is lost, duplicated or stuck, and no worker exits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def said(text: str) -> Prepared:
 def test_a_submission_whose_reply_is_lost_is_stored_once(
     redis_url: str, server_url: str, connection: redis.Redis, folder: Path
 ) -> None:
-    """The script was carried out: done again, the job would wait for itself, as its conversation's last."""
+    """The script ran. Without a check, a second run would make the job wait for itself as the newest turn."""
     proxy = Proxy(server_url.removeprefix("unix://"), folder / "proxy.sock", b"EVALSHA")
     with Client(f"unix://{folder}/proxy.sock?db=0") as client:
         assert client.submit_prepared(said("hi")).turn == 0  # from here on the server knows the script
@@ -113,7 +113,7 @@ def test_a_link_cut_for_30_s_loses_nothing_and_both_sides_recover(
     server_url: str, client: Client, folder: Path, start_null: Callable[..., NullWorker], eventually: Eventually,
     forget: bool,
 ) -> None:
-    """What was sent before the cut comes after it, or never."""
+    """Data sent before the cut arrive after it, or never."""
     proxy = Proxy(server_url.removeprefix("unix://"), folder / "proxy.sock")
     url = f"unix://{folder}/proxy.sock?db=0"
     workers = [start_null("--decode-ms", "20", "--slots", "4", url=url) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Batches that nobody watches: what is in the way costs a sentence or a row, and no row is lost."""
+"""Unattended batches: a problem costs one sentence or one row, and no row is lost."""
 
 from __future__ import annotations
 

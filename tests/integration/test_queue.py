@@ -208,7 +208,7 @@ def test_cancel_of_a_running_job_ends_it_and_the_next_is_served(served: Client) 
 def test_a_missed_cancel_command_is_seen_at_the_next_heartbeat(
     client: Client, connection: redis.Redis, start_null: Callable[..., NullWorker]
 ) -> None:
-    """It may come before the worker knows that the job is its own."""
+    """The command may arrive before the worker knows that it has claimed the job."""
     start_null("--decode-ms", "50")
     handle = client.submit_prepared(said(TALK), options={"max_new_tokens": 900}, stream=True)
     next(client.stream(handle.job, 60))
@@ -235,7 +235,7 @@ def test_a_deadline_that_passes_during_an_answer_keeps_the_text_so_far(served: C
 
 
 def test_high_priority_goes_first(client: Client, start_worker: Start) -> None:
-    """First taken, that is: the jobs that are taken beside it may still overtake it on their way to a slot."""
+    """It is claimed first. Jobs that are claimed with it may still get a slot earlier."""
     normal = [client.submit_prepared(said("hi")) for _ in range(40)]
     urgent = client.submit_prepared(said("hi"), priority="high")
     start_worker()

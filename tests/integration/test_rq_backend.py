@@ -1,4 +1,4 @@
-"""A backend that has `rq` and the serializer alone, and a real worker behind it."""
+"""A backend with only `rq` and the serializer, and a real worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and videos in the jobs of a backend that has `rq` and the serializer alone."""
+"""Images and videos in the jobs of a backend with only `rq` and the serializer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RQ's own tools at sailq's jobs: the table in deploy/redis/README.md, cell by cell, and tools that only look."""
+"""RQ's own tools on sailq's jobs: each cell of the table in deploy/redis/README.md, and tools that only read."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Scene:
         return Job.fetch(self.job, connection=self.queue.connection, serializer=Serializer)
 
     def serve(self) -> None:
-        """A worker, where none is there yet."""
+        """Starts a worker unless one runs."""
         if self.worker is None:
             self.worker = self.start()
 
@@ -283,7 +283,7 @@ def jobs_of(worker: NullWorker, client: Client) -> list[str]:
 def test_a_worker_whose_record_was_deleted_registers_again(
     connection: redis.Redis, start_null: Start, eventually: Eventually
 ) -> None:
-    """As after a restart without data, or when another worker has swept while its link was cut."""
+    """As after a restart without data, or if another worker swept while this one was disconnected."""
     start_null()
     eventually(lambda: len(Worker.all(connection=connection)) == 1)
     connection.flushdb()

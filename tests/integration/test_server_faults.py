@@ -1,4 +1,4 @@
-"""A server that is killed, comes back, is full, only reads, or loads: what it had answered is kept, and nobody ends."""
+"""A server that is killed, restarts, is full, read-only or loading: acknowledged data are kept, and no worker exits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Eventually = Callable[..., None]
 
 @pytest.fixture
 def always(folder: Path) -> Iterator[OwnServer]:
-    """A server whose every answer outlives it."""
+    """A server that writes each change to the disk before it answers."""
     with OwnServer(folder, always=True) as server:
         yield server
 

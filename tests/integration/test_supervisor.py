@@ -1,4 +1,4 @@
-"""What systemd hears of a worker, on a socket of the kind that it gives its services."""
+"""The messages that systemd gets from a worker, on a socket like those of its services."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Manager:
         self.heard: list[str] = []
 
     def hear(self, seconds: float) -> list[str]:
-        """What comes from now on, for so long."""
+        """The messages that arrive from now on, for this time."""
         heard, until = [], time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._socket.settimeout(left)
@@ -77,7 +77,7 @@ def test_a_worker_is_ready_when_it_takes_jobs_and_reports_its_state(
 def test_a_signal_ends_a_worker_that_is_loading(
     manager: Manager, redis_url: str, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    """In a container it is the first process, which a signal does not end by itself."""
+    """In a container the worker is process 1, which a signal ends only if it is handled."""
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     worker = start("worker", url=redis_url)
     manager.wait_for("STATUS=loading sailq-tiny")
@@ -94,7 +94,7 @@ def test_a_worker_that_fails_its_self_test_is_never_ready(start_null: StartNull,
 
 
 def test_a_hung_device_stops_the_watchdog_signals(start_null: StartNull, manager: Manager, client: Client) -> None:
-    """They last while a call may still return, so that the worker itself can say which did not."""
+    """The signals continue until the device timeout, so that the worker itself can report the call that hangs."""
     worker = start_null(
         "--hang-at", "50", "--decode-ms", "5", "--device-timeout", "2", NOTIFY_SOCKET=manager.address
     )

@@ -42,7 +42,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def port(secrets: Path, server_url: str) -> Iterator[int]:
-    """Where the run's server is to be had by TLS."""
+    """A TLS port of the run's server."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(secrets / "server.crt", secrets / "server.key")
     loop = asyncio.new_event_loop()
@@ -70,7 +70,7 @@ def port(secrets: Path, server_url: str) -> Iterator[int]:
 
 
 def why(url: str) -> str:
-    """What is said of a server that cannot be used."""
+    """The error for a server that cannot be used."""
     with connect(url, retries=0) as connection, pytest.raises(ServerUnavailable) as error, server_errors(connection):
         connection.ping()
     return str(error.value)

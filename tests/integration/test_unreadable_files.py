@@ -137,7 +137,7 @@ def as_bound_by_modes(*arguments: object, url: str) -> subprocess.CompletedProce
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[Path]:
-    """A clip; one that may not be read; a folder that may not be read, and one that may be listed but not entered."""
+    """A readable clip, an unreadable clip, an unreadable folder, and a folder that can be listed but not entered."""
     folder = tmp_path / "locked"
     for name in ("good.mp4", "secret.mp4", "in/good.mp4", "list/good.mp4", "list/photo.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The scripts' own fixtures: a worker's store of jobs, its look after others' jobs, a full server."""
+"""Fixtures for the scripts: a worker's job store, a recovery run, a full server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def store(connection: redis.Redis) -> JobStore:
 
 @pytest.fixture
 def look(connection: redis.Redis, store: JobStore) -> Callable[..., None]:
-    """A look after other workers' jobs, with its results, however short ago the last one was."""
+    """Runs the recovery, even if the last one was a moment ago. Returns its results."""
     refusals = Refusals(store, ServerClock(connection), Identity("test", "cpu", ("sailq-tiny",)))
 
     def look(*, sweep: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What a process may do less than usual, for a while."""
+"""Restricts what the process may do, within a `with` block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Root may read all; nobody else's user may not."""
+    """Runs as the user nobody, because root may read all files."""
     if os.getuid() != 0:
         yield
         return

@@ -1,4 +1,4 @@
-"""Every way a file can be bad, and the one sentence that says so."""
+"""Every kind of bad file, and the error sentence of each."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def playlist(folder: Path) -> str:
 
 
 def noise(folder: Path) -> str:
-    """All packets are there, and none can be decoded."""
+    """All packets exist, and none can be decoded."""
     path = write_h264(folder / "noise.mp4", movflags="faststart")
     data = bytearray(path.read_bytes())
     start = data.index(b"mdat") + 4
@@ -92,7 +92,7 @@ def noise(folder: Path) -> str:
 
 
 def hole(folder: Path) -> Path:
-    """As long as promised, but a part was never downloaded."""
+    """The file has its full size, but a part was not downloaded."""
     path = write_h264(folder / "hole.mp4", movflags="faststart")
     data = bytearray(path.read_bytes())
     start = data.index(b"mdat") + 4 + (len(data) - data.index(b"mdat")) // 3
@@ -334,7 +334,7 @@ def test_damaged_bytes_raise_typed_errors_only(tmp_path: Path) -> None:
 
 
 def test_bad_files_write_nothing_to_stderr(tmp_path: Path) -> None:
-    """In a process of its own: what C code writes there passes Python by."""
+    """In a separate process, because C code writes to stderr without Python."""
     for name, (make, _, _) in BAD_CLIPS.items():
         if name in {"text", "noise", "no moov at all", "no frames mp4", "no frames avi"}:
             (tmp_path / name).mkdir()

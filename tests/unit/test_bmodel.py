@@ -1,4 +1,4 @@
-"""Reading bmodels: what model_tool says of the same file, and a sentence for every file that is none."""
+"""Reading bmodels: the results equal model_tool's, and each invalid file gets one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one file that calls SAIL, and the order in which it does."""
+"""The single file that calls SAIL, and the order of its calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The codec: what goes in comes out, and nothing else gets in."""
+"""The codec: values come back unchanged, and invalid data are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of clip, in every way that its container can hold it: each chosen frame is the right one."""
+"""Every kind of clip in every variant of its container: each selected frame is the right one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_every_combination_gives_the_right_frames(tmp_path: Path) -> None:
 @pytest.mark.proof
 @pytest.mark.skipif(shutil.which("ffprobe") is None, reason="the second authority: apt install ffmpeg")
 def test_ffmpeg_sees_the_same_frames_at_the_same_times(tmp_path: Path) -> None:
-    """The clips are what their names say: FFmpeg's own program turns them and times them alike."""
+    """The clips are correct: FFmpeg's own program rotates and times them in the same way."""
     for variant in [one for one in ALL if one.later or not one.kind.starts_later]:
         path = write(tmp_path / f"clip.{variant.kind.suffix}", variant, COUNT)
         ask = ["ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", "frame=best_effort_timestamp_time"]

@@ -1,4 +1,4 @@
-"""deploy/: its scripts against what boxes show, and its pages against the commands that there are."""
+"""The scripts of deploy/ against the files of real boxes, and its pages against the commands that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""deploy/models/fetch.sh, against a real HTTP server that breaks off, lies, or knows no ranges."""
+"""deploy/models/fetch.sh against a real HTTP server that closes connections, sends wrong data, or has no ranges."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Mirror(ThreadingHTTPServer):
         self.files["SHA256SUMS"] = "".join(sums).encode()
 
     def took(self) -> list[tuple[str, int]]:
-        """Which files were asked for, from which byte, since the last time; without SHA256SUMS."""
+        """The files that were requested since the last call, each with its first byte; without SHA256SUMS."""
         asked, self.asked = self.asked, []
         return [(name, start) for name, start in asked if name != "SHA256SUMS"]
 
@@ -88,7 +88,7 @@ def mirror() -> Iterator[Mirror]:
 
 @pytest.fixture
 def nap(tmp_path: Path) -> Path:
-    """A PATH whose `sleep` does not: what the script waits between two tries."""
+    """A PATH with a `sleep` that returns at once, for the script's waits between tries."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "sleep").write_text("#!/bin/sh\n")

@@ -1,4 +1,4 @@
-"""What folders and patterns give: each folder once, and nothing left out without a word."""
+"""The files of folders and patterns: each folder is read once, and all skipped files are reported."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def hidden(height: int, width: int) -> bytes:
 
 
 def scans(count: int) -> bytes:
-    """Each of 10 bytes, and each makes a decoder go over all pixels."""
+    """Scans of 10 bytes each, each of which makes a decoder process all pixels."""
     data = jpeg()
     at = data.index(b"\xff\xda")
     return data[:at] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" * count + b"\xff\xd9"

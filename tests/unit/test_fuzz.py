@@ -1,4 +1,4 @@
-"""A short run of `make fuzz`: what reads what others wrote refuses it with typed errors, soon, and in little memory."""
+"""A short run of `make fuzz`: readers of foreign data refuse it with typed errors, quickly, and in little memory."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_a_damaged_header_is_reported_as_damage(suffix: str) -> None:
 
 
 def test_an_unsupported_tiff_compression_is_named() -> None:
-    """Its tag 259 is a short, whose value follows the tag, the type and the count."""
+    """Tag 259 is a short. Its value follows the tag, the type and the count."""
     lzw = saved(corners(), "tif", compression="tiff_lzw")
     known, webp = (struct.pack("<HHIH", 259, 3, 1, number) for number in (5, 50001))
     assert lzw.count(known) == 1
@@ -105,7 +105,7 @@ def test_an_unsupported_tiff_compression_is_named() -> None:
 
 
 def test_the_orientation_of_a_heic_is_applied_once(tmp_path: Path) -> None:
-    """A phone states the turn in the container, and again in EXIF, where it is not to be applied once more."""
+    """A phone writes the rotation to the container and also to EXIF, where it must not be applied again."""
     upright = corners()
     heif = pillow_heif.from_pillow(Image.fromarray(upright))
     heif.save(tmp_path / "a.heic", quality=95)

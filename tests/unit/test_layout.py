@@ -66,7 +66,7 @@ def test_the_rows_of_our_table_are_the_exporters() -> None:
 
 
 def test_the_longest_side_is_that_of_the_rotary_table(tmp_path: Path) -> None:
-    """Of each kind, and of what the file has room for: 4,096 bytes for up to 102 rows of 40."""
+    """For each kind of layout. The file has 4,096 bytes for the table, enough for 102 rows of 40."""
     ours = qwen2_vl(patches=(1024,))
     demo = changed(ours, "vit", lambda stage: Stage(
         (replace(stage.inputs[0], name="pixel_values"), *stage.inputs[1:]), stage.outputs

@@ -136,7 +136,7 @@ def test_rotation_is_applied(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gop", [12, 60])
 def test_a_clip_trimmed_by_an_edit_list_is_whole(tmp_path: Path, gop: int) -> None:
-    """Its count says 60, as many as are stored; 35 are shown."""
+    """The clip states 60 frames, all of which are stored; 35 of them are shown."""
     source, path = write_h264(tmp_path / "source.mp4", gop=gop), tmp_path / "trimmed.mp4"
     keep_early = {"avoid_negative_ts": "disabled"}
     with av.open(str(source)) as whole, av.open(str(path), "w", options=keep_early) as output:

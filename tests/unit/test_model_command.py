@@ -1,4 +1,4 @@
-"""`sailq model`: what it says of bmodels and of folders of models."""
+"""`sailq model` on bmodels and on folders of models."""
 
 from __future__ import annotations
 

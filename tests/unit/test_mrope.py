@@ -42,7 +42,7 @@ def _types(layout: Layout) -> tuple[list[int], dict[str, list]]:
 
 
 def _theirs(oracle: Oracle, layout: Layout) -> tuple[np.ndarray, int]:
-    """What the installed transformers has."""
+    """The positions of the installed transformers."""
     types, grids = _types(layout)
     tensors = {f"{kind}_grid_thw": torch.tensor(rows) for kind, rows in grids.items() if rows}
     positions, delta = oracle.model.model.get_rope_index(
@@ -113,7 +113,7 @@ def test_tokens_that_do_not_match_the_grids_are_refused(count: int) -> None:
 
 
 def test_sailq_tiny_was_trained_on_clips_too_short_to_differ() -> None:
-    """So its weights know both rules."""
+    """So its weights agree with both rules."""
     for height, width in pool.GRIDS:
         assert max(height, width) // 28 >= NFRAMES // 2
 

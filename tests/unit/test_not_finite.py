@@ -1,4 +1,4 @@
-"""A score that is NaN or infinite ends its own answer and no other."""
+"""A score that is NaN or infinite ends only its own answer."""
 
 from __future__ import annotations
 

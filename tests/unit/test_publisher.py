@@ -1,4 +1,4 @@
-"""Streamed text on its way to a server: many tokens in a pipeline, and none lost when the server goes away."""
+"""Streamed text is written in pipelines, and none is lost during an outage."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_text_generated_during_an_outage_is_written_after_it(
 def test_tokens_of_all_streams_are_sent_together(
     connection: redis.Redis, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first at once, those after it in one command when there are many; nobody's time is up here."""
+    """The first token is sent at once, later ones in one command when there are many."""
     monkeypatch.setattr(publishing, "FLUSH_SECONDS", 3600)
     said: list[int] = []
     call = Script.__call__

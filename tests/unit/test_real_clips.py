@@ -1,4 +1,4 @@
-"""Clips as cameras, recorders, phones and browsers leave them. Each test stands for a class."""
+"""Clips like those of cameras, recorders, phones and browsers. Each test represents a class of clips."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_one_corrupt_packet_costs_one_frame_and_is_counted(tmp_path: Path, kind:
 
 @pytest.mark.parametrize("kind", [kind.name for kind in KINDS if kind.interlaced])
 def test_an_undamaged_interlaced_clip_has_no_damaged_frames(tmp_path: Path, kind: str) -> None:
-    """MPEG-4 with B frames: the first wanted frame behind the start lies in an open group."""
+    """MPEG-4 with B frames: the first selected frame after the start is in an open group."""
     path = clip(tmp_path / f"clip.{KIND[kind].suffix}", kind, 100, interlaced=True)
     for nframes in (2, 8, 16):
         video = read(path, nframes)
@@ -175,7 +175,7 @@ def test_segments_of_a_recorder_are_timed_from_their_own_start(tmp_path: Path) -
 
 
 def test_a_browsers_recording_goes_by_its_timestamps(tmp_path: Path) -> None:
-    """No duration, "1000 fps", frames whenever there was one."""
+    """The clip states no duration and 1000 fps, and its frames come at irregular times."""
     rng, times = random.Random(1), [0]
     while len(times) < 120:
         times.append(times[-1] + rng.choice([16, 17, 33, 33, 34, 50]))

@@ -1,4 +1,4 @@
-"""What is sent again, after a lost reply or for want of a replica, is there once; what an outage ate is noticed."""
+"""Calls that are sent again, after a lost reply or without a replica, take effect once. Lost messages are noticed."""
 
 from __future__ import annotations
 

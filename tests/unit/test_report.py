@@ -1,4 +1,4 @@
-"""The report is one page that stands alone, and nothing in a caption can become part of its markup."""
+"""The report is one self-contained page, and no text of a caption becomes markup."""
 
 from __future__ import annotations
 

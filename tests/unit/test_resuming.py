@@ -1,4 +1,4 @@
-"""What a second run on the same `--out` takes over: rows of the same clips, by path, size and time of change."""
+"""A second run on the same `--out` keeps the rows of unchanged clips, by path, size and modification time."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_a_folder_that_is_writable_but_not_readable(folder: Path) -> None:
 
 
 def test_a_file_that_replaced_the_rows_file_stays(tmp_path: Path) -> None:
-    """And so do the rows that had no place."""
+    """The rows that could not be written to it are kept, too."""
     out = tmp_path / "out.jsonl"
     file = RowFile(out)
     out.unlink()

@@ -1,4 +1,4 @@
-"""A job as RQ has it: what sailq writes is RQ's to read, and what anybody has written is read with typed errors."""
+"""Jobs in RQ's format: RQ reads what sailq writes, and sailq reads foreign records or raises typed errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def call(**arguments: Any) -> bytes:
 
 
 def stored(fields: Mapping[str, Any], connection: redis.Redis) -> dict[bytes, bytes]:
-    """What the server gives back of a hash."""
+    """The hash as the server returns it."""
     connection.hset(keys.job("a"), mapping=dict(fields))
     return connection.hgetall(keys.job("a"))  # type: ignore[return-value]
 
@@ -125,7 +125,7 @@ def test_fields_that_rq_would_act_on_are_refused(fields: dict[str, bytes]) -> No
 
 
 def test_fields_that_rq_writes_for_every_job_are_accepted(connection: redis.Redis) -> None:
-    """Its fields for what nobody asked for are empty."""
+    """RQ's fields for unused features are empty."""
     queue = Queue(QUEUE, connection=connection, serializer=Serializer)
     times = {"ttl": 60, "result_ttl": 60, "failure_ttl": 60}
     made = queue.enqueue(FUNCTION, messages=HELLO, description="x", at_front=True, **times)

@@ -1,4 +1,4 @@
-"""A full server, an outage or a lost reply ends no script half done and costs no job an attempt."""
+"""After a full server, an outage or a lost reply, no script has stopped half done and no job has lost an attempt."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_an_outage_costs_live_workers_no_attempt(
 def test_an_attempt_whose_lease_key_is_deleted_continues(
     lost: str, client: Client, connection: redis.Redis, store: JobStore
 ) -> None:
-    """As when somebody deletes the key, or a server that evicts keys does."""
+    """As after a deletion by a person, or an eviction by the server."""
     client.submit(HELLO)
     one = claimed(store)
     connection.delete(lost)

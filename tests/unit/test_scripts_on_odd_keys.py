@@ -1,4 +1,4 @@
-"""Keys and records that others have written end no script half done and cost no job an attempt."""
+"""Foreign keys and records stop no script half way and cost no job an attempt."""
 
 from __future__ import annotations
 

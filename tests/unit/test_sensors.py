@@ -1,4 +1,4 @@
-"""A TPU's sensors as SAIL gives them: read where they can be true, left out elsewhere."""
+"""A TPU's sensors through SAIL: plausible readings are used, others are left out."""
 
 from __future__ import annotations
 

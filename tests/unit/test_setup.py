@@ -23,7 +23,7 @@ TREE = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """Of something that listens."""
+    """A port on which a server listens."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         yield server.getsockname()[1]
 

@@ -1,4 +1,4 @@
-"""Many beside each other, or one alone, and nobody waits for ever."""
+"""Many shared holders at once, or one exclusive holder, and nobody waits for ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be known of the tree without running it: ruff, strict mypy on the installed package, containers."""
+"""Static checks of the tree: ruff, strict mypy on the installed package, imports, containers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_strict_mypy_on_the_installed_package(tmp_path: Path) -> None:
 
 
 def test_strict_mypy_on_the_tree() -> None:
-    """Every import leads to a file of the tree, as an editor looks for it: nothing installed is asked."""
+    """Every import resolves to a file of the tree, as in an editor, without the installed package."""
     packages = [argument for package in PACKAGES for argument in ("-p", package)]
     run(sys.executable, "-m", "mypy", *packages)
 

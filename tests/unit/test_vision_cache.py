@@ -1,4 +1,4 @@
-"""Vision tokens are made once, kept within their bound, and answer as new ones do."""
+"""Vision tokens are computed once, kept within the cache's limit, and give the same answers as new ones."""
 
 from __future__ import annotations
 
