@@ -110,7 +110,7 @@ class Submitter:
     def _full(self, state: bytes, count: int, model: str) -> QueueFull:
         settings = self._settings
         if state == b"jobs":
-            return QueueFull(f"{count} jobs wait for {model} already; at most {settings.max_queued} may.")
+            return QueueFull(f"{count} jobs already wait for {model}; the limit is {settings.max_queued}.")
         return QueueFull(
-            f"The clips on the server take {count >> 20} MB already; at most {settings.max_blob_bytes >> 20} MB may."
+            f"The clips on the server take {count >> 20} MB; the limit is {settings.max_blob_bytes >> 20} MB."
         )

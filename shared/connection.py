@@ -33,8 +33,8 @@ _OPTIONS = {
 """The options that a URL may have, besides those for TLS. Some of redis-py's others change the form of replies."""
 _STATES: dict[type[redis.RedisError], str] = {
     redis.BusyLoadingError: "is still loading its data",
-    redis.OutOfMemoryError: "is full: it takes nothing new until something ends or expires, or its maxmemory grows",
-    redis.ReadOnlyError: "is a replica and takes no writes: SAILQ_REDIS_URL names the primary",
+    redis.OutOfMemoryError: "is full: it accepts new data only after jobs end, data expire, or maxmemory is raised",
+    redis.ReadOnlyError: "is a read-only replica: SAILQ_REDIS_URL must name the primary",
     MasterDownError: "is a replica that has lost its primary",
 }
 """Errors of redis-py for a server state that passes by itself, with the words for it."""
@@ -101,7 +101,7 @@ def _check(url: str) -> None:
     if by_sentinels(url):
         return  # `sentinel.parse` checks it
     misread = (
-        "This server URL cannot be read: its port is a number, and /, ?, # and @ in a password are written as "
+        "This server URL cannot be read: its port must be a number, and a password must have /, ?, # and @ as "
         "%2F, %3F, %23 and %40."
     )
     try:
@@ -159,7 +159,7 @@ def _tls_failure(error: BaseException | None) -> str | None:
         error = error.__cause__ or error.__context__
     if isinstance(error, ssl.SSLCertVerificationError):
         said = error.verify_message.rstrip(".")
-        return f"{said}; ssl_ca_certs in SAILQ_REDIS_URL names the authority that vouches for it"
+        return f"{said}; ssl_ca_certs in SAILQ_REDIS_URL must name the authority that signed it"
     return None if error is None else (error.reason or str(error)).lower().replace("_", " ")
 
 

@@ -13,7 +13,9 @@ from .errors import BadRequest, quoted
 
 _IDENTIFIER = r"^[A-Za-z0-9._-]{1,128}$"
 _DIGEST = r"^[0-9a-f]{64}$"
-_PATTERNS = {_IDENTIFIER: "takes 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'", _DIGEST: "takes a sha256 in hex"}
+_PATTERNS = {
+    _IDENTIFIER: "must have 1 to 128 characters of A-Z, a-z, 0-9, '.', '_' and '-'", _DIGEST: "must be a sha256 in hex",
+}
 Identifier = Annotated[str, Field(pattern=_IDENTIFIER)]
 """A name that becomes part of a Redis key, without characters that could change the rest of the key."""
 Digest = Annotated[str, Field(pattern=_DIGEST)]

@@ -66,7 +66,7 @@ def exporter(url: str, log: Path) -> Iterator[Callable[[], Scrape]]:
     command = sailq_command("exporter", "--redis-url", url, "--address", "127.0.0.1", "--port", str(port))
     process = ManagedProcess("exporter", command, log)
     try:
-        process.wait_until(lambda: "is shown" in log.read_text(), 60)
+        process.wait_until(lambda: "are on port" in log.read_text(), 60)
         yield lambda: scrape(port)
         assert process.stop() == 0, process.tail()
     finally:

@@ -49,7 +49,7 @@ def exporter(
                 exposed(address, port) as registry,
             ):
                 registry.register(ServerState(connection))
-                terminal.note(f"the server at {of_server(connection)} is shown on port {port} of {address}")
+                terminal.note(f"metrics of the server at {of_server(connection)} are on port {port} of {address}")
                 threading.Event().wait()
         except KeyboardInterrupt:
             terminal.note("the exporter has stopped")

@@ -129,9 +129,9 @@ def _mark(verdict: bool | None) -> str:
     if verdict is None:
         return ""
     return (
-        ' <span class="good" title="as the truth">✓</span>'
+        ' <span class="good" title="matches the truth">✓</span>'
         if verdict
-        else (' <span class="bad" title="not as the truth">✗</span>')
+        else (' <span class="bad" title="differs from the truth">✗</span>')
     )
 
 

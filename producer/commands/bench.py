@@ -151,11 +151,11 @@ def _stage(
         workers = live_workers(connection, name)
         if workers and worker_options:
             given = " and ".join(map(flag, worker_options))
-            raise BadRequest(f"A worker there already serves {name}: leave out {given}, or name another server.")
+            raise BadRequest(f"A worker on this server already serves {name}: omit {given}, or name another server.")
         if workers:
             slots, busy = (sum(getattr(worker, of) for worker in workers) for of in ("slots", "running"))
-            also = f"; {busy} other answers are being made there, and will be seen in the figures" if busy else ""
-            terminal.note(f"{len(workers)} there already with {name}, {slots} answers at a time{also}")
+            also = f"; they also run {busy} other jobs, which will affect the figures" if busy else ""
+            terminal.note(f"{len(workers)} running with {name}, {slots} jobs at a time{also}")
 
             def anybody() -> None:
                 if not live_workers(connection, name):

@@ -142,7 +142,7 @@ def caption(
             if captioning.rows:
                 terminal.note(f"resuming: {len(captioning.rows)} of {len(captioning.clips)} are done")
             if captioning.kept:
-                terminal.note(f"kept {len(captioning.kept)} more rows of earlier runs, which no clip of this one needs")
+                terminal.note(f"kept {len(captioning.kept)} rows of earlier runs for clips that are not in this run")
             try:
                 summary = batch.run(
                     client, captioning, report=report, console=console, each=None if out else terminal.print_json
@@ -151,7 +151,7 @@ def caption(
                 if out:
                     terminal.note(
                         f"{len(captioning.rows)} of {len(captioning.clips)} are in {for_terminal(str(out))}; "
-                        "the same command goes on from there"
+                        "run the same command to continue"
                     )
                 raise
         figures = {**summary.as_json(), "left_out": [{**asdict(one), "path": as_text(one.path)} for one in left_out]}

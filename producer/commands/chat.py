@@ -153,7 +153,7 @@ class _Chat:
             result = receive(self._client, handle.job, show=terminal.print_piece)
             reason = why(as_row(result))
         except KeyboardInterrupt:
-            reason = "The answer was stopped; the conversation goes on."
+            reason = "The answer was stopped; the conversation continues."
         print(flush=True)
         if reason is not None:
             self.attached = shown  # an unanswered question is not part of the conversation

@@ -88,7 +88,7 @@ def demo(
                 stack.pop_all()
         rows = captioning.ordered()
         Console().print(_table(captioning))
-        Console().print(f"{sum(map(bool, map(right, rows)))} of {len(rows)} as the truth\n")
+        Console().print(f"{sum(map(bool, map(right, rows)))} of {len(rows)} match the truth\n")
         console.print(batch.closing_table(summary))
         terminal.note(f"\ncaptions: {captions}\nreport:   {report}")
         if keep:

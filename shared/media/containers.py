@@ -107,5 +107,5 @@ def _why_not_opened(source: Path | bytes) -> str:
             return "The file has no index (moov): it was cut short, or its recording has not finished."
         return "The file is a damaged MP4: it cannot be opened."
     if head[:4] == b"\x1aE\xdf\xa3" or head[:4] == b"RIFF":
-        return "The file holds no frames, or its header is damaged."
+        return "The file contains no frames, or its header is damaged."
     return _UNKNOWN

@@ -52,7 +52,7 @@ sailq() {
     case "$*" in
         server*) start redis:// sailq "$@" --port "$PORT" ;;
         worker*) start "takes jobs" sailq "$@" ;;
-        exporter*) start "is shown on port" sailq "$@" ;;
+        exporter*) start "are on port" sailq "$@" ;;
         *--watch*) timeout --signal INT 4 sailq "$@" || [ $? = 124 ] ;;
         chat*) command sailq "$@" <<<q ;;
         *) command sailq "$@" ;;

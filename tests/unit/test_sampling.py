@@ -94,5 +94,5 @@ def test_draws_follow_the_probabilities() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_logits_that_are_not_finite_are_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="not numbers"):
+    with pytest.raises(ValueError, match="not finite"):
         Sampler(GenerationOptions(), PROMPT).sample(np.full(9, value, np.float32))

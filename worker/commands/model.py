@@ -54,7 +54,7 @@ def list_models(
     table = _table("model", "what it is")
     table.add_column("size", justify="right")
     for one in found:
-        what = one.what if one.path else f"{one.what}; not here: {one.fetch}"
+        what = one.what if one.path else f"{one.what}; not downloaded: {one.fetch}"
         table.add_row(_printable(one.name), _printable(what), "" if one.bytes is None else decimal(one.bytes))
     _console().print(table)
 
@@ -141,10 +141,10 @@ def _page(found: Inspection) -> Group:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     if layout is None:
-        table.add_row("layout", _printable(f"none that a worker drives: {found.problem}"))
+        table.add_row("layout", _printable(f"not supported by workers: {found.problem}"))
     else:
         at = "its real length" if layout.dynamic_prompt else " or ".join(map(str, layout.prompts))
-        real = ", run at the real number" if layout.dynamic_vision else ""
+        real = ", run at the real number of patches" if layout.dynamic_vision else ""
         chosen = "the argmax token; it cannot sample" if layout.chooses else "logits"
         table.add_row("layout", f"{layout.kind}, {layout.layers} layers")
         table.add_row("slots", str(layout.slots))
@@ -154,14 +154,14 @@ def _page(found: Inspection) -> Group:
         table.add_row("gives", chosen)
     claimed = quantisation_by_name(bmodel.path)
     table.add_row(
-        "quantisation", found.quantisation or (f"unknown; {claimed} by its name" if claimed else "unknown")
+        "quantisation", found.quantisation or (f"unknown; {claimed} according to its name" if claimed else "unknown")
     )
     table.add_row(
         "device memory",
         f"{decimal(bmodel.device_bytes)}: weights {decimal(memory.weights)}, commands {decimal(memory.commands)}, "
         f"neurons {decimal(memory.neurons)}, inputs and outputs {decimal(memory.io)}",
     )
-    table.add_row("", f"{decimal(bmodel.unshared_bytes)} where each net has neurons of its own")
+    table.add_row("", f"{decimal(bmodel.unshared_bytes)} if each net has its own neurons")
     table.add_row("nets", str(len(bmodel.nets)))
     spread = f", over {bmodel.devices} devices" if bmodel.devices > 1 else ""
     head = f"{bmodel.path}: {decimal(found.file_bytes)} for the {bmodel.chip or 'an unknown chip'}{spread}"

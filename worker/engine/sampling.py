@@ -14,7 +14,7 @@ class NotFinite(ValueError):
     """The model returned NaNs or infinities, so no token can be chosen."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"the model returned {what} that are not numbers")
+        super().__init__(f"the model returned {what} that are not finite")
 
 
 class Sampler:

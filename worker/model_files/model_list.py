@@ -82,7 +82,7 @@ def _directory(directory: Path, bmodels: list[Path]) -> Iterator[Model]:
         return
     kinds = ["for CPUs"] if (directory / "onnx").is_dir() else []
     if len(bmodels) == 1:
-        kinds.append(_described(directory) or "a bmodel of one net alone")
+        kinds.append(_described(directory) or "a bmodel of a single net")
     elif bmodels:
         kinds.append(f"{len(bmodels)} bmodels")
     yield Model(str(directory), "; ".join(kinds) or "neither onnx/ nor a bmodel", _bytes(directory), str(directory))

@@ -53,7 +53,7 @@ class Refusals:
                 f"{causes.count(DIED)}."
             ), history)
         for job, what in found.refused:
-            self.refuse(job, "", Unsupported(f"sailq has no {what} jobs."))
+            self.refuse(job, "", Unsupported(f"sailq does not support {what} jobs."))
         for job in found.cancelled:
             self.refuse(job, "", Cancelled("The job was cancelled."))
         return found.suspended

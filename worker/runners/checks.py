@@ -19,9 +19,9 @@ def require(condition: bool | np.bool_, complaint: str) -> None:
 def check_tokens(spec: ModelSpec, tokens: Int, positions: Int, table: int) -> None:
     """Check `tokens`, int32 [n], each in the vocabulary, and `positions`, int32 [3, n], each below `table`, the rotary
     table's rows."""
-    require(tokens.dtype == np.int32 and tokens.ndim == 1, "tokens are int32 [n]")
-    require(positions.dtype == np.int32 and positions.ndim == 2, "positions are int32 [3, n]")
-    require(positions.shape == (3, len(tokens)), "three positions a token")
+    require(tokens.dtype == np.int32 and tokens.ndim == 1, "tokens must be int32 [n]")
+    require(positions.dtype == np.int32 and positions.ndim == 2, "positions must be int32 [3, n]")
+    require(positions.shape == (3, len(tokens)), "each token needs three positions")
     require(tokens.min() >= 0 and tokens.max() < spec.vocab_size, "no such token")
     require(positions.min() >= 0 and positions.max() < table, "no such position")
 
@@ -45,20 +45,20 @@ def check_step(
         int32 [n] slots, and int32 [n] tokens that each of them holds.
     """
     rows = np.array(slots, np.int32)
-    require(len(set(slots)) == len(slots) > 0, "slots are distinct, and at least one")
+    require(len(set(slots)) == len(slots) > 0, "slots must be distinct, and at least one")
     require(rows.min() >= 0 and rows.max() < len(used), "there is no such slot")
     lengths = used[rows]
     require(lengths.min() > 0 and lengths.max() < context, "a slot is empty or full")
     check_tokens(spec, tokens, positions, context)
-    require(len(tokens) == len(rows), "one token a slot")
+    require(len(tokens) == len(rows), "each slot needs one token")
     return rows, lengths
 
 
 def check_vision(spec: ModelSpec, length: int, vision: Float, places: Int) -> None:
     """Check `vision`, float32 [V, H]: one row for each of `places` in a prompt of `length` tokens."""
-    require(vision.dtype == np.float32, "vision embeddings are float32")
-    require(vision.shape == (len(places), spec.hidden_size), "the vision embeddings do not fit their places")
-    require(np.isin(places, np.arange(length)).all(), "a vision token has no place in the prompt")
+    require(vision.dtype == np.float32, "vision embeddings must be float32")
+    require(vision.shape == (len(places), spec.hidden_size), "the vision embeddings do not match their places")
+    require(np.isin(places, np.arange(length)).all(), "a vision token's place is outside the prompt")
 
 
 def check_pixels(spec: ModelSpec, pixels: Bytes, grid: tuple[int, int, int], most: int, side: int | None) -> None:
