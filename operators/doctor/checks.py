@@ -11,7 +11,7 @@ from . import acl, clock, server
 
 GROUP = "sailq.checks"
 OLDEST_PYTHON = (3, 10)
-_SERVER = "server"
+_SERVER, _VERSION = "server", "version"
 
 
 def python(plan: Plan) -> Verdict:
@@ -24,8 +24,8 @@ def python(plan: Plan) -> Verdict:
 CHECKS = (
     Check("this machine", "python", python),
     Check("the server", _SERVER, server.server),
-    Check("the server", "rights", acl.rights, _SERVER),
-    Check("the server", "version", server.version, _SERVER),
+    Check("the server", _VERSION, server.version, _SERVER),
+    Check("the server", "rights", acl.rights, _VERSION),
     Check("the server", "persistence", server.persistence, _SERVER),
     Check("the server", "server memory", server.memory, _SERVER),
     Check("the server", "round trip", server.round_trip, _SERVER),

@@ -8,6 +8,7 @@ from contextlib import suppress
 from statistics import median
 from typing import Any
 
+import redis
 from redis.exceptions import NoPermissionError
 
 from sailq.shared.checks import Plan, Verdict, ok, skipped, warning, wrong
@@ -40,11 +41,21 @@ def server(plan: Plan) -> Verdict:
         try:
             with server_errors(connection):
                 connection.ping()
-                with suppress(NoPermissionError):  # `rights` reports it
-                    connection.register_script(_WRITES)()
+                _write(connection)
         except ServerUnavailable as error:
             return diagnosed(plan, connection, error)
         return ok(f"{address(connection)} answers")
+
+
+def _write(connection: redis.Redis) -> None:
+    """Raises redis-py's error if the server takes no writes now."""
+    try:
+        connection.register_script(_WRITES)()
+    except NoPermissionError:
+        return  # `rights` reports it
+    except redis.ResponseError as error:
+        if "compiling script" not in str(error):  # a server that is too old; `version` reports it
+            raise
 
 
 def version(plan: Plan) -> Verdict:
