@@ -8,12 +8,17 @@ import pytest
 import redis
 from answering import TTLS
 from attempts import LAST_LOOK, LOOKED, QUEUE
+from hypothesis import HealthCheck, settings
 from rq import Queue
 
 from sailq.shared.connection import ServerClock
 from sailq.shared.rqjob import Serializer
 from sailq.worker.queue.job_store import JobStore
 from sailq.worker.queue.refusals import Identity, Refusals
+
+# A busy machine takes its time for an example, and to make one.
+settings.register_profile("sailq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("sailq")
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def test_impossible_sizes_are_refused(tmp_path: Path, header: int, structure: in
 _flips = st.lists(st.tuples(st.integers(0, STRUCTURE_END - 1), st.integers(0, 255)), min_size=1, max_size=8)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(flips=_flips, size=st.none() | st.integers(0, len(BYTES)))
 def test_damaged_bytes_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]], size: int | None

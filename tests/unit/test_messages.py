@@ -14,7 +14,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import qwen_oracle as oracle
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_files import HEIGHT, SAME_SIZE, WIDTH, coded, number_of, write_clip, write_image
 from PIL import Image
@@ -407,7 +407,7 @@ junk = st.recursive(
 FIELDS = ["type", "text", "image", "image_url", "video", "video_url", "detail", "file_id", "fps", "max_side"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(st.one_of(junk, st.dictionaries(st.sampled_from(FIELDS), junk), st.fixed_dictionaries(
     {"type": st.sampled_from(["text", "image", "image_url", "video", "video_url", "input_text", "input_image"])},
     optional={name: junk for name in FIELDS[1:]},
