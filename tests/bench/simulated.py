@@ -42,8 +42,8 @@ WORD = "word "
 """The text of a token."""
 
 
-class TooBusy(Exception):
-    """The simulation is too slow to represent a box."""
+class TooBusy(SystemExit):
+    """The simulation is too slow to represent a box. It ends all tasks at once."""
 
 
 class Calls:
