@@ -73,11 +73,12 @@ def _direct(role: Role, queue: str) -> list[tuple[str, ...]]:
     return [
         ("PING",), ("TIME",), ("INFO",), ("WAIT", "1", "1"), ("MULTI",), ("EXEC",),
         ("GET", keys.NEWEST), ("SET", keys.NEWEST, "x"), ("SET", keys.model(_ID), "x"), ("SADD", keys.MODELS, "x"),
+        ("EXPIRE", keys.model(_ID), "1"),
         ("HSET", keys.worker(_ID), "x", "x"), ("EXPIRE", keys.worker(_ID), "1"), ("DEL", keys.worker(_ID)),
         ("ZADD", keys.WORKERS, "1", "x"), ("ZREMRANGEBYSCORE", keys.WORKERS, "0", "1"), ("ZREM", keys.WORKERS, "x"),
         ("BLPOP", keys.bell(queue), "1"), ("HGETALL", _JOB), ("HGET", _JOB, "x"), ("HGET", keys.clip(_ID), "x"),
-        ("EXISTS", record), ("HSET", record, "x", "x"), ("HGET", record, "x"), ("HDEL", record, "x"),
-        ("EXPIRE", record, "1"), ("DEL", record), ("SADD", "rq:workers", "x"), ("SREM", "rq:workers", "x"),
+        ("HSET", record, "x", "x"), ("EXPIRE", record, "1"), ("DEL", record),
+        ("SADD", "rq:workers", "x"), ("SREM", "rq:workers", "x"),
         ("SADD", f"rq:workers:{queue}", "x"), ("SREM", f"rq:workers:{queue}", "x"),
         ("SUBSCRIBE", f"rq:pubsub:{_ID}"), ("UNSUBSCRIBE", f"rq:pubsub:{_ID}"),
     ]

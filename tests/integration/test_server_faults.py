@@ -119,8 +119,8 @@ CUT_OFF = ["CONFIG SET replica-serve-stale-data no", *READ_ONLY[0]], READ_ONLY[1
 
 @pytest.mark.parametrize(("fault", "said"), [
     pytest.param(FULL, "is full", id="full"),
-    pytest.param(READ_ONLY, "is a replica", marks=pytest.mark.proof, id="read-only"),
-    pytest.param(CUT_OFF, "is a replica", marks=pytest.mark.proof, id="cut-off"),
+    pytest.param(READ_ONLY, "is a read-only replica", marks=pytest.mark.proof, id="read-only"),
+    pytest.param(CUT_OFF, "is a read-only replica", marks=pytest.mark.proof, id="cut-off"),
 ])
 def test_a_server_that_refuses_writes_loses_no_job_and_ends_no_worker(
     folder: Path, start_null: Start, eventually: Eventually, fault: tuple[list[str], list[str]], said: str
