@@ -14,17 +14,17 @@ SECONDS = 20.0
 
 def run(checks: Iterable[Check], plan: Plan, seconds: float = SECONDS) -> Iterator[tuple[Check, Verdict]]:
     """Yields each check with its verdict, in order, as soon as it is known."""
-    unmet: set[str] = set()
+    unmet: dict[str, str] = {}  # by a check's name: the check that must be fixed for it
     for check in checks:
         if check.worker and not plan.worker:
             verdict = skipped("for a machine that runs jobs")
-        elif check.needs in unmet:
-            verdict = skipped(f"not checked until the {check.needs} is fixed")
-            unmet.add(check.name)
+        elif check.needs is not None and check.needs in unmet:
+            unmet[check.name] = unmet[check.needs]
+            verdict = skipped(f"not checked until the {unmet[check.name]} is fixed")
         else:
             verdict = _within(check, plan, seconds)
             if verdict.state == "wrong":
-                unmet.add(check.name)
+                unmet[check.name] = check.name
         yield check, verdict
 
 
