@@ -122,7 +122,7 @@ def serve(fileno: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     cv2.setNumThreads(1)
-    warnings.filterwarnings("ignore", module="PIL")  # of many pixels and of odd metadata; both are harmless
+    warnings.filterwarnings("ignore", module="PIL")  # it warns of many pixels and odd metadata: harmless
     pipe: Connection[Any, Any] = Connection(fileno)
     with suppress(EOFError, OSError):
         while True:

@@ -50,7 +50,7 @@ def open_video(source: Path | bytes) -> Iterator[tuple[InputContainer, VideoStre
         raise BadMedia(f"Opening the clip takes more than {MAX_SECONDS:.0f} s.") from None
     except (av.FFmpegError, ValueError, UnicodeError) as error:
         reason = _why_not_opened(source)
-        if reason == _UNKNOWN and isinstance(error, OSError) and error.errno == errno.EIO:  # of disk or demuxer
+        if reason == _UNKNOWN and isinstance(error, OSError) and error.errno == errno.EIO:  # of the disk, or of FFmpeg
             reason = f"The file cannot be read ({os.strerror(errno.EIO)}), or it is damaged."
         raise BadMedia(reason) from None
     with container:

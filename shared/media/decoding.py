@@ -147,7 +147,7 @@ class Decoder:
             receive(None, end)
             self._context.flush_buffers()
             if not sure and not ({start} & (errors | self.damaged)):
-                self._keys = self._keys[:1]  # the file's other key frames are none: decode from the first on
+                self._keys = self._keys[:1]  # other packets are marked as key frames and are not: decode from the first
 
         self._watch.progress()
         for number, packet in self._packets.spans(spans):

@@ -92,9 +92,7 @@ def _image_limits(factor: int) -> tuple[int, int]:
     return IMAGE_MIN_TOKENS * factor * factor, IMAGE_MAX_TOKENS * factor * factor
 
 
-def _image_size(
-    height: int, width: int, options: Options, limits: tuple[int, int], factor: int
-) -> tuple[int, int]:
+def _image_size(height: int, width: int, options: Options, limits: tuple[int, int], factor: int) -> tuple[int, int]:
     low, high = limits
     low = low if options.min_pixels is None else options.min_pixels
     high = high if options.max_pixels is None else options.max_pixels

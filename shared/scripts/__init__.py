@@ -22,7 +22,7 @@ from redis.exceptions import NoScriptError
 PRODUCER = ("submit", "cancel", "hold", "clear", "follow")
 """The scripts that a producer calls."""
 WORKER = ("claim", "begin", "renew", "finish", "release", "recover", "hold", "say")
-"""The scripts that a worker calls."""
+"""The scripts that a worker calls. It also calls `write`, which has no commands of its own."""
 _SHARED = ("common", "clips", "endings")
 REPLICATED_SECONDS = 1.0
 """Seconds that replicas have to confirm a script's writes."""

@@ -305,7 +305,7 @@ def test_high_priority_goes_first_when_its_turn_comes(
 def test_a_job_that_somebody_moves_to_another_models_queue_is_answered_by_it(served: Client) -> None:
     handle = served.submit_prepared(said("hi"), model="other")
     served.connection.rpush(keys.waiting(QUEUE), handle.job)
-    assert served.wait(handle.job, 60).error is None  # the queue determines the model
+    assert served.wait(handle.job, 60).error is None  # the worker of that queue answers it
 
 
 def test_a_turn_whose_history_cannot_be_read_ends_as_an_error(served: Client) -> None:

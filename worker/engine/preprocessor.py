@@ -41,13 +41,13 @@ class Media:
     """The media of messages, in order, and the vision tokens of those that the vision cache holds.
 
     Attributes:
-        counts: number of vision tokens of each medium.
+        vision_tokens: number of vision tokens of all media together.
         embeds: float32 [V, H] of each medium that was encoded before, else None.
     """
 
     parts: list[FramesPart]
     grids: list[Grid]
-    counts: list[int]
+    vision_tokens: int
     embeds: list[Embeds | None]
 
     @property
@@ -97,13 +97,13 @@ class Preprocessor:
         """
         parts = media_parts(messages)
         grids = [self._grid(part) for part in parts]
-        counts = [self._family.vision_tokens(grid) for grid in grids]
-        if sum(counts) >= self._runner.context:
+        vision_tokens = sum(self._family.vision_tokens(grid) for grid in grids)
+        if vision_tokens >= self._runner.context:
             raise TooLong(
-                f"The prompt's media have {sum(counts)} vision tokens; the model's context of "
+                f"The prompt's media have {vision_tokens} vision tokens; the model's context of "
                 f"{self._runner.context} must also hold its text and at least one token of answer."
             )
-        return Media(parts, grids, counts, [self._vision_cache.get(key_of(part)) for part in parts])
+        return Media(parts, grids, vision_tokens, [self._vision_cache.get(key_of(part)) for part in parts])
 
     def prepare(
         self, messages: Sequence[Message], frames: Mapping[str, Frames], options: GenerationOptions,
@@ -122,17 +122,16 @@ class Preprocessor:
             Unsupported: the runner cannot sample.
         """
         media = media or self.media(messages)
-        vision_tokens = sum(media.counts)
         tokens, vision = self._chat_tokenizer.encode(messages)
         context = self._runner.context
         if len(tokens) + 1 > context:
             raise TooLong(
-                f"The prompt has {len(tokens)} tokens, {vision_tokens} of them vision; the model's context of "
+                f"The prompt has {len(tokens)} tokens, {media.vision_tokens} of them vision; the model's context of "
                 f"{context} must also hold at least one token of answer."
             )
         if len(tokens) > self._runner.longest_prompt:
             raise TooLong(
-                f"The prompt has {len(tokens)} tokens, {vision_tokens} of them vision; this worker's limit is "
+                f"The prompt has {len(tokens)} tokens, {media.vision_tokens} of them vision; this worker's limit is "
                 f"{self._runner.longest_prompt}."
             )
         if self._runner.greedy_only and (options.temperature > 0 or options.repetition_penalty != 1):
