@@ -160,7 +160,7 @@ def _null_worker(url: str, client: Client, folder: Path, *arguments: str) -> Ite
 
 def _of_200_kilobytes(random: np.random.Generator) -> Prepared:
     """A job with a clip of 4 frames of 420 × 616 that no other job has."""
-    frames = random.integers(0, 20, (4, 420, 616, 3), np.uint8)
+    frames = random.integers(0, 15, (4, 420, 616, 3), np.uint8)
     digest, blob = encode_frames(frames)
     part = FramesPart(type="video", blob=digest, frames=4, height=420, width=616)
     return Prepared((Message(role="user", content=(part, TextPart(text="请描述视频中的内容"))),), {digest: blob}, 0)
