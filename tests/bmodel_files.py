@@ -15,10 +15,10 @@ DTYPES = ("f32", "f16", "i8", "u8", "i16", "u16", "i32", "u32", "bf16", "i4", "u
 
 def qwen2_vl(
     *, layers: int = 2, slots: int = 1, context: int = 64, prompts: tuple[int, ...] = (64,),
-    patches: tuple[int, ...] = (16,), hidden: int = 256, row: tuple[int, int] = (1, 128), vocabulary: int = 896,
-    dtype: str = "f16",
+    patches: tuple[int, ...] = (16,), recent: int = 16, hidden: int = 256, row: tuple[int, int] = (1, 128),
+    vocabulary: int = 896, dtype: str = "f16", greedy: bool = False,
 ) -> list[BmodelNet]:
-    """The nets of sophon-demo's layout, or, with slots, of the batched one."""
+    """The nets of sophon-demo's layout, or, with slots, of the batched one. `greedy`: and greedy_head."""
 
     def net(name: str, *stages: Stage, mode: int = 0) -> BmodelNet:
         return BmodelNet(name, stages, dynamic=False, address_mode=mode)
@@ -35,24 +35,31 @@ def qwen2_vl(
         )
         for n in prompts
     ]
-    past = (slots, context, *row)
-    new = {f"{kind}_{slot}": (1, 1, *row) for slot in range(slots) for kind in ("k", "v")}
+    past, newest = (slots, context, *row), (recent, slots, *row)
+    shared = {"recent_k": newest, "recent_v": newest} if slots > 1 else {}
+    columns = context + (recent if shared else 0) + 1
     step = Stage(
         tensors(
-            hidden=(slots, 1, hidden), position_ids=(3, slots, 1), mask=(slots, 1, 1, context + 1),
-            past_k=past, past_v=past,
+            hidden=(slots, 1, hidden), position_ids=(3, slots, 1), mask=(slots, 1, 1, columns),
+            past_k=past, past_v=past, **shared,
         ),
-        tensors(out=(slots, 1, hidden), **new),
+        tensors(out=(slots, 1, hidden), k=(slots, 1, *row), v=(slots, 1, *row)),
     )
+    rows = {f"{kind}_{slot}": (1, recent, *row) for kind in ("k", "v") for slot in range(slots)}
+    flush = [net("flush", Stage(tensors(**shared), tensors(**rows)))] if shared else []
     views = [
         Stage(tensors(pixels=(n, 1176), pos_ids=(n, 2), mask=(1, n, n)), tensors(out=(n // 4, hidden))) for n in patches
     ]
+    chosen = (BmodelTensor("token", (slots, 1), "i32"), BmodelTensor("sum", (slots, 1), "f32"))
+    scores = BmodelTensor("logits", (slots, vocabulary), "f32" if greedy else dtype)
     return [
         *(net(f"block_{index}", *blocks) for index in range(layers)),
         *(net(f"block_cache_{index}", step, mode=1) for index in range(layers)),
+        *flush,
         net("embedding", *ids),
         net("embedding_cache", Stage(tensors(input_ids=(slots, 1)), tensors(out=(slots, 1, hidden)))),
-        net("lm_head", Stage(tensors(hidden=(slots, hidden)), tensors(logits=(slots, vocabulary)))),
+        net("lm_head", Stage(tensors(hidden=(slots, hidden)), (scores,))),
+        *([net("greedy_head", Stage((scores,), chosen))] if greedy else []),
         net("vit", *views),
     ]
 

@@ -29,7 +29,7 @@ choose_options() {
     esac
     case $1 in
         lm_head) options+=(--quant_input) ;;                   # the host and greedy_head read fp32
-        greedy_head) ;;                                        # it reads lm_head's fp32 output
+        greedy_head) kind=f32 ;;                               # it reads lm_head's fp32 output, whose sum is too large for f16
         block_cache_*) options+=(--quant_input --quant_output --addr_mode io_alone) ;;  # the KV cache stays in its input tensors
         *) options+=(--quant_input --quant_output) ;;
     esac

@@ -30,7 +30,7 @@ from .qwen2_vl_layout import Net, Sizes, cut
 from .weights import WEIGHTS, WeightsFile
 
 _PARTIAL = ".partial"
-_NET = re.compile(r"(vit|embedding(_cache)?|block(_cache)?_\d+|lm_head|greedy_head)(@\d+)?\.onnx")
+_NET = re.compile(r"(vit|embedding(_cache)?|block(_cache)?_\d+|lm_head|greedy_head|flush)(@\d+)?\.onnx")
 
 
 def export(model_path: Path, out: Path, sizes: Sizes | None, opset: int = 17) -> None:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from . import qwen2_vl_nets as nets
 from .checkpoint import Checkpoint, ExportError
 
+RECENT = 16
+"""Rows of each slot that several slots keep together: few cost little attention, many are flushed seldom."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -20,7 +23,7 @@ class Sizes:
     Attributes:
         seq_length: columns of the cache, and tokens of a prompt.
         vision_seq_length: patches of one temporal grid.
-        batch: slots that are decoded together; a prompt is prefilled alone.
+        batch: slots that are decoded together. Several share `RECENT` more columns, for their newest rows.
         prefill_lengths: shorter prompts that get an `embedding` and `block_i` of their own.
         vision_lengths: smaller grids that get a `vit` of their own.
     """
@@ -86,6 +89,8 @@ def cut(checkpoint: Checkpoint, sizes: Sizes | None) -> Iterator[Net]:
     for layer in range(parts.layers):
         static += [parts.block(f"block_{layer}{at}", layer, 1, tokens) for at, tokens in prompts.items()]
         static.append(parts.block_cache(f"block_cache_{layer}", layer, batch, length))
+    if batch > 1:
+        static.append(parts.flush(batch))
     static += [parts.lm_head(batch), parts.greedy_head(batch)]
     yield from (net._replace(axes={}) for net in static)
 
@@ -96,7 +101,7 @@ class _Parts:
     def __init__(self, checkpoint: Checkpoint, sizes: Sizes | None) -> None:
         model, processor, self._spec = checkpoint.model, checkpoint.processor, checkpoint.config.text_config
         text = model.model.language_model
-        self.layers, self._static, self._slots = len(text.layers), sizes is not None, sizes.batch if sizes else 1
+        self.layers, self._static = len(text.layers), sizes is not None
         self._vit = nets.Vit(
             model.model.visual, processor["rescale_factor"], processor["image_mean"], processor["image_std"]
         )
@@ -131,16 +136,24 @@ class _Parts:
 
     def block_cache(self, name: str, layer: int, batch: int, columns: int) -> Net:
         module = self._layers[layer]
+        recent = self._recent(module, batch) if self._static and batch > 1 else {}
         past = (batch, columns, module.kv_heads, module.dim)
-        rows = [kv if self._slots == 1 else f"{kv}_{slot}" for kv in "kv" for slot in range(self._slots)]
         return Net(
-            name, nets.BlockCache(module, fused=self._static, slots=self._slots),
+            name, nets.BatchedBlockCache(module) if recent else nets.BlockCache(module, fused=self._static),
             {"hidden": _floats(batch, 1, self._spec.hidden_size), "position_ids": _ints(3, batch, 1),
-             "mask": _floats(batch, 1, 1, columns + 1), "past_k": _floats(*past), "past_v": _floats(*past)},
-            ("hidden_out", *rows),
+             "mask": _floats(batch, 1, 1, columns + (RECENT if recent else 0) + 1),
+             "past_k": _floats(*past), "past_v": _floats(*past), **recent},
+            ("hidden_out", "k", "v"),
             {"position_ids": {1: "B"}, "mask": {0: "B", 3: "L1"}, "past_k": {0: "B", 1: "L"},
              "past_v": {0: "B", 1: "L"}, **{name: {0: "B"} for name in ("hidden", "hidden_out", "k", "v")}},
         )
+
+    def flush(self, batch: int) -> Net:
+        rows = tuple(f"{kv}_{slot}" for kv in "kv" for slot in range(batch))
+        return Net("flush", nets.Flush(batch), self._recent(self._layers[0], batch), rows)
+
+    def _recent(self, module: nets.Layer, batch: int) -> dict[str, Tensor]:
+        return {name: _floats(RECENT, batch, module.kv_heads, module.dim) for name in ("recent_k", "recent_v")}
 
     def lm_head(self, batch: int) -> Net:
         return Net(
@@ -149,7 +162,8 @@ class _Parts:
         )
 
     def greedy_head(self, batch: int) -> Net:
-        return Net("greedy_head", nets.GreedyHead(), {"logits": _floats(batch, self._spec.vocab_size)}, ("token",))
+        logits = _floats(batch, self._spec.vocab_size)
+        return Net("greedy_head", nets.GreedyHead(), {"logits": logits}, ("token", "sum"))
 
 
 def _floats(*shape: int) -> Tensor:

@@ -169,10 +169,14 @@ class Layer(nn.Module):
         return torch.matmul(weights[..., :-1], past_v) + weights[..., -1:] * v
 
     def attend_fused(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, past: tuple[Tensor, Tensor]
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, past: tuple[Tensor, Tensor],
+        recent: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """The same from the same inputs, in the form that becomes the TPU's fused attention."""
-        k, v = (self.repeat(torch.cat((cache, new), dim=1)) for cache, new in zip(past, (k, v), strict=True))
+        """The same, in the form that becomes the TPU's fused attention. `recent`: more rows, [R, B, kv heads, dim]."""
+        older = past if recent is None else tuple(
+            torch.cat((rows, new.transpose(0, 1)), dim=1) for rows, new in zip(past, recent, strict=True)
+        )
+        k, v = (self.repeat(torch.cat((rows, new), dim=1)) for rows, new in zip(older, (k, v), strict=True))
         return attend(q, k, v, mask)
 
 
@@ -191,26 +195,51 @@ class Block(nn.Module):
 
 class BlockCache(nn.Module):
     """One token a row: hidden [B, 1, H], position_ids [3, B, 1], mask [B, 1, 1, L + 1], past_k, past_v
-    [B, L, kv heads, dim] -> hidden, and the new rows of k and v. The last mask column is the token itself.
-
-    `slots`: how many outputs the rows of k, and those of v, come as, each [B / slots, 1, kv heads, dim]. With one
-    output a row, a runner passes that row's place in the cache as the output, and copies nothing.
+    [B, L, kv heads, dim] -> hidden, and the new row of each slot's k and v, [B, 1, kv heads, dim]. The last mask column
+    is the token itself.
     """
 
-    def __init__(self, layer: Layer, fused: bool, slots: int = 1) -> None:
+    def __init__(self, layer: Layer, fused: bool) -> None:
         super().__init__()
-        self.layer, self.slots = layer, slots
+        self.layer = layer
         self.attend = layer.attend_fused if fused else layer.attend_cached
 
     def forward(
         self, hidden: Tensor, position_ids: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.layer.qkv(hidden, position_ids)
-        attention = self.attend(q, k, v, mask, (past_k, past_v))
-        return self.layer.finish(hidden, attention), *self._rows(k), *self._rows(v)
+        return self.layer.finish(hidden, self.attend(q, k, v, mask, (past_k, past_v))), k, v
 
-    def _rows(self, kv: Tensor) -> tuple[Tensor, ...]:
-        return (kv,) if self.slots == 1 else kv.chunk(self.slots)
+
+class BatchedBlockCache(nn.Module):
+    """`BlockCache` for several slots, with recent_k, recent_v [R, B, kv heads, dim], and a mask of L + R + 1 columns.
+
+    The new rows of all slots lie together in one row of a recent input, so that a runner passes that row as the output,
+    and makes no view for each slot. When R rows are full, `Flush` moves them to the past.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(
+        self, hidden: Tensor, position_ids: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor,
+        recent_k: Tensor, recent_v: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.layer.qkv(hidden, position_ids)
+        attention = self.layer.attend_fused(q, k, v, mask, (past_k, past_v), (recent_k, recent_v))
+        return self.layer.finish(hidden, attention), k, v
+
+
+class Flush(nn.Module):
+    """recent_k, recent_v [R, B, kv heads, dim] -> k of each slot, then v of each, [1, R, kv heads, dim]."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+
+    def forward(self, recent_k: Tensor, recent_v: Tensor) -> tuple[Tensor, ...]:
+        return *recent_k.transpose(0, 1).chunk(self.batch), *recent_v.transpose(0, 1).chunk(self.batch)
 
 
 class Embedding(nn.Module):
@@ -236,10 +265,11 @@ class LmHead(nn.Module):
 
 
 class GreedyHead(nn.Module):
-    """logits [B, vocabulary] -> token int32 [B, 1], the argmax; the first of equals.
+    """logits [B, vocabulary] -> token int32 [B, 1], the argmax, the first of equals; and their sum [B, 1], which is
+    finite only if they all are.
 
     ArgMax, as TopK is left to the chip's own processor, for which the compiler has no estimate.
     """
 
-    def forward(self, logits: Tensor) -> Tensor:
-        return torch.argmax(logits, dim=-1, keepdim=True).int()
+    def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.argmax(logits, dim=-1, keepdim=True).int(), logits.sum(-1, keepdim=True)

@@ -63,7 +63,7 @@ def test_a_nan_ends_its_answer_and_its_slot_works_again(
     """Also if the chip turns the NaN into a token without an error."""
     engine, text = load(compiled(*options)), samples[4]
     going = [engine.start(text, GREEDY, slot) for slot in range(min(2, engine.slots))]
-    _, values = engine.runner._caches[0]  # type: ignore[attr-defined]
+    _, values = engine.runner._cache.layers[0]  # type: ignore[attr-defined]
     # In slot 0's last row, which the mask hides and no prefill overwrites. A NaN in a key gives wrong tokens, not NaNs.
     values.handle.store(values.address + values.nbytes() // engine.slots - len(NAN), NAN)
     engine.step(going)

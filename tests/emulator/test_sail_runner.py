@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from conftest import Compile
 from tiny import BATCHED, GREEDY, LLM_CONVERT, RIGHT_SIZED, load
 
+from deploy.models.qwen2_vl_layout import RECENT
 from sailq.shared.errors import Unsupported
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
 from sailq.worker.engine.engine import Engine
@@ -19,6 +21,7 @@ from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners import emulator
 from sailq.worker.runners.chip import Chip
+from sailq.worker.runners.kv_cache import BatchedCache
 from sailq.worker.runners.sail import SailRunner
 
 
@@ -59,7 +62,7 @@ def test_a_step_runs_each_net_once_and_copies_no_cache(
     engine.step(generations)
     layers = [f"block_cache_{index}" for index in range(3)]
     assert meter.runs == Counter(["embedding_cache", *layers, "lm_head", "greedy_head"])
-    mask = 4 * 129 * 2  # slots × (columns and the token itself) × bytes
+    mask = 4 * (128 + RECENT + 1) * 2  # slots × (own and recent rows, and the token itself) × bytes
     others = sum(meter.to_device) - mask
     print(f"\nfigure: a step at batch 4: {sum(meter.runs.values())} runs, {others} bytes to the device besides a mask "
           f"of {mask}, {meter.copies} copies on it")
@@ -67,7 +70,7 @@ def test_a_step_runs_each_net_once_and_copies_no_cache(
     assert meter.copies == 0
     for layer in layers:  # the runtime would copy a cache that is in other memory
         own = runner._chip.own_inputs(layer, 0)
-        for index in (3, 4):
+        for index in (3, 4, 5, 6):
             assert meter.inputs[layer][index].address == own[index].address
 
 
@@ -81,13 +84,15 @@ def test_old_device_memory_is_not_in_a_cache(
 
     def look_at(chip: Chip, net: str, stage: int) -> Mapping[int, Any]:
         own = own_inputs(chip, net, stage)
-        poisoned.extend(np.isnan(in_memory(own[index])).mean() for index in (3, 4))
+        poisoned.extend(np.isnan(in_memory(own[index])).mean() for index in (3, 4, 5, 6))
         return own
 
     monkeypatch.setattr(Chip, "own_inputs", look_at)
     _, runner = _loaded(file)
-    assert len(poisoned) == 2 * 3 and min(poisoned) > 0.01
-    assert all(not in_memory(cache).any() for caches in runner._caches for cache in caches)
+    assert len(poisoned) == 4 * 3 and min(poisoned) > 0.01
+    assert isinstance(runner._cache, BatchedCache)
+    tensors = [*chain(*runner._cache.layers), *chain(*runner._cache._recent)]
+    assert len(tensors) == 4 * 3 and not any(in_memory(tensor).any() for tensor in tensors)
 
 
 def in_memory(tensor: Any) -> np.ndarray:

@@ -16,6 +16,7 @@ from qwen2vl import random_model
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from deploy.models import checkpoint, export_onnx
+from deploy.models.qwen2_vl_layout import RECENT
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.model_files.model_paths import resolve
 
@@ -116,23 +117,27 @@ def test_static_nets_have_one_shape_and_no_other_axes(tmp_path: Path) -> None:
     assert list(_shapes(_graph(tmp_path / "block_cache_1.onnx").output)) == ["hidden_out", "k", "v"]
 
 
-def test_batched_nets_give_each_slot_its_own_rows_and_shorter_ones_join(tmp_path: Path) -> None:
+def test_batched_nets_share_their_recent_rows_and_shorter_ones_join(tmp_path: Path) -> None:
     options = ["--batch", "3", "--prefill_lengths", "8,16", "--vision_lengths", "4"]
     assert run(random_model(), tmp_path, "--seq_length", "32", "--vision_seq_length", "8", *options) == 0
     names = {path.stem for path in tmp_path.glob("*.onnx")}
     assert {"vit@4", "embedding@8", "embedding@16", "block_0@8", "block_1@16"} < names
     assert not [name for name in names if "cache" in name and "@" in name]
     cache = _graph(tmp_path / "block_cache_1.onnx")
-    row = [1, 1, KV, D]
-    assert list(_shapes(cache.input).values()) == [[3, 1, H], [3, 3, 1], [3, 1, 1, 33], [3, 32, KV, D], [3, 32, KV, D]]
-    rows = {f"{kind}_{slot}": row for kind in "kv" for slot in range(3)}
-    assert _shapes(cache.output) == {"hidden_out": [3, 1, H], **rows}
-    assert list(_shapes(cache.output)) == ["hidden_out", *rows]
+    past, recent = [3, 32, KV, D], [RECENT, 3, KV, D]
+    inputs = [[3, 1, H], [3, 3, 1], [3, 1, 1, 32 + RECENT + 1], past, past, recent, recent]
+    assert list(_shapes(cache.input).values()) == inputs
+    assert _shapes(cache.output) == {"hidden_out": [3, 1, H], "k": [3, 1, KV, D], "v": [3, 1, KV, D]}
+    flush = _graph(tmp_path / "flush.onnx")
+    assert list(_shapes(flush.input).values()) == [recent, recent]
+    rows = {f"{kind}_{slot}": [1, RECENT, KV, D] for kind in "kv" for slot in range(3)}
+    assert _shapes(flush.output) == rows and list(_shapes(flush.output)) == list(rows)
     for name, shape in {"embedding_cache": [3, 1], "lm_head": [3, H], "greedy_head": [3, V], "embedding@8": [1, 8],
                         "block_0@16": [1, 16, H], "vit@4": [4, 1176]}.items():
         assert next(iter(_shapes(_graph(tmp_path / f"{name}.onnx").input).values())) == shape, name
-    (token,) = _graph(tmp_path / "greedy_head.onnx").output
-    assert token.type.tensor_type.elem_type == onnx.TensorProto.INT32 and _shapes([token]) == {"token": [3, 1]}
+    chosen = _graph(tmp_path / "greedy_head.onnx").output
+    assert [one.type.tensor_type.elem_type for one in chosen] == [onnx.TensorProto.INT32, onnx.TensorProto.FLOAT]
+    assert _shapes(chosen) == {"token": [3, 1], "sum": [3, 1]}
     places = [[entry.value for entry in one.external_data] for net in ("block_1", "block_1@8", "block_cache_1")
               for one in _graph(tmp_path / f"{net}.onnx").initializer if one.name == "layer.q.weight"]
     assert len(places) == 3 and places[0] == places[1] == places[2]

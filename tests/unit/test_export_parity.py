@@ -16,6 +16,7 @@ from exporting import CONFIG, run, tensors, write
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.cache_utils import DynamicCache
 
+from deploy.models.qwen2_vl_layout import RECENT
 from sailq.worker.engine.patches import grid_positions
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners.inputs import causal_mask, past_mask
@@ -142,14 +143,23 @@ def static_errors(
         past[0, slot, :used], past[1, slot, :used] = out[1][0, :used], out[2][0, :used]
     rows, own = np.arange(batch), np.array(slots)
     mask = past_mask(batch, context, np.arange(batch, dtype=np.int32), np.array(slots, np.int32))
+    recent = {}
+    if batch > 1:  # each slot's last token lies in the first of the recent rows
+        newest = np.full((2, RECENT, *past[0, :, 0].shape), 7.0, np.float32)
+        newest[:, 0] = past[:, rows, own - 1]
+        mask = np.insert(mask, [context] * RECENT, MASKED, axis=-1)
+        mask[..., context], mask[rows, 0, 0, own - 1] = 0, MASKED
+        recent = {"recent_k": newest[0], "recent_v": newest[1]}
+        flushed = nets("flush", **recent)
+        assert len(flushed) == 2 * batch
+        for index, found in enumerate(flushed):
+            np.testing.assert_array_equal(found[0], newest[index // batch, :, index % batch])
     step = nets(f"block_cache_{layer}", hidden=hidden[rows, own][:, None], mask=mask, past_k=past[0], past_v=past[1],
-                position_ids=positions[:, rows, own][..., None])
-    assert len(step) == 1 + 2 * batch
+                position_ids=positions[:, rows, own][..., None], **recent)
+    assert len(step) == 3
     for slot, used in enumerate(slots):
-        whole, k, v = (one[:, used : used + 1] for one in expected[slot])
-        yield error(step[0][slot : slot + 1], whole)
-        yield error(step[1 + slot], k)
-        yield error(step[1 + batch + slot], v)
+        for found, whole in zip(step, expected[slot], strict=True):
+            yield error(found[slot : slot + 1], whole[:, used : used + 1])
 
 
 def test_layers_of_the_shipped_dynamic_nets(tiny: Reference) -> None:

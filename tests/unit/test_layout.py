@@ -46,7 +46,23 @@ def test_a_prompt_is_no_longer_than_its_longest_net(tmp_path: Path, spec: ModelS
 
 
 def test_slots_are_the_rows_of_a_step(tmp_path: Path, spec: ModelSpec) -> None:
-    assert layout(tmp_path, qwen2_vl(slots=4), spec).slots == 4
+    found = layout(tmp_path, qwen2_vl(slots=4, recent=8), spec)
+    assert (found.slots, found.context, found.recent) == (4, 64, 8)
+
+
+def test_several_slots_need_the_net_that_moves_their_recent_rows(tmp_path: Path, spec: ModelSpec) -> None:
+    with pytest.raises(Unsupported, match="4 slots need the net flush"):
+        layout(tmp_path, [net for net in qwen2_vl(slots=4) if net.name != "flush"], spec)
+    short = changed(qwen2_vl(slots=4), "flush", lambda stage: replace(stage, outputs=stage.outputs[1:]))
+    with pytest.raises(Unsupported, match="stage 0 of flush"):
+        layout(tmp_path, short, spec)
+
+
+def test_a_file_that_stores_each_slots_rows_apart_is_refused(tmp_path: Path, spec: ModelSpec) -> None:
+    """As deploy/models made them before it had `flush`."""
+    old = changed(qwen2_vl(slots=4), "block_cache_0", lambda stage: replace(stage, inputs=stage.inputs[:5]))
+    with pytest.raises(Unsupported):
+        layout(tmp_path, old, spec)
 
 
 def test_another_chip_is_named(tmp_path: Path) -> None:

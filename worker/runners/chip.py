@@ -29,7 +29,7 @@ from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,23 @@ class _Call:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, Exception):
-            raise DeviceFailed(f"SAIL failed to {self._doing}: {type(error).__name__}: {error}") from error
+            raise _failed(self._doing, error) from error
+
+
+def _failed(doing: str, error: Exception) -> DeviceFailed:
+    return DeviceFailed(f"SAIL failed to {doing}: {type(error).__name__}: {error}")
+
+
+class Run(NamedTuple):
+    """A call of `process` with its arguments, which may be used again."""
+
+    net: str
+    inputs: dict[int, Any]
+    outputs: dict[int, Any]
+
+    @classmethod
+    def of(cls, net: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> Run:
+        return cls(net, dict(enumerate(inputs)), dict(enumerate(outputs)))
 
 
 _COUNT, _OPEN, _MAKE = _Call("count the TPUs"), _Call("load the model"), _Call("make a tensor")
@@ -111,8 +127,8 @@ class Chip:
         return self.views(tensor, shape, [start])[0]
 
     def views(self, tensor: Any, shape: Sequence[int], starts: Collection[int]) -> list[Any]:
-        """Views of one tensor, checked together: a step of a 7B model with 8 slots needs 448 of them. With
-        keyword arguments, SAIL finds the right one of its ten constructors at once."""
+        """Views of one tensor, checked together. With keyword arguments, SAIL finds the right one of its ten
+        constructors at once."""
         if min(starts) < 0 or max(starts) + prod(shape) > prod(tensor.shape()):
             raise ValueError(f"{list(shape)} from {sorted(starts)} is not within {tensor.shape()}")
         new, dims = self._sail.Tensor, list(shape)
@@ -145,11 +161,29 @@ class Chip:
 
     def run(self, net: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Run a net from these tensors into those; returns when the device is done."""
-        with _Call(f"run {net}"):
-            self._engine.process(net, dict(enumerate(inputs)), dict(enumerate(outputs)))
+        self.run_all([Run.of(net, inputs, outputs)])
+
+    def run_all(self, runs: Sequence[Run]) -> None:
+        """Run nets one after the other; returns when the device is done with the last."""
+        process = self._engine.process
+        for net, inputs, outputs in runs:
+            try:
+                process(net, inputs, outputs)
+            except Exception as error:
+                raise _failed(f"run {net}", error) from error
+
+    def encode(self, values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+        """The values in the form that SAIL takes for a bmodel's tensor of this dtype. `write` takes that form too."""
+        return self._encode(values, self._dtypes[dtype])
+
+    def zeros(self, size: int, dtype: str) -> Any:
+        """A tensor of `size` zeros."""
+        return self.new(BmodelTensor("zeros", (size,), dtype))
 
     def _encode(self, values: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
         """The values in the form that SAIL takes: half precision as uint16."""
+        if values.dtype == np.uint16:
+            return values
         if dtype == self._dtypes["f16"]:
             return values.astype(np.float16).view(np.uint16)
         if dtype == self._dtypes["bf16"]:  # round to nearest, ties to even

@@ -6,7 +6,7 @@
 | llm_convert static  | TPU-MLIR's llm_convert.py            | position_ids 3 x S                                |
 | llm_convert dynamic | `--dynamic`                          | block_0 takes real lengths, and perhaps no mask   |
 | llm_convert history | `--use_history_kv`                   | block_kv_0: prefill on top of a cache             |
-| batched             | deploy/models, `--batch`             | block_cache_0 has a row, and k and v, for each slot |
+| batched             | deploy/models, `--batch`             | block_cache_0 has a row for each slot, and `flush` |
 
 Any of them may have stages: several prompt lengths, ViT sizes, or cache lengths of a step (`--chunk_length`).
 """
@@ -37,6 +37,7 @@ class Layout:
         kind: its name, for people to read.
         slots: sequences that are decoded together.
         context: rows of a slot's cache.
+        recent: rows that several slots keep together (see `kv_cache`); 0 for one slot.
         prompts: lengths at which tokens are prefilled, increasing; the last is the longest at once.
         patches: sizes of the ViT, increasing.
         side: most patches along a frame's side.
@@ -45,7 +46,7 @@ class Layout:
         history: prefill can go on after a first part (`block_kv_i`), so prompts may be as long as the context.
         masked: prefill takes a mask; else the nets are causal by themselves.
         chooses: `lm_head` returns the argmax token, no logits.
-        greedy_head: there is a net that computes the argmax of the logits.
+        greedy_head: there is a net that computes the argmax of the logits, and perhaps their sum.
         raw_pixels: the ViT takes 0..255; else normalised pixels.
         layers: blocks.
         nets: by name.
@@ -54,6 +55,7 @@ class Layout:
     kind: str
     slots: int
     context: int
+    recent: int
     prompts: tuple[int, ...]
     patches: tuple[int, ...]
     side: int
@@ -76,6 +78,15 @@ class Layout:
     @property
     def cache_dtype(self) -> str:
         return self.nets["block_cache_0"].stages[0].inputs[3].dtype
+
+    @property
+    def mask_dtype(self) -> str:
+        return self.nets["block_cache_0"].stages[0].inputs[2].dtype
+
+    @property
+    def row(self) -> int:
+        """Elements of a token's keys in one layer."""
+        return prod(self.nets["block_cache_0"].stages[0].inputs[3].shape[2:])
 
     def stage(self, net: str, size: int) -> Stage:
         """The stage of a block or embedding whose first input has `size` rows. A dynamic net has only one."""
@@ -147,6 +158,7 @@ def _layout(bmodel: Bmodel, layers: int, family: Family) -> Layout:
     tables = [weight.bytes for weight in bmodel.weights.get("vit", ()) if weight.name == _TABLE]
     return Layout(
         kind, slots, context,
+        recent=cached.inputs[5].shape[0] if slots > 1 else 0,
         prompts=tuple(sorted(lengths)),
         patches=patches,
         side=family.max_side(maker, patches[-1], tables),
@@ -161,11 +173,12 @@ def _layout(bmodel: Bmodel, layers: int, family: Family) -> Layout:
 
 
 def _takes(greedy_head: Stage, scores: BmodelTensor, slots: int) -> bool:
-    """Whether greedy_head takes lm_head's output unchanged and gives one token per slot. If not, the host chooses."""
+    """Whether greedy_head takes lm_head's output unchanged and gives one token per slot, and perhaps a sum. If not, the
+    host chooses."""
     given, made = greedy_head.inputs, greedy_head.outputs
     return (
-        len(given) == len(made) == 1 and (given[0].shape, given[0].dtype) == (scores.shape, scores.dtype)
-        and (prod(made[0].shape), made[0].dtype) == (slots, "i32")
+        len(given) == 1 and 0 < len(made) < 3 and (given[0].shape, given[0].dtype) == (scores.shape, scores.dtype)
+        and [(prod(tensor.shape), tensor.dtype) for tensor in made] == [(slots, "i32"), (slots, "f32")][: len(made)]
     )
 
 
@@ -187,6 +200,9 @@ def _complaints(layout: Layout, spec: ModelSpec | None, family: Family) -> Itera
         yield f"a cache of {context} is not a multiple of the {layout.prompts[-1]} tokens that are prefilled at once"
     if slots > 1 and len(layout.caches) > 1:  # the part of a cache for all slots would not be contiguous
         yield f"{slots} slots go with one length of the cache, not with {layout.caches}"
+    if slots > 1 and "flush" not in nets:
+        yield f"{slots} slots need the net flush"
+        return
     if slots > layout.prompts[0]:
         yield f"{slots} slots are more than the shortest prompt, {layout.prompts[0]}"
     cached = nets["block_cache_0"].stages[0]
@@ -226,11 +242,14 @@ def _sizes(
             yield f"block_kv_{index}", [
                 ((n * hidden, 3 * n, context * row, context * row), (n * hidden, n * row, n * row)) for n in lengths
             ]
+        recent = layout.recent * slots * row
         yield f"block_cache_{index}", [
-            ((slots * hidden, 3 * slots, slots * (n + 1), *(2 * (slots * n * row,))),
-             (slots * hidden, *(2 * slots * (row,))))
+            ((slots * hidden, 3 * slots, slots * (n + layout.recent + 1), *(2 * (slots * n * row,)),
+              *(2 * (recent,) if recent else ())), (slots * hidden, slots * row, slots * row))
             for n in layout.caches
         ]
+    if layout.recent:
+        yield "flush", [((recent, recent), 2 * slots * (layout.recent * row,))]
 
 
 def _dtype_complaints(layout: Layout) -> Iterator[str]:

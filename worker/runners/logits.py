@@ -20,14 +20,18 @@ UNUSABLE = -1
 """Token id in place of the argmax if a score is not finite."""
 
 
+Choose = Callable[[], tuple[Int, Float | None]]
+"""Makes a device compute each row's argmax, int32 [slots], and perhaps the sum of its scores, float32 [slots]."""
+
+
 class Logits(Protocol):
     """One row for each sequence of a call. Valid until the runner's next call."""
 
     def argmax(self) -> Int:
         """int32 [rows]: the token with the highest score, the first of equals, or UNUSABLE.
 
-        Scores in the host's memory are all checked to be finite. If the device chooses, only the score of the chosen
-        token is checked. If the device gives no scores (`greedy_only`), the hidden state is checked.
+        Scores in the host's memory are all checked to be finite. If the device chooses, their sum is checked, or
+        else the score of the chosen token. If the device gives no scores (`greedy_only`), the hidden state is checked.
         """
 
     def row(self, index: int) -> Float:
@@ -50,10 +54,11 @@ class HostLogits:
 
 
 class DeviceLogits:
-    """Scores in a device's memory, of which `rows` count; `choose` makes the device compute the argmax of each row."""
+    """Scores in a device's memory, of which `rows` count."""
 
     def __init__(
-        self, chip: Chip, scores: Any, rows: Sequence[int], vocabulary: int, choose: Callable[[], Int] | None
+        self, chip: Chip, scores: Any, rows: Sequence[int], vocabulary: int,
+        choose: Choose | None,
     ) -> None:
         self._chip, self._scores, self._rows = chip, scores, list(rows)
         self._vocabulary, self._choose = vocabulary, choose
@@ -61,17 +66,18 @@ class DeviceLogits:
     def argmax(self) -> Int:
         if self._choose is None:
             return HostLogits(np.stack([self.row(index) for index in range(len(self._rows))])).argmax()
-        tokens = self._choose()[self._rows].tolist()
-        return np.array([self._checked(index, token) for index, token in enumerate(tokens)], np.int32)
+        tokens, sums = self._choose()
+        chosen = tokens[self._rows]
+        usable = (chosen >= 0) & (chosen < self._vocabulary)
+        if sums is not None:
+            usable &= np.isfinite(sums[self._rows])
+        else:
+            for index in np.flatnonzero(usable).tolist():
+                usable[index] = np.isfinite(self._part(index, int(chosen[index]), 1)).all()
+        return np.where(usable, chosen, UNUSABLE).astype(np.int32)
 
     def row(self, index: int) -> Float:
         return self._part(index, 0, self._vocabulary)
-
-    def _checked(self, index: int, token: int) -> int:
-        """A token that the chip chose, or UNUSABLE. For NaNs the chip chooses token 0; for only -inf, a token past the
-        vocabulary. Reading the token's score to find out costs 4 bytes."""
-        known = 0 <= token < self._vocabulary
-        return token if known and np.isfinite(self._part(index, token, 1)).all() else UNUSABLE
 
     def _part(self, index: int, start: int, length: int) -> Float:
         """Some of a row's scores."""

@@ -7,8 +7,7 @@ every argument before a call. The behaviour of SAIL 3.10.7 was read in its sourc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,19 @@ import numpy as np
 from sailq.shared.errors import DeviceFailed, TooLong, Unsupported
 
 from ..engine.model import ModelSpec
-from ..model_files.bmodel import BmodelTensor, read_bmodel
+from ..model_files.bmodel import read_bmodel
 from .base import Bytes
 from .checks import check_pixels, check_prompt, check_step
 from .chip import Chip, count_tpus
-from .inputs import past_mask
+from .kv_cache import open_cache
 from .layout import read_layout
-from .logits import UNUSABLE, ChosenTokens, DeviceLogits, Float, Int, Logits
+from .logits import UNUSABLE, Choose, ChosenTokens, DeviceLogits, Float, Int, Logits
 from .runner_memory import HeadMemory, PromptMemory, StepMemory, VisionMemory
 from .sensors import Readings, read
 
-_KEYS, _VALUES = 3, 4
-"""The indices of block_cache_i's inputs that are the cache."""
-
 
 class SailRunner:
-    """See `base.Runner`. The cache is in the nets' own input memory, and each new row is written in place.
+    """See `base.Runner`. `kv_cache` says where the cache is.
 
     Args:
         sail: the module `sophon.sail`, or one that offers the same, such as `runners.emulator`.
@@ -52,7 +48,6 @@ class SailRunner:
         self.context, self.longest_prompt = layout.context, layout.longest_prompt
         self.max_patches, self.max_side, self.greedy_only = layout.patches[-1], layout.side, layout.chooses
         self.device = f"{getattr(sail, 'DEVICE', 'BM1684X')}, device {tpu}"
-        self._row = spec.kv_heads * spec.head_dim
         self._lengths = np.zeros(self.slots, np.int32)
         try:
             self._load(bmodel)
@@ -69,8 +64,8 @@ class SailRunner:
         self._prompt = PromptMemory(layout, self._chip)
         self._step = StepMemory(layout, self._chip)
         self._head = HeadMemory(layout, self._chip)
-        self._caches = [self._cache(index) for index in range(layout.layers)]
-        self._pasts = {columns: self._past(columns) for columns in layout.caches}
+        self._ends = self._chip.view(self._step.last, self._head.shape)
+        self._cache = open_cache(layout, self._chip, self._step)
 
     def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
         """One call for each temporal grid, at the smallest size that holds it, or at its own on a dynamic net."""
@@ -106,6 +101,7 @@ class SailRunner:
             self._embed(tokens[part], vision[inside], places[inside] - start)
             self._prefill_part(slot, start, positions[:, part])
         self._lengths[slot] = length
+        self._cache.fill(slot, length)
         last = length - 1 - start
         first = max(0, last + 1 - self.slots)  # lm_head takes as many rows as slots: the prompt's last ones
         ends = self._chip.view(self._prompt.hidden, self._head.shape, first * self.hidden)
@@ -117,69 +113,28 @@ class SailRunner:
         `slots` are computed too, and their output is dropped."""
         rows, lengths = check_step(self._spec, self._lengths, self.context, slots, tokens, positions)
         step, chip = self._step, self._chip
-        columns = _smallest(self._layout.caches, int(lengths.max()))
         ids, places = np.zeros(self.slots, np.int32), np.zeros((3, self.slots), np.int32)
         ids[rows], places[:, rows] = tokens, positions
         chip.write(step.ids, ids)
         chip.write(step.positions, places)
-        chip.write(step.masks[columns], past_mask(self.slots, columns, rows, lengths))
-        hidden, other = step.hiddens
-        chip.run("embedding_cache", [step.ids], [hidden])
-        starts = {slot: self._start(slot, used) for slot, used in zip(slots, lengths.tolist(), strict=True)}
-        for index, (caches, past) in enumerate(zip(self._caches, self._pasts[columns], strict=True)):
-            k, v = (self._new_rows(cache, starts) for cache in caches)
-            chip.run(f"block_cache_{index}", [hidden, step.positions, step.masks[columns], *past], [other, *k, *v])
-            hidden, other = other, hidden
+        layers = self._cache.step(rows, lengths)
+        chip.run_all([step.embed, *layers])
         self._lengths[rows] += 1
-        choose = self._choose if self._layout.greedy_head else None
-        return self._logits(chip.view(hidden, self._head.shape), list(slots), choose)
+        return self._logits(self._ends, list(slots), self._choose if self._layout.greedy_head else None)
 
     def release(self, slot: int) -> None:
         """See `base.Runner.release`."""
         self._lengths[slot] = 0
+        self._cache.release(slot)
 
     def clear(self, slot: int) -> None:
-        """See `base.Runner.clear`; copies zeros on the device, because only the device has the other slots' rows."""
-        self.release(slot)
-        size = self.context * self._row
-        zeros = self._chip.new(BmodelTensor("zeros", (size,), self._layout.cache_dtype))
-        for cache in chain(*self._caches):
-            self._chip.copy(zeros, 0, cache, self._start(slot, 0), size)
+        """See `base.Runner.clear`."""
+        self._lengths[slot] = 0
+        self._cache.clear(slot)
 
     def readings(self) -> Readings | None:
         """See `base.Runner.readings`."""
         return read(self._sail, self._tpu)
-
-    def _cache(self, layer: int) -> list[Any]:
-        """The keys and values of a layer, in the net's own memory: from other memory the runtime would copy all of them
-        at each step. Smaller stages use a part of the largest stage's memory."""
-        net = f"block_cache_{layer}"
-        stages = self._layout.nets[net].stages
-        largest = max(range(len(stages)), key=lambda index: stages[index].inputs[_KEYS].shape[1])
-        own = self._chip.own_inputs(net, largest)
-        inputs = stages[largest].inputs
-        caches = [own[i] if i in own else self._chip.new(inputs[i]) for i in (_KEYS, _VALUES)]
-        for cache in caches:
-            # The runtime does not clear its memory, which may contain another model's weights. The mask does not stop
-            # large numbers and NaNs.
-            self._chip.write(cache, np.zeros(cache.shape(), np.float16))
-        return caches
-
-    def _past(self, columns: int) -> list[list[Any]]:
-        """Each layer's keys and values, as views for a step over `columns` columns."""
-        shape = self._layout.step(columns).inputs[_KEYS].shape
-        return [[self._chip.view(cache, shape) for cache in caches] for caches in self._caches]
-
-    def _start(self, slot: int, used: int) -> int:
-        """The index of the cache element at which row `used` of a slot begins."""
-        return (slot * self.context + used) * self._row
-
-    def _new_rows(self, cache: Any, starts: Mapping[int, int]) -> list[Any]:
-        """The output tensors for the slots' new rows: the place in `starts` for a slot, or else a scratch tensor."""
-        rows = [self._step.nobody] * self.slots
-        for slot, view in zip(starts, self._chip.views(cache, self._step.row, starts.values()), strict=True):
-            rows[slot] = view
-        return rows
 
     def _embed(self, tokens: Int, vision: Float, places: Int) -> None:
         """Write the hidden states of a part of a prompt to the first rows of `self._prompt.hidden`."""
@@ -202,8 +157,8 @@ class SailRunner:
         places = chip.view(prompt.positions, [*stage.inputs[1].shape[:-1], size])
         chip.write(places, np.pad(positions, ((0, 0), (0, size - used))))
         masks = [prompt.masks[size]] if layout.masked else []
-        for index, caches in enumerate(self._caches):
-            rows = [chip.view(cache, stage.outputs[1].shape, self._start(slot, start)) for cache in caches]
+        for index, caches in enumerate(self._cache.layers):
+            rows = [chip.view(cache, stage.outputs[1].shape, self._cache.start(slot, start)) for cache in caches]
             past = self._history(f"{name}_{index}", caches, slot, start) if start else []
             hidden = chip.view(prompt.hidden, [1, size, self.hidden])
             made = chip.view(prompt.other, stage.outputs[0].shape)
@@ -217,11 +172,11 @@ class SailRunner:
         views = []
         for index, cache in zip((2, 3), caches, strict=True):
             rows = self._chip.view(own[index], [1, used, *own[index].shape()[2:]])
-            self._chip.copy(cache, self._start(slot, 0), rows, 0, used * self._row)
+            self._chip.copy(cache, self._cache.start(slot, 0), rows, 0, used * self._layout.row)
             views.append(rows)
         return views
 
-    def _logits(self, hidden: Any, rows: Sequence[int], choose: Callable[[], Int] | None) -> Logits:
+    def _logits(self, hidden: Any, rows: Sequence[int], choose: Choose | None) -> Logits:
         """Run lm_head on a row for each slot. `rows`: the indices of the rows that are used. One run reads the weights
         once."""
         head = self._head
@@ -233,11 +188,13 @@ class SailRunner:
         finite = np.isfinite(self._chip.read(hidden).reshape(self.slots, -1)[rows]).all(axis=1)
         return ChosenTokens(np.where(known & finite, tokens, UNUSABLE).astype(np.int32))
 
-    def _choose(self) -> Int:
-        """int32 [slots]: the argmax of each row of the last lm_head."""
-        self._chip.run("greedy_head", [self._head.scores], [self._head.token])
-        tokens: Int = self._chip.read(self._head.token).reshape(-1)
-        return tokens
+    def _choose(self) -> tuple[Int, Float | None]:
+        """The argmax of each row of the last lm_head, int32 [slots], and the sum of its scores, float32 [slots], if the
+        file computes it."""
+        head = self._head
+        self._chip.run("greedy_head", [head.scores], head.chosen)
+        tokens, *sums = (self._chip.read(chosen).reshape(-1) for chosen in head.chosen)
+        return tokens, sums[0] if sums else None
 
 
 def _smallest(sizes: Sequence[int], needed: int) -> int:

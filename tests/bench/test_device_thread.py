@@ -1,0 +1,116 @@
+"""What the host costs a BM1684X: scheduler, engine and SAIL runner on a stand-in that takes each call's time.
+
+Once a launch takes the compiler's estimate, once an eighth of it: a box's core is assumed to be 8 times slower than the
+x86 core on which the calls were timed, so that the share of a step that is lost is a box's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bmodel_files import qwen2_vl, write_bmodel
+from conftest import Table
+
+from sailq.shared.jobs import GenerationOptions, Message, TextPart
+from sailq.worker.engine.chat_tokenizer import ChatTokenizer
+from sailq.worker.engine.engine import Engine
+from sailq.worker.engine.model import ModelSpec
+from sailq.worker.engine.scheduler import Request, Scheduler
+from sailq.worker.model_files.model_paths import resolve
+from sailq.worker.runners.sail import SailRunner
+from tests.bench.timed_sail import TimedSail
+from tests.bench.timings import LAYERS, Net, Timings
+from tests.bench.turns import RUNS, spread
+
+SLOTS = (8, 16, 32, 64)
+CONTEXT, PROMPT, STEPS = 512, 96, 200
+COPYING = 0.1
+"""Milliseconds, for nets that only copy, for which the compiler has no estimate."""
+SLOWER = 8
+"""The assumed ratio between the x86 core and a box's Cortex-A53. Nobody has measured it."""
+MOST_MILLISECONDS, MOST_SHARE = 1.5, 0.05
+
+
+@dataclass
+class Found:
+    """Of one step: milliseconds outside of `process`, its share of the step, and calls into SAIL."""
+
+    milliseconds: float
+    share: float
+    calls: Mapping[str, float]
+
+
+@pytest.mark.bench
+@pytest.mark.timeout(900)
+def test_the_device_threads_time_outside_process(tmp_path: Path, table: Table) -> None:
+    spec = replace(
+        ModelSpec.load(resolve("sailq-tiny")), layers=LAYERS, hidden_size=3584, kv_heads=4, head_dim=128,
+        vocab_size=152064, context=32768,
+    )
+    rows = []
+    for slots in SLOTS:
+        whole, boxed = (
+            [measure(tmp_path, spec, slots, ratio) for _ in range(RUNS)] for ratio in (1, SLOWER)
+        )
+        calls = ", ".join(f"{count:.1f} {call}" for call, count in sorted(whole[0].calls.items()))
+        rows.append((slots, [one.milliseconds for one in whole], [one.share for one in boxed], calls))
+    table(
+        f"A 7B's decode step on a stand-in for SAIL, {LAYERS} layers, context {CONTEXT}, all slots streaming, median "
+        f"(min–max) of {RUNS} runs of {STEPS} steps",
+        ("slots", "ms outside process", "share lost, launches an eighth as long", "calls a step"),
+        [(f"{slots}", spread(milliseconds), spread(share, ".2%"), calls) for slots, milliseconds, share, calls in rows],
+    )
+    for slots, milliseconds, share, _ in rows:
+        print(f"figure: the device thread outside process, {slots} slots: {spread(milliseconds)} ms; share of a box's "
+              f"step: {spread(share, '.2%')}")
+    assert np.median(rows[-1][1]) <= MOST_MILLISECONDS
+    assert {slots: np.median(share) <= MOST_SHARE for slots, _, share, _ in rows} == dict.fromkeys(SLOTS, True)
+
+
+def measure(folder: Path, spec: ModelSpec, slots: int, ratio: float) -> Found:
+    sail = TimedSail(seconds(slots, ratio), token=100)
+    nets = qwen2_vl(layers=LAYERS, slots=slots, context=CONTEXT, prompts=(PROMPT,), patches=(160,), hidden=3584,
+                    row=(4, 128), vocabulary=152064, greedy=True)
+    engine = Engine(spec, SailRunner(spec, write_bmodel(folder / "7b.bmodel", nets), sail), ChatTokenizer(spec))
+    scheduler = Scheduler(engine)
+    options = GenerationOptions(max_new_tokens=STEPS + slots)
+    prepared = engine.prepare([Message(role="user", content=(TextPart(text="Hi"),))], {}, options)
+    texts: list[str] = []
+
+    def answer_all() -> Found:
+        """Steps count in which all slots get a token and no prompt is prefilled."""
+        for _ in range(slots):
+            scheduler.submit(Request(prepared, options, on_text=texts.append))
+        steps, walls, launched, calls = 0, 0.0, 0.0, Counter[str]()
+        while scheduler.waiting or scheduler.running:
+            sail.calls.clear()
+            full, before, began = not scheduler.waiting, sail.launched, time.perf_counter()
+            scheduler.step()
+            if full and scheduler.running == slots:
+                steps, walls, launched = (
+                    steps + 1, walls + time.perf_counter() - began, launched + sail.launched - before
+                )
+                calls += sail.calls
+        assert steps >= STEPS - slots
+        share = {call: count / steps for call, count in calls.items()}
+        return Found(1000 * (walls - launched) / steps, 1 - launched / walls, share)
+
+    answer_all()  # makes the views that later answers use again
+    return answer_all()
+
+
+def seconds(slots: int, ratio: float) -> dict[str, float]:
+    """Each net's launch. `flush` and the embeddings are copies of some megabytes at most."""
+    timings = Timings.load()
+    nets = {name: timings.nets[Net(name, 0, slots)] for name in ("lm_head", "greedy_head")}
+    nets |= {f"block_cache_{layer}": timings.nets[Net("block_cache", CONTEXT, slots)] for layer in range(LAYERS)}
+    nets |= {f"block_{layer}": timings.nets[Net("block", PROMPT)] for layer in range(LAYERS)}
+    taken = {name: timing.milliseconds for name, timing in nets.items()}
+    taken |= dict.fromkeys(("embedding", "embedding_cache", "flush"), COPYING)
+    return {name: milliseconds / 1000 / ratio for name, milliseconds in taken.items()}
