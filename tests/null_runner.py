@@ -13,7 +13,8 @@ import numpy as np
 
 from sailq.shared.errors import DeviceFailed
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.runners.base import Bytes
+from sailq.worker.engine.patches import Grid
+from sailq.worker.runners.base import Bytes, Prompt
 from sailq.worker.runners.logits import ChosenTokens, Float, Int
 
 
@@ -55,17 +56,21 @@ class NullRunner:
         self._left, self._until_failure = hang_at, fail_at
         self._failing_prompt, self._deadly_prompt = failing_prompt, deadly_prompt
 
-    def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
-        self._sleep(self._timing.vision)
-        return np.zeros((len(pixels) // 4, self.hidden), np.float32)
+    def vision(self, media: Sequence[tuple[Bytes, Grid]]) -> list[Float]:
+        self._sleep(self._timing.vision * len(media))
+        return [np.zeros((len(pixels) // 4, self.hidden), np.float32) for pixels, _ in media]
 
-    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> ChosenTokens:
-        if len(tokens) >= self._deadly_prompt:
+    def together(self, lengths: Sequence[int]) -> int:
+        return 1
+
+    def prefill(self, prompts: Sequence[Prompt]) -> ChosenTokens:
+        (prompt,) = prompts
+        if len(prompt.tokens) >= self._deadly_prompt:
             os.kill(os.getpid(), signal.SIGKILL)
-        if len(tokens) >= self._failing_prompt:
+        if len(prompt.tokens) >= self._failing_prompt:
             raise RuntimeError("the device is out of memory")
         self._sleep(self._timing.prefill)
-        return self._chosen(positions[0, -1:])
+        return self._chosen(prompt.positions[0, -1:])
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> ChosenTokens:
         self._left -= 1

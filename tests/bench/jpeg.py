@@ -22,6 +22,7 @@ from sailq.shared.jobs import GenerationOptions, Message, media_parts
 from sailq.shared.media.messages import prepare
 from sailq.worker.engine.engine import Engine
 from sailq.worker.model_files.model_paths import resolve
+from sailq.worker.runners.base import Prompt
 from tests.camera import camera_clip, drawn_on
 
 CHROMA = {"4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
@@ -57,9 +58,10 @@ def logits(engine: Engine, sample: Sample) -> np.ndarray:
     """After the prompt's last token."""
     options = GenerationOptions(max_new_tokens=1)
     prepared = engine.prepare(*sample, options)
-    vision = [engine.runner.vision(one.patches, one.grid) for one in prepared.media if one.patches is not None]
-    embeds = np.concatenate(vision)
-    return engine.runner.prefill(0, prepared.tokens, prepared.positions, embeds, prepared.places).row(0)
+    media = [(one.patches, one.grid) for one in prepared.media if one.patches is not None]
+    embeds = np.concatenate(engine.runner.vision(media))
+    prompt = Prompt(0, prepared.tokens, prepared.positions, embeds, prepared.places)
+    return engine.runner.prefill([prompt]).row(0)
 
 
 def drift(engine: Engine, sample: Sample, exact: np.ndarray) -> float:

@@ -20,6 +20,7 @@ from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners import emulator
+from sailq.worker.runners.base import Prompt
 from sailq.worker.runners.chip import Chip
 from sailq.worker.runners.kv_cache import BatchedCache
 from sailq.worker.runners.sail import SailRunner
@@ -122,13 +123,13 @@ def test_the_runner_checks_what_it_is_given(compiled: Compile) -> None:
     nothing = np.empty((0, runner.hidden), np.float32), np.empty(0, np.int32)
     for slot, tokens in ((1, one), (-1, one), (0, one + 10_000), (0, one - 1), (0, one.astype(np.int64))):
         with pytest.raises(ValueError):
-            runner.prefill(slot, tokens, position, *nothing)
+            runner.prefill([Prompt(slot, tokens, position, *nothing)])
     with pytest.raises(ValueError, match="position"):
-        runner.prefill(0, one, position + runner.context, *nothing)
+        runner.prefill([Prompt(0, one, position + runner.context, *nothing)])
     with pytest.raises(ValueError, match="empty"):
         runner.decode([0], one, position)
     with pytest.raises(ValueError, match="fit"):
-        runner.vision(np.zeros((400, 1176), np.uint8), (1, 20, 20))
+        runner.vision([(np.zeros((400, 1176), np.uint8), (1, 20, 20))])
 
 
 def test_a_bmodel_that_chooses_itself_refuses_to_sample(compiled: Compile) -> None:

@@ -22,6 +22,7 @@ from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.scheduler import Outcome, Request, Scheduler
 from sailq.worker.model_files.model_paths import resolve
+from sailq.worker.runners.base import Prompt
 
 
 @pytest.fixture(scope="module")
@@ -175,11 +176,11 @@ def test_the_runner_checks_what_it_is_given(engine: Engine) -> None:
     nothing = np.empty((0, runner.hidden), np.float32), np.empty(0, np.int32)
     for slot, tokens in ((4, one), (-1, one), (0, one + 10_000), (0, one - 1), (0, one.astype(np.int64))):
         with pytest.raises(ValueError):
-            runner.prefill(slot, tokens, position, *nothing)
+            runner.prefill([Prompt(slot, tokens, position, *nothing)])
     with pytest.raises(ValueError, match="empty"):
         runner.decode([0], one, position)
     with pytest.raises(ValueError):
-        runner.vision(np.zeros((4, 1176), np.float32), (1, 2, 2))
+        runner.vision([(np.zeros((4, 1176), np.float32), (1, 2, 2))])
 
 
 def test_directories_that_hold_no_model_are_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from bmodel_files import qwen2_vl, write_bmodel
 from qwen2vl import random_model
 
 from sailq.worker.engine.model import ModelSpec
+from sailq.worker.runners.base import Prompt
 from sailq.worker.runners.kv_cache import BatchedCache
 from sailq.worker.runners.logits import Int, Logits
 from sailq.worker.runners.onnx import OnnxRunner
@@ -56,12 +57,15 @@ class Both:
         self.runners, self.random = runners, np.random.default_rng(seed)
         self.lengths: dict[int, int] = {}
 
-    def prefill(self, slot: int, length: int) -> None:
-        places = np.tile(np.arange(length, dtype=np.int32), (3, 1))
+    def prefill(self, lengths: dict[int, int]) -> None:
+        """Lengths of prompts by slot."""
         nothing = np.empty((0, self.runners[0].hidden), np.float32), np.empty(0, np.int32)
-        tokens = self._tokens(length)
-        self._same(*(runner.prefill(slot, tokens, places, *nothing) for runner in self.runners), rows=1)
-        self.lengths[slot] = length
+        prompts = [
+            Prompt(slot, self._tokens(length), np.tile(np.arange(length, dtype=np.int32), (3, 1)), *nothing)
+            for slot, length in lengths.items()
+        ]
+        self._same(*(runner.prefill(prompts) for runner in self.runners), rows=len(prompts))
+        self.lengths |= lengths
 
     def decode(self, slots: list[int]) -> None:
         places = np.tile(np.array([self.lengths[slot] for slot in slots], np.int32), (3, 1))
@@ -86,7 +90,7 @@ class Both:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_any_order_of_calls_gives_the_cpu_runners_scores(seed: int, runners: tuple[SailRunner, OnnxRunner]) -> None:
-    """Prompts of any length, answers up to the end of the context, slots that skip steps, and slots used again."""
+    """Several prompts at once, answers up to the end of the context, slots that skip steps, and slots used again."""
     both = Both(runners, seed)
     random = np.random.default_rng(seed)
     for _ in range(120):
@@ -95,7 +99,8 @@ def test_any_order_of_calls_gives_the_cpu_runners_scores(seed: int, runners: tup
         if full or (both.lengths and random.random() < 0.05):
             both.release(full[0] if full else int(random.choice(list(both.lengths))), clear=random.random() < 0.3)
         elif free and random.random() < 0.3:
-            both.prefill(int(random.choice(free)), int(random.integers(1, PROMPT + 1)))
+            some = random.permutation(free)[: int(random.integers(1, len(free) + 1))]
+            both.prefill({int(slot): int(random.integers(1, PROMPT // len(some) + 1)) for slot in some})
         elif both.lengths:
             count = len(both.lengths) if random.random() < 0.7 else int(random.integers(1, len(both.lengths) + 1))
             both.decode([int(slot) for slot in random.permutation(list(both.lengths))[:count]])
@@ -112,9 +117,9 @@ def test_an_answer_fills_the_context(runners: tuple[SailRunner, OnnxRunner], mon
 
     monkeypatch.setattr(BatchedCache, "_flush_packed", count)
     both = Both(runners, 0)
-    both.prefill(1, 21)
+    both.prefill({1: 21})
     both.decode([1])
-    both.prefill(3, PROMPT)
+    both.prefill({3: PROMPT})
     while both.lengths[3] < CONTEXT - 1:
         both.decode([3])
     while both.lengths[1] < CONTEXT - 1:
@@ -124,15 +129,14 @@ def test_an_answer_fills_the_context(runners: tuple[SailRunner, OnnxRunner], mon
 
 def test_cleared_slots_hold_no_nan(runners: tuple[SailRunner, OnnxRunner]) -> None:
     both = Both(runners, 0)
-    both.prefill(0, 5)
-    both.prefill(1, 5)
+    both.prefill({0: 5, 1: 5})
     both.decode([0, 1])
     cache = runners[0]._cache
     assert isinstance(cache, BatchedCache)
     for tensor in nan_places(cache):
         tensor[...] = np.nan
     both.release(0, clear=True)
-    both.prefill(0, 3)
+    both.prefill({0: 3})
     for _ in range(2 * RECENT):
         both.decode([0, 1])
 
@@ -152,13 +156,12 @@ def test_a_step_makes_no_views(
     """Once a slot's rows were flushed to the same place."""
     runner = runners[0]
     both = Both(runners, 0)
-    for slot in range(SLOTS):
-        both.prefill(slot, 5)
+    both.prefill(dict.fromkeys(range(SLOTS), 5))
     for _ in range(3 * RECENT):
         both.decode(list(range(SLOTS)))
     for slot in range(SLOTS):
         both.release(slot)
-        both.prefill(slot, 6)
+    both.prefill(dict.fromkeys(range(SLOTS), 6))
     made: list[Any] = []
     monkeypatch.setattr(sail, "Tensor", lambda **given: made.append(given))
     tokens, places = np.zeros(SLOTS, np.int32), np.zeros((3, SLOTS), np.int32)

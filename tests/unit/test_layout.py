@@ -116,7 +116,6 @@ def test_a_wrong_number_of_layers_is_reported(tmp_path: Path, spec: ModelSpec) -
         (qwen2_vl(row=(2, 128)), "256, 256 and 896"),
         (qwen2_vl(vocabulary=1000), "256, 128 and 1000"),
         (qwen2_vl(context=32), "64 tokens.* 32"),
-        (qwen2_vl(slots=4, prompts=(2,)), "4 slots.* 2"),
         (changed(qwen2_vl(), "block_1", lambda stage: replace(stage, inputs=stage.inputs[:2])), "block_1 takes"),
         (changed(qwen2_vl(), "block_cache_1", lambda s: replace(s, outputs=s.outputs[:2])), "block_cache_1"),
         (changed(qwen2_vl(), "embedding", lambda stage: replace(

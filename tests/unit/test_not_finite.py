@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from asking import answer
 from qwen2vl import Prompts, options
 
 from sailq.shared.jobs import GenerationOptions
-from sailq.worker.engine.engine import Engine
+from sailq.worker.engine.engine import Engine, Generation, Start
+from sailq.worker.engine.patches import Grid
 from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.sampling import NotFinite
 from sailq.worker.model_files.model_paths import resolve
@@ -65,11 +68,34 @@ def test_vision_tokens_that_are_not_finite_are_not_kept(
     again = Engine.load(resolve("sailq-tiny"), slots=1, threads=1)
     vision, asked = again.runner.vision, question(again)
 
-    def broken(pixels: Bytes, grid: tuple[int, int, int]) -> Float:
-        return vision(pixels, grid) * np.float32(np.nan)
+    def broken(media: Sequence[tuple[Bytes, Grid]]) -> list[Float]:
+        return [embeds * np.float32(np.nan) for embeds in vision(media)]
 
     with monkeypatch.context() as patch:
         patch.setattr(again.runner, "vision", broken)
         with pytest.raises(NotFinite, match="vision tokens"):
             again.start(asked, GREEDY, 0)
     assert answer(again, asked, 0, GREEDY) == answer(engine, prepared, 0, GREEDY)
+
+
+def test_one_medium_that_is_not_finite_ends_only_its_own_request(
+    engine: Engine, prepared: PreparedPrompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = Engine.load(resolve("sailq-tiny"), slots=3, threads=1)
+    prompts = Prompts(3)
+    messages, frames = next(one for one in iter(prompts.conversation, None) if one[1])
+    asked, other, vision, calls = question(again), again.prepare(messages, frames, GREEDY), again.runner.vision, []
+
+    def broken(media: Sequence[tuple[Bytes, Grid]]) -> list[Float]:
+        calls.append(len(media))
+        first, *rest = vision(media)
+        return [first * np.float32(np.nan), *rest]
+
+    monkeypatch.setattr(again.runner, "vision", broken)
+    bad, good, same = again.start_together([Start(other, GREEDY, 0), Start(asked, GREEDY, 2), Start(asked, GREEDY, 1)])
+    assert isinstance(bad, NotFinite) and calls == [len(other.media) + len(asked.media)]
+    assert isinstance(good, Generation) and isinstance(same, Generation)
+    assert (good.reused, same.reused) == (0, len(asked.media))
+    while good.finish_reason is None:
+        again.step([good, same])
+    assert good.tokens == same.tokens == answer(engine, prepared, 0, GREEDY)

@@ -63,7 +63,7 @@ def test_the_normalisation_folded_into_the_vit_changes_nothing() -> None:
     directory = random_model()
     engine, oracle, spec = Engine.load(directory, threads=1), Oracle(directory), ModelSpec.load(directory)
     patches, grid = patchify(_random_frames(3, 84, 112), 14, 2, 2)
-    ours = engine.runner.vision(patches, grid)
+    (ours,) = engine.runner.vision([(patches, grid)])
     values = torch.from_numpy(spec.family.pixel_values(patches))
     with torch.no_grad():
         theirs = oracle.model.model.visual(values, torch.tensor([grid])).pooler_output.numpy()

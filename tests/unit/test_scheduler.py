@@ -17,6 +17,7 @@ from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.scheduler import Request, Scheduler
+from sailq.worker.runners.base import Prompt
 from sailq.worker.runners.logits import Float, HostLogits, Int
 
 
@@ -24,7 +25,8 @@ class CountingRunner:
     """A model that answers with its slot's token number: the n-th token of any answer has the id `n`.
 
     `calls` logs what the scheduler asks of the device. `fail_prefill` and `fail_decode` make the next such
-    call raise; a token in `poison` makes its row of logits useless.
+    call raise, and a slot in `refused` each prefill of it; a slot in `poisoned` gets useless logits. `most`: prompts
+    that are prefilled together.
     """
 
     device, context, longest_prompt, max_patches, max_side = "test", 512, 511, None, None
@@ -37,13 +39,20 @@ class CountingRunner:
         self.poisoned: set[int] = set()
         self.cleared: list[int] = []
         self.failure: Exception = RuntimeError("device lost")
+        self.most, self.refused = 1, set[int]()
 
-    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> HostLogits:
-        self.calls.append(("prefill", slot))
-        if self.fail_prefill:
+    def together(self, lengths: Sequence[int]) -> int:
+        return min(len(lengths), self.most)
+
+    def prefill(self, prompts: Sequence[Prompt]) -> HostLogits:
+        slots = tuple(prompt.slot for prompt in prompts)
+        self.calls.append(("prefill", slots))
+        if self.fail_prefill or self.refused.intersection(slots):
             self.fail_prefill = False
             raise RuntimeError("out of memory")
-        return HostLogits(self._logits(0)[None])
+        rows = np.stack([self._logits(0) for _ in prompts])
+        rows[[slot in self.poisoned for slot in slots]] = np.nan
+        return HostLogits(rows)
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> HostLogits:
         self.calls.append(("decode", tuple(slots)))
@@ -99,6 +108,62 @@ def test_one_prefill_a_step_and_all_decode_together() -> None:
         bench.scheduler.step()
         assert bench.running() == list(range(active))
     assert [call for call, _ in bench.runner.calls] == ["prefill", "decode"] * 3
+
+
+def prefilled(bench: Bench) -> list[object]:
+    return [slots for call, slots in bench.runner.calls if call == "prefill"]
+
+
+def test_waiting_requests_are_prefilled_together_in_order_and_high_priority_first() -> None:
+    bench = Bench(slots=5)
+    bench.runner.most = 3
+    normal = [bench.submit(tokens=9) for _ in range(4)]
+    high = [bench.submit(tokens=9, priority="high") for _ in range(2)]
+    bench.scheduler.step()
+    assert _started(*high, *normal) == [True, True, True, False, False, False]
+    bench.scheduler.step()
+    assert _started(*normal) == [True, True, True, False]  # only two slots were free
+    assert prefilled(bench) == [(0, 1, 2), (3, 4)]
+    assert bench.running() == [0, 1, 2, 3, 4]
+    while normal[-1].outcome is None:
+        bench.scheduler.step()
+    assert {request.wait(0).text for request in (*high, *normal)} == {high[0].wait(0).text}
+    usage = bench.scheduler.counts
+    assert (usage.prompt_tokens, usage.generation_tokens) == (6 * len(bench.prepared.tokens), 6 * 9)
+
+
+def test_an_interrupted_request_is_not_prefilled_with_the_others() -> None:
+    bench = Bench(slots=4)
+    bench.runner.most = 4
+    requests = [bench.submit(tokens=9) for _ in range(3)]
+    requests[1].cancel()
+    bench.scheduler.step()
+    assert _started(*requests) == [True, False, True] and prefilled(bench) == [(0, 1)]
+    assert requests[1].wait(0).finish_reason == "cancelled"
+
+
+def test_a_request_that_fails_among_others_ends_alone() -> None:
+    bench = Bench(slots=4)
+    bench.runner.most, bench.runner.refused = 4, {1}
+    requests = [bench.submit(tokens=3) for _ in range(3)]
+    bench.scheduler.step()
+    assert prefilled(bench) == [(0, 1, 2), (0,), (1,), (2,)]
+    assert bench.running() == [0, 2] and "out of memory" in str(requests[1].wait(0).error)
+    bench.scheduler.step()
+    assert [request.wait(0).finish_reason for request in requests] == ["length", "error", "length"]
+
+
+def test_scores_that_are_not_finite_in_a_shared_prefill_end_only_their_request() -> None:
+    bench = Bench(slots=3)
+    bench.runner.most, bench.runner.poisoned = 3, {1}
+    requests = [bench.submit(tokens=3) for _ in range(3)]
+    bench.scheduler.step()
+    assert prefilled(bench) == [(0, 1, 2)] and bench.running() == [0, 2] and bench.runner.cleared == [1]
+    assert requests[1].wait(0).finish_reason == "error"
+    bench.runner.poisoned.clear()
+    after = bench.submit(tokens=3)
+    bench.scheduler.step()
+    assert after.generation is not None and after.generation.slot == 1
 
 
 def test_first_come_first_served() -> None:
@@ -211,6 +276,21 @@ def test_a_failing_decode_fails_the_running_requests_and_the_loop_continues() ->
         assert outcome.usage.completion_tokens > 0
     bench.scheduler.step()
     assert waiting.wait(0).finish_reason == "length"
+
+
+def test_a_failing_device_is_not_asked_to_prefill_again() -> None:
+    bench = Bench(slots=2)
+    bench.runner.most, asked = 2, []
+
+    def fail(prompts: Sequence[Prompt]) -> HostLogits:
+        asked.append(len(prompts))
+        raise DeviceFailed("SAIL failed to run block_0: SailEngineError: Engine related error!")
+
+    bench.runner.prefill = fail  # type: ignore[method-assign]
+    requests = [bench.submit(), bench.submit()]
+    with pytest.raises(DeviceFailed):
+        bench.scheduler.step()
+    assert asked == [2] and all(request.outcome is None for request in requests)
 
 
 def test_a_failing_device_ends_the_loop_and_leaves_its_requests_to_other_processes(

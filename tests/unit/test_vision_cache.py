@@ -30,9 +30,9 @@ def encoded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     grids: list[Any] = []
     vision = engine.runner.vision
 
-    def count(pixels: Any, grid: Any) -> Any:
-        grids.append(grid)
-        return vision(pixels, grid)
+    def count(media: Any) -> Any:
+        grids.extend(grid for _, grid in media)
+        return vision(media)
 
     monkeypatch.setattr(engine.runner, "vision", count)
     return grids

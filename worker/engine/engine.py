@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -17,16 +17,17 @@ from sailq.shared.frames import Frames
 from sailq.shared.jobs import FinishReason, GenerationOptions, Message, ModelCard, Usage
 
 from ..model_files.model_paths import fingerprint
-from ..runners.base import Runner
+from ..runners.base import Prompt, Runner
 from ..runners.devices import only_bmodel, open_runner
 from ..runners.logits import UNUSABLE, Logits
 from ..runners.sensors import Readings
 from .chat_tokenizer import ChatTokenizer
 from .model import ModelSpec
+from .patches import Grid
 from .preprocessor import EncodedMedium, Media, PreparedPrompt, Preprocessor
 from .sampling import NotFinite, Sampler
 from .text import TextStream
-from .vision_cache import Embeds, VisionCache
+from .vision_cache import Embeds, Key, VisionCache
 
 VISION_CACHE_BYTES = 128 * 2**20
 """Enough for about 230 clips of 40 vision tokens of a 7B model."""
@@ -69,6 +70,14 @@ class Generation:
         )
 
 
+class Start(NamedTuple):
+    """A request that is to start in a free slot."""
+
+    prepared: PreparedPrompt
+    options: GenerationOptions
+    slot: int
+
+
 class Engine:
     """One model on one runner. `media`, `prepare` and `readings` may be called from any thread, all else from one only.
 
@@ -89,7 +98,6 @@ class Engine:
         self.vision_cache = VisionCache(vision_cache_bytes)
         self.device_seconds = 0.0
         self.device_call: tuple[str, float] | None = None
-        self._vision_calls = 0
         self.card: ModelCard = spec.card(runner.context, runner.max_patches, version)
         self._spec, self._chat_tokenizer = spec, chat_tokenizer
         self._preprocessor = Preprocessor(spec, runner, chat_tokenizer, self.vision_cache)
@@ -135,26 +143,64 @@ class Engine:
         """See `Preprocessor.prepare`."""
         return self._preprocessor.prepare(messages, frames, options, media)
 
+    def together(self, prompts: Sequence[PreparedPrompt]) -> int:
+        """How many of the first waiting prompts `start_together` should get in one call; at least 1."""
+        return self.runner.together([len(prompt.tokens) for prompt in prompts])
+
     def start(self, prepared: PreparedPrompt, options: GenerationOptions, slot: int) -> Generation:
-        """Encode the media, prefill the slot and choose the first token. Errors of the runner pass through."""
+        """`start_together` of one request. Raises what it returns as the reason of a failure."""
+        (result,) = self.start_together([Start(prepared, options, slot)])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def start_together(self, starts: Sequence[Start]) -> list[Generation | Exception]:
+        """Encode the media of requests, prefill their slots and choose their first tokens.
+
+        Returns:
+            For each request its generation, or the reason why it could not start. A failure ends only its own request.
+
+        Raises:
+            DeviceFailed: the device failed.
+        """
+        try:
+            return self._start(starts)
+        except DeviceFailed:
+            raise
+        except Exception as error:
+            if len(starts) == 1:
+                return [error]
+            return [result for start in starts for result in self.start_together([start])]
+
+    def _start(self, starts: Sequence[Start]) -> list[Generation | Exception]:
+        """Errors of the runner pass through."""
         began = time.monotonic()
-        vision_calls = self._vision_calls
-        vision = [self._encode(medium) for medium in prepared.media]
+        vision, new = self._encode(medium for start in starts for medium in start.prepared.media)
         encoded = time.monotonic()
-        embeds = np.concatenate([np.empty((0, self.runner.hidden), np.float32), *vision])
-        with self._on_device("prefill"):
-            logits = self.runner.prefill(slot, prepared.tokens, prepared.positions, embeds, prepared.places)
-        generation = Generation(
-            prepared, slot, Sampler(options, prepared.tokens),
-            TextStream(self._chat_tokenizer.tokenizer, options.stop), encoded - began,
-            reused=len(vision) - (self._vision_calls - vision_calls),
-        )
-        self._accept([generation], logits)
-        generation.first_token_at = generation.last_token_at
-        generation.prefill = generation.first_token_at - encoded
-        if generation.error is not None:
-            raise generation.error
-        return generation
+        generations: list[Generation] = []
+        prompts: list[Prompt] = []
+        for prepared, options, slot in starts:
+            keys = [medium.key for medium in prepared.media]
+            embeds = np.concatenate([np.empty((0, self.runner.hidden), np.float32), *(vision[key] for key in keys)])
+            generations.append(Generation(
+                prepared, slot, Sampler(options, prepared.tokens),
+                TextStream(self._chat_tokenizer.tokenizer, options.stop), encoded - began,
+                reused=len(keys) - len(new.intersection(keys)),
+            ))
+            new.difference_update(keys)  # the next request with the same medium reuses it
+            if np.isfinite(embeds).all():
+                prompts.append(Prompt(slot, prepared.tokens, prepared.positions, embeds, prepared.places))
+            else:
+                generations[-1].error = NotFinite("vision tokens")
+        usable = [generation for generation in generations if generation.error is None]
+        if usable:
+            with self._on_device("prefill"):
+                logits = self.runner.prefill(prompts)
+            self._accept(usable, logits)
+        for generation in usable:
+            generation.first_token_at = generation.last_token_at
+            generation.prefill = generation.first_token_at - encoded
+        return [generation if generation.error is None else generation.error for generation in generations]
 
     def step(self, generations: Sequence[Generation]) -> None:
         """Decode one token for each of these unfinished generations. Errors of the runner pass through."""
@@ -180,19 +226,25 @@ class Engine:
             self.device_call = None
             self.device_seconds += time.monotonic() - began
 
-    def _encode(self, medium: EncodedMedium) -> Embeds:
-        """The vision tokens of a medium, float32 [V, H], from the cache or else the runner."""
-        known = medium.embeds if medium.patches is None else self.vision_cache.get(medium.key)
-        if known is not None:
-            return known
-        assert medium.patches is not None
-        self._vision_calls += 1
-        with self._on_device("vision"):
-            embeds = self.runner.vision(medium.patches, medium.grid)
-        if not np.isfinite(embeds).all():
-            raise NotFinite("vision tokens")
-        self.vision_cache.put(medium.key, embeds)
-        return embeds
+    def _encode(self, media: Iterable[EncodedMedium]) -> tuple[dict[Key, Embeds], set[Key]]:
+        """The vision tokens of media, float32 [V, H], from the cache or else from one call of the runner; and which of
+        them are new. Those that are not finite are not cached."""
+        vision: dict[Key, Embeds] = {}
+        wanted: dict[Key, tuple[Frames, Grid]] = {}
+        for medium in media:
+            known = medium.embeds if medium.patches is None else self.vision_cache.get(medium.key)
+            if known is not None:
+                vision[medium.key] = known
+            elif medium.patches is not None:
+                wanted[medium.key] = medium.patches, medium.grid
+        if wanted:
+            with self._on_device("vision"):
+                made = self.runner.vision(list(wanted.values()))
+            for key, embeds in zip(wanted, made, strict=True):
+                vision[key] = embeds
+                if np.isfinite(embeds).all():
+                    self.vision_cache.put(key, embeds)
+        return vision, set(wanted)
 
     def _accept(self, generations: Sequence[Generation], logits: Logits) -> None:
         """Choose each generation's token. Unusable logits end only their own generation, with an error."""

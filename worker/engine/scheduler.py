@@ -7,12 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, islice
 from logging import getLogger
 
 from sailq.shared.errors import Cancelled, DeadlineExceeded, DeviceFailed, SailqError
 from sailq.shared.jobs import FinishReason, GenerationOptions, Priority, Usage
 
-from .engine import Engine, Generation
+from .engine import Engine, Generation, Start
 from .preprocessor import PreparedPrompt
 
 _log = getLogger("sailq.worker")
@@ -192,7 +193,7 @@ class Scheduler:
             self._thread.join()
 
     def step(self) -> None:
-        """End interrupted requests, prefill at most one request, and decode one token for each running request."""
+        """End interrupted requests, prefill the next ones together, and decode one token for each running request."""
         self._drop_interrupted()
         self._prefill_next()
         running = [request for request in self._slots if request is not None]
@@ -219,29 +220,32 @@ class Scheduler:
             if (interruption := request.interrupted(now)) is not None:
                 self._end(request, *interruption)
 
-    def _prefill_next(self) -> None:
-        if None not in self._slots:
-            return
+    def _take_next(self, most: int) -> list[Request]:
+        """Remove the waiting requests that are prefilled next: in order, and no more than the engine takes together."""
         with self._changed:
-            queue = next((queue for queue in self._waiting.values() if queue), None)
-            request = queue.popleft() if queue else None
-        if request is None:
-            return
-        slot = self._slots.index(None)
-        try:
-            request.generation = self._engine.start(request.prepared, request.options, slot)
-        except DeviceFailed:
-            raise
-        except Exception as error:
-            self._engine.release(slot)
-            self._end(request, "error", _as_failure(error, "prefill"))
-            return
-        self._slots[slot] = request
-        usage, media = request.generation.usage, request.prepared.media
+            first = list(islice(chain(*self._waiting.values()), most))
+            count = self._engine.together([request.prepared for request in first]) if first else 0
+            return [self._waiting[request.priority].popleft() for request in first[:count]]
+
+    def _prefill_next(self) -> None:
+        free = [slot for slot, request in enumerate(self._slots) if request is None]
+        requests = self._take_next(len(free))
+        starts = [Start(request.prepared, request.options, slot) for request, slot in zip(requests, free, strict=False)]
+        for request, start, result in zip(requests, starts, self._engine.start_together(starts), strict=True):
+            if isinstance(result, Exception):
+                self._engine.release(start.slot)
+                self._end(request, "error", _as_failure(result, "prefill"))
+            else:
+                self._started(request, result)
+
+    def _started(self, request: Request, generation: Generation) -> None:
+        request.generation = generation
+        self._slots[generation.slot] = request
+        usage, media = generation.usage, request.prepared.media
         self.counts.prompt_tokens += usage.prompt_tokens
         self.counts.vision_tokens += usage.vision_tokens
         self.counts.media += len(media)
-        self.counts.media_reused += request.generation.reused
+        self.counts.media_reused += generation.reused
         self._emit(request)
 
     def _decode(self, running: list[Request]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ..engine.patches import Grid
 from .logits import Float, Int, Logits
 from .sensors import Readings
 
@@ -15,6 +17,24 @@ Bytes = npt.NDArray[np.uint8]
 
 MASKED = -10000.0
 """Added to a masked attention score. It is exact in half precision, where -inf is not safe."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A prompt for a slot.
+
+    Attributes:
+        tokens: int32 [L].
+        positions: int32 [3, L], M-RoPE.
+        vision: float32 [V, H], the embeddings that replace those of `tokens[places]`.
+        places: int32 [V], increasing.
+    """
+
+    slot: int
+    tokens: Int
+    positions: Int
+    vision: Float
+    places: Int
 
 
 class Runner(Protocol):
@@ -58,28 +78,26 @@ class Runner(Protocol):
     def hidden(self) -> int:
         """Width H of the language model."""
 
-    def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
-        """Vision tokens of one medium.
+    def vision(self, media: Sequence[tuple[Bytes, Grid]]) -> list[Float]:
+        """Vision tokens of some media. Values that are not finite in one medium do not reach another.
 
         Args:
-            pixels: uint8 [t·h·w, P], as `Family.patches` returns them.
-            grid: (t, h, w) in patches.
+            media: of each, its patches, uint8 [t·h·w, P], as `Family.patches` returns them, and its (t, h, w).
 
         Returns:
-            float32 [V, H].
+            float32 [V, H] of each medium.
         """
 
-    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Logits:
-        """Put a prompt into an empty or abandoned slot.
+    def together(self, lengths: Sequence[int]) -> int:
+        """How many of the first waiting prompts `prefill` should get in one call; at least 1. `lengths`: the tokens of
+        each, in the order in which they wait."""
 
-        Args:
-            tokens: int32 [L].
-            positions: int32 [3, L], M-RoPE.
-            vision: float32 [V, H], the embeddings that replace those of `tokens[places]`.
-            places: int32 [V], increasing.
+    def prefill(self, prompts: Sequence[Prompt]) -> Logits:
+        """Put prompts into empty or abandoned slots, each into its own. Values that are not finite in one prompt do not
+        reach another.
 
         Returns:
-            One row: the logits after the last token.
+            A row for each prompt: the logits after its last token.
         """
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Logits:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..engine.model import ModelSpec
-from .base import Bytes
+from ..engine.patches import Grid
+from .base import Bytes, Prompt
 from .logits import Float, Int
 
 
@@ -26,14 +27,15 @@ def check_tokens(spec: ModelSpec, tokens: Int, positions: Int, table: int) -> No
     require(positions.min() >= 0 and positions.max() < table, "no such position")
 
 
-def check_prompt(
-    spec: ModelSpec, slots: int, context: int, slot: int, tokens: Int, positions: Int, vision: Float, places: Int
-) -> None:
+def check_prompts(spec: ModelSpec, slots: int, context: int, prompts: Sequence[Prompt]) -> None:
     """Check the arguments of `Runner.prefill`, for a runner with `slots` slots of `context` tokens."""
-    require(0 <= slot < slots, f"there is no slot {slot}")
-    require(0 < len(tokens) < context, f"a prompt of {len(tokens)} tokens does not fit")
-    check_tokens(spec, tokens, positions, context)
-    check_vision(spec, len(tokens), vision, places)
+    require(len({prompt.slot for prompt in prompts}) == len(prompts) > 0, "slots must be distinct, and at least one")
+    for prompt in prompts:
+        length = len(prompt.tokens)
+        require(0 <= prompt.slot < slots, f"there is no slot {prompt.slot}")
+        require(0 < length < context, f"a prompt of {length} tokens does not fit")
+        check_tokens(spec, prompt.tokens, prompt.positions, context)
+        check_vision(spec, length, prompt.vision, prompt.places)
 
 
 def check_step(
@@ -61,10 +63,11 @@ def check_vision(spec: ModelSpec, length: int, vision: Float, places: Int) -> No
     require(np.isin(places, np.arange(length)).all(), "a vision token's place is outside the prompt")
 
 
-def check_pixels(spec: ModelSpec, pixels: Bytes, grid: tuple[int, int, int], most: int, side: int | None) -> None:
-    """Check `pixels`, uint8 [t·h·w, P]. `most`: patches in one temporal grid; `side`: patches along a side of it."""
-    t, h, w = grid
-    size = spec.family.patch_dim
-    require(pixels.dtype == np.uint8 and pixels.shape == (t * h * w, size), "pixels do not fit the grid")
-    require(0 < h * w <= most, f"{h * w} patches; at most {most} fit")
-    require(side is None or max(h, w) <= side, f"{max(h, w)} patches along a side; at most {side} fit")
+def check_media(spec: ModelSpec, media: Sequence[tuple[Bytes, Grid]], most: int, side: int | None) -> None:
+    """Check the arguments of `Runner.vision`. `most`: patches in one temporal grid; `side`: patches along a side of
+    it."""
+    for pixels, (t, h, w) in media:
+        size = spec.family.patch_dim
+        require(pixels.dtype == np.uint8 and pixels.shape == (t * h * w, size), "pixels do not fit the grid")
+        require(0 < h * w <= most, f"{h * w} patches; at most {most} fit")
+        require(side is None or max(h, w) <= side, f"{max(h, w)} patches along a side; at most {side} fit")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .base import MASKED
 from .logits import Float, Int
 
 
-def causal_mask(length: int) -> Float:
-    """float32 [1, 1, length, length]: no token sees a later one."""
-    return np.triu(np.full((length, length), MASKED, np.float32), 1)[None, None]
+def causal_mask(starts: Sequence[int], length: int) -> Float:
+    """float32 [1, 1, length, length]: no token sees a later one, or one of another prompt. `starts`: where each prompt
+    begins, the first at 0; padding may follow the last."""
+    mask = np.triu(np.full((length, length), MASKED, np.float32), 1)
+    for start in starts:
+        mask[start:, :start] = MASKED
+    return mask[None, None]
 
 
 def past_mask(batch: int, columns: int, rows: Int, lengths: Int) -> Float:

@@ -203,8 +203,6 @@ def _complaints(layout: Layout, spec: ModelSpec | None, family: Family) -> Itera
     if slots > 1 and "flush" not in nets:
         yield f"{slots} slots need the net flush"
         return
-    if slots > layout.prompts[0]:
-        yield f"{slots} slots are more than the shortest prompt, {layout.prompts[0]}"
     cached = nets["block_cache_0"].stages[0]
     hidden, row = prod(cached.inputs[0].shape) // slots, prod(cached.inputs[3].shape[2:])
     vocabulary = 1 if layout.chooses else prod(nets["lm_head"].stages[0].outputs[0].shape) // slots

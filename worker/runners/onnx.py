@@ -14,8 +14,9 @@ import onnxruntime
 from sailq.shared.errors import Unsupported
 
 from ..engine.model import ModelSpec
-from .base import Bytes
-from .checks import check_pixels, check_prompt, check_step
+from ..engine.patches import Grid
+from .base import Bytes, Prompt
+from .checks import check_media, check_prompts, check_step
 from .inputs import causal_mask, past_mask
 from .logits import Float, HostLogits, Int
 
@@ -51,12 +52,16 @@ class OnnxRunner:
         self._lengths = np.zeros(slots, np.int32)
         self._cache = self._new_cache(0)
 
-    def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
-        """One call for each temporal grid, because patches attend within their own only."""
+    def vision(self, media: Sequence[tuple[Bytes, Grid]]) -> list[Float]:
+        """See `base.Runner.vision`. One call for each temporal grid: in a shared call a CPU would compute the scores
+        between grids, too, and save nothing."""
+        check_media(self._spec, media, self.max_patches, self.max_side)
+        return [self._encode(pixels, grid) for pixels, grid in media]
+
+    def _encode(self, pixels: Bytes, grid: Grid) -> Float:
         t, h, w = grid
-        check_pixels(self._spec, pixels, grid, self.max_patches, self.max_side)
         patches, *others = self._vit.get_inputs()
-        values = self._spec.family.vit_inputs(h, w, h * w)
+        values = self._spec.family.vit_inputs([(h, w)], h * w)
         feeds = {
             net.name: value.reshape((1,) * (len(net.shape) - value.ndim) + value.shape)
             for net, value in zip(others, values, strict=True)
@@ -64,21 +69,30 @@ class OnnxRunner:
         grids = pixels.reshape(t, h * w, -1).astype(np.float32)
         return np.concatenate([self._vit.run(None, {patches.name: one, **feeds})[0] for one in grids])
 
-    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> HostLogits:
-        """See `base.Runner.prefill`; runs at the prompt's own length."""
-        check_prompt(self._spec, self.slots, self.context, slot, tokens, positions, vision, places)
-        length = len(tokens)
+    def together(self, lengths: Sequence[int]) -> int:
+        """See `base.Runner.together`. One: the nets run at a prompt's own length, so a shared call would save no
+        padding, and a CPU would compute the scores between prompts, too."""
+        return 1
+
+    def prefill(self, prompts: Sequence[Prompt]) -> HostLogits:
+        """See `base.Runner.prefill`; runs each prompt at its own length."""
+        check_prompts(self._spec, self.slots, self.context, prompts)
+        ends = np.concatenate([self._prefill(prompt) for prompt in prompts])
+        return HostLogits(self._lm_head.run(None, {"hidden": ends})[0])
+
+    def _prefill(self, prompt: Prompt) -> Float:
+        """Fill a prompt's slot. Returns the hidden state of its last token, [1, H]."""
+        slot, length = prompt.slot, len(prompt.tokens)
         self._lengths[slot] = 0
         self._fit(length + 1)
-        hidden = self._embedding.run(None, {"input_ids": tokens[None]})[0]
-        hidden[0, places] = vision
-        feeds = {"position_ids": positions[:, None], "mask": causal_mask(length)}
+        hidden: Float = self._embedding.run(None, {"input_ids": prompt.tokens[None]})[0]
+        hidden[0, prompt.places] = prompt.vision
+        feeds = {"position_ids": prompt.positions[:, None], "mask": causal_mask([0], length)}
         for cache, block in zip(self._cache, self._blocks, strict=True):
             hidden, k, v = block.run(None, {"hidden": hidden, **feeds})
             cache[0, slot, :length], cache[1, slot, :length] = k[0], v[0]
-        logits = self._lm_head.run(None, {"hidden": hidden[:, -1]})[0]
         self._lengths[slot] = length
-        return HostLogits(logits)
+        return hidden[:, -1]
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> HostLogits:
         """See `base.Runner.decode`; rows of slots that are not in `slots` are computed too, and dropped."""

@@ -7,7 +7,7 @@ every argument before a call. The behaviour of SAIL 3.10.7 was read in its sourc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,19 @@ import numpy as np
 from sailq.shared.errors import DeviceFailed, TooLong, Unsupported
 
 from ..engine.model import ModelSpec
+from ..engine.patches import Grid
 from ..model_files.bmodel import read_bmodel
-from .base import Bytes
-from .checks import check_pixels, check_prompt, check_step
+from .base import Bytes, Prompt
+from .checks import check_media, check_prompts, check_step
 from .chip import Chip, count_tpus
 from .kv_cache import open_cache
 from .layout import read_layout
 from .logits import UNUSABLE, Choose, ChosenTokens, DeviceLogits, Float, Int, Logits
-from .runner_memory import HeadMemory, PromptMemory, StepMemory, VisionMemory
+from .packing import prompts_together
+from .prompt_nets import PromptNets
+from .runner_memory import HeadMemory, StepMemory
 from .sensors import Readings, read
+from .vision_nets import VisionNets
 
 
 class SailRunner:
@@ -60,53 +64,46 @@ class SailRunner:
         if self._tpu >= there:
             raise Unsupported(f"There is no TPU {self._tpu}: this machine has {there}, numbered from 0.")
         self._chip = Chip(self._sail, self._tpu, bmodel)
-        self._vision = VisionMemory(layout, self._chip)
-        self._prompt = PromptMemory(layout, self._chip)
+        self._vision = VisionNets(layout, self._chip, self._spec.family)
         self._step = StepMemory(layout, self._chip)
         self._head = HeadMemory(layout, self._chip)
         self._ends = self._chip.view(self._step.last, self._head.shape)
         self._cache = open_cache(layout, self._chip, self._step)
+        self._prompt = PromptNets(layout, self._chip, self._spec, self._cache.layers, self._cache.start)
 
-    def vision(self, pixels: Bytes, grid: tuple[int, int, int]) -> Float:
-        """One call for each temporal grid, at the smallest size that holds it, or at its own on a dynamic net."""
-        t, h, w = grid
-        check_pixels(self._spec, pixels, grid, self.max_patches, self.max_side)
-        family, used = self._spec.family, h * w
-        size = used if self._layout.dynamic_vision else _smallest(self._layout.patches, used)
-        values = np.zeros((size, family.patch_dim), np.float32)
-        others = family.vit_inputs(h, w, size)
-        tensors = self._vision.inputs([values.shape, *(other.shape for other in others)])
-        for tensor, other in zip(tensors[1:], others, strict=True):
-            self._chip.write(tensor, other)
-        embeds = []
-        for patches in pixels.reshape(t, used, -1):
-            values[:used] = patches if self._layout.raw_pixels else family.pixel_values(patches)
-            self._chip.write(tensors[0], values)
-            self._chip.run("vit", tensors, [self._vision.embeds])
-            embeds.append(self._chip.read(self._vision.embeds)[: family.vision_tokens((1, h, w))])
-        return np.concatenate(embeds)
+    def vision(self, media: Sequence[tuple[Bytes, Grid]]) -> list[Float]:
+        """See `base.Runner.vision`."""
+        check_media(self._spec, media, self.max_patches, self.max_side)
+        return self._vision.encode(media)
 
-    def prefill(self, slot: int, tokens: Int, positions: Int, vision: Float, places: Int) -> Logits:
-        """See `base.Runner.prefill`. Runs at the smallest length that holds the prompt, or at the prompt's own on
-        dynamic nets. With history nets a long prompt is prefilled in parts."""
-        check_prompt(self._spec, self.slots, self.context, slot, tokens, positions, vision, places)
-        length = len(tokens)
-        if length > self.longest_prompt:
-            raise TooLong(f"The prompt has {length} tokens; this worker's limit is {self.longest_prompt}.")
-        self._lengths[slot] = 0
-        most = self._layout.prompts[-1]
-        for start in range(0, length, most):
-            part = slice(start, min(start + most, length))
-            inside = (places >= part.start) & (places < part.stop)
-            self._embed(tokens[part], vision[inside], places[inside] - start)
-            self._prefill_part(slot, start, positions[:, part])
-        self._lengths[slot] = length
-        self._cache.fill(slot, length)
-        last = length - 1 - start
-        first = max(0, last + 1 - self.slots)  # lm_head takes as many rows as slots: the prompt's last ones
-        ends = self._chip.view(self._prompt.hidden, self._head.shape, first * self.hidden)
+    def together(self, lengths: Sequence[int]) -> int:
+        """See `base.Runner.together`. More than one only where a mask can separate prompts in a static net."""
+        layout = self._layout
+        shared = layout.masked and not layout.dynamic_prompt and not layout.history
+        return prompts_together(lengths, layout.prompts) if shared else 1
+
+    def prefill(self, prompts: Sequence[Prompt]) -> Logits:
+        """See `base.Runner.prefill`. As many prompts as `together` says share a launch of each net. The mask does not
+        stop values that are not finite: after these, the slots are cleared, and each prompt runs alone."""
+        check_prompts(self._spec, self.slots, self.context, prompts)
+        lengths = [len(prompt.tokens) for prompt in prompts]
+        if max(lengths) > self.longest_prompt:
+            raise TooLong(f"The prompt has {max(lengths)} tokens; this worker's limit is {self.longest_prompt}.")
+        slots, done = [prompt.slot for prompt in prompts], 0
+        self._lengths[slots] = 0
+        while done < len(prompts):
+            count = self.together(lengths[done:])
+            self._prompt.prefill(prompts[done : done + count], self._head.ends, done)
+            if count > 1 and not self._finite(done, count):
+                for index in range(done, done + count):
+                    self.clear(prompts[index].slot)
+                    self._prompt.prefill(prompts[index : index + 1], self._head.ends, index)
+            done += count
+        self._lengths[slots] = lengths
+        for slot, length in zip(slots, lengths, strict=True):
+            self._cache.fill(slot, length)
         # The host samples the first token: it checks all scores, so it finds a broken row of lm_head's weights.
-        return self._logits(ends, [last - first], None)
+        return self._logits(self._head.ends, range(len(prompts)), None)
 
     def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Logits:
         """See `base.Runner.decode`. Copies only tokens, positions and a mask to the device. Slots that are not in
@@ -136,45 +133,10 @@ class SailRunner:
         """See `base.Runner.readings`."""
         return read(self._sail, self._tpu)
 
-    def _embed(self, tokens: Int, vision: Float, places: Int) -> None:
-        """Write the hidden states of a part of a prompt to the first rows of `self._prompt.hidden`."""
-        prompt, chip = self._prompt, self._chip
-        size = _smallest(self._layout.prompts, len(tokens))
-        ids = chip.view(prompt.ids, [1, size])
-        chip.write(ids, np.pad(tokens, (0, size - len(tokens))))
-        chip.run("embedding", [ids], [chip.view(prompt.hidden, [1, size, self.hidden])])
-        for start, rows in _runs(vision, places):
-            chip.write(chip.view(prompt.hidden, list(rows.shape), start * self.hidden), rows)
-
-    def _prefill_part(self, slot: int, start: int, positions: Int) -> None:
-        """Run the blocks over `self._prompt.hidden`; its keys and values are stored after the slot's first `start`
-        rows. A dynamic net writes as many rows as it reads, but needs outputs of its largest size."""
-        layout, chip, prompt = self._layout, self._chip, self._prompt
-        used = positions.shape[1]
-        size = used if layout.dynamic_prompt else _smallest(layout.prompts, used)
-        name = "block_kv" if start else "block"
-        stage = layout.stage(f"{name}_0", size)
-        places = chip.view(prompt.positions, [*stage.inputs[1].shape[:-1], size])
-        chip.write(places, np.pad(positions, ((0, 0), (0, size - used))))
-        masks = [prompt.masks[size]] if layout.masked else []
-        for index, caches in enumerate(self._cache.layers):
-            rows = [chip.view(cache, stage.outputs[1].shape, self._cache.start(slot, start)) for cache in caches]
-            past = self._history(f"{name}_{index}", caches, slot, start) if start else []
-            hidden = chip.view(prompt.hidden, [1, size, self.hidden])
-            made = chip.view(prompt.other, stage.outputs[0].shape)
-            chip.run(f"{name}_{index}", [hidden, places, *masks, *past], [made, *rows])
-            prompt.hidden, prompt.other = prompt.other, prompt.hidden
-
-    def _history(self, net: str, caches: list[Any], slot: int, used: int) -> list[Any]:
-        """Copy the first `used` rows of a slot's keys and values into the net's own inputs. The net reads them only
-        there, and runs of other nets overwrite them."""
-        own = self._chip.shared_inputs(net)
-        views = []
-        for index, cache in zip((2, 3), caches, strict=True):
-            rows = self._chip.view(own[index], [1, used, *own[index].shape()[2:]])
-            self._chip.copy(cache, self._cache.start(slot, 0), rows, 0, used * self._layout.row)
-            views.append(rows)
-        return views
+    def _finite(self, row: int, count: int) -> bool:
+        """Whether so many rows of `self._head.ends` are finite."""
+        ends = self._chip.view(self._head.ends, [count, self.hidden], row * self.hidden)
+        return bool(np.isfinite(self._chip.read(ends)).all())
 
     def _logits(self, hidden: Any, rows: Sequence[int], choose: Choose | None) -> Logits:
         """Run lm_head on a row for each slot. `rows`: the indices of the rows that are used. One run reads the weights
@@ -195,15 +157,3 @@ class SailRunner:
         self._chip.run("greedy_head", [head.scores], head.chosen)
         tokens, *sums = (self._chip.read(chosen).reshape(-1) for chosen in head.chosen)
         return tokens, sums[0] if sums else None
-
-
-def _smallest(sizes: Sequence[int], needed: int) -> int:
-    """The smallest of increasing sizes that holds `needed`."""
-    return next(size for size in sizes if size >= needed)
-
-
-def _runs(vision: Float, places: Int) -> Iterator[tuple[int, Float]]:
-    """(first place, rows) of each unbroken run of places."""
-    if len(places):
-        for run in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1):
-            yield int(places[run[0]]), vision[run]

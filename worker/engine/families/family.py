@@ -94,11 +94,13 @@ class Family(Protocol):
             int32 [3, L], and the delta: the token at place p ≥ L has position p + delta in all three.
         """
 
-    def vit_inputs(self, h: int, w: int, size: int) -> tuple[npt.NDArray[np.generic], ...]:
-        """The ViT's inputs after the patches, in the net's order, for one temporal grid of `h` × `w` patches.
+    def vit_inputs(self, grids: Sequence[tuple[int, int]], size: int) -> tuple[npt.NDArray[np.generic], ...]:
+        """The ViT's inputs after the patches, in the net's order. The patches of each temporal grid follow those of the
+        one before it, and see only their own grid.
 
         Args:
-            size: number of patches that the net takes, at least h·w. The rows after h·w are padding.
+            grids: the rows and columns of each grid.
+            size: number of patches that the net takes, at least those of the grids. The rest is padding.
         """
 
     def vit_elements(self, size: int, hidden: int) -> tuple[Sizes, Sizes]:

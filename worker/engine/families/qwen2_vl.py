@@ -105,11 +105,14 @@ class Qwen2VL:
     def positions(self, vision: Bools, media: Sequence[FramesPart]) -> tuple[Int, int]:
         return rope_index(vision, [self.grid(medium) for medium in media], self.merge_size)
 
-    def vit_inputs(self, h: int, w: int, size: int) -> tuple[Int, Float]:
-        """int32 [size, 2]: row and column of each patch; float32 [size, size]: a mask that hides the padding."""
-        positions, mask = np.zeros((size, 2), np.int32), np.zeros((size, size), np.float32)
-        positions[: h * w], mask[:, h * w :] = grid_positions(h, w, self.merge_size), MASKED
-        return positions, mask
+    def vit_inputs(self, grids: Sequence[tuple[int, int]], size: int) -> tuple[Int, Float]:
+        """int32 [size, 2]: row and column of each patch; float32 [size, size]: a mask that hides other grids. The
+        padding is a grid of its own."""
+        patches = [h * w for h, w in grids]
+        positions = np.zeros((size, 2), np.int32)
+        positions[: sum(patches)] = np.concatenate([grid_positions(h, w, self.merge_size) for h, w in grids])
+        grid = np.repeat(np.arange(len(grids) + 1), [*patches, size - sum(patches)])
+        return positions, np.where(grid[:, None] == grid, np.float32(0), np.float32(MASKED))
 
     def vit_elements(self, size: int, hidden: int) -> tuple[Sizes, Sizes]:
         return (size * self.patch_dim, size * 2, size * size), (size // self.merge_size**2 * hidden,)
