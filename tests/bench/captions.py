@@ -11,7 +11,8 @@ import numpy as np
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.worker.engine.engine import Engine
-from sailq.worker.engine.scheduler import Request, Scheduler
+from sailq.worker.engine.request import Request
+from sailq.worker.engine.scheduler import Scheduler
 
 COUNT, SHORTEST, LONGEST = 32, 16, 128
 THREADS = 2

@@ -6,11 +6,13 @@ x86 core on which the calls were timed, so that the share of a step that is lost
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,8 +23,10 @@ from sailq.shared.jobs import GenerationOptions, Message, TextPart
 from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.engine.scheduler import Request, Scheduler
+from sailq.worker.engine.request import Request
+from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve
+from sailq.worker.process.serve import SWITCH_SECONDS
 from sailq.worker.runners.sail import SailRunner
 from tests.bench.timed_sail import TimedSail
 from tests.bench.timings import LAYERS, Net, Timings
@@ -46,8 +50,18 @@ class Found:
     calls: Mapping[str, float]
 
 
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Threads change as in a worker."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    yield
+    sys.setswitchinterval(before)
+
+
 @pytest.mark.bench
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("switching")
 def test_the_device_threads_time_outside_process(tmp_path: Path, table: Table) -> None:
     spec = replace(
         ModelSpec.load(resolve("sailq-tiny")), layers=LAYERS, hidden_size=3584, kv_heads=4, head_dim=128,
@@ -78,31 +92,47 @@ def measure(folder: Path, spec: ModelSpec, slots: int, ratio: float) -> Found:
     nets = qwen2_vl(layers=LAYERS, slots=slots, context=CONTEXT, prompts=(PROMPT,), patches=(160,), hidden=3584,
                     row=(4, 128), vocabulary=152064, greedy=True)
     engine = Engine(spec, SailRunner(spec, write_bmodel(folder / "7b.bmodel", nets), sail), ChatTokenizer(spec))
-    scheduler = Scheduler(engine)
     options = GenerationOptions(max_new_tokens=STEPS + slots)
     prepared = engine.prepare([Message(role="user", content=(TextPart(text="Hi"),))], {}, options)
-    texts: list[str] = []
+    scheduler, texts = RecordingScheduler(engine, sail), list[str]()
+    scheduler.start()
+    for _ in range(2):  # the first answers make the views that later ones use again
+        scheduler.steps.clear()
+        requests = [Request(prepared, options, on_text=texts.append) for _ in range(slots)]
+        for request in requests:
+            scheduler.submit(request)
+        assert all(request.wait(300).usage.completion_tokens == STEPS + slots for request in requests)
+    scheduler.close()
+    assert len(scheduler.steps) >= STEPS - slots
+    wall, launched = sum(step.wall for step in scheduler.steps), sum(step.launched for step in scheduler.steps)
+    calls: Counter[str] = sum((step.calls for step in scheduler.steps), Counter())
+    count = len(scheduler.steps)
+    return Found(1000 * (wall - launched) / count, 1 - launched / wall, {call: n / count for call, n in calls.items()})
 
-    def answer_all() -> Found:
-        """Steps count in which all slots get a token and no prompt is prefilled."""
-        for _ in range(slots):
-            scheduler.submit(Request(prepared, options, on_text=texts.append))
-        steps, walls, launched, calls = 0, 0.0, 0.0, Counter[str]()
-        while scheduler.waiting or scheduler.running:
-            sail.calls.clear()
-            full, before, began = not scheduler.waiting, sail.launched, time.perf_counter()
-            scheduler.step()
-            if full and scheduler.running == slots:
-                steps, walls, launched = (
-                    steps + 1, walls + time.perf_counter() - began, launched + sail.launched - before
-                )
-                calls += sail.calls
-        assert steps >= STEPS - slots
-        share = {call: count / steps for call, count in calls.items()}
-        return Found(1000 * (walls - launched) / steps, 1 - launched / walls, share)
 
-    answer_all()  # makes the views that later answers use again
-    return answer_all()
+class Step(NamedTuple):
+    """Seconds of a step and of its launches, and its calls."""
+
+    wall: float
+    launched: float
+    calls: Counter[str]
+
+
+class RecordingScheduler(Scheduler):
+    """Records the steps in which all slots get a token and no prompt is prefilled."""
+
+    def __init__(self, engine: Engine, sail: TimedSail) -> None:
+        super().__init__(engine)
+        self._sail = sail
+        self.steps: list[Step] = []
+
+    def step(self) -> None:
+        self._sail.calls.clear()
+        full, launched, began = self.running, self._sail.launched, time.perf_counter()
+        super().step()
+        if full == self.running == len(self._slots):
+            wall = time.perf_counter() - began
+            self.steps.append(Step(wall, self._sail.launched - launched, self._sail.calls.copy()))
 
 
 def seconds(slots: int, ratio: float) -> dict[str, float]:

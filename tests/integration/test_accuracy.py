@@ -14,7 +14,8 @@ from rounding import int4_tiny
 from sailq.producer.samples import TASKS, TRAINING_SEED, write_samples
 from sailq.shared.jobs import GenerationOptions
 from sailq.worker.engine.engine import Engine
-from sailq.worker.engine.scheduler import Request, Scheduler
+from sailq.worker.engine.request import Request
+from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve
 
 pytestmark = pytest.mark.proof

@@ -20,7 +20,8 @@ from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.preprocessor import PreparedPrompt
-from sailq.worker.engine.scheduler import Outcome, Request, Scheduler
+from sailq.worker.engine.request import Outcome, Request
+from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners.base import Prompt
 
@@ -219,7 +220,8 @@ import numpy as np
 from pathlib import Path
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.worker.engine.engine import Engine
-from sailq.worker.engine.scheduler import Request, Scheduler
+from sailq.worker.engine.request import Request
+from sailq.worker.engine.scheduler import Scheduler
 
 engine = Engine.load(Path(sys.argv[1]))
 part = FramesPart(type="video", blob="0" * 64, frames=2, height=84, width=84)

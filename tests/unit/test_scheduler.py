@@ -16,7 +16,8 @@ from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.preprocessor import PreparedPrompt
-from sailq.worker.engine.scheduler import Request, Scheduler
+from sailq.worker.engine.request import Request
+from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.runners.base import Prompt
 from sailq.worker.runners.logits import Float, HostLogits, Int
 

@@ -41,8 +41,7 @@ class Generation:
         reused: number of media whose vision tokens were in the vision cache.
         inter_token_latency: seconds between the last two tokens; None until there are two.
         tokens: the tokens chosen so far, the end token included.
-        delta: the text that the last token completed.
-        finish_reason: None while the answer is unfinished.
+        finish_reason: None while the answer is unfinished; a stop text in it, which only `stream` sees, ends it too.
         error: why the last logits could not be used; the generation is then over.
     """
 
@@ -57,16 +56,13 @@ class Generation:
     last_token_at: float = 0.0
     inter_token_latency: float | None = None
     tokens: list[int] = field(default_factory=list)
-    delta: str = ""
     finish_reason: FinishReason | None = None
     error: Exception | None = None
 
-    @property
-    def usage(self) -> Usage:
+    def usage(self, tokens: int) -> Usage:
+        """The usage of an answer of so many tokens."""
         return Usage(
-            prompt_tokens=len(self.prepared.tokens),
-            vision_tokens=len(self.prepared.places),
-            completion_tokens=len(self.tokens),
+            prompt_tokens=len(self.prepared.tokens), vision_tokens=len(self.prepared.places), completion_tokens=tokens
         )
 
 
@@ -271,17 +267,12 @@ class Engine:
                 generation.error = error
 
     def _append(self, generation: Generation, token: int) -> None:
-        """Add a token to a generation's text, and end it if the token, the text or the limit says so."""
+        """Add a token to a generation, and end it if the token or the limit says so."""
         now = time.monotonic()
         generation.inter_token_latency = now - generation.last_token_at if generation.tokens else None
         generation.tokens.append(token)
         generation.last_token_at = now
-        stream = generation.stream
-        ended = token in self._chat_tokenizer.end_tokens
-        generation.delta = "" if ended else stream.push(token)
-        if ended or stream.stopped:
+        if token in self._chat_tokenizer.end_tokens:
             generation.finish_reason = "stop"
         elif len(generation.tokens) == generation.prepared.limit:
             generation.finish_reason = "length"
-        if generation.finish_reason is not None:
-            generation.delta += stream.finish()

@@ -1,4 +1,4 @@
-"""Continuous batching: `step()` = admit -> prefill -> decode -> emit, on the device's thread."""
+"""Continuous batching: `step()` = admit -> prefill -> decode, on the device's thread. Text is written beside it."""
 
 from __future__ import annotations
 
@@ -10,98 +10,14 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from logging import getLogger
 
-from sailq.shared.errors import Cancelled, DeadlineExceeded, DeviceFailed, SailqError
-from sailq.shared.jobs import FinishReason, GenerationOptions, Priority, Usage
+from sailq.shared.errors import Cancelled, DeviceFailed, SailqError
+from sailq.shared.jobs import FinishReason, Priority
 
 from .engine import Engine, Generation, Start
-from .preprocessor import PreparedPrompt
+from .request import Outcome, Request
+from .text_writer import Piece, TextWriter, as_failure
 
 _log = getLogger("sailq.worker")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a request ended. Durations are in seconds; `first_token_at` is a `time.monotonic`. None: no such step took
-    place.
-
-    Attributes:
-        text: all text that `on_text` got; for a cancelled or late request, the text until then.
-        error: set if `finish_reason` is neither `stop` nor `length`.
-        vision_encode, prefill, decode: see `shared.jobs.Timings`.
-        inter_token_latency: mean time between two tokens.
-    """
-
-    text: str
-    finish_reason: FinishReason
-    error: SailqError | None = None
-    usage: Usage = Usage()
-    vision_encode: float | None = None
-    prefill: float | None = None
-    decode: float | None = None
-    first_token_at: float | None = None
-    inter_token_latency: float | None = None
-
-    @classmethod
-    def unstarted(cls, reason: FinishReason, error: SailqError | None = None) -> Outcome:
-        """The outcome of a request that never got a slot."""
-        return cls("", reason, error)
-
-    @classmethod
-    def of(cls, generation: Generation, reason: FinishReason, error: SailqError | None = None) -> Outcome:
-        tokens, decode = len(generation.tokens), generation.last_token_at - generation.first_token_at
-        return cls(
-            generation.stream.text, reason, error, generation.usage,
-            vision_encode=generation.vision_encode, prefill=generation.prefill, decode=decode,
-            first_token_at=generation.first_token_at,
-            inter_token_latency=decode / (tokens - 1) if tokens > 1 else None,
-        )
-
-
-class Request:
-    """A request for one answer. `on_text` is called on the scheduler's thread and must return at once.
-
-    Args:
-        prepared: from `Engine.prepare`.
-        deadline: the `time.monotonic` at which the request ends as `deadline`, or None.
-        on_text: gets each piece of text once it is final.
-    """
-
-    def __init__(
-        self,
-        prepared: PreparedPrompt,
-        options: GenerationOptions,
-        deadline: float | None = None,
-        priority: Priority = "normal",
-        on_text: Callable[[str], None] | None = None,
-    ) -> None:
-        self.prepared, self.options = prepared, options
-        self.deadline, self.priority, self.on_text = deadline, priority, on_text
-        self.generation: Generation | None = None
-        self.outcome: Outcome | None = None
-        self._cancelled, self._done = threading.Event(), threading.Event()
-
-    def cancel(self) -> None:
-        """End the request within one step. Does nothing if it is over. May be called from any thread."""
-        self._cancelled.set()
-
-    def wait(self, timeout: float | None = None) -> Outcome:
-        """Wait for the outcome. Raises TimeoutError after `timeout` seconds."""
-        if not self._done.wait(timeout):
-            raise TimeoutError("The request has not ended.")
-        assert self.outcome is not None
-        return self.outcome
-
-    def interrupted(self, now: float) -> tuple[FinishReason, SailqError] | None:
-        """The reason why the request must end now; None if it may go on."""
-        if self._cancelled.is_set():
-            return "cancelled", Cancelled("The job was cancelled.")
-        if self.deadline is not None and now >= self.deadline:
-            return "deadline", DeadlineExceeded("The job's deadline passed before its answer was complete.")
-        return None
-
-    def finish(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-        self._done.set()
 
 
 @dataclass
@@ -127,13 +43,14 @@ class Scheduler:
     Requests are served in order. `high` priority goes before `normal`, but does not preempt a running request.
 
     Attributes:
-        counts: totals, written only by the scheduler's thread.
+        counts: totals. Each is written by one thread only.
     """
 
     def __init__(self, engine: Engine, on_inter_token_latency: Callable[[float], None] = lambda seconds: None) -> None:
-        """`on_inter_token_latency` takes the seconds between two tokens of an answer, on the scheduler's thread."""
+        """`on_inter_token_latency` takes the seconds between two tokens of an answer, on the text writer's thread."""
         self.counts = Counts()
         self._engine, self._on_inter_token_latency = engine, on_inter_token_latency
+        self._writer = TextWriter(self._count)
         self._slots: list[Request | None] = [None] * engine.slots
         self._waiting: dict[Priority, deque[Request]] = {"high": deque(), "normal": deque()}
         self._changed = threading.Condition()
@@ -175,12 +92,15 @@ class Scheduler:
 
         If the device fails, the loop ends at once. Its requests stay unfinished: another process runs their jobs.
         """
+        self._writer.start()
         try:
             while self._await_work():
                 self.step()
         except DeviceFailed as error:
             _log.critical("%s", error, exc_info=error)
             return
+        finally:
+            self._writer.close()
         for request in [*self._take_waiting(lambda request: True), *filter(None, self._slots)]:
             self._end(request, "cancelled", Cancelled("The worker is shutting down."))
 
@@ -194,11 +114,13 @@ class Scheduler:
 
     def step(self) -> None:
         """End interrupted requests, prefill the next ones together, and decode one token for each running request."""
+        self._free_ended()
         self._drop_interrupted()
         self._prefill_next()
         running = [request for request in self._slots if request is not None]
         if running:
             self._decode(running)
+        self._free_ended()
 
     def _await_work(self) -> bool:
         with self._changed:
@@ -234,19 +156,19 @@ class Scheduler:
         for request, start, result in zip(requests, starts, self._engine.start_together(starts), strict=True):
             if isinstance(result, Exception):
                 self._engine.release(start.slot)
-                self._end(request, "error", _as_failure(result, "prefill"))
+                self._end(request, "error", as_failure(result, "prefill"))
             else:
                 self._started(request, result)
 
     def _started(self, request: Request, generation: Generation) -> None:
         request.generation = generation
         self._slots[generation.slot] = request
-        usage, media = generation.usage, request.prepared.media
-        self.counts.prompt_tokens += usage.prompt_tokens
-        self.counts.vision_tokens += usage.vision_tokens
+        prompt, media = generation.prepared, request.prepared.media
+        self.counts.prompt_tokens += len(prompt.tokens)
+        self.counts.vision_tokens += len(prompt.places)
         self.counts.media += len(media)
         self.counts.media_reused += generation.reused
-        self._emit(request)
+        self._writer.put([self._piece(request, generation)])
 
     def _decode(self, running: list[Request]) -> None:
         generations = [request.generation for request in running if request.generation is not None]
@@ -255,30 +177,37 @@ class Scheduler:
         except DeviceFailed:
             raise
         except Exception as error:
-            failure = _as_failure(error, "decode")
+            failure = as_failure(error, "decode")
             for request in running:
                 self._end(request, "error", failure)
             return
-        for request in running:
-            self._emit(request)
+        self._writer.put(list(map(self._piece, running, generations)))
 
-    def _emit(self, request: Request) -> None:
-        """Give the newest text to `on_text`, and end the request if it is finished."""
-        generation = request.generation
-        assert generation is not None
-        try:
-            if generation.error is not None:
-                raise generation.error
-            self.counts.generation_tokens += 1
-            if generation.inter_token_latency is not None:
-                self._on_inter_token_latency(generation.inter_token_latency)
-            if request.on_text is not None and generation.delta:
-                request.on_text(generation.delta)
-        except Exception as error:
-            self._end(request, "error", _as_failure(error, "sampling or streaming"))
-            return
+    def _piece(self, request: Request, generation: Generation) -> Piece:
+        """The newest token of a request, whose slot is free again if it is the last."""
+        if generation.error is not None:
+            self._free(generation.slot)
+            return Piece(request, generation, reason="error", error=as_failure(generation.error, "sampling"))
         if generation.finish_reason is not None:
-            self._end(request, generation.finish_reason)
+            self._free(generation.slot)
+        return Piece(request, generation, generation.tokens[-1], generation.last_token_at,
+                     generation.inter_token_latency, generation.finish_reason)
+
+    def _count(self, inter_token_latency: float | None) -> None:
+        """Count a token of an answer. Called by the text writer."""
+        self.counts.generation_tokens += 1
+        if inter_token_latency is not None:
+            self._on_inter_token_latency(inter_token_latency)
+
+    def _free(self, slot: int) -> None:
+        self._slots[slot] = None
+        self._engine.release(slot)
+
+    def _free_ended(self) -> None:
+        """Free the slots of the requests that the text writer has ended."""
+        for slot, request in enumerate(self._slots):
+            if request is not None and request.outcome is not None:
+                self._free(slot)
 
     def _end(self, request: Request, reason: FinishReason, error: SailqError | None = None) -> None:
         """Free the request's slot, if it has one, and tell its waiter."""
@@ -286,14 +215,5 @@ class Scheduler:
         if generation is None:
             request.finish(Outcome.unstarted(reason, error))
             return
-        self._slots[generation.slot] = None
-        self._engine.release(generation.slot)
-        request.finish(Outcome.of(generation, reason, error))
-
-
-def _as_failure(error: Exception, phase: str) -> SailqError:
-    """The error for the caller. Logs an error that is not a SailqError with its traceback."""
-    if isinstance(error, SailqError):
-        return error
-    _log.error("%s failed", phase, exc_info=error)
-    return SailqError(f"The worker failed in {phase}: {error}.")
+        self._free(generation.slot)
+        self._writer.put([Piece(request, generation, reason=reason, error=error)])

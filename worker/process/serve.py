@@ -39,7 +39,7 @@ LOOK_AHEAD = 2
 """Jobs claimed beyond the slots, so that their frames and tokens are ready when a slot is freed."""
 MAX_CONNECTIONS = 4
 """One waits for jobs and one for commands. Two carry all other commands, for any number of slots."""
-_SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0005
 """The thread switch interval in seconds. The device's thread returns to Python after each net, tens of times a step,
 while other threads prepare jobs. With Python's default it would wait for up to 5 ms each time."""
 
@@ -61,7 +61,7 @@ def serve(
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)  # until the consumer sets its own handlers
-    sys.setswitchinterval(_SWITCH_SECONDS)
+    sys.setswitchinterval(SWITCH_SECONDS)
     model_dir = resolve(settings.model)
     connection = connect(settings.redis_url, max_connections=MAX_CONNECTIONS - 1)
     waiting = connect(settings.redis_url, max_connections=1, retries=0)

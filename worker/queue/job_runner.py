@@ -20,7 +20,8 @@ from sailq.shared.rqjob import is_own, read_job
 
 from ..engine.engine import Engine
 from ..engine.preprocessor import Media
-from ..engine.scheduler import Outcome, Request, Scheduler
+from ..engine.request import Outcome, Request
+from ..engine.scheduler import Scheduler
 from .front_door import read_messages
 from .job_store import Claim, JobStore, attempts, said_before
 from .publisher import Publisher, Stream
