@@ -74,8 +74,7 @@ def cut(checkpoint: Checkpoint, sizes: Sizes | None) -> Iterator[Net]:
         yield parts.vit("vit", 8)
         yield parts.embedding("embedding", 2, 5)
         for layer in range(parts.layers):
-            yield parts.block(f"block_{layer}", layer, 2, 5)
-            yield parts.block_cache(f"block_cache_{layer}", layer, 2, 5)
+            yield parts.dynamic_block(f"block_{layer}", layer)
         yield parts.lm_head(2)
         return
     batch, length = sizes.batch, sizes.seq_length
@@ -101,7 +100,7 @@ class _Parts:
     def __init__(self, checkpoint: Checkpoint, sizes: Sizes | None) -> None:
         model, processor, self._spec = checkpoint.model, checkpoint.processor, checkpoint.config.text_config
         text = model.model.language_model
-        self.layers, self._static = len(text.layers), sizes is not None
+        self.layers = len(text.layers)
         self._vit = nets.Vit(
             model.model.visual, processor["rescale_factor"], processor["image_mean"], processor["image_std"]
         )
@@ -124,28 +123,37 @@ class _Parts:
             ("hidden",), {name: {0: "B", 1: "S"} for name in ("input_ids", "hidden")},
         )
 
+    def dynamic_block(self, name: str, layer: int) -> Net:
+        module, batch, length, columns = self._layers[layer], 2, 5, 3
+        past = _floats(batch, columns, module.kv_heads, module.dim)
+        return Net(
+            name, nets.DynamicBlock(module),
+            {"hidden": _floats(batch, length, self._spec.hidden_size), "position_ids": _ints(3, batch, length),
+             "mask": _floats(batch, 1, length, columns + length), "past_k": past, "past_v": past},
+            ("hidden_out", "k", "v"),
+            {"position_ids": {1: "B", 2: "S"}, "mask": {0: "B", 2: "S", 3: "T"},
+             **{name: {0: "B", 1: "L"} for name in ("past_k", "past_v")},
+             **{name: {0: "B", 1: "S"} for name in ("hidden", "hidden_out", "k", "v")}},
+        )
+
     def block(self, name: str, layer: int, batch: int, length: int) -> Net:
         return Net(
             name, nets.Block(self._layers[layer]),
             {"hidden": _floats(batch, length, self._spec.hidden_size), "position_ids": _ints(3, batch, length),
              "mask": _floats(batch, 1, length, length)},
             ("hidden_out", "k", "v"),
-            {"position_ids": {1: "B", 2: "S"}, "mask": {0: "B", 2: "S", 3: "S"},
-             **{name: {0: "B", 1: "S"} for name in ("hidden", "hidden_out", "k", "v")}},
         )
 
     def block_cache(self, name: str, layer: int, batch: int, columns: int) -> Net:
         module = self._layers[layer]
-        recent = self._recent(module, batch) if self._static and batch > 1 else {}
+        recent = self._recent(module, batch) if batch > 1 else {}
         past = (batch, columns, module.kv_heads, module.dim)
         return Net(
-            name, nets.BatchedBlockCache(module) if recent else nets.BlockCache(module, fused=self._static),
+            name, nets.BatchedBlockCache(module) if recent else nets.BlockCache(module),
             {"hidden": _floats(batch, 1, self._spec.hidden_size), "position_ids": _ints(3, batch, 1),
              "mask": _floats(batch, 1, 1, columns + (RECENT if recent else 0) + 1),
              "past_k": _floats(*past), "past_v": _floats(*past), **recent},
             ("hidden_out", "k", "v"),
-            {"position_ids": {1: "B"}, "mask": {0: "B", 3: "L1"}, "past_k": {0: "B", 1: "L"},
-             "past_v": {0: "B", 1: "L"}, **{name: {0: "B"} for name in ("hidden", "hidden_out", "k", "v")}},
         )
 
     def flush(self, batch: int) -> Net:

@@ -111,7 +111,7 @@ class Rotary(nn.Module):
 
 
 class Layer(nn.Module):
-    """What `block_i` and `block_cache_i` share: one decoder layer's weights, and its mathematics."""
+    """What the nets of one decoder layer share: its weights and its mathematics."""
 
     def __init__(self, layer: Any, rotary: Rotary) -> None:
         super().__init__()
@@ -154,25 +154,28 @@ class Layer(nn.Module):
     def attend_cached(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, past: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """One query a row over its past and itself, without a copy of the past for each group of heads.
+        """Each row's queries over its past, which may be empty, and its own keys, without a copy of the past for each
+        group of heads.
 
-        With keys joined and repeated, as `attend_fused` has them, a CPU is 4 to 17 times slower here (batch 8,
-        512 columns).
+        With keys joined and repeated, as `attend_fused` has them, a CPU is 4 to 17 times slower here (one query, batch
+        8, 512 columns).
         """
-        groups = self.heads // self.kv_heads
-        q = q.reshape(-1, self.kv_heads, groups, self.dim) * (1 / math.sqrt(self.dim))
-        k, v = (new.reshape(-1, self.kv_heads, 1, self.dim) for new in (k, v))
-        past_k, past_v = (cache.permute(0, 2, 1, 3) for cache in past)
-        own = (q * k).sum(-1, keepdim=True)
-        scores = torch.cat((torch.matmul(q, past_k.transpose(2, 3)), own), dim=-1)
-        weights = functional.softmax(scores + mask, dim=-1)
-        return torch.matmul(weights[..., :-1], past_v) + weights[..., -1:] * v
+        batch, length, columns = q.shape[0], q.shape[1], past[0].shape[1]
+        q = q.reshape(batch, length, self.kv_heads, -1, self.dim).permute(0, 2, 3, 1, 4)
+        q = q.reshape(batch, self.kv_heads, -1, self.dim) * (1 / math.sqrt(self.dim))
+        k, v, past_k, past_v = (rows.permute(0, 2, 1, 3) for rows in (k, v, *past))
+        scores = torch.cat((torch.matmul(q, past_k.transpose(2, 3)), torch.matmul(q, k.transpose(2, 3))), dim=-1)
+        weights = functional.softmax(scores.reshape(batch, self.heads, length, -1) + mask, dim=-1)
+        weights = weights.reshape(batch, self.kv_heads, -1, mask.shape[-1])
+        attention = torch.matmul(weights[..., :columns], past_v) + torch.matmul(weights[..., columns:], v)
+        return attention.reshape(batch, self.heads, length, self.dim).permute(0, 2, 1, 3)
 
     def attend_fused(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, past: tuple[Tensor, Tensor],
         recent: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """The same, in the form that becomes the TPU's fused attention. `recent`: more rows, [R, B, kv heads, dim]."""
+        """The same for one query a row, in the form that becomes the TPU's fused attention. `recent`: more rows of the
+        past, [R, B, kv heads, dim]."""
         older = past if recent is None else tuple(
             torch.cat((rows, new.transpose(0, 1)), dim=1) for rows, new in zip(past, recent, strict=True)
         )
@@ -199,16 +202,15 @@ class BlockCache(nn.Module):
     is the token itself.
     """
 
-    def __init__(self, layer: Layer, fused: bool) -> None:
+    def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.layer = layer
-        self.attend = layer.attend_fused if fused else layer.attend_cached
 
     def forward(
         self, hidden: Tensor, position_ids: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.layer.qkv(hidden, position_ids)
-        return self.layer.finish(hidden, self.attend(q, k, v, mask, (past_k, past_v))), k, v
+        return self.layer.finish(hidden, self.layer.attend_fused(q, k, v, mask, (past_k, past_v))), k, v
 
 
 class BatchedBlockCache(nn.Module):
@@ -240,6 +242,22 @@ class Flush(nn.Module):
 
     def forward(self, recent_k: Tensor, recent_v: Tensor) -> tuple[Tensor, ...]:
         return *recent_k.transpose(0, 1).chunk(self.batch), *recent_v.transpose(0, 1).chunk(self.batch)
+
+
+class DynamicBlock(nn.Module):
+    """Prefill and decode in one net, for a CPU, whose runtime holds a copy of the weights for each net: hidden
+    [B, S, H], position_ids [3, B, S], mask [B, 1, S, L + S], past_k, past_v [B, L, kv heads, dim] -> hidden, and the
+    new rows of k and v [B, S, kv heads, dim]. L is 0 for a prompt, S is 1 for a step."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(
+        self, hidden: Tensor, position_ids: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.layer.qkv(hidden, position_ids)
+        return self.layer.finish(hidden, self.layer.attend_cached(q, k, v, mask, (past_k, past_v))), k, v
 
 
 class Embedding(nn.Module):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exporting import SMALL, run
 from qwen2vl import Oracle, Prompts, options, random_model
 from release_record import GREEDY, LONG, RECORD, TOKENS, greedy_prompts
 
@@ -194,6 +195,9 @@ def test_directories_that_hold_no_model_are_refused(tmp_path: Path) -> None:
         Engine.load(tmp_path)
     (tmp_path / "config.json").write_bytes((random_model() / "config.json").read_bytes())
     with pytest.raises(Unsupported, match=r"python -m deploy\.models\.export_onnx"):
+        Engine.load(tmp_path)
+    assert run(random_model(), tmp_path / "onnx", *SMALL) == 0
+    with pytest.raises(Unsupported, match="for a TPU, or from an older version"):
         Engine.load(tmp_path)
 
 

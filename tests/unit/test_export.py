@@ -25,13 +25,9 @@ LAYOUT = {
     "vit": ({"pixels": ["N", 1176], "pos_ids": ["N", 2], "mask": [1, "N", "N"]}, {"embeds": ["M", H]}),
     "embedding": ({"input_ids": ["B", "S"]}, {"hidden": ["B", "S", H]}),
     "block_1": (
-        {"hidden": ["B", "S", H], "position_ids": [3, "B", "S"], "mask": ["B", 1, "S", "S"]},
-        {"hidden_out": ["B", "S", H], "k": ["B", "S", KV, D], "v": ["B", "S", KV, D]},
-    ),
-    "block_cache_1": (
-        {"hidden": ["B", 1, H], "position_ids": [3, "B", 1], "mask": ["B", 1, 1, "L1"],
+        {"hidden": ["B", "S", H], "position_ids": [3, "B", "S"], "mask": ["B", 1, "S", "T"],
          "past_k": ["B", "L", KV, D], "past_v": ["B", "L", KV, D]},
-        {"hidden_out": ["B", 1, H], "k": ["B", 1, KV, D], "v": ["B", 1, KV, D]},
+        {"hidden_out": ["B", "S", H], "k": ["B", "S", KV, D], "v": ["B", "S", KV, D]},
     ),
     "lm_head": ({"hidden": ["B", H]}, {"logits": ["B", V]}),
 }
@@ -83,7 +79,7 @@ def test_each_weight_is_stored_once() -> None:
     directory = random_model()
     files = sorted(path.name for path in (directory / "onnx").iterdir())
     layers = json.loads((directory / "config.json").read_text())["text_config"]["num_hidden_layers"]
-    blocks = [f"{kind}_{index}.onnx" for kind in ("block", "block_cache") for index in range(layers)]
+    blocks = [f"block_{index}.onnx" for index in range(layers)]
     assert files == sorted([*blocks, "vit.onnx", "embedding.onnx", "lm_head.onnx", "weights.bin"])
     model = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
     weights = sum(parameter.numel() for parameter in model.parameters())

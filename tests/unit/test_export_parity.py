@@ -106,18 +106,19 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Nets]
 
 
 def dynamic_errors(nets: Nets, reference: Reference, layer: int, length: int = 11) -> Iterator[float]:
-    """One layer, prefilled and then one step, two sequences together: each output's error."""
+    """One layer, two sequences together, prefilled in two parts and then one step: each output's error."""
     generator = np.random.default_rng(layer)
     hidden = generator.standard_normal((2, length + 1, reference.spec.hidden_size)).astype(np.float32)
     positions = positions_of(generator, 2, length + 1, 40)
     expected = reference.layer(layer, hidden, positions)
-    mask = np.repeat(causal_mask(length), 2, axis=0)
-    out = nets(f"block_{layer}", hidden=hidden[:, :length], position_ids=positions[..., :length], mask=mask)
-    yield from (error(found, whole[:, :length]) for found, whole in zip(out, expected, strict=True))
-    mask = past_mask(2, length, np.arange(2, dtype=np.int32), np.full(2, length, np.int32))
-    step = nets(f"block_cache_{layer}", hidden=hidden[:, length:], position_ids=positions[..., length:], mask=mask,
-                past_k=out[1], past_v=out[2])
-    yield from (error(found, whole[:, length:]) for found, whole in zip(step, expected, strict=True))
+    causal = np.repeat(causal_mask(length), 2, axis=0)
+    last = past_mask(2, length, np.arange(2, dtype=np.int32), np.full(2, length, np.int32))
+    past = expected[1][:, :0], expected[2][:, :0]
+    for start, end, mask in ((0, 4, causal[..., :4, :4]), (4, length, causal[..., 4:, :]), (length, length + 1, last)):
+        out = nets(f"block_{layer}", hidden=hidden[:, start:end], position_ids=positions[..., start:end], mask=mask,
+                   past_k=past[0], past_v=past[1])
+        yield from (error(found, whole[:, start:end]) for found, whole in zip(out, expected, strict=True))
+        past = tuple(np.concatenate(pair, axis=1) for pair in zip(past, out[1:], strict=True))
 
 
 def static_errors(

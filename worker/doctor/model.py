@@ -84,7 +84,7 @@ def _has_chat_template(directory: Path) -> bool:
 
 
 def _net_files(spec: ModelSpec) -> list[str]:
-    blocks = [f"{kind}_{index}" for kind in ("block", "block_cache") for index in range(spec.layers)]
+    blocks = [f"block_{index}" for index in range(spec.layers)]
     return [*(f"{name}.onnx" for name in ("embedding", "lm_head", "vit", *blocks)), "weights.bin"]
 
 

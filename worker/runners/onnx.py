@@ -28,11 +28,12 @@ _COLUMNS = 64
 """The cache grows by this many tokens. The nets get all of it, with unused columns masked."""
 _NARROW = 512
 """A model with a smaller hidden size runs on one thread: its products end before a second thread wakes up."""
+_EXPORT = "Export them with python -m deploy.models.export_onnx --dynamic."
 
 
 class OnnxRunner:
-    """See `base.Runner`. Runs the nets of `<model>/onnx` in fp32. `threads` None: a number that fits the model's
-    size."""
+    """See `base.Runner`. Runs the nets of `<model>/onnx`. The cache is fp32. `threads` None: a number that fits the
+    model's size."""
 
     def __init__(self, spec: ModelSpec, *, slots: int = 1, threads: int | None = None) -> None:
         if slots < 1:
@@ -46,7 +47,6 @@ class OnnxRunner:
         load = _Loader(spec.directory / "onnx", threads or best)
         self._vit, self._embedding, self._lm_head = load("vit"), load("embedding"), load("lm_head")
         self._blocks = [load(f"block_{index}") for index in range(spec.layers)]
-        self._block_caches = [load(f"block_cache_{index}") for index in range(spec.layers)]
         self.device = f"CPU, {load.threads} thread{'s'[: load.threads > 1]}"
         self._check_nets()
         self._lengths = np.zeros(slots, np.int32)
@@ -87,7 +87,8 @@ class OnnxRunner:
         self._fit(length + 1)
         hidden: Float = self._embedding.run(None, {"input_ids": prompt.tokens[None]})[0]
         hidden[0, prompt.places] = prompt.vision
-        feeds = {"position_ids": prompt.positions[:, None], "mask": causal_mask([0], length)}
+        empty, mask = self._cache[0, 0, :1, :0], causal_mask([0], length)
+        feeds = {"position_ids": prompt.positions[:, None], "mask": mask, "past_k": empty, "past_v": empty}
         for cache, block in zip(self._cache, self._blocks, strict=True):
             hidden, k, v = block.run(None, {"hidden": hidden, **feeds})
             cache[0, slot, :length], cache[1, slot, :length] = k[0], v[0]
@@ -103,7 +104,7 @@ class OnnxRunner:
         ids[rows, 0], places[:, rows, 0] = tokens, positions
         hidden = self._embedding.run(None, {"input_ids": ids})[0]
         feeds = {"position_ids": places, "mask": past_mask(batch, columns, rows, lengths)}
-        for cache, block in zip(self._cache, self._block_caches, strict=True):
+        for cache, block in zip(self._cache, self._blocks, strict=True):
             past = {"past_k": cache[0, :batch], "past_v": cache[1, :batch]}
             hidden, k, v = block.run(None, {"hidden": hidden, **feeds, **past})
             cache[0, rows, lengths], cache[1, rows, lengths] = k[rows, 0], v[rows, 0]
@@ -141,7 +142,9 @@ class OnnxRunner:
     def _check_nets(self) -> None:
         """Raise Unsupported if the nets do not fit the model's configuration."""
         spec = self._spec
-        past = next(i.shape for i in self._block_caches[0].get_inputs() if i.name == "past_k")
+        past = next((i.shape for i in self._blocks[0].get_inputs() if i.name == "past_k"), None)
+        if past is None:
+            raise Unsupported(f"The nets in {spec.directory}/onnx are for a TPU, or from an older version. {_EXPORT}")
         vocabulary = self._lm_head.get_outputs()[0].shape[-1]
         found = (past[2], past[3], vocabulary, self._vit.get_outputs()[0].shape[-1])
         if found != (spec.kv_heads, spec.head_dim, spec.vocab_size, spec.hidden_size):
@@ -164,7 +167,7 @@ class _Loader:
     def __call__(self, name: str) -> Any:
         path = self._directory / f"{name}.onnx"
         if not path.is_file():
-            raise Unsupported(f"{path} is missing: export the nets with python -m deploy.models.export_onnx --dynamic.")
+            raise Unsupported(f"{path} is missing. {_EXPORT}")
         try:
             return onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises its own type for each cause
