@@ -1,13 +1,15 @@
 """Export a Qwen2-VL checkpoint as the ONNX nets that the runners use.
 
     python -m deploy.models.export_onnx --model_path DIR --dynamic --out DIR/onnx
+    python -m deploy.models.export_onnx --model_path DIR --dynamic --quantize w4 --out DIR/onnx
     python -m deploy.models.export_onnx --model_path DIR --out OUT --seq_length 512 --vision_seq_length 600 --batch 4
 
 `--out` gets `vit`, `embedding`, `block_i` (prefill), `block_cache_i` (decode) and `lm_head`, named and shaped as in
-sophon-demo, and one `weights.bin` that they share: each parameter once, fp32. With `--dynamic` the axes are open, for
-a CPU. Else they are static, for the TPU's compiler, and `embedding_cache` and `greedy_head` join; see
-`qwen2_vl_layout.Sizes`. Any checkpoint of transformers' or the hub's needs little memory: the nets are traced without
-data, and the weights go through a slice at a time.
+sophon-demo, and one `weights.bin` that they share: each parameter once, fp32. They are static, for the TPU's compiler,
+and `embedding_cache` and `greedy_head` join; see `qwen2_vl_layout.Sizes`. With `--dynamic` the axes are open, for a
+CPU, and `block_i` also decodes. `--quantize w4` then stores matrices with 4 bits a weight, the ViT's with 8. Any
+checkpoint of transformers' or the hub's needs little memory: the nets are traced without data, and the weights go
+through a slice at a time.
 """
 
 from __future__ import annotations
@@ -24,17 +26,20 @@ from pathlib import Path
 import onnx
 import torch
 
-from . import exit_codes
+from . import exit_codes, quantize_onnx
 from .checkpoint import Checkpoint, ExportError, locate
 from .qwen2_vl_layout import Net, Sizes, cut
 from .weights import WEIGHTS, WeightsFile
 
+_W4 = "w4"
+_BITS, _VIT_BITS = 4, 8
+"""Of a weight under --quantize w4."""
 _PARTIAL = ".partial"
 _NET = re.compile(r"(vit|embedding(_cache)?|block(_cache)?_\d+|lm_head|greedy_head|flush)(@\d+)?\.onnx")
 
 
-def export(model_path: Path, out: Path, sizes: Sizes | None, opset: int = 17) -> None:
-    """Export every net of the checkpoint in `model_path` into `out`; `sizes`: see `cut`.
+def export(model_path: Path, out: Path, sizes: Sizes | None, opset: int = 17, quantize: bool = False) -> None:
+    """Export every net of the checkpoint in `model_path` into `out`; `sizes`: see `cut`; `quantize`: as --quantize w4.
 
     At the end, all files of an earlier export in `out` are replaced: nets only fit their own weights.
 
@@ -54,14 +59,16 @@ def export(model_path: Path, out: Path, sizes: Sizes | None, opset: int = 17) ->
             weights = WeightsFile(file, checkpoint)
             for number, net in enumerate(nets, 1):
                 print(f"[{number}/{len(nets)}] {net.name}", file=sys.stderr, flush=True)
-                export_net(net, weights, partial, opset)
+                bits = _VIT_BITS if net.name == "vit" else _BITS
+                export_net(net, weights, partial, opset, bits if quantize else None)
         _replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def export_net(net: Net, weights: WeightsFile, out: Path, opset: int) -> None:
-    """Write `out/<name>.onnx`. The graph is traced without parameter data, which are written to `weights`."""
+def export_net(net: Net, weights: WeightsFile, out: Path, opset: int, bits: int | None = None) -> None:
+    """Write `out/<name>.onnx`. The graph is traced without parameter data, which are written to `weights`. `bits`: of
+    the weights of its matrices; None: all are float32."""
     path = out / f"{net.name}.onnx"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's deprecation warning, and its warnings about traced shapes
@@ -73,9 +80,12 @@ def export_net(net: Net, weights: WeightsFile, out: Path, opset: int) -> None:
         )
     model = onnx.load(path)
     parameters = dict(net.module.named_parameters())
+    if bits:
+        quantize_onnx.quantize(model, parameters, weights, bits)
+    used = {name for node in model.graph.node for name in node.input}
     kept = [value for value in model.graph.input if value.name in net.inputs]
     for value in model.graph.input:
-        if value.name not in net.inputs:
+        if value.name not in net.inputs and value.name in used:
             model.graph.initializer.append(weights.initializer(value.name, parameters[value.name]))
     del model.graph.input[:]
     model.graph.input.extend(kept)
@@ -102,7 +112,10 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.num_threads < 1:
         raise ExportError(f"--num_threads is {arguments.num_threads}, and must be at least 1.")
     torch.set_num_threads(arguments.num_threads)
-    export(locate(arguments.model_path), arguments.out, _sizes(arguments), arguments.opset)
+    if arguments.quantize and not arguments.dynamic:
+        raise ExportError("--quantize is for --dynamic nets: compile.sh has its own for a TPU's.")
+    sizes = _sizes(arguments)
+    export(locate(arguments.model_path), arguments.out, sizes, arguments.opset, arguments.quantize == _W4)
 
 
 def _sizes(arguments: argparse.Namespace) -> Sizes | None:
@@ -124,6 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         help="Hugging Face directory, or a model of its hub, fetched if need be; default: %(default)s")
     add("--out", type=Path, required=True, help="directory for the nets, e.g. DIR/onnx; replaces an earlier export")
     add("--dynamic", action="store_true", help="nets with open axes, for a CPU worker; without it: static, for a TPU")
+    add("-q", "--quantize", choices=(_W4,),
+        help="with --dynamic: store matrices with 4 bits a weight, the ViT's with 8; default: all as float32")
     add("-s", "--seq_length", type=int, help=f"tokens of the context; default: {default.seq_length}")
     add("-vs", "--vision_seq_length", type=int, metavar="PATCHES",
         help=f"most patches of one temporal grid; default: {default.vision_seq_length}")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import BinaryIO
 
 import onnx
 import torch
 from torch import Tensor, nn
 
+from .blocks import Blocks, quantize
 from .checkpoint import Checkpoint
 
 WEIGHTS = "weights.bin"
 _ALIGN = 64
 _SLICE = 16 * 2**20
 """The elements that are converted and written at a time: 64 MB of float32."""
+_TYPES = {torch.float32: onnx.TensorProto.FLOAT, torch.uint8: onnx.TensorProto.UINT8}
 
 
 def _whole(source: Tensor) -> Tensor:
@@ -38,32 +40,48 @@ class Lazy(nn.Parameter):
 
 
 class WeightsFile:
-    """The data of all nets in one file, as float32. A parameter that several nets share is written once."""
+    """The data of all nets in one file. A parameter that several nets share is written once."""
 
     def __init__(self, file: BinaryIO, checkpoint: Checkpoint) -> None:
         self._file, self._checkpoint = file, checkpoint
-        self._offsets: dict[Tensor, int] = {}
+        self._end = 0
+        self._stored: dict[Hashable, list[tuple[int, Tensor]]] = {}
 
     def initializer(self, name: str, parameter: Tensor) -> onnx.TensorProto:
-        """An ONNX initializer of this name whose data are in the file."""
-        if parameter not in self._offsets:
-            self._offsets[parameter] = self._write(parameter)
-        proto = onnx.TensorProto(name=name, data_type=onnx.TensorProto.FLOAT, dims=parameter.shape)
-        proto.data_location = onnx.TensorProto.EXTERNAL
-        place = {"location": WEIGHTS, "offset": self._offsets[parameter], "length": 4 * parameter.numel()}
-        for field, value in place.items():
-            proto.external_data.add(key=field, value=str(value))
-        return proto
+        """An ONNX initializer of this name whose data, float32, are in the file."""
+        ((offset, tensor),) = self._store(parameter, parameter, _whole, _float32)
+        return _initializer(name, offset, tensor)
 
-    def _write(self, parameter: Tensor) -> int:
-        """Write a parameter's data in slices, and return where they are."""
-        offset = self._file.seek(-(-self._file.tell() // _ALIGN) * _ALIGN)
-        rows = max(1, _SLICE * len(parameter) // parameter.numel())
-        for start in range(0, len(parameter), rows):
-            # Open the file again for each slice: its pages count as memory while a view of it exists.
-            part = self._data(parameter)[start : start + rows]
-            data = part.to(torch.float32, memory_format=torch.contiguous_format)  # transposes and converts in one step
-            self._file.write(data.contiguous().numpy().data)
+    def quantized(self, name: str, parameter: Tensor, bits: int, transposed: bool) -> list[onnx.TensorProto]:
+        """ONNX initializers NAME.values, NAME.scales and NAME.zeros: see `Blocks`. Its rows are those of the matrix, or
+        of the matrix `transposed`."""
+        turned: Callable[[Tensor], Tensor] = torch.t if transposed else _whole
+        stored = self._store((parameter, bits, transposed), parameter, turned, lambda rows: quantize(rows, bits))
+        return [_initializer(f"{name}.{field}", *one) for field, one in zip(Blocks._fields, stored, strict=True)]
+
+    def _store(
+        self, key: Hashable, parameter: Tensor, turned: Callable[[Tensor], Tensor],
+        convert: Callable[[Tensor], Sequence[Tensor]],
+    ) -> list[tuple[int, Tensor]]:
+        """Write what `convert` makes of a parameter's rows, slice by slice, if it is not in the file yet. Returns the
+        offset of each tensor and the tensor without data."""
+        if key not in self._stored:
+            whole = turned(parameter.detach())
+            tensors = convert(whole)
+            self._stored[key] = stored = [(self._reserve(tensor), tensor) for tensor in tensors]
+            step = max(1, _SLICE * len(whole) // whole.numel())
+            for start in range(0, len(whole), step):
+                # Open the file again for each slice: its pages count as memory while a view of it exists.
+                parts = convert(turned(self._data(parameter))[start : start + step])
+                for (offset, tensor), part in zip(stored, parts, strict=True):
+                    self._file.seek(offset + start * (tensor.nbytes // len(tensor)))
+                    self._file.write(part.contiguous().numpy().data)
+        return self._stored[key]
+
+    def _reserve(self, tensor: Tensor) -> int:
+        """The offset of a new tensor."""
+        offset = -(-self._end // _ALIGN) * _ALIGN
+        self._end = offset + tensor.nbytes
         return offset
 
     def _data(self, parameter: Tensor) -> Tensor:
@@ -71,3 +89,16 @@ class WeightsFile:
             return self._checkpoint.tensor(parameter)
         source = parameter.source
         return parameter.derive(self._checkpoint.tensor(source) if source.is_meta else source)
+
+
+def _float32(rows: Tensor) -> tuple[Tensor]:
+    """Converts and transposes in one step."""
+    return (rows.to(torch.float32, memory_format=torch.contiguous_format),)
+
+
+def _initializer(name: str, offset: int, tensor: Tensor) -> onnx.TensorProto:
+    proto = onnx.TensorProto(name=name, data_type=_TYPES[tensor.dtype], dims=tensor.shape)
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    for field, value in {"location": WEIGHTS, "offset": offset, "length": tensor.nbytes}.items():
+        proto.external_data.add(key=field, value=str(value))
+    return proto

@@ -1,5 +1,5 @@
-"""sailq-tiny on samples it never saw: rendered to files, read by the producer, answered by the engine; as it is, and
-with the weights of its INT4 bmodel."""
+"""sailq-tiny on samples it never saw: rendered to files, read by the producer, answered by the engine; as it is, with
+the weights of its INT4 bmodel, and with a CPU's 4-bit nets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from asking import prepared
-from rounding import int4_tiny
+from rounding import int4_tiny, w4_tiny
 
 from sailq.producer.samples import TASKS, TRAINING_SEED, write_samples
 from sailq.shared.jobs import GenerationOptions
@@ -105,3 +105,10 @@ def test_int4_weights_cost_at_most_5_points(verdicts: list[dict[str, str]], fold
     tell("int4 (w4f16), rounded weights on a CPU, ", rounded)
     wrong = [verdict for verdict in rounded if verdict["text"] != verdict["answer"]]
     assert share_right(verdicts) - share_right(rounded) <= 0.05, wrong
+
+
+def test_a_cpus_4_bit_nets_answer_at_least_97_percent_exactly(folder: Path, tmp_path: Path) -> None:
+    found = judged(w4_tiny(tmp_path), folder)
+    tell("export_onnx --quantize w4, ", found)
+    wrong = [verdict for verdict in found if verdict["text"] != verdict["answer"]]
+    assert share_right(found) >= 0.97, wrong
