@@ -11,9 +11,6 @@ from conftest import Bars, Table
 
 from sailq.producer.client import Client
 from sailq.producer.managed_process import ManagedProcess
-from sailq.shared.frames import encode_frames
-from sailq.shared.jobs import FramesPart
-from sailq.shared.media.messages import Prepared
 from sailq.worker.engine.engine import Engine
 from tests.bench.captions import COUNT, THREADS, answer, captions
 from tests.bench.turns import RUNS, TURN_SECONDS, Way, runs, spread
@@ -56,14 +53,7 @@ def _call(model: Path) -> Callable[[int], object]:
 
 def _queue(redis_url: str, model: str) -> Callable[[int], object]:
     work = captions()
-    jobs = []
-    for one in work:
-        blobs = dict(encode_frames(frames) for frames in one.frames.values())
-        (digest,) = blobs
-        (message,) = one.messages
-        content = tuple(part.model_copy(update={"blob": digest}) if isinstance(part, FramesPart) else part
-                        for part in message.content)
-        jobs.append((Prepared((message.model_copy(update={"content": content}),), blobs, 0), one.options))
+    jobs = [(one.prepared, one.options) for one in work]
     client = Client(redis_url)
 
     def ask(count: int) -> None:

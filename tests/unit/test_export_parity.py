@@ -56,7 +56,7 @@ class Reference:
         """hidden [B, S, H] and positions [3, B, S] -> hidden, and k and v [B, S, kv heads, dim], all causal."""
         inputs, cache = torch.from_numpy(hidden), DynamicCache()
         angles = self.text.rotary_emb(inputs, torch.from_numpy(positions))
-        mask = torch.from_numpy(causal_mask(hidden.shape[1]))
+        mask = torch.from_numpy(causal_mask([0], hidden.shape[1]))
         layer = self.text.layers[index]
         layer.self_attn.layer_idx = 0  # of the cache
         out = layer(inputs, attention_mask=mask, position_embeddings=angles, past_key_values=cache, use_cache=True)
@@ -111,7 +111,7 @@ def dynamic_errors(nets: Nets, reference: Reference, layer: int, length: int = 1
     hidden = generator.standard_normal((2, length + 1, reference.spec.hidden_size)).astype(np.float32)
     positions = positions_of(generator, 2, length + 1, 40)
     expected = reference.layer(layer, hidden, positions)
-    causal = np.repeat(causal_mask(length), 2, axis=0)
+    causal = np.repeat(causal_mask([0], length), 2, axis=0)
     last = past_mask(2, length, np.arange(2, dtype=np.int32), np.full(2, length, np.int32))
     past = expected[1][:, :0], expected[2][:, :0]
     for start, end, mask in ((0, 4, causal[..., :4, :4]), (4, length, causal[..., 4:, :]), (length, length + 1, last)):
@@ -139,7 +139,7 @@ def static_errors(
         suffix = next(suffix for suffix in reversed(prompts) if used <= prompts[suffix])
         one, length = slice(slot, slot + 1), prompts[suffix]
         out = nets(f"block_{layer}{suffix}", hidden=hidden[one, :length], position_ids=positions[:, one, :length],
-                   mask=causal_mask(length))
+                   mask=causal_mask([0], length))
         yield from (error(found[:, :used], whole[:, :used]) for found, whole in zip(out, expected[slot], strict=True))
         past[0, slot, :used], past[1, slot, :used] = out[1][0, :used], out[2][0, :used]
     rows, own = np.arange(batch), np.array(slots)

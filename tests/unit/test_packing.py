@@ -100,7 +100,9 @@ def test_a_prompt_sees_only_itself_in_a_shared_prefill() -> None:
         starts = np.cumsum([0, *map(len, some)]).tolist()
         for start, end in pairwise(starts):
             positions[:, 0, start:end] = np.arange(end - start)
-        feeds = {"position_ids": positions, "mask": causal_mask(starts[:-1], size)}
+        past = np.empty((1, 0, spec.kv_heads, spec.head_dim), np.float32)
+        mask = causal_mask(starts[:-1], size)
+        feeds = {"position_ids": positions, "mask": mask, "past_k": past, "past_v": past}
         hidden, found = runner._embedding.run(None, {"input_ids": tokens[None]})[0], []  # type: ignore[attr-defined]
         for block in runner._blocks:  # type: ignore[attr-defined]
             hidden, k, v = block.run(None, {"hidden": hidden, **feeds})

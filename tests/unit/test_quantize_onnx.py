@@ -19,6 +19,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from deploy.models.blocks import BLOCK, quantize
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.model_files.model_paths import resolve
+from sailq.worker.runners.base import Prompt
 from sailq.worker.runners.onnx import OnnxRunner
 
 Array = np.ndarray[Any, Any]
@@ -109,8 +110,8 @@ def test_logits_and_vision_tokens_are_those_of_fp32(quantized: Path) -> None:
     places = np.arange(3, 15, dtype=np.int32)
     rows = []
     for runner in (fp32, w4):
-        vision = runner.vision(pixels, (2, 4, 6))
-        prompt = runner.prefill(1, tokens, positions[:, :40], vision, places).row(0).copy()
+        (vision,) = runner.vision([(pixels, (2, 4, 6))])
+        prompt = runner.prefill([Prompt(1, tokens, positions[:, :40], vision, places)]).row(0).copy()
         step = runner.decode([1], tokens[:1], positions[:, 40:]).row(0)
         rows.append([vision.ravel(), prompt, step])
     cosines = [float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in zip(*rows, strict=True)]

@@ -1,0 +1,92 @@
+"""A Qwen2-VL-2B with random weights, written without holding it in memory."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from sailq.worker.model_files.model_paths import resolve
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG: dict[str, Any] = {  # as in Qwen/Qwen2-VL-2B-Instruct's config.json
+    "model_type": "qwen2_vl", "torch_dtype": "float16", "tie_word_embeddings": True, "vocab_size": 151936,
+    "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+    "num_key_value_heads": 2, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "mlp_ratio": 4, "num_heads": 16},
+}
+_SHARD = 256 * 2**20
+_NOISE = 2**24
+"""Random numbers that weights are filled with, over and over, each from another start."""
+_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json",
+          "generation_config.json")
+_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "eos_token_id")
+
+
+def write(directory: Path) -> int:
+    """Write a float16 checkpoint with the hub's names and sailq-tiny's tokenizer, shard by shard. Returns its bytes.
+
+    Seeded. The scores of the end tokens are 0, which is never the highest: every answer is as long as it may be.
+    """
+    source = resolve("sailq-tiny")
+    tiny = json.loads((source / "config.json").read_text())
+    config = CONFIG | {name: tiny[name] for name in _TOKENS}
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    for name in _FILES:
+        shutil.copy(source / name, directory)
+    ends = json.loads((source / "generation_config.json").read_text())["eos_token_id"]
+    places = {}
+    for number, shapes in enumerate(_shards(config), 1):
+        file = f"model-{number:05}.safetensors"
+        save_file({name: _weight(name, shape, ends) for name, shape in shapes.items()}, directory / file)
+        places |= dict.fromkeys(shapes, file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+
+
+def export(model: Path, out: Path, *options: str) -> None:
+    """The CPU nets of a checkpoint, by the exporter's command line."""
+    command = [sys.executable, "-m", "deploy.models.export_onnx", "--dynamic", "--model_path", str(model.absolute()),
+               "--out", str(out.absolute()), *options]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
+def _shards(config: Mapping[str, Any]) -> Iterator[dict[str, torch.Size]]:
+    """The shapes of tensors that are stored together, by name."""
+    with torch.device("meta"):
+        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**json.loads(json.dumps(config))))
+    shard: dict[str, torch.Size] = {}
+    for name, parameter in model.named_parameters():
+        if shard and sum(map(torch.Size.numel, shard.values())) + parameter.numel() > _SHARD:
+            yield shard
+            shard = {}
+        shard[name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")] = parameter.shape
+    yield shard
+
+
+@functools.cache
+def _noise() -> torch.Tensor:
+    return torch.empty(_NOISE, dtype=torch.float16).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+
+
+def _weight(name: str, shape: torch.Size, ends: list[int]) -> torch.Tensor:
+    if len(shape) == 1 and "norm" in name:
+        return torch.ones(shape, dtype=torch.float16)
+    start = sum(name.encode()) * 4099 % _NOISE
+    numbers = _noise().roll(start).repeat(-(-shape.numel() // _NOISE))[: shape.numel()]
+    weight = numbers.reshape(shape).clone()
+    if name == "model.embed_tokens.weight":
+        weight[ends] = 0
+    return weight
