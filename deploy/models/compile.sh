@@ -11,6 +11,7 @@
 #   --batch              sequences that are decoded together (1)
 #   --quantize           weights of the decoder layers: f16 | bf16 | w8f16 | w4f16 | w4bf16; w4 in groups of 64 (f16)
 #   --lm_head_quantize   weights of lm_head, same choices (f16, or bf16 if --quantize ends in bf16)
+#   --vision_quantize    weights of the ViT, same choices (f16, or bf16 if --quantize ends in bf16)
 #   --route              onnx: the nets of export_onnx.py (default). llm_convert: TPU-MLIR's own converter, quicker, batch 1;
 #                        it takes its own options after `--`: --dynamic, --do_sample, --use_history_kv, --chunk_length N, ...
 #   --out                folder for MODEL_int4_seq512_1dev.bmodel and, while compiling, for its folder .work (models/BM1684X)
@@ -27,7 +28,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 export_python=${PYTHON:-$root/.venv/bin/python}
 model_path='' seq_length=512 vision_seq_length=1024 prefill_lengths='' vision_lengths='' batch=1 jobs=1
-quantize=f16 lm_head_quantize='' route=onnx out=models/BM1684X check=no converter=()
+quantize=f16 lm_head_quantize='' vision_quantize='' route=onnx out=models/BM1684X check=no converter=()
 
 wrong() { echo "compile.sh: $*; see --help" >&2; exit 2; }
 
@@ -49,6 +50,7 @@ read_options() {
             --jobs) jobs=$2 ;;
             --quantize) quantize=$2 ;;
             --lm_head_quantize) lm_head_quantize=$2 ;;
+            --vision_quantize) vision_quantize=$2 ;;
             --route) route=$2 ;;
             --out) out=$2 ;;
             *) wrong "unknown option $1" ;;
@@ -72,16 +74,18 @@ check_options() {
     for value in ${prefill_lengths//,/ }; do
         [ "$value" -le "$seq_length" ] || wrong "a prompt of $value tokens is longer than --seq_length"
     done
-    for value in "$quantize" ${lm_head_quantize:+"$lm_head_quantize"}; do
+    for value in "$quantize" ${lm_head_quantize:+"$lm_head_quantize"} ${vision_quantize:+"$vision_quantize"}; do
         case $value in f16 | bf16 | w8f16 | w4f16 | w4bf16) ;; *) wrong "unknown quantisation '$value'" ;; esac
     done
-    : "${lm_head_quantize:=${quantize#w[48]}}"
-    [ "${lm_head_quantize#w[48]}" = "${quantize#w[48]}" ] || wrong "--quantize and --lm_head_quantize must both use f16 or both use bf16"
+    half=${quantize#w[48]}
+    : "${lm_head_quantize:=$half}" "${vision_quantize:=$half}"
+    [ "${lm_head_quantize#w[48]}" = "$half" ] || wrong "--quantize and --lm_head_quantize must both use f16 or both use bf16"
+    [ "${vision_quantize#w[48]}" = "$half" ] || wrong "--quantize and --vision_quantize must both use f16 or both use bf16"
     case $route in
         onnx) [ ${#converter[@]} = 0 ] || wrong "options after -- need --route llm_convert" ;;
         llm_convert)
             [ "$batch" = 1 ] || wrong "--route llm_convert makes wrong bmodels for --batch above 1: use --route onnx"
-            [ "$lm_head_quantize" = "${quantize#w[48]}" ] || wrong "--lm_head_quantize needs --route onnx"
+            [ "$lm_head_quantize$vision_quantize" = "$half$half" ] || wrong "--lm_head_quantize and --vision_quantize need --route onnx"
             [ -z "$prefill_lengths$vision_lengths" ] || wrong "--prefill_lengths and --vision_lengths need --route onnx; llm_convert has -- --dynamic" ;;
         *) wrong "unknown route '$route': use onnx or llm_convert" ;;
     esac
@@ -89,7 +93,7 @@ check_options() {
 
 # Everything that determines the bmodel. If it has changed, the files of an earlier run are not used.
 origin() {
-    echo "$route $seq_length $vision_seq_length $prefill_lengths $vision_lengths $batch $quantize $lm_head_quantize" "${converter[@]}"
+    echo "$route $seq_length $vision_seq_length $prefill_lengths $vision_lengths $batch $quantize $lm_head_quantize $vision_quantize" "${converter[@]}"
     stat -L -c '%n %s %Y' "$model_path"/*.json "$model_path"/*.safetensors
     cat "$here"/*.py "$here"/*.sh | cksum
 }
@@ -115,7 +119,7 @@ by_onnx() {
         parts+=("$part")
         [ -s "$part" ] && continue
         echo "compiling $(basename "$onnx" .onnx) ($number of $count)"
-        compile_net "$onnx" "$part" "$quantize" "$lm_head_quantize" &
+        compile_net "$onnx" "$part" "$quantize" "$lm_head_quantize" "$vision_quantize" &
         running=$((running + 1))
         [ $running -lt "$jobs" ] || { wait -n || exit 1; running=$((running - 1)); }
     done
@@ -144,7 +148,8 @@ more=''
 [ -z "$prefill_lengths" ] || more+=_p${prefill_lengths//,/-}
 [ -z "$vision_lengths" ] || more+=_v${vision_lengths//,/-}
 [ "$batch" = 1 ] || more+=_b$batch
-[ "$lm_head_quantize" = "${quantize#w[48]}" ] || more+=_head-$lm_head_quantize
+[ "$lm_head_quantize" = "$half" ] || more+=_head-$lm_head_quantize
+[ "$vision_quantize" = "$half" ] || more+=_vit-$vision_quantize
 name=$(basename "$model_path" | tr '[:upper:]' '[:lower:]')_${bits}_seq$seq_length${more}_1dev
 if [ "$route" = llm_convert ]; then
     name+=_llm$(printf %s "${converter[@]}" | sed 's/--/_/g')

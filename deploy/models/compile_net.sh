@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Compile one exported net for the BM1684X, with the same compiler options as compile.sh:
 #
-#     deploy/models/compile_net.sh ONNX BMODEL LAYERS LM_HEAD
+#     deploy/models/compile_net.sh ONNX BMODEL LAYERS LM_HEAD [VISION]
 #
-# LAYERS and LM_HEAD are compile.sh's --quantize and --lm_head_quantize. It also writes NET.log beside
-# NET.bmodel and, if the net has one, NET.profile: the compiler's estimate of its time on the chip. compile.sh sources this
-# file for its functions.
+# LAYERS, LM_HEAD and VISION are compile.sh's --quantize, --lm_head_quantize and --vision_quantize. It also writes NET.log
+# beside NET.bmodel and, if the net has one, NET.profile: the compiler's estimate of its time on the chip. compile.sh sources
+# this file for its functions.
 set -euo pipefail
 
 stop() { echo "$(basename "$0"): $*" >&2; exit 1; }
@@ -19,13 +19,14 @@ step() {
     [ -s "$output" ] || stop "$(basename "$1") exited with 0 but wrote no $output; see $log"
 }
 
-# choose_options NET LAYERS LM_HEAD: sets `options` to the compiler options of a net.
+# choose_options NET LAYERS LM_HEAD VISION: sets `options` to the compiler options of a net.
 choose_options() {
-    local kind=${2#w[48]}  # 4 or 8 bits are only for the decoder layers, and for lm_head if asked
+    local kind=${2#w[48]}  # 4 or 8 bits are only for the decoder layers, and for lm_head and the ViT if asked
     options=()
     case $1 in
         block_*) kind=$2 ;;
         lm_head) kind=$3 ;;
+        vit) kind=$4 ;;
     esac
     case $1 in
         lm_head) options+=(--quant_input) ;;                   # the host and greedy_head read fp32
@@ -37,11 +38,11 @@ choose_options() {
     options+=(--quantize "${kind^^}" --chip bm1684x)
 }
 
-# compile_net ONNX BMODEL LAYERS LM_HEAD: compiles one net. Needs the compiler on PATH, and absolute paths.
+# compile_net ONNX BMODEL LAYERS LM_HEAD [VISION]: compiles one net. Needs the compiler on PATH, and absolute paths.
 compile_net() {
     local onnx=$1 bmodel=$2 made=${2%.bmodel} net name options
     net=$(basename "$made") name=$(basename "$onnx" .onnx | cut -d@ -f1)
-    choose_options "$name" "$3" "$4"
+    choose_options "$name" "$3" "$4" "${5:-${3#w[48]}}"
     # The tools write files with fixed names into the current folder.
     rm -rf "$made.work" && mkdir "$made.work"
     (
@@ -59,7 +60,7 @@ compile_net() {
 
 [ "${BASH_SOURCE[0]}" = "$0" ] || return 0
 
-[ $# = 4 ] || { sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "$0" >&2; exit 2; }
+[ $# = 4 ] || [ $# = 5 ] || { sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "$0" >&2; exit 2; }
 tpu_env=$("$(dirname "$0")/tpu_env.sh") || exit 1
 PATH=$tpu_env/bin:$PATH
-compile_net "$(realpath "$1")" "$(realpath "$2")" "$3" "$4"
+compile_net "$(realpath "$1")" "$(realpath "$2")" "${@:3}"

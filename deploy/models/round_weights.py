@@ -4,9 +4,9 @@
     python -m deploy.models.export_onnx --dynamic --model_path DIR2 --out DIR2/onnx
     sailq worker --model DIR2
 
-DIR2 is a copy of DIR. The decoder layers' matrices have the values that a BM1684X multiplies with if `compile.sh` gets
-the same `--quantize`. Everything else is unchanged. transformers can read DIR2, too: use float32, because another half
-precision than that of the rounded matrices would round them again.
+DIR2 is a copy of DIR. The decoder layers' and the ViT's matrices have the values that a BM1684X multiplies with if
+`compile.sh` gets the same `--quantize` and `--vision_quantize`. Everything else is unchanged. transformers can read
+DIR2, too: use float32, because another half precision than that of the rounded matrices would round them again.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ Floats = npt.NDArray[np.float32]
 _MATRIX = re.compile(
     r"model\.(language_model\.)?layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj\.weight"
 )
+_VISION_MATRIX = re.compile(
+    r"(model\.)?visual\.(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])|merger\.mlp\.[02])\.weight"
+)
+VISION_GROUP = 64
+"""Weights that share a scale in the ViT. The compiler leaves matrices whose rows do not divide into such groups in half
+precision. The patch embedding is one of these."""
 _PARTIAL = ".partial"
 _PIECE = 2**22
 """The most elements, or bytes, that are in memory at a time."""
@@ -46,6 +52,32 @@ class Scheme(NamedTuple):
 
 
 SCHEMES = {"w4f16": Scheme(4, "F16"), "w4bf16": Scheme(4, "BF16"), "w8f16": Scheme(8, "F16")}
+KEPT = ("f16", "bf16")
+"""Choices of compile.sh that round nothing."""
+
+
+class Rounding(NamedTuple):
+    """How one matrix is rounded: `group` neighbours in a row share a scale."""
+
+    scheme: Scheme
+    group: int
+
+
+class Plan(NamedTuple):
+    """What is rounded. None: nothing in this part of the model."""
+
+    layers: Rounding | None
+    vision: Rounding | None = None
+
+    def of(self, name: str, shape: Sequence[int]) -> Rounding | None:
+        """The rounding of a tensor. Raises ExportError if a decoder layer's matrix cannot be split into groups."""
+        if self.layers and _MATRIX.fullmatch(name):
+            if shape[1] % self.layers.group:
+                raise ExportError(f"{name} has {shape[1]} columns, not a multiple of {self.layers.group}: see --group.")
+            return self.layers
+        if self.vision and _VISION_MATRIX.fullmatch(name) and shape[1] % self.vision.group == 0:
+            return self.vision
+        return None
 
 
 def rounded(weight: Floats, scheme: Scheme, group: int) -> Floats:
@@ -105,15 +137,15 @@ def _bytes(x: Floats, dtype: str) -> bytes:
     return x.astype("<f2" if dtype == "F16" else "<f4").tobytes()
 
 
-def round_checkpoint(directory: Path, out: Path, scheme: Scheme, group: int) -> None:
+def round_checkpoint(directory: Path, out: Path, plan: Plan) -> None:
     """Write the copy of `directory`, rounded, as the new directory `out`: settings, tokenizer and safetensors files.
 
     Raises:
         ExportError: `directory` has no Qwen2-VL checkpoint, its matrices cannot be split into such groups, or `out`
             exists.
     """
-    if group < 1:
-        raise ExportError(f"--group is {group}, and must be at least 1.")
+    if plan.layers and plan.layers.group < 1:
+        raise ExportError(f"--group is {plan.layers.group}, and must be at least 1.")
     if out.exists():
         raise ExportError(f"{out} already exists: --out must name a new directory.")
     Checkpoint(directory)  # raises if the checkpoint is invalid
@@ -127,14 +159,14 @@ def round_checkpoint(directory: Path, out: Path, scheme: Scheme, group: int) -> 
         files = sorted(directory.glob("*.safetensors"))
         for number, path in enumerate(files, 1):
             print(f"[{number}/{len(files)}] {path.name}", file=sys.stderr, flush=True)
-            round_file(path, partial / path.name, scheme, group)
+            round_file(path, partial / path.name, plan)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def round_file(source: Path, target: Path, scheme: Scheme, group: int) -> None:
-    """Copy a safetensors file, its decoder layers' matrices rounded; a piece at a time.
+def round_file(source: Path, target: Path, plan: Plan) -> None:
+    """Copy a safetensors file with its matrices rounded; a piece at a time.
 
     Each tensor keeps its place: where it had 16 bits it has the scheme's 16 bits, and float32 stays float32, so that
     the rounded values are stored as they are.
@@ -143,20 +175,16 @@ def round_file(source: Path, target: Path, scheme: Scheme, group: int) -> None:
         # https://huggingface.co/docs/safetensors: the header's length in 8 bytes, the header, the data without gaps.
         header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        matrices = [name for name in tensors if _MATRIX.fullmatch(name)]
-        for name in matrices:
-            columns = tensors[name]["shape"][1]
-            if columns % group:
-                raise ExportError(f"{name} has {columns} columns, not a multiple of {group}: see --group.")
-        written = {name: entry | {"dtype": _kept(entry["dtype"], scheme)} if name in matrices else entry
-                   for name, entry in header.items()}
-        text = json.dumps(written).encode()
+        roundings = {name: found for name, entry in tensors.items() if (found := plan.of(name, entry["shape"]))}
+        for name, (scheme, _) in roundings.items():
+            header[name] = tensors[name] | {"dtype": _kept(tensors[name]["dtype"], scheme)}
+        text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         new.write(len(text).to_bytes(8, "little") + text)
         for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
             start, end = entry["data_offsets"]
-            if name in matrices:
-                _round_matrix(old, new, entry, scheme, group)
+            if name in roundings:
+                _round_matrix(old, new, entry, *roundings[name])
             else:
                 _copy(old, new, end - start)
 
@@ -188,13 +216,16 @@ def main(command: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     source, out = locate(arguments.model_path), arguments.out.absolute()
-    round_checkpoint(source, out, SCHEMES[arguments.quantize], arguments.group)
+    layers, vision = SCHEMES.get(arguments.quantize), SCHEMES.get(arguments.vision_quantize)
+    round_checkpoint(source, out, Plan(
+        Rounding(layers, arguments.group) if layers else None, Rounding(vision, VISION_GROUP) if vision else None
+    ))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.models.round_weights",
-        description="Copy a Qwen2-VL checkpoint with its decoder layers' weights rounded as TPU-MLIR rounds them.",
+        description="Copy a Qwen2-VL checkpoint with its weights rounded as TPU-MLIR rounds them.",
         epilog="A CPU worker runs DIR2 after: "
                "python -m deploy.models.export_onnx --dynamic --model_path DIR2 --out DIR2/onnx",
     )
@@ -202,8 +233,13 @@ def _parser() -> argparse.ArgumentParser:
     add("-m", "--model_path", required=True, metavar="DIR",
         help="Hugging Face directory, or a model of its hub, fetched if need be")
     add("--out", type=Path, required=True, metavar="DIR2", help="directory to make, a checkpoint again")
-    add("-q", "--quantize", choices=list(SCHEMES), default="w4f16", help="as compile.sh's; default: %(default)s")
-    add("-g", "--group", type=int, default=64, help="weights that share a scale; default: %(default)s, compile.sh's")
+    choices = [*SCHEMES, *KEPT]
+    add("-q", "--quantize", choices=choices, default="w4f16",
+        help="the decoder layers' weights, as compile.sh's; default: %(default)s")
+    add("--vision_quantize", choices=choices, default="f16",
+        help="the ViT's weights, as compile.sh's; default: %(default)s, which leaves them")
+    add("-g", "--group", type=int, default=64,
+        help="weights of a decoder layer that share a scale; default: %(default)s, compile.sh's")
     return parser
 
 

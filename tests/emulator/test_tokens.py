@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import Compile
-from tiny import BASE, BATCHED, BEGINNING, GREEDY, LAYOUTS, RIGHT_SIZED, answer, identical, load
+from tiny import BASE, BATCHED, BEGINNING, GREEDY, LAYOUTS, RIGHT_SIZED, SMALLER, answer, identical, load
 
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.preprocessor import PreparedPrompt
@@ -32,11 +32,11 @@ def test_every_layout_gives_the_cpu_engines_tokens(
         assert answer(engine, prepared, options=options) == answer(cpu, prepared, options=options)
 
 
-def test_an_lm_head_of_fewer_bits_gives_the_cpu_engines_tokens(
+def test_an_lm_head_and_a_vit_of_fewer_bits_give_the_cpu_engines_tokens(
     cpu: Engine, samples: list[PreparedPrompt], compiled: Compile, full: bool
 ) -> None:
-    for quantize in ("w8f16", "w4f16") if full else ("w8f16",):
-        engine = load(compiled(*BASE, "--lm_head_quantize", quantize))
+    for options in (SMALLER, (*BASE, "--lm_head_quantize", "w4f16")) if full else (SMALLER,):
+        engine = load(compiled(*options))
         for prepared in samples[2:5]:
             assert answer(engine, prepared, options=BEGINNING) == answer(cpu, prepared, options=BEGINNING)
 

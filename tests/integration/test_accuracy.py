@@ -1,5 +1,5 @@
 """sailq-tiny on samples it never saw: rendered to files, read by the producer, answered by the engine; as it is, with
-the weights of its INT4 bmodel, and with a CPU's 4-bit nets."""
+the weights of its INT4 bmodel, with a ViT in 8 bits, and with a CPU's 4-bit nets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from asking import prepared
-from rounding import int4_tiny, w4_tiny
+from rounding import int4_tiny, int8_vision_tiny, w4_tiny
 
 from sailq.producer.samples import TASKS, TRAINING_SEED, write_samples
 from sailq.shared.jobs import GenerationOptions
@@ -112,3 +112,12 @@ def test_a_cpus_4_bit_nets_answer_at_least_97_percent_exactly(folder: Path, tmp_
     tell("export_onnx --quantize w4, ", found)
     wrong = [verdict for verdict in found if verdict["text"] != verdict["answer"]]
     assert share_right(found) >= 0.97, wrong
+
+
+def test_8_bit_weights_of_the_vit_cost_at_most_1_point(
+    verdicts: list[dict[str, str]], folder: Path, tmp_path: Path
+) -> None:
+    rounded = judged(int8_vision_tiny(tmp_path), folder)
+    tell("ViT in 8 bits (w8f16, a scale for each row), rounded weights on a CPU, ", rounded)
+    wrong = [verdict for verdict in rounded if verdict["text"] != verdict["answer"]]
+    assert share_right(verdicts) - share_right(rounded) <= 0.01, wrong

@@ -116,6 +116,14 @@ def test_every_net_is_compiled_once_and_a_second_run_has_nothing_to_do(
     assert calls(environment) == []
 
 
+def test_the_vit_may_have_weights_of_its_own(compile_: Compile, environment: dict[str, str], tmp_path: Path) -> None:
+    done = compile_("--quantize", "w4f16", "--vision_quantize", "w8f16")
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "out/tiny_int4_seq16_p8_b2_vit-w8f16_1dev.bmodel")
+    deployed = {line.split("--mlir ")[1].split()[0]: line for line in calls(environment) if "deploy" in line}
+    assert "--quantize W8F16" in deployed["vit.mlir"] and "--quantize W4F16" in deployed["block_0.mlir"]
+    assert "--quantize F16" in deployed["lm_head.mlir"] and "--quantize F16" in deployed["embedding.mlir"]
+
+
 def test_paths_are_relative_to_the_callers_folder(
     model: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -170,6 +178,8 @@ def test_the_next_run_continues_where_a_killed_one_stopped(
         (("--prefill_lengths", "8,32"), "32 tokens"),
         (("--quantize", "int3"), "int3"),
         (("--quantize", "w4bf16", "--lm_head_quantize", "w8f16"), "lm_head"),
+        (("--quantize", "w4bf16", "--vision_quantize", "w8f16"), "--vision_quantize"),
+        (("--vision_quantize", "int8"), "int8"),
         (("--route", "magic"), "magic"),
         (("--route", "llm_convert"), "--route onnx"),
         (("--", "--dynamic"), "--route llm_convert"),

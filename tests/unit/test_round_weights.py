@@ -128,6 +128,21 @@ def test_the_layers_matrices_are_rounded_and_nothing_else(
     assert run(out, tmp_path / "onnx", *SMALL) == 0
 
 
+def test_the_vits_matrices_are_rounded_in_groups_where_their_rows_divide_into_these(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    model, out = write(tmp_path / "model", CONFIG, weights, named=str, shards=2), tmp_path / "out"
+    assert command(model, out, "--quantize", "f16", "--vision_quantize", "w8f16") == 0
+    before, after = stored(model), stored(out)
+    changed = {name for name in before if not torch.equal(before[name][1], after[name][1])}
+    parts = ("blocks.0.mlp.fc2", "merger.mlp.0", "merger.mlp.2")  # the rows of other matrices have 160 or 1176
+    assert changed == {f"model.visual.{part}.weight" for part in parts}
+    for name in changed:
+        expected = round_weights.rounded(before[name][1].float().numpy(), W8, 64)
+        assert torch.equal(after[name][1].float(), torch.from_numpy(expected))
+        assert after[name][1].dtype == torch.float16
+
+
 def test_a_files_metadata_stay(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     model = write(tmp_path / "model", CONFIG, weights)
     file = model / "model.safetensors"
