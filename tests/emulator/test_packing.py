@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sailq.worker.engine.engine import Engine, Generation, Start
 from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.runners.base import Prompt
 from sailq.worker.runners.chip import Chip
+from sailq.worker.runners.prompt_nets import PromptNets
 
 Medium = tuple[np.ndarray, tuple[int, int, int]]
 
@@ -98,11 +100,29 @@ def test_prompts_share_a_prefill_and_are_answered_as_alone(
           f"{meter.inputs['block_0'][0].shape()[1]}: {meter.copies} copies on the device")
     assert meter.copies == copies
     generations = [one for one in started if isinstance(one, Generation)]
-    going += generations
-    while going:
-        engine.step(going)
-        going = [one for one in going if one.finish_reason is None]
+    finish(engine, [*going, *generations])
     assert [one.tokens for one in generations] == [answer(cpu, one, options=BEGINNING) for one in prompts]
+
+
+def test_a_launch_may_be_longer_than_a_slots_cache(
+    cpu: Engine, samples: list[PreparedPrompt], compiled: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a bmodel whose slots have 48 columns would run it: keys and values go to scratch memory first."""
+    engine = load(compiled(*BATCHED))
+    runner: Any = engine.runner
+    layout = replace(runner._layout, context=48)
+    runner._prompt = PromptNets(layout, runner._chip, runner._spec, runner._caches, runner._start)
+    meter, prompts = Meter(monkeypatch), [samples[index] for index in (4, 1)]
+    going = engine.start_together([Start(one, BEGINNING, slot) for one, slot in zip(prompts, (3, 0), strict=True)])
+    assert meter.runs["block_0"] == 1 and meter.copies == 2 * 3 * 2 + 2
+    generations = [one for one in going if isinstance(one, Generation)]
+    finish(engine, generations)
+    assert [one.tokens for one in generations] == [answer(cpu, one, options=BEGINNING) for one in prompts]
+
+
+def finish(engine: Engine, going: list[Generation]) -> None:
+    while going := [one for one in going if one.finish_reason is None]:
+        engine.step(going)
 
 
 def prompt(engine: Engine, prepared: PreparedPrompt, slot: int) -> Prompt:
