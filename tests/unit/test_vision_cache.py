@@ -74,6 +74,28 @@ def test_jobs_prepared_together_encode_their_common_clip_once(engine: Engine, en
     assert len(encoded) == 1
 
 
+def test_a_call_has_as_many_media_as_take_little_time(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small media share a call. A clip with more grids than that has a call of its own."""
+    calls: list[list[int]] = []
+    vision = engine.runner.vision
+
+    def count(media: Any) -> Any:
+        calls.append([t for _, (t, _, _) in media])
+        return vision(media)
+
+    monkeypatch.setattr(engine.runner, "vision", count)
+    frames, parts = {}, []
+    for seed, length in enumerate((2, 30, 36, 70, 2, 4)):
+        blob = f"{seed:064x}"
+        frames[blob] = Prompts(seed).frames(length, 28, 28)
+        parts.append(FramesPart(type="video", blob=blob, frames=length, height=28, width=28))
+    messages = [Message(role="user", content=(*parts, TextPart(text="What?")))]
+    tokens(engine, engine.prepare(messages, frames, CHOSEN))
+    assert calls == [[1, 15], [18], [35], [1, 2]]
+
+
 def test_a_request_keeps_its_embedding_if_the_cache_evicts_it(engine: Engine, encoded: list[Any]) -> None:
     part, frames = clip(3)
     first = tokens(engine, engine.prepare(ask(part, "What?"), frames, CHOSEN))

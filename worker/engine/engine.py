@@ -20,6 +20,7 @@ from ..model_files.model_paths import fingerprint
 from ..runners.base import Prompt, Runner
 from ..runners.devices import only_bmodel, open_runner
 from ..runners.logits import UNUSABLE, Logits
+from ..runners.packing import vision_calls
 from ..runners.sensors import Readings
 from .chat_tokenizer import ChatTokenizer
 from .model import ModelSpec
@@ -223,8 +224,8 @@ class Engine:
             self.device_seconds += time.monotonic() - began
 
     def _encode(self, media: Iterable[EncodedMedium]) -> tuple[dict[Key, Embeds], set[Key]]:
-        """The vision tokens of media, float32 [V, H], from the cache or else from one call of the runner; and which of
-        them are new. Those that are not finite are not cached."""
+        """The vision tokens of media, float32 [V, H], from the cache or else from the runner; and which are new. Those
+        that are not finite are not cached."""
         vision: dict[Key, Embeds] = {}
         wanted: dict[Key, tuple[Frames, Grid]] = {}
         for medium in media:
@@ -233,10 +234,10 @@ class Engine:
                 vision[medium.key] = known
             elif medium.patches is not None:
                 wanted[medium.key] = medium.patches, medium.grid
-        if wanted:
+        for part in vision_calls([t for _, (t, _, _) in wanted.values()]):
             with self._on_device("vision"):
-                made = self.runner.vision(list(wanted.values()))
-            for key, embeds in zip(wanted, made, strict=True):
+                made = self.runner.vision(list(wanted.values())[part])
+            for key, embeds in zip(list(wanted)[part], made, strict=True):
                 vision[key] = embeds
                 if np.isfinite(embeds).all():
                     self.vision_cache.put(key, embeds)

@@ -6,12 +6,25 @@ than needed wastes time on padding, and many small launches read the weights man
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+VISION_CALL = 32
+"""As many temporal grids as a clip of 64 frames has."""
 
 
 def smallest(sizes: Sequence[int], needed: int) -> int:
     """The smallest of increasing sizes that holds `needed`."""
     return next(size for size in sizes if size >= needed)
+
+
+def vision_calls(grids: Sequence[int]) -> Iterator[slice]:
+    """Divide media, in order, into calls of a runner. The watchdog ends the process if a call takes too long, so media
+    share a call only while they have at most `VISION_CALL` temporal grids. `grids`: those of each medium."""
+    start = 0
+    for end in range(1, len(grids) + 1):
+        if end == len(grids) or sum(grids[start : end + 1]) > VISION_CALL:
+            yield slice(start, end)
+            start = end
 
 
 def vision_launches(grids: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
