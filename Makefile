@@ -43,7 +43,7 @@ test-arm64: .venv/dev  ## Install sailq on an emulated arm64 and run it; as root
 bench: .venv/dev  ## Compare the engine with transformers and the service with the engine, and measure the host's time; 15 minutes
 	$(BIN)/python -m pytest -m bench tests/bench
 
-bench-tpu: .venv/dev  ## Print the compiler's estimates for Qwen2-VL-7B on a BM1684X beside published figures; half an hour
+bench-tpu: .venv/dev  ## Print the compiler's estimates for Qwen2-VL-7B on a BM1684X beside published figures; hours, and then goes on where it stopped
 	$(BIN)/python -m tests.bench.bm1684x --out bench-out
 
 bench-fleet: .venv/dev  ## Measure one server with up to 1,000 simulated boxes; eight minutes on an idle machine

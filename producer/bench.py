@@ -7,15 +7,16 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sailq.shared.errors import NotFound, SailqError
+from sailq.shared.estimates import Estimate, MeasuredJob, estimate
 from sailq.shared.frames import Frames, encode_frames
-from sailq.shared.jobs import GenerationOptions, Result
+from sailq.shared.jobs import GenerationOptions, Message, Result, media_parts
 from sailq.shared.media.messages import prepare
 from sailq.shared.workers import WorkerInfo
 
@@ -90,7 +91,8 @@ class AllAtOnce:
 
 @dataclass(frozen=True)
 class Report:
-    """All measured figures. `slots`: the slots of all `workers` of the model. Token counts are per job."""
+    """All measured figures. `slots`: the slots of all `workers` of the model. Token counts are per job. `estimate`:
+    what one box should reach with the model's directory, if it is known."""
 
     model: str
     device: str
@@ -101,6 +103,7 @@ class Report:
     one_at_a_time: OneAtATime
     all_at_once: AllAtOnce
     published: PublishedFigures
+    estimate: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class _Answer:
     """The times of one job. `first_text`: seconds from its start to the first text. `sample`: those until its frames
     were encoded."""
 
+    messages: Sequence[Message]
     first_text: float
     sample: float
     result: Result
@@ -118,13 +122,21 @@ class _Answer:
         return {**parts, "other": self.first_text - sum(parts.values())}
 
 
-def sample_clip(folder: Path) -> dict[str, Any]:
-    """Renders a clip to `folder` and returns it as a message part with sophon-demo's options: 2 frames of 140 × 210.
+def sample_clip(folder: Path, size: tuple[int, int, int] | None = None) -> dict[str, Any]:
+    """Renders a clip to `folder` and returns it as a message part.
+
+    `size`: frames, height and width to ask for; None: sophon-demo's options, 2 frames of 140 × 210.
 
     Raises SampleError.
     """
     path = folder / "clip.mp4"
-    sample(seed=7, index=0).media[0].write(path)
+    medium = sample(seed=7, index=0).media[0]
+    if size is not None:
+        frames, height, width = size
+        replace(medium, frames=max(medium.frames, frames)).write(path)
+        return {"type": "video", "video": str(path), "nframes": frames, "resized_height": height,
+                "resized_width": width}
+    medium.write(path)
     return {
         "type": "video",
         "video": str(path),
@@ -149,6 +161,7 @@ def measure(
     messages: Sequence[Mapping[str, Any]],
     *,
     workers: Sequence[WorkerInfo],
+    directory: str,
     options: GenerationOptions,
     repeat: int,
     jobs: int | None,
@@ -159,6 +172,7 @@ def measure(
 
     Args:
         workers: all workers that serve the model.
+        directory: the model's, for an estimate.
         jobs: number of jobs; None: 4 for each slot.
         tell: called with a text about the current step, for people.
         watch: called while waiting; may raise to end the measurement.
@@ -190,6 +204,8 @@ def measure(
     wall = time.perf_counter() - began
 
     usage = answers[0].result.usage
+    one = _one_at_a_time(answers)
+    media = tuple((part.frames, part.height, part.width) for part in media_parts(answers[0].messages))
     return Report(
         model=model,
         device=", ".join(sorted({worker.device for worker in workers})),
@@ -197,9 +213,10 @@ def measure(
         slots=slots,
         prompt_tokens=usage.prompt_tokens,
         vision_tokens=usage.vision_tokens,
-        one_at_a_time=_one_at_a_time(answers),
+        one_at_a_time=one,
         all_at_once=AllAtOnce(jobs, min(jobs, 2 * slots), wall, tokens / wall, 3600 * jobs / wall),
         published=PublishedFigures(),
+        estimate=estimate(directory, MeasuredJob(media, usage.prompt_tokens, one.completion_tokens)),
     )
 
 
@@ -229,7 +246,7 @@ def _ask(
                 _raise_if_failed(as_row(result))
                 if first is None:
                     raise SailqError("The model answered without text, so there is no first token to measure.")
-                return _Answer(first, sampled, result)
+                return _Answer(prepared.messages, first, sampled, result)
             if not news.chunks:
                 watch()
     except (KeyboardInterrupt, SailqError):

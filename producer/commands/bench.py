@@ -35,6 +35,12 @@ def bench(
             help="Media of each job, in the format of sophon-demo's --vision_inputs.",
         ),
     ] = "",
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            "--clip", metavar="FRAMESxHEIGHTxWIDTH", help="Rendered clip of each job, in place of --vision-inputs."
+        ),
+    ] = None,
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", metavar="TEXT", show_default="请描述视频中的内容", help="Question of each job."),
@@ -69,6 +75,9 @@ def bench(
     vision encoder and the prefill. Tokens per second leave out the first token.
     Then --jobs jobs keep all slots busy; that time includes reading the files.
 
+    Beside this stand sophon-demo's published figures and, if --model is a directory
+    with a bmodel, what its nets should reach by the compiler's estimate.
+
     Each job reads its file again and changes a corner of 8 × 8 pixels, so that
     no worker can answer it from a cache.
 
@@ -81,6 +90,7 @@ def bench(
     Examples:
       sailq bench
       sailq bench --model /data/qwen2-vl-7b --device tpu:0 --json
+      sailq bench --model /data/qwen2-vl-7b --clip 8x140x224 --max-new-tokens 60
       sailq bench --vision-inputs '{"video": [{"path": "clip.mp4",
         "preprocess_config": {"resized_height": 140, "resized_width": 210,
         "video_sample_num": 2}}], "image": []}'
@@ -95,6 +105,7 @@ def bench(
 
         from sailq.shared.errors import BadRequest
         from sailq.shared.media.messages import prepare
+        from sailq.shared.media.sizing import clip_size
         from sailq.shared.settings import load_settings, model_name
         from sailq.shared.workers import live_workers
 
@@ -106,9 +117,12 @@ def bench(
         options = flags.check(generation, media)
         parse(WorkerOptions, worker)
         settings = load_settings(redis_url=redis_url, model=model)
+        size = None if clip is None else clip_size(clip)
+        if size and vision_inputs:
+            raise BadRequest("--clip and --vision-inputs cannot be combined.")
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sailq-bench-")))
         try:
-            parts = to_parts(vision_inputs) if vision_inputs else [{**sample_clip(folder), **media}]
+            parts = to_parts(vision_inputs) if vision_inputs else [{**sample_clip(folder, size), **media}]
         except SampleError as error:
             raise BadRequest(f"The sample clip cannot be made: {error}.") from None
         content = [*parts, {"type": "text", "text": prompt or QUESTION}]
@@ -123,6 +137,7 @@ def bench(
                 client,
                 messages,
                 workers=live_workers(client.connection, name),
+                directory=settings.model,
                 options=options,
                 repeat=repeat,
                 jobs=jobs,
@@ -201,6 +216,9 @@ def _table(report: Report) -> Table:
         number(published.tokens_per_second),
         style="dim",
     )
+    if report.estimate is not None:
+        table.add_row("estimated for one box", number(report.estimate.first_token_latency),
+                      number(report.estimate.tokens_per_second), style="dim")
     return table
 
 
@@ -226,4 +244,10 @@ def _details(report: Report) -> Table:
         f"{number(all_.tokens_per_second)} tokens/s, {all_.captions_per_hour:,.0f} captions/hour: {all_.jobs} jobs, "
         f"{all_.in_flight} in flight for {report.slots} slots, in {seconds(all_.wall)}",
     )
+    if report.estimate is not None:
+        table.add_row(
+            "estimated",
+            f"{number(report.estimate.all_tokens_per_second)} tokens/s, "
+            f"{report.estimate.captions_per_hour:,.0f} captions/hour for one box: {report.estimate.basis}",
+        )
     return table

@@ -9,6 +9,7 @@ negative time, a NaN) is refused where qwen-vl-utils would clamp it, and a card 
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
@@ -30,6 +31,17 @@ MAX_TOKENS = 128_000
 """Longest sequence that qwen-vl-utils sizes videos for (its MODEL_SEQ_LEN); no medium may hold more."""
 FPS = 2.0
 MIN_FRAMES = 4
+
+
+def clip_size(text: str) -> tuple[int, int, int]:
+    """Frames, height and width, each at least 1, from a text such as 8x140x224. Raises BadRequest."""
+    words = text.split("x")
+    if len(words) != 3 or not all(re.fullmatch("[0-9]{1,9}", word) for word in words):
+        raise BadRequest(f"A clip's size is FRAMESxHEIGHTxWIDTH, such as 8x140x224, not {text!r}.")
+    frames, height, width = map(int, words)
+    if not (frames and height and width):
+        raise BadRequest(f"A clip of {text} has no pixels: frames, height and width must be at least 1.")
+    return frames, height, width
 
 
 def factor_of(card: ModelCard | None) -> int:

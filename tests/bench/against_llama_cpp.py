@@ -26,7 +26,7 @@ import numpy as np
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
 from sailq.worker.engine.engine import Engine
 from tests.bench.captions import THREADS, Caption, answer
-from tests.bench.timings import markdown
+from tests.bench.markdown import markdown
 from tests.bench.turns import RUNS, TURN_SECONDS, Way, runs, spread
 
 SLOTS, TOKENS, PROMPT = 8, 64, 64

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.timings import markdown
+from tests.bench.markdown import markdown
 
 OUT = Path(__file__).parents[2] / "bench-out"
 

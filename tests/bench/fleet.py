@@ -4,8 +4,8 @@
     python -m tests.bench.fleet --boxes 1,25 --clip 4x420x616
 
 Simulated producers and boxes (simulated.py) call the scripts of a real server in real time. Each box answers as fast as
-a BM1684X with 16 slots would by the compiler's estimate (timings.py). Prints a table, leaves it and a plot in DIR, and
-exits with 1 where a bound is missed. Eight minutes; it wants two cores for itself.
+a BM1684X would by the compiler's estimate, with the configuration that `sailq model plan` puts first. Prints a table,
+leaves it and a plot in DIR, and exits with 1 where a bound is missed. Eight minutes; it wants two cores for itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import redis
@@ -36,15 +36,16 @@ from sailq.shared import keys
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, Message, TextPart
 from sailq.shared.media.messages import Prepared
-from tests.bench.bm1684x import CAPTION, CONTEXT, PATCHES, PROMPT
+from sailq.worker.planning.timings import RECORDED, Timings
+from tests.bench import bm1684x
+from tests.bench.bm1684x import CAPTION
+from tests.bench.markdown import markdown
 from tests.bench.simulated import MODEL, SETTINGS, Box, Device, Finish, Ledger, Producers, TooBusy, job_of, teach
-from tests.bench.timings import Timings, markdown
 from tests.camera import camera_clip, stamped
 
-SLOTS = 16
 BOXES = (1, 50, 100, 200, 400, 1000)
 CYCLES = 2
-"""A box ends `SLOTS` captions in a burst, and the next as many a cycle later: spans are whole cycles."""
+"""A box ends a caption of each slot in a burst, and the next as many a cycle later: spans are whole cycles."""
 OFFERED = 0.8
 """Of what all boxes can answer, while waits are taken: in a queue that is never empty, they say how long it is."""
 EMPTIED_SECONDS, OFFERED_SECONDS = 60.0, 15.0
@@ -60,6 +61,29 @@ MOST_MS, MOST_WAIT_MS, COSTED = 0.25, 100.0, 400
 MOST_LAG, MOST_SIMULATION = 0.05, 0.95
 """Seconds and share of a core: where the simulation needs more, it is the limit, and not the server."""
 QUESTION, STAMP = "请描述视频中的内容", b"%016d" % 0
+
+
+class BoxTimes(NamedTuple):
+    """A box's slots, its seconds of a request's prefill and of a step, the host's share included, and how many requests
+    it prefills together."""
+
+    slots: int
+    first: float
+    step: float
+    together: int
+
+    @property
+    def cycle(self) -> float:
+        """Seconds in which each slot makes a caption."""
+        return self.slots * self.first + (CAPTION - 1) * self.step
+
+    @classmethod
+    def planned(cls) -> BoxTimes:
+        """Those of the fastest configuration that fits an SE7. A prefill takes its part of a shared launch."""
+        best = bm1684x.best(Timings.load(RECORDED / f"{bm1684x.MODEL}.json"), bm1684x.job(bm1684x.SAMPLE))
+        slots, step = best.sizes.slots, best.rate.step
+        first = 3600 / best.rate.captions_per_hour - (CAPTION - 1) * step / slots
+        return cls(slots, first, step, best.rate.together)
 
 
 @dataclass(frozen=True)
@@ -124,10 +148,8 @@ class Meter:
         return Load(seconds, captions, **{name: value / seconds for name, value in spent.items()})
 
 
-async def measure(prepared: Prepared, url: str, boxes: int, device: tuple[float, float]) -> Point:
-    """`device`: seconds of a prefill and of a decode."""
-    first, step = device
-    cycle = SLOTS * first + (CAPTION - 1) * step
+async def measure(prepared: Prepared, url: str, boxes: int, times: BoxTimes) -> Point:
+    cycle = times.cycle
     ledger, lags = Ledger(), list[float]()
     job = job_of(prepared.messages, CAPTION)
     with Client(settings=SETTINGS.model_copy(update={"redis_url": url})) as client:
@@ -140,7 +162,8 @@ async def measure(prepared: Prepared, url: str, boxes: int, device: tuple[float,
             filling = tasks.create_task(producers.keep_waiting(WAITING * boxes))
             fleet = []
             for number in range(boxes):  # spread over a cycle, so that their bursts do not coincide
-                box = Box(client.connection, url, number, Device(SLOTS, first, step, CAPTION), ledger, finish)
+                device = Device(times.slots, times.first, times.step, CAPTION, times.together)
+                box = Box(client.connection, url, number, device, ledger, finish)
                 fleet.append(tasks.create_task(box.run()))
                 await asyncio.sleep(cycle / boxes)
             await _say(boxes, "until all slots are taken, and in no burst's midst", 0.75 * cycle)
@@ -150,7 +173,7 @@ async def measure(prepared: Prepared, url: str, boxes: int, device: tuple[float,
             full = meter.load()
             backlog = client.connection.llen(f"rq:queue:{keys.queue(MODEL)}")
             filling.cancel()
-            offering = tasks.create_task(producers.offer(OFFERED * boxes * SLOTS / cycle))
+            offering = tasks.create_task(producers.offer(OFFERED * boxes * times.slots / cycle))
             await _until_empty(client.connection, boxes)
             began, meter = time.monotonic(), Meter(client.connection, ledger)
             await _say(boxes, "waits", OFFERED_SECONDS)
@@ -244,7 +267,7 @@ def clip(size: tuple[int, int, int], stamp: bytes = STAMP) -> Prepared:
     return Prepared((Message(role="user", content=(part, TextPart(text=QUESTION))),), {digest: blob}, 0)
 
 
-def tables(points: list[Point], size: tuple[int, int, int], blob: int, device: tuple[float, float]) -> str:
+def tables(points: list[Point], size: tuple[int, int, int], blob: int, times: BoxTimes) -> str:
     one = points[0]
     rows, costs = [], []
     for point in points:
@@ -263,12 +286,11 @@ def tables(points: list[Point], size: tuple[int, int, int], blob: int, device: t
             f"{load.received / 1e6:.1f}", f"{load.sent / 1e6:.1f}", f"{point.memory / point.answered / 1000:.1f}",
             f"{point.connections}", f"{load.simulation:.0%}", f"{1000 * point.lag:.0f}",
         ))
-    first, step = device
     shape = f"{size[0]} frames of {size[1]} × {size[2]}, {blob / 1000:.0f} KB"
     return "\n\n".join([
         f"Simulated boxes on one server, in real time, on {os.cpu_count()} cores for server and simulation; "
-        f"clips of {shape}, captions of {CAPTION} tokens, not streamed; {1000 * first:.0f} ms a first token and "
-        f"{1000 * step:.0f} ms a step of {SLOTS} slots, the compiler's estimate; printed by `{command()}`.",
+        f"clips of {shape}, captions of {CAPTION} tokens, not streamed; {1000 * times.first:.0f} ms to start one and "
+        f"{1000 * times.step:.0f} ms a step of {times.slots} slots, the compiler's estimate; printed by `{command()}`.",
         markdown(("boxes", "captions/s", "share of boxes × one", f"wait at {OFFERED:.0%}, ms: 50 %", "99 %", "longest",
                   "server's core, ms a caption"), rows),
         "Producers and boxes together, while the queue is never empty; data on the disk once a second:",
@@ -327,19 +349,18 @@ def main() -> None:
     frames, height, width = map(int, given.clip.split("x"))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    timings = Timings.load()
-    device = (timings.first_token(PATCHES, PROMPT, SLOTS) / 1000, timings.step(SLOTS, CONTEXT) / 1000)
+    times = BoxTimes.planned()
     prepared = clip((frames, height, width))
     points, missed = [], ""
     for number in numbers:
         with server() as url:
             try:
-                points.append(uvloop.run(measure(prepared, url, number, device)))
+                points.append(uvloop.run(measure(prepared, url, number, times)))
             except TooBusy as error:
                 missed = f"{number} boxes: MISSED. {error}"
                 break
     (blob,) = prepared.blobs.values()
-    text = "\n\n".join([tables(points, (frames, height, width), len(blob), device), missed]).strip()
+    text = "\n\n".join([tables(points, (frames, height, width), len(blob), times), missed]).strip()
     given.out.mkdir(exist_ok=True)
     (given.out / "fleet.md").write_text(f"{text}\n")
     draw(points, given.out / "fleet.png")

@@ -73,14 +73,14 @@ REPLIES = {"submit": (b"queued", 0), "claim": [], "begin": 1, "renew": ((), ()),
 
 
 class Device:
-    """Answers of `tokens` tokens in `slots` slots, in the scheduler's order: a step prefills at most one request and
-    then decodes a token for each. `first` and `step`: seconds of a prefill and of a decode.
+    """Answers of `tokens` tokens in `slots` slots, in the scheduler's order: a step prefills at most `together`
+    requests and then decodes a token for each. `first` and `step`: seconds of a request's prefill and of a decode.
 
     A step begins when the one before it should have ended, however late this process hears of it.
     """
 
-    def __init__(self, slots: int, first: float, step: float, tokens: int) -> None:
-        self.slots, self.first, self.step, self.tokens = slots, first, step, tokens
+    def __init__(self, slots: int, first: float, step: float, tokens: int, together: int = 1) -> None:
+        self.slots, self.first, self.step, self.tokens, self.together = slots, first, step, tokens, together
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._work = asyncio.Event()
 
@@ -99,7 +99,7 @@ class Device:
                 self._work.clear()
                 await self._work.wait()
                 until = loop.time()
-            if self._waiting and len(running) < self.slots:
+            for _ in range(min(self.together, len(self._waiting), self.slots - len(running))):
                 # The prefill generates the first token, and the next step the second.
                 running.append((step + self.tokens - 2, self._waiting.popleft()))
                 until += self.first

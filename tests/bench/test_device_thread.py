@@ -26,18 +26,17 @@ from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.request import Request
 from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve
+from sailq.worker.planning.models import find
+from sailq.worker.planning.timings import CORE_RATIO
 from sailq.worker.process.serve import SWITCH_SECONDS
 from sailq.worker.runners.sail import SailRunner
 from tests.bench.timed_sail import TimedSail
-from tests.bench.timings import LAYERS, Net, Timings
 from tests.bench.turns import RUNS, spread
 
 SLOTS = (8, 16, 32, 64)
-CONTEXT, PROMPT, STEPS = 512, 96, 200
+LAYERS, CONTEXT, PROMPT, STEPS = 28, 512, 96, 200
 COPYING = 0.1
 """Milliseconds, for nets that only copy, for which the compiler has no estimate."""
-SLOWER = 8
-"""The assumed ratio between the x86 core and a box's Cortex-A53. Nobody has measured it."""
 MOST_MILLISECONDS, MOST_SHARE = 1.5, 0.05
 
 
@@ -70,7 +69,7 @@ def test_the_device_threads_time_outside_process(tmp_path: Path, table: Table) -
     rows = []
     for slots in SLOTS:
         whole, boxed = (
-            [measure(tmp_path, spec, slots, ratio) for _ in range(RUNS)] for ratio in (1, SLOWER)
+            [measure(tmp_path, spec, slots, ratio) for _ in range(RUNS)] for ratio in (1, CORE_RATIO)
         )
         calls = ", ".join(f"{count:.1f} {call}" for call, count in sorted(whole[0].calls.items()))
         rows.append((slots, [one.milliseconds for one in whole], [one.share for one in boxed], calls))
@@ -137,10 +136,9 @@ class RecordingScheduler(Scheduler):
 
 def seconds(slots: int, ratio: float) -> dict[str, float]:
     """Each net's launch. `flush` and the embeddings are copies of some megabytes at most."""
-    timings = Timings.load()
-    nets = {name: timings.nets[Net(name, 0, slots)] for name in ("lm_head", "greedy_head")}
-    nets |= {f"block_cache_{layer}": timings.nets[Net("block_cache", CONTEXT, slots)] for layer in range(LAYERS)}
-    nets |= {f"block_{layer}": timings.nets[Net("block", PROMPT)] for layer in range(LAYERS)}
-    taken = {name: timing.milliseconds for name, timing in nets.items()}
+    timings = find("qwen2-vl-7b")[0]
+    taken = {name: timings.time(name, batch=slots) for name in ("lm_head", "greedy_head")}
+    taken |= {f"block_cache_{layer}": timings.time("block_cache", CONTEXT, slots) for layer in range(LAYERS)}
+    taken |= {f"block_{layer}": timings.time("block", PROMPT) for layer in range(LAYERS)}
     taken |= dict.fromkeys(("embedding", "embedding_cache", "flush"), COPYING)
     return {name: milliseconds / 1000 / ratio for name, milliseconds in taken.items()}

@@ -1,7 +1,8 @@
 """What the host costs at each step: a real worker, queue and streams, on a runner that computes nothing.
 
 Once it answers at once, so that all there is is the host's, unwatched and while Prometheus asks every 0.1 s, 150 times
-as often as deploy/prometheus says; once it takes a BM1684X's time (timings.py), while jobs of 200 KB wait in the queue.
+as often as deploy/prometheus says; once it takes a BM1684X's time (worker/planning), while jobs of 200 KB wait in the
+queue.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.shared.media.messages import Prepared
 from sailq.shared.workers import live_workers
-from tests.bench.timings import Timings
+from sailq.worker.planning.timings import RECORDED, Timings
 from tests.bench.turns import RUNS, spread
 
 SLOTS = 8
@@ -38,7 +39,7 @@ SCRAPE_SECONDS = 0.1
 START_SECONDS = 300
 MOST_IDLE = 0.02
 """Share of the wall time in which the device waits for the host."""
-PATCHES, PROMPT, CONTEXT, ANSWER = 160, 96, 512, 60
+PATCHES, PROMPT, CONTEXT, ANSWER = 160, 80, 512, 60
 NULL_WORKER = Path(__file__).parents[1] / "null_worker.py"
 
 ENDED, SECONDS, DEVICE, RUNNING, PREFILLS = range(5)
@@ -102,8 +103,9 @@ def _scraped() -> Iterator[list[float]]:
 @pytest.mark.bench
 @pytest.mark.timeout(900)
 def test_the_device_never_waits_for_the_host(redis_url: str, client: Client, tmp_path: Path, table: Table) -> None:
-    timings = Timings.load()
-    first, step = timings.first_token(PATCHES, PROMPT, SLOTS), timings.step(SLOTS, CONTEXT)
+    timings = Timings.load(RECORDED / "qwen2-vl-7b.json")
+    first = timings.time("vit", PATCHES, quantize="w8f16") + timings.prefill(PROMPT, SLOTS)
+    step = timings.step(SLOTS, CONTEXT)
     random = np.random.default_rng(0)
     idle, running, walls, sizes = [], [], [], []
     for _ in range(RUNS):

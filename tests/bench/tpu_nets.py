@@ -1,4 +1,5 @@
-"""How long Qwen2-VL-7B's nets take on a BM1684X: the compiler's estimate of nets exported and compiled as any other.
+"""How long a Qwen2-VL's nets take on a BM1684X, and how much memory: the compiler's estimate of nets exported and
+compiled as any other.
 
 The weights are random, written from the config alone. There is one decoder layer, because all take the same time. The
 ViT is compiled with one block and with two, because TPU-MLIR takes more than 24 GB of memory to simplify all its 32:
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,33 @@ from deploy.models.checkpoint import Checkpoint
 from deploy.models.export_onnx import export_net
 from deploy.models.qwen2_vl_layout import Sizes, cut
 from deploy.models.weights import WEIGHTS, WeightsFile
-from tests.bench.timings import LM_HEAD, QUANTIZE, Net, Timing
+from sailq.worker.model_files.bmodel import read_bmodel
+from sailq.worker.planning.timings import Net, Timing
 
 MODELS = Path(__file__).parents[2] / "deploy/models"
 
-# Qwen/Qwen2-VL-7B-Instruct's config.json, except for the depths.
-CONFIG: dict[str, Any] = {
-    "model_type": "qwen2_vl", "torch_dtype": "float16", "tie_word_embeddings": False, "vocab_size": 152064,
-    "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 1, "num_attention_heads": 28,
-    "num_key_value_heads": 4, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-    "vision_config": {"depth": 2, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "num_heads": 16},
+QUANTIZE, LM_HEAD = "w4f16", "w8f16"
+"""compile.sh's --quantize and --lm_head_quantize."""
+
+
+def _config(**sizes: Any) -> dict[str, Any]:
+    return {
+        "model_type": "qwen2_vl", "torch_dtype": "float16", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, **sizes,
+        "vision_config": {
+            "depth": 32, "embed_dim": 1280, "hidden_size": sizes["hidden_size"], "mlp_ratio": 4, "num_heads": 16},
+    }
+
+
+CONFIGS = {
+    "qwen2-vl-7b": _config(
+        tie_word_embeddings=False, vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
+        num_attention_heads=28, num_key_value_heads=4),
+    "qwen2-vl-2b": _config(
+        tie_word_embeddings=True, vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
+        num_attention_heads=12, num_key_value_heads=2),
 }
-VIT_DEPTH = 32
+"""What determines the sizes in the config.json of Qwen/Qwen2-VL-7B-Instruct and Qwen/Qwen2-VL-2B-Instruct."""
 OPSET = 17
 _NOISE = 2**24
 """Random numbers that weights are filled with, over and over, each from another start: equal ones would be made one."""
@@ -56,10 +71,12 @@ class BenchError(exit_codes.Failure):
 
 
 class Bench:
-    """Times nets one after the other. Each result is kept in `folder` under what it was made of, so that an
-    interrupted run goes on where it stopped, and a change of the exporter is timed anew."""
+    """Times the nets of one model, one after the other. Each result is kept in `folder` under what it was made of, so
+    that an interrupted run goes on where it stopped, and a change of the exporter is timed anew."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        """`config`: one of `CONFIGS`."""
+        self._config = config
         self._kept, self._work = folder / "timings", folder / "work"
         self._model, self._shallow = self._work / "model", self._work / "shallow"
 
@@ -76,7 +93,7 @@ class Bench:
             shutil.rmtree(self._work, ignore_errors=True)
 
     def _timing(self, net: Net, progress: str) -> Timing:
-        path = self._kept / f"{net.net}-{_key(net)}.json"
+        path = self._kept / f"{net.net}-{self._key(net)}.json"
         if not path.exists():
             print(f"{progress} compiling {net}", file=sys.stderr, flush=True)
             partial = path.with_suffix(".partial")
@@ -90,16 +107,23 @@ class Bench:
         self._prepare()
         if net.net != "vit":
             return self._compiled(net, self._model)
-        pairs = zip(*(astuple(self._compiled(net, model)) for model in (self._shallow, self._model)), strict=True)
-        return Timing(*(round(one + (VIT_DEPTH - 1) * (two - one), 6) for one, two in pairs))
+        one, two = (self._compiled(net, model) for model in (self._shallow, self._model))
+        more = self._config["vision_config"]["depth"] - 1
+        grown = {
+            name: round(value + more * (getattr(two, name) - value), 6)
+            for name, value in asdict(one).items() if name != "neurons"  # blocks compute in the same memory
+        }
+        return replace(two, **grown)
 
     def _compiled(self, net: Net, model: Path) -> Timing:
         work = self._work / "net"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         onnx, bmodel = export(net, model, work), work / "out.bmodel"
-        call(str(MODELS / "compile_net.sh"), str(onnx), str(bmodel), QUANTIZE, LM_HEAD)
-        return Timing(milliseconds(bmodel.with_suffix(".profile")), round(bmodel.stat().st_size / 1e6, 1))
+        call(str(MODELS / "compile_net.sh"), str(onnx), str(bmodel), QUANTIZE, LM_HEAD, net.quantize or "f16")
+        memory = read_bmodel(bmodel).memory
+        return Timing(
+            milliseconds(bmodel.with_suffix(".profile")), memory.weights, memory.commands, memory.neurons, memory.io)
 
     def _prepare(self) -> None:
         """What every net is made with, once a run: the compiler and a checkpoint."""
@@ -111,11 +135,21 @@ class Bench:
             raise BenchError(f"compiling needs {_FREE_GB} GB in {self._kept}, where {free:.0f} GB are free")
         call(str(MODELS / "tpu_env.sh"))
         self._work.mkdir()
-        write_checkpoint(self._model, CONFIG)
+        write_checkpoint(self._model, _with_depths(self._config, 1, 2))
         self._shallow.mkdir()
-        shallow = CONFIG | {"vision_config": CONFIG["vision_config"] | {"depth": 1}}
-        (self._shallow / "config.json").write_text(json.dumps(shallow))
+        (self._shallow / "config.json").write_text(json.dumps(_with_depths(self._config, 1, 1)))
         (self._shallow / "model.safetensors").symlink_to(self._model / "model.safetensors")
+
+    def _key(self, net: Net) -> str:
+        """A digest of everything that determines a net's time."""
+        sources = ((MODELS / name).read_text() for name in _SOURCES)
+        made_of = [repr(net), QUANTIZE, LM_HEAD, json.dumps(self._config), *sources]
+        return hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
+
+
+def _with_depths(config: dict[str, Any], layers: int, vision: int) -> dict[str, Any]:
+    """The same model with fewer layers."""
+    return config | {"num_hidden_layers": layers, "vision_config": config["vision_config"] | {"depth": vision}}
 
 
 def compiler() -> str:
@@ -190,9 +224,3 @@ def milliseconds(profile: Path) -> float:
     if not found:
         raise BenchError(f"the compiler has no estimate of this net's time: {profile} states no runtime")
     return float(found.group(1))
-
-
-def _key(net: Net) -> str:
-    """A digest of everything that determines a net's time."""
-    made_of = [repr(net), QUANTIZE, LM_HEAD, json.dumps(CONFIG), *((MODELS / name).read_text() for name in _SOURCES)]
-    return hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]

@@ -87,6 +87,17 @@ def test_the_parts_of_one_job_add_up_to_its_latency_and_no_clip_is_repeated(
     assert not connection.zcard("sailq:workers")
 
 
+def test_a_rendered_clip_has_the_size_that_was_asked_for(redis_url: str, connection: redis.Redis) -> None:
+    size = ("--clip", "4x112x140", "--max-new-tokens", 3)
+    done = invoke("bench", "--repeat", 1, "--jobs", 2, "--threads", 1, *size, "--json", url=redis_url)
+    report = json.loads(done.stdout)
+    turns = [decode(Turn, connection.lindex(key, 0)) for key in connection.scan_iter(keys.turns("*"))]
+    parts = [part for turn in turns for part in media_parts(turn.messages)]
+    assert {(part.frames, part.height, part.width) for part in parts} == {(4, 112, 140)}
+    assert report["vision_tokens"] == 2 * 4 * 5
+    assert report["estimate"] is None  # no box runs sailq-tiny's nets for CPUs
+
+
 def test_the_mark_that_makes_a_clip_unique_survives_jpeg_and_stays_in_its_corner() -> None:
     frames = np.full((2, 56, 84, 3), 90, np.uint8)
     (first, blob), (second, other) = encode_unseen(frames), encode_unseen(frames)
@@ -106,6 +117,9 @@ def test_worker_options_are_refused_if_a_worker_is_running(served_url: str) -> N
     (["--vision-inputs", '{"video": ['], "bad_request", "vision_inputs"),
     (["--vision-inputs", '{"video": ["/no/such.mp4"]}'], "bad_media", "/no/such.mp4"),
     (["--max-new-tokens", "0"], "bad_request", "max_new_tokens"),
+    (["--clip", "4x112"], "bad_request", "4x112"),
+    (["--clip", "0x112x112"], "bad_request", "0x112x112"),
+    (["--clip", "4x112x112", "--vision-inputs", "{}"], "bad_request", "--clip"),
     (["--redis-url", "unix:///no/such.sock"], "server_unavailable", "/no/such.sock"),
 ])
 def test_errors_are_reported_before_anything_is_started(arguments: list[str], code: str, named: str) -> None:

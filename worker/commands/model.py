@@ -1,4 +1,4 @@
-"""`sailq model`: which models there are, and what a bmodel holds."""
+"""`sailq model`: which models there are, what a bmodel holds, and which bmodels fit a box."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import typer
 
 from sailq.shared.options import Json
 
+from .model_plan import plan
+
 if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.table import Table
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 _PIPED_WIDTH = 1000
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)}
 
-model = typer.Typer(no_args_is_help=True, help="List models, and show what a bmodel contains.")
+model = typer.Typer(no_args_is_help=True, help="List models, show what a bmodel contains, and plan one for a box.")
+model.command()(plan)
 
 
 @model.command("list")
