@@ -66,7 +66,7 @@ def test_several_slots_need_the_net_that_moves_their_recent_rows(tmp_path: Path,
 def test_a_file_that_stores_each_slots_rows_apart_is_refused(tmp_path: Path, spec: ModelSpec) -> None:
     """As deploy/models made them before it had `flush`."""
     old = changed(qwen2_vl(slots=4), "block_cache_0", lambda stage: replace(stage, inputs=stage.inputs[:5]))
-    with pytest.raises(Unsupported):
+    with pytest.raises(Unsupported, match="compile it again"):
         layout(tmp_path, old, spec)
 
 

@@ -140,6 +140,8 @@ def _layout(bmodel: Bmodel, layers: int, family: Family) -> Layout:
     block, step, vit = nets["block_0"], nets["block_cache_0"], nets["vit"]
     first, cached = block.stages[0], step.stages[0]
     slots, context = cached.inputs[3].shape[0], max(stage.inputs[3].shape[1] for stage in step.stages)
+    if slots > 1 and len(cached.inputs) == 5:
+        raise Unsupported(f"{bmodel.path} was compiled by an older version of sailq: compile it again.")
     history = "block_kv_0" in nets
     if slots > 1:
         kind = f"batched, {slots} slots"
