@@ -120,7 +120,7 @@ class Bench:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         onnx, bmodel = export(net, model, work), work / "out.bmodel"
-        call(str(MODELS / "compile_net.sh"), str(onnx), str(bmodel), QUANTIZE, LM_HEAD, net.quantize or "f16")
+        call(str(MODELS / "compile_net.sh"), str(onnx), str(bmodel), QUANTIZE, LM_HEAD, *filter(None, [net.quantize]))
         memory = read_bmodel(bmodel).memory
         return Timing(
             milliseconds(bmodel.with_suffix(".profile")), memory.weights, memory.commands, memory.neurons, memory.io)

@@ -23,7 +23,7 @@ CORE_RATIO = 8
 
 
 RECENT, FLUSH = 16, 0.1
-"""Steps after which several slots' newest rows are flushed (`RECENT` of deploy/models/qwen2_vl_layout.py), and the
+"""Steps after which several slots' newest rows are flushed (`RECENT` in deploy/models), and the
 ASSUMED milliseconds of it for a layer: the compiler has no estimate of nets that only copy."""
 
 
