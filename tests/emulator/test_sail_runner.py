@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Mapping
 from itertools import chain
@@ -115,6 +117,18 @@ def test_prefill_and_vision_run_at_the_smallest_size(
             assert meter.inputs["vit"][0].shape()[0] == (36 if h * w <= 36 else 48)
     assert all(size == min(s for s in (32, 64, 128) if s >= length) for length, size in sizes.items())
     assert len(set(sizes.values())) > 1
+
+
+def test_a_dropped_runner_frees_its_device_at_once(compiled: Compile) -> None:
+    """Without a cycle of references: the next model would otherwise share the device with it for a while."""
+    gc.disable()
+    try:
+        engine = load(compiled(*RIGHT_SIZED))
+        runner = weakref.ref(engine.runner)
+        del engine
+        assert runner() is None
+    finally:
+        gc.enable()
 
 
 def test_the_runner_checks_what_it_is_given(compiled: Compile) -> None:

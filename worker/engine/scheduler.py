@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from logging import getLogger
 
@@ -49,8 +50,9 @@ class Scheduler:
     def __init__(self, engine: Engine, on_inter_token_latency: Callable[[float], None] = lambda seconds: None) -> None:
         """`on_inter_token_latency` takes the seconds between two tokens of an answer, on the text writer's thread."""
         self.counts = Counts()
-        self._engine, self._on_inter_token_latency = engine, on_inter_token_latency
-        self._writer = TextWriter(self._count)
+        self._engine = engine
+        # No method of its own: in a cycle of references, a dropped scheduler would keep its device.
+        self._writer = TextWriter(partial(_count, self.counts, on_inter_token_latency))
         self._slots: list[Request | None] = [None] * engine.slots
         self._waiting: dict[Priority, deque[Request]] = {"high": deque(), "normal": deque()}
         self._changed = threading.Condition()
@@ -193,12 +195,6 @@ class Scheduler:
         return Piece(request, generation, generation.tokens[-1], generation.last_token_at,
                      generation.inter_token_latency, generation.finish_reason)
 
-    def _count(self, inter_token_latency: float | None) -> None:
-        """Count a token of an answer. Called by the text writer."""
-        self.counts.generation_tokens += 1
-        if inter_token_latency is not None:
-            self._on_inter_token_latency(inter_token_latency)
-
     def _free(self, slot: int) -> None:
         self._slots[slot] = None
         self._engine.release(slot)
@@ -217,3 +213,10 @@ class Scheduler:
             return
         self._free(generation.slot)
         self._writer.put([Piece(request, generation, reason=reason, error=error)])
+
+
+def _count(counts: Counts, observe: Callable[[float], None], inter_token_latency: float | None) -> None:
+    """Count a token of an answer. Called by the text writer."""
+    counts.generation_tokens += 1
+    if inter_token_latency is not None:
+        observe(inter_token_latency)
