@@ -23,9 +23,10 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import (
 
 from deploy.models.round_weights import SCHEMES, VISION_GROUP, rounded
 from sailq.worker.engine.families.qwen2_vl import Qwen2VL
-from tests.bench.tpu_nets import CONFIG, VIT_DEPTH
+from tests.bench.tpu_nets import CONFIGS
 from tests.camera import camera_clip, drawn_on
 
+CONFIG = CONFIGS["qwen2-vl-7b"]["vision_config"]
 GRID = (1, 10, 16)
 """sophon-demo's clip: 2 frames of 140 × 224."""
 NORMAL, LONG_TAILS = "a normal distribution", "Student's t with 3 degrees of freedom"
@@ -38,7 +39,7 @@ DRAW: dict[str, Callable[[torch.Size], torch.Tensor]] = {
 def tokens(draw: Callable[[torch.Size], torch.Tensor]) -> dict[str, torch.Tensor]:
     """The vision tokens, [40, 3584], in half precision and in each scheme of 16-bit floats. A block's weights are drawn
     when it runs, so that memory holds one block."""
-    config = Qwen2VLVisionConfig(**copy.deepcopy(CONFIG["vision_config"]) | {"depth": 1})
+    config = Qwen2VLVisionConfig(**copy.deepcopy(CONFIG) | {"depth": 1})
     config._attn_implementation = "sdpa"
     vit, family, grid = Qwen2VisionTransformerPretrainedModel(config).eval(), Qwen2VL(), torch.tensor([GRID])
     torch.manual_seed(0)
@@ -48,7 +49,7 @@ def tokens(draw: Callable[[torch.Size], torch.Tensor]) -> dict[str, torch.Tensor
     lengths, longest = get_vision_attention_seqlens(grid, config)
     names = ["f16", *(name for name, scheme in SCHEMES.items() if scheme.dtype == "F16")]
     states = dict.fromkeys(names, hidden)
-    for _ in range(VIT_DEPTH):
+    for _ in range(CONFIG["depth"]):
         states = run(vit.blocks[0], states, draw, cu_seqlens=lengths, max_seqlen=longest, position_embeddings=angles)
     return run(vit.merger, states, draw)
 
