@@ -20,7 +20,7 @@ from .timings import HOST_SHARE, RECENT, NotTimed, Timings
 SLOTS = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (256, 320, 384, 512, 1024, 1536)
 """Contexts to consider besides the shortest that holds a job."""
-PROMPTS, GRIDS = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8)
+PROMPTS, GRIDS = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 6, 8)
 """How many prompts, and temporal grids, a launch may hold."""
 TEMPLATE = 21
 """Tokens that the chat template adds to a question about one clip."""
