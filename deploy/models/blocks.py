@@ -29,7 +29,7 @@ class Blocks(NamedTuple):
 def quantize(matrix: Tensor, bits: int) -> Blocks:
     """Round a matrix to the smallest range of each block that holds its weights and 0. A short last block is filled
     with 0."""
-    filled = functional.pad(matrix.float(), (0, -matrix.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    filled = functional.pad(matrix.float(), (0, -matrix.shape[1] % BLOCK)).reshape(len(matrix), -1, BLOCK)
     most = 2**bits - 1
     low, high = filled.amin(-1).clamp(max=0), filled.amax(-1).clamp(min=0)
     scales = (high - low) / most
