@@ -111,7 +111,7 @@ def test_a_launch_may_be_longer_than_a_slots_cache(
     engine = load(compiled(*BATCHED))
     runner: Any = engine.runner
     layout = replace(runner._layout, context=48)
-    runner._prompt = PromptNets(layout, runner._chip, runner._spec, runner._caches, runner._start)
+    runner._prompt = PromptNets(layout, runner._chip, runner._spec, runner._cache.layers, runner._cache.start)
     meter, prompts = Meter(monkeypatch), [samples[index] for index in (4, 1)]
     going = engine.start_together([Start(one, BEGINNING, slot) for one, slot in zip(prompts, (3, 0), strict=True)])
     assert meter.runs["block_0"] == 1 and meter.copies == 2 * 3 * 2 + 2
@@ -149,7 +149,7 @@ def test_a_prompt_that_is_not_finite_does_not_reach_another(
     nothing = np.isnan(rows.pop(bad))
     assert all(map(np.array_equal, rows, alone))
     assert nothing.all()
-    for keys_or_values in (cache for caches in runner._caches for cache in caches):
+    for keys_or_values in (cache for caches in runner._cache.layers for cache in caches):
         by_slot = np.frombuffer(keys_or_values.handle.load(keys_or_values.address, keys_or_values.nbytes()), np.float16)
         finite = np.isfinite(by_slot.reshape(engine.slots, -1)).all(axis=1)
         assert finite[[0, 1, 2]].all()
