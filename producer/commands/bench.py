@@ -104,8 +104,9 @@ def bench(
         from rich.console import Console
 
         from sailq.shared.errors import BadRequest
+        from sailq.shared.jobs import MAX_FRAMES, MAX_SIDE
         from sailq.shared.media.messages import prepare
-        from sailq.shared.media.sizing import clip_size
+        from sailq.shared.media.sizing import FRAME_FACTOR, clip_size
         from sailq.shared.settings import load_settings, model_name
         from sailq.shared.workers import live_workers
 
@@ -118,6 +119,10 @@ def bench(
         parse(WorkerOptions, worker)
         settings = load_settings(redis_url=redis_url, model=model)
         size = None if clip is None else clip_size(clip)
+        if size and not (FRAME_FACTOR <= size[0] <= MAX_FRAMES and max(size[1:]) <= MAX_SIDE):
+            raise BadRequest(
+                f"--clip takes {FRAME_FACTOR} to {MAX_FRAMES} frames of at most {MAX_SIDE} pixels a side, not {clip}."
+            )
         if size and vision_inputs:
             raise BadRequest("--clip and --vision-inputs cannot be combined.")
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sailq-bench-")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from sailq.worker.engine.engine import Engine, Generation, Start
 from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.runners.base import Prompt
 from sailq.worker.runners.chip import Chip
-from sailq.worker.runners.prompt_nets import PromptNets
 
 Medium = tuple[np.ndarray, tuple[int, int, int]]
 
@@ -79,8 +77,6 @@ def test_a_medium_that_is_not_finite_does_not_reach_another(
     assert np.array_equal(first, alone[0]) and np.array_equal(third, alone[1])
 
 
-
-
 @pytest.mark.parametrize("chosen", [(1, 4), (5, 9, 14), (0, 4, 9, 14)])
 def test_prompts_share_a_prefill_and_are_answered_as_alone(
     chosen: tuple[int, ...], cpu: Engine, samples: list[PreparedPrompt], compiled: Compile,
@@ -101,22 +97,6 @@ def test_prompts_share_a_prefill_and_are_answered_as_alone(
     assert meter.copies == copies
     generations = [one for one in started if isinstance(one, Generation)]
     finish(engine, [*going, *generations])
-    assert [one.tokens for one in generations] == [answer(cpu, one, options=BEGINNING) for one in prompts]
-
-
-def test_a_launch_may_be_longer_than_a_slots_cache(
-    cpu: Engine, samples: list[PreparedPrompt], compiled: Compile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a bmodel whose slots have 48 columns would run it: keys and values go to scratch memory first."""
-    engine = load(compiled(*BATCHED))
-    runner: Any = engine.runner
-    layout = replace(runner._layout, context=48)
-    runner._prompt = PromptNets(layout, runner._chip, runner._spec, runner._cache.layers, runner._cache.start)
-    meter, prompts = Meter(monkeypatch), [samples[index] for index in (4, 1)]
-    going = engine.start_together([Start(one, BEGINNING, slot) for one, slot in zip(prompts, (3, 0), strict=True)])
-    assert meter.runs["block_0"] == 1 and meter.copies == 2 * 3 * 2 + 2
-    generations = [one for one in going if isinstance(one, Generation)]
-    finish(engine, generations)
     assert [one.tokens for one in generations] == [answer(cpu, one, options=BEGINNING) for one in prompts]
 
 

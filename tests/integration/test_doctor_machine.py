@@ -153,7 +153,7 @@ def test_too_little_memory(url: str, tmp_path: Path) -> None:
     shutil.copytree(resolve("sailq-tiny"), large)
     os.truncate(large / "onnx/weights.bin", 500 * 10**9)
     examined = doctor("--model", large, "--metrics-port", 0, url=url)
-    fix = only(examined, "memory", "1.1 TB")
+    fix = only(examined, "memory", "750.3 GB")
     assert fixed(fix, "--metrics-port", 0, folder=tmp_path, url=url).code == 0
 
 

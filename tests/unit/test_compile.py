@@ -47,7 +47,7 @@ cp -r "$EXPORTS/${*:7}/." "$6"
 """
 OPTIONS = ["--batch", "2", "--seq_length", "16", "--vision_seq_length", "16", "--prefill_lengths", "8"]
 """Of each compilation here, so that all take the same nets; in the order in which compile.sh hands them on."""
-NETS = 3 * 3 + 2 + 1 + 2 + 1
+NETS = 3 * 3 + 2 + 1 + 2 + 1 + 1
 
 Compile = Callable[..., "subprocess.CompletedProcess[str]"]
 

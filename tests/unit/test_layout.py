@@ -45,11 +45,6 @@ def test_a_prompt_is_no_longer_than_its_longest_net(tmp_path: Path, spec: ModelS
     assert layout(tmp_path, qwen2_vl(context=128, prompts=(32,)), spec).longest_prompt == 32
 
 
-def test_a_launch_of_several_prompts_may_be_longer_than_a_slots_cache(tmp_path: Path, spec: ModelSpec) -> None:
-    found = layout(tmp_path, qwen2_vl(slots=4, context=32), spec)
-    assert (found.prompts[-1], found.context, found.longest_prompt) == (64, 32, 31)
-
-
 def test_slots_are_the_rows_of_a_step(tmp_path: Path, spec: ModelSpec) -> None:
     found = layout(tmp_path, qwen2_vl(slots=4, recent=8), spec)
     assert (found.slots, found.context, found.recent) == (4, 64, 8)
@@ -120,6 +115,7 @@ def test_a_wrong_number_of_layers_is_reported(tmp_path: Path, spec: ModelSpec) -
         (qwen2_vl(hidden=128), "128, 128 and 896.* 256, 128 and 896"),
         (qwen2_vl(row=(2, 128)), "256, 256 and 896"),
         (qwen2_vl(vocabulary=1000), "256, 128 and 1000"),
+        (qwen2_vl(context=32), "64 tokens.* 32"),
         (changed(qwen2_vl(), "block_1", lambda stage: replace(stage, inputs=stage.inputs[:2])), "block_1 takes"),
         (changed(qwen2_vl(), "block_cache_1", lambda s: replace(s, outputs=s.outputs[:2])), "block_cache_1"),
         (changed(qwen2_vl(), "embedding", lambda stage: replace(

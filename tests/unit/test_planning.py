@@ -205,7 +205,8 @@ def seven_b(tmp_path: Path) -> Path:
     nets = qwen2_vl(layers=28, slots=16, context=512, prompts=(80, 160, 512), patches=(160,), hidden=3584,
                     row=(4, 128), vocabulary=152064)
     weights = {"block_cache_0": [Weight("tpu.A16MatMul.weight", 3584 * 512 // 2)],
-               "vit": [Weight("tpu.A16MatMul.weight", 100), Weight("tpu.Gather.source", 585 * 40)]}
+               "vit": [Weight("tpu.A16MatMul.weight", 100), Weight("tpu.Gather.source", 585 * 40)],
+               "lm_head": [Weight("tpu.A16MatMul.weight", 100)]}
     write_bmodel(folder / "seven.bmodel", nets, weights)
     return folder
 

@@ -51,9 +51,9 @@ def plan(
     of one length. Each line is the fastest bmodel with so many slots and such a
     context that fits the heaps. The first line makes the most captions.
 
-    Rates add up the TPU compiler's estimates of the nets' times, between sizes
-    that were compiled on a straight line. The share of the time in which the
-    device is assumed to wait for the host is left out. All slots are taken.
+    Rates add up the TPU compiler's estimates of the nets' times. Times of sizes
+    between compiled ones are interpolated. 5 % is subtracted for the time in
+    which the device is assumed to wait for the host. All slots are taken.
 
     \b
     Examples:
@@ -124,10 +124,11 @@ def _compile(timings: Timings, model: str, best: Configuration) -> str:
     from shlex import quote
 
     sizes = best.sizes
+    directory = Path(model).expanduser()
     shorter = [length for length in sizes.prompts if length < sizes.context]
     words = [
         "deploy/models/compile.sh",
-        "--model_path", quote(model) if (Path(model).expanduser() / "config.json").is_file() else "CHECKPOINT",
+        "--model_path", quote(str(directory)) if (directory / "config.json").is_file() else "CHECKPOINT",
         "--quantize", timings.quantize, "--lm_head_quantize", timings.lm_head_quantize,
         "--vision_quantize", sizes.vision_quantize, "--batch", f"{sizes.slots}", "--seq_length", f"{sizes.context}",
     ]
@@ -175,8 +176,9 @@ def _print(
         f"\nThe first takes {best.total // MB:,} MB: {kinds}. In the heaps: {used}; {SPARE // MB} MB must stay free "
         f"for the worker's own tensors.\n\nRates: the compiler's estimate ({timings.compiler}) of the device, less "
         f"{HOST_SHARE:.0%} in which it is assumed to wait for the host, whose cores are assumed to be {CORE_RATIO} "
-        f"times slower than an x86 core. All slots are taken, and jobs wait, so that launches of several prompts or "
-        f"grids are full. The first token is of one job on an idle box, and of the device alone.\n\n"
+        f"times slower than an x86 core. All slots are taken, jobs wait, and answers have one length, so that slots "
+        f"become free together and launches of several prompts or grids are full. The first token is of one job on an "
+        f"idle box, and of the device alone.\n\n"
         f"{compile_command}"
     )
 
@@ -187,7 +189,8 @@ def _table(found: list[Configuration]) -> Table:
     from ..doctor.ion_heaps import MB
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("slots", "context", "prompts", "ViT", "captions/h", "tokens/s", "step, ms", "first token, s", "MB"):
+    speeds = ("captions/h", "tokens/s decoding", "step, ms", "first token, s")
+    for column in ("slots", "context", "prompts", "ViT", *speeds, "MB"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in found:
         sizes, rate = one.sizes, one.rate

@@ -45,7 +45,7 @@ class Outcome:
         cls, generation: Generation, tokens: int, last_token_at: float, reason: FinishReason,
         error: SailqError | None = None,
     ) -> Outcome:
-        """The outcome of an answer of so many `tokens`. The device may have computed one more."""
+        """The outcome of an answer of so many `tokens`. The device may have computed more."""
         decode = last_token_at - generation.first_token_at
         return cls(
             generation.stream.text, reason, error, generation.usage(tokens),

@@ -71,8 +71,8 @@ class Scheduler:
 
     @property
     def alive(self) -> bool:
-        """False only if the loop failed; True before `start` and after `close`."""
-        return self._thread is None or self._closing or self._thread.is_alive()
+        """False only if the loop or the text writer failed; True before `start` and after `close`."""
+        return self._thread is None or self._closing or (self._thread.is_alive() and self._writer.alive)
 
     def submit(self, request: Request) -> None:
         """Queue a request; after `close` it is cancelled at once."""

@@ -1,7 +1,7 @@
 """Turns the tokens of answers into text, and gives it to their requests, while the device computes the next step.
 
-The device's thread puts the tokens of each step here. If a stop text ends an answer, the device may have computed one
-token more by then, which is dropped.
+The device's thread puts the tokens of each step here. If a stop text ends an answer, the device may have computed some
+more tokens by then, which are dropped.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ class TextWriter:
         self._on_token = on_token
         self._steps: Queue[Sequence[Piece] | None] = Queue(_STEPS)
         self._thread: threading.Thread | None = None
+
+    @property
+    def alive(self) -> bool:
+        """False only if the thread failed."""
+        return self._thread is None or self._thread.is_alive()
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="sailq-text", daemon=True)

@@ -28,16 +28,21 @@ def _estimate(timings: Timings, family: Family, found: Inspection, job: Measured
     layout = found.layout
     if layout is None or layout.dynamic_prompt or layout.dynamic_vision or found.quantisation != timings.quantize:
         return None
+    if not _in_8_bits(found, "lm_head"):  # as the times are
+        return None
     grids = [grid(family, *medium) for medium in job.media]
     sizes = {h * w for _, h, w in grids}
     if len(sizes) != 1:  # grids of several sizes do not fill a launch evenly
         return None
     (patches,) = sizes
+    prompts = tuple(size for size in layout.prompts if size >= job.prompt_tokens)
+    launches = tuple(size for size in layout.patches if size >= patches)
+    if not prompts or not launches:  # it runs in parts, or on a worker with another file
+        return None
     work = Workload(*job.media[0], sum(t for t, _, _ in grids), patches, sum(map(family.vision_tokens, grids)),
                     job.prompt_tokens, round(job.answer_tokens))
     speed = rate(timings, work, Sizes(
-        layout.slots, layout.context, tuple(size for size in layout.prompts if size >= work.prompt),
-        tuple(size for size in layout.patches if size >= patches), _vision_quantize(found),
+        layout.slots, layout.context, prompts, launches, "w8f16" if _in_8_bits(found, "vit") else "f16",
     ))
     return Estimate(
         speed.first_token, 1 / speed.step, speed.captions_per_hour * job.answer_tokens / 3600, speed.captions_per_hour,
@@ -46,6 +51,5 @@ def _estimate(timings: Timings, family: Family, found: Inspection, job: Measured
     )
 
 
-def _vision_quantize(found: Inspection) -> str:
-    weights = found.bmodel.weights.get("vit", ())
-    return "w8f16" if any("A16MatMul" in weight.name for weight in weights) else "f16"
+def _in_8_bits(found: Inspection, net: str) -> bool:
+    return any("A16MatMul" in weight.name for weight in found.bmodel.weights.get(net, ()))

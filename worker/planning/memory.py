@@ -61,8 +61,9 @@ class Memory:
 
 
 def blocks(timings: Timings, sizes: Sizes) -> Iterator[Block]:
-    """What loading allocates, in order: compile.sh combines the nets in the order of their names. Nets of one layer
-    share its weights, and so do the two embeddings, and the ViTs.
+    """What loading allocates, in order, but for `flush` and the embeddings' commands, which take little. compile.sh
+    combines the nets in the order of their names. Nets of one layer share its weights, and so do the two embeddings,
+    and the ViTs.
 
     Raises:
         NotTimed: see `Timings.timing`.

@@ -34,8 +34,8 @@ def find(model: str) -> tuple[Timings, Family]:
     directory = Path(model).expanduser()
     config = read_object(directory / "config.json")
     if config is None:
-        if directory.name in known:
-            return known[directory.name], UNCONFIGURED
+        if model in known:
+            return known[model], UNCONFIGURED
         raise Unsupported(
             f"Unknown model {model!r}: it is neither a directory with a config.json nor one of the models with known "
             f"times ({', '.join(known)})."

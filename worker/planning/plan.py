@@ -49,7 +49,8 @@ class Rate:
     """The compiler's estimate, less the host's assumed share.
 
     Attributes:
-        captions_per_hour, tokens_per_second: of all slots, while jobs wait for each of them.
+        captions_per_hour: while jobs wait and answers have one length, so that slots become free together.
+        tokens_per_second: of all slots, while they decode; starts are left out.
         step: seconds in which each slot gets a token.
         first_token: seconds from a job's patches to its first token, on a box without others; of the device alone.
         together: jobs that start together, which is fastest while jobs wait.
@@ -153,7 +154,7 @@ def rate(timings: Timings, work: Workload, sizes: Sizes) -> Rate:
     step = timings.step(sizes.slots, sizes.context)
     started, together = min(
         ((_vision(work, count, vit) + time) / count, count)
-        for length, time in prefill.items() for count in range(1, length // work.prompt + 1)
+        for length, time in prefill.items() for count in range(1, min(length // work.prompt, sizes.slots) + 1)
     )
     job = started + (work.answer - 1) * step / sizes.slots
     used = 1 - HOST_SHARE

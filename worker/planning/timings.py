@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sailq.shared.errors import Unsupported
 
 RECORDED = Path(__file__).parent / "bm1684x"
-"""A file for each model, with the times that `make bench-tpu` last printed."""
+"""A file for each model. `make bench-tpu` writes it."""
 HOST_SHARE = 0.05
 """ASSUMED: the part of a box's time in which the device waits for the host. Rates leave it out."""
 CORE_RATIO = 8
@@ -109,12 +109,6 @@ class Timings:
     def embedding_bytes(self) -> int:
         """The table of the embeddings, in half precision."""
         return int(self.config["vocab_size"] * self.config["hidden_size"] * 2)
-
-    @property
-    def column_bytes(self) -> int:
-        """A token's keys and values in all layers, in half precision."""
-        dim = self.config["hidden_size"] // self.config["num_attention_heads"]
-        return int(self.layers * 2 * self.config["num_key_value_heads"] * dim * 2)
 
     def step(self, slots: int, context: int) -> float:
         """One token for each of `slots` slots, whose caches have `context` columns."""

@@ -25,7 +25,7 @@ the process by `exit`, which SAIL calls in `scale_from` and `scale_to` alone (sr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -123,17 +123,12 @@ class Chip:
         return self._shared[net]
 
     def view(self, tensor: Any, shape: Sequence[int], start: int = 0) -> Any:
-        """A view of a tensor from element `start`. The tensor must outlive it."""
-        return self.views(tensor, shape, [start])[0]
-
-    def views(self, tensor: Any, shape: Sequence[int], starts: Collection[int]) -> list[Any]:
-        """Views of one tensor, checked together. With keyword arguments, SAIL finds the right one of its ten
-        constructors at once."""
-        if min(starts) < 0 or max(starts) + prod(shape) > prod(tensor.shape()):
-            raise ValueError(f"{list(shape)} from {sorted(starts)} is not within {tensor.shape()}")
-        new, dims = self._sail.Tensor, list(shape)
+        """A view of a tensor from element `start`. The tensor must outlive it. With keyword arguments, SAIL finds the
+        right one of its ten constructors at once."""
+        if start < 0 or start + prod(shape) > prod(tensor.shape()):
+            raise ValueError(f"{list(shape)} from {start} is not within {tensor.shape()}")
         with _MAKE:
-            return [new(src=tensor, shape=dims, offset=start) for start in starts]
+            return self._sail.Tensor(src=tensor, shape=list(shape), offset=start)
 
     def write(self, tensor: Any, values: npt.NDArray[Any]) -> None:
         """Write `values`, which have the tensor's size, in its dtype, and flush them. All writes go through here."""

@@ -3,10 +3,10 @@
 Both kinds keep the keys and values of a layer in that net's own input memory, because from other memory the runtime
 would copy all of them at each step. A step writes its new rows in place: their views are the net's outputs.
 
-A view costs the host 3 µs, on a box's core about 24. With one slot, a step makes two for each layer. Several slots
-would need two for each slot and layer. So their newest rows lie together: a row of `recent`, [R, slots, heads, dim],
-has those of one step, and the views of all R rows are made once. After R steps the net `flush` moves them to the slots'
-own rows. The order of rows in a cache does not matter: keys contain their positions.
+A view costs an x86 core 3 µs, and a box's core, assumed 8 times slower, 24. With one slot, a step makes two for each
+layer. Several slots would need two for each slot and layer. So their newest rows lie together: a row of `recent`,
+[R, slots, heads, dim], has those of one step, and the views of all R rows are made once. After R steps the net `flush`
+moves them to the slots' own rows. The order of rows in a cache does not matter: keys contain their positions.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class BatchedCache:
         self._row = 0
         """The recent row that the next step writes."""
         self._flushed: dict[tuple[int, int], list[Any]] = {}
-        """Where `flush` writes a slot's rows, by slot and first row: a view for each layer's keys and values."""
+        """Where `flush` writes a slot's rows, by slot and first row: a view for each layer's keys and values, made when
+        a place is used for the first time."""
         self._nobody = chip.new(layout.nets["flush"].stages[0].outputs[0])
         self._next = np.zeros(layout.slots, np.int64)
         """Each slot's row at which its next flush begins, a multiple of `layout.recent`, so that views are few."""

@@ -196,6 +196,8 @@ def _complaints(layout: Layout, spec: ModelSpec | None, family: Family) -> Itera
     if not layout.prompts:
         yield "embedding and block_0 have no length in common"
         return
+    if layout.prompts[-1] > context:
+        yield f"prompts of {layout.prompts[-1]} tokens are longer than the cache of {context}"
     if layout.history and context % layout.prompts[-1]:
         yield f"a cache of {context} is not a multiple of the {layout.prompts[-1]} tokens that are prefilled at once"
     if slots > 1 and len(layout.caches) > 1:  # the part of a cache for all slots would not be contiguous

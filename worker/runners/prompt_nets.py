@@ -4,7 +4,6 @@ once."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -36,8 +35,6 @@ class PromptNets:
         self._ids = chip.new(layout.stage("embedding", most).inputs[0])
         self._hidden, self._other = (chip.new(block.inputs[0]) for _ in range(2))
         self._positions = chip.new(block.inputs[1])
-        # Keys and values of launches that are longer than a slot's cache
-        self._spare = [chip.new(tensor) for tensor in block.outputs[1:]] if most > layout.context else []
         sizes = layout.prompts if layout.masked else ()
         self._masks = {size: chip.new(layout.stage("block_0", size).inputs[2]) for size in sizes}
         self._written: dict[int, list[int]] = {}
@@ -75,8 +72,8 @@ class PromptNets:
 
     def _run_blocks(self, slots: Sequence[int], bounds: Sequence[int], start: int, positions: Int) -> None:
         """Run the blocks over `self._hidden`. A net stores all its keys and values in the first prompt's slot, after
-        the slot's first `start` rows, if they fit. There, no mask shows the rows of other prompts, which are copied to
-        their own slots. A dynamic net writes as many rows as it reads, but needs outputs of its largest size.
+        the slot's first `start` rows. The rows of other prompts lie where no mask shows them, and are copied to their
+        own slots. A dynamic net writes as many rows as it reads, but needs outputs of its largest size.
 
         Args:
             bounds: the first row of each prompt in `self._hidden`, and the end of the last.
@@ -88,18 +85,16 @@ class PromptNets:
         places = chip.view(self._positions, [*stage.inputs[1].shape[:-1], size])
         chip.write(places, np.pad(positions, ((0, 0), (0, size - used))))
         masks = [self._mask(size, bounds[:-1])] if layout.masked else []
-        shape, moved = stage.outputs[1].shape, list(zip(slots, bounds, bounds[1:], strict=False))
-        fits = start + prod(shape) // self._row <= layout.context
         for index, caches in enumerate(self._caches):
-            rows = [chip.view(place, shape, self._start(slots[0], start) if fits else 0)
-                    for place in (caches if fits else self._spare)]
+            rows = [chip.view(cache, stage.outputs[1].shape, self._start(slots[0], start)) for cache in caches]
             past = self._history(f"{name}_{index}", caches, slots[0], start) if start else []
             hidden = chip.view(self._hidden, [1, size, self._width])
             made = chip.view(self._other, stage.outputs[0].shape)
             chip.run(f"{name}_{index}", [hidden, places, *masks, *past], [made, *rows])
-            for slot, first, end in moved[1:] if fits else moved:
-                for source, cache in zip(rows, caches, strict=True):
-                    chip.copy(source, first * self._row, cache, self._start(slot, 0), (end - first) * self._row)
+            for slot, first, end in zip(slots[1:], bounds[1:], bounds[2:], strict=False):
+                for made_rows, cache in zip(rows, caches, strict=True):
+                    length = (end - first) * self._row
+                    chip.copy(made_rows, first * self._row, cache, self._start(slot, 0), length)
             self._hidden, self._other = self._other, self._hidden
 
     def _mask(self, size: int, starts: Sequence[int]) -> Any:

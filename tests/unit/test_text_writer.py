@@ -1,0 +1,129 @@
+"""The text writer on a thread of its own: what it writes, in which order, and when."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from queue import Empty
+
+import pytest
+from qwen2vl import random_model
+
+from sailq.shared.jobs import GenerationOptions, Message, TextPart
+from sailq.worker.engine.engine import Engine, Generation
+from sailq.worker.engine.request import Request
+from sailq.worker.engine.scheduler import Scheduler
+from sailq.worker.engine.text_writer import Piece, TextWriter
+
+SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.load(random_model(), slots=2, threads=1)
+
+
+@pytest.fixture
+def writer() -> Iterator[TextWriter]:
+    writer = TextWriter(lambda latency: None)
+    writer.start()
+    yield writer
+    writer.close()
+
+
+def started(engine: Engine, tokens: int, stop: tuple[str, ...] = (), hold: threading.Event | None = None) -> Request:
+    """A request, whose `on_text` keeps the text, after `hold` is set."""
+    options = GenerationOptions(max_new_tokens=tokens, stop=list(stop))
+    prepared = engine.prepare([Message(role="user", content=(TextPart(text="Hi"),))], {}, options)
+    texts: list[str] = []
+
+    def keep(text: str) -> None:
+        assert hold is None or hold.wait(SECONDS)
+        texts.append(text)
+
+    request = Request(prepared, options, on_text=keep)
+    request.texts = texts  # type: ignore[attr-defined]
+    return request
+
+
+def letters(engine: Engine) -> list[int]:
+    """The tokens of a, b and c."""
+    tokenizer = engine._chat_tokenizer.tokenizer
+    found = [tokenizer.encode(letter) for letter in "abc"]
+    assert all(len(tokens) == 1 for tokens in found)
+    return [tokens[0] for tokens in found]
+
+
+def generation(engine: Engine, request: Request) -> Generation:
+    return engine.start(request.prepared, request.options, 0)
+
+
+def test_what_is_put_is_written_in_order_and_the_last_ends_the_request(engine: Engine, writer: TextWriter) -> None:
+    request = started(engine, 3)
+    made, (a, b, c) = generation(engine, request), letters(engine)
+    for token, reason in ((a, None), (b, None), (c, "length")):
+        writer.put([Piece(request, made, token, at=1.0, reason=reason)])
+    outcome = request.wait(SECONDS)
+    assert (outcome.text, outcome.finish_reason, outcome.usage.completion_tokens) == ("abc", "length", 3)
+    assert request.texts == ["a", "b", "c"]  # type: ignore[attr-defined]
+
+
+def test_tokens_after_a_stop_text_are_dropped(engine: Engine, writer: TextWriter) -> None:
+    """The device has computed them while the writer was held up."""
+    hold = threading.Event()
+    request = started(engine, 9, stop=("b",), hold=hold)
+    made, (a, b, c) = generation(engine, request), letters(engine)
+    for token in (a, b, c):
+        writer.put([Piece(request, made, token, at=1.0)])
+    assert request.outcome is None
+    hold.set()
+    outcome = request.wait(SECONDS)
+    assert (outcome.text, outcome.finish_reason, outcome.usage.completion_tokens) == ("a", "stop", 2)
+
+
+def test_close_writes_what_was_put(engine: Engine) -> None:
+    writer, request = TextWriter(lambda latency: None), started(engine, 2)
+    writer.start()
+    made, (a, b, _) = generation(engine, request), letters(engine)
+    writer.put([Piece(request, made, a, at=1.0)])
+    writer.put([Piece(request, made, b, at=2.0, reason="length")])
+    writer.close()
+    assert request.wait(0).text == "ab"
+
+
+def test_a_running_scheduler_frees_the_slot_of_a_stopped_answer(engine: Engine) -> None:
+    """Its two slots answer four requests, which all end with a text that their first token contains."""
+    scheduler = Scheduler(engine)
+    probe = started(engine, 1)
+    scheduler.submit(probe)
+    scheduler.step()
+    first = probe.wait(0).text
+    assert first
+    scheduler.start()
+    requests = [started(engine, 50, stop=(first,)) for _ in range(4)]
+    for request in requests:
+        scheduler.submit(request)
+    outcomes = [request.wait(SECONDS) for request in requests]
+    assert {(outcome.finish_reason, outcome.text, outcome.usage.completion_tokens) for outcome in outcomes} == {
+        ("stop", "", 1)
+    }
+    scheduler.close()
+    assert scheduler.running == 0 and scheduler.alive
+
+
+def test_a_writer_that_fails_makes_its_scheduler_fail(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog then ends the process."""
+    scheduler = Scheduler(engine)
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    monkeypatch.setattr(TextWriter, "_write_all", lambda writer, pieces: 1 / 0)
+    scheduler.start()
+    scheduler.submit(started(engine, 50))
+    thread = scheduler._writer._thread
+    assert thread is not None
+    thread.join(SECONDS)
+    assert not thread.is_alive() and not scheduler.alive
+    scheduler._closing = True
+    while scheduler._thread is not None and scheduler._thread.is_alive():  # its puts have nobody to wait for
+        with suppress(Empty):
+            scheduler._writer._steps.get(timeout=0.1)
