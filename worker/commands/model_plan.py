@@ -176,9 +176,9 @@ def _print(
         f"\nThe first takes {best.total // MB:,} MB: {kinds}. In the heaps: {used}; {SPARE // MB} MB must stay free "
         f"for the worker's own tensors.\n\nRates: the compiler's estimate ({timings.compiler}) of the device, less "
         f"{HOST_SHARE:.0%} in which it is assumed to wait for the host, whose cores are assumed to be {CORE_RATIO} "
-        f"times slower than an x86 core. All slots are taken, jobs wait, and answers have one length, so that slots "
-        f"become free together and launches of several prompts or grids are full. The first token is of one job on an "
-        f"idle box, and of the device alone.\n\n"
+        f"times slower than an x86 core. All slots are taken and jobs wait. If answers have one length, slots "
+        f"become free together, and launches of several prompts or grids are full; else most jobs start alone. The "
+        f"first token is of one job on an idle box, and of the device alone.\n\n"
         f"{compile_command}"
     )
 
@@ -189,14 +189,15 @@ def _table(found: list[Configuration]) -> Table:
     from ..doctor.ion_heaps import MB
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    speeds = ("captions/h", "tokens/s decoding", "step, ms", "first token, s")
+    speeds = ("captions/h", "started alone", "tokens/s decoding", "step, ms", "first token, s")
     for column in ("slots", "context", "prompts", "ViT", *speeds, "MB"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in found:
         sizes, rate = one.sizes, one.rate
         table.add_row(
             f"{sizes.slots}", f"{sizes.context}", ",".join(map(str, sizes.prompts)), ",".join(map(str, sizes.patches)),
-            f"{rate.captions_per_hour:,.0f}", f"{rate.tokens_per_second:.1f}", f"{1000 * rate.step:.0f}",
+            f"{rate.captions_per_hour:,.0f}", f"{rate.captions_alone:,.0f}",
+            f"{rate.tokens_per_second:.1f}", f"{1000 * rate.step:.0f}",
             f"{rate.first_token:.3f}", f"{one.memory.total // MB:,}",
         )
     return table

@@ -50,6 +50,7 @@ class Rate:
 
     Attributes:
         captions_per_hour: while jobs wait and answers have one length, so that slots become free together.
+        captions_alone: the same, while each job starts alone.
         tokens_per_second: of all slots, while they decode; starts are left out.
         step: seconds in which each slot gets a token.
         first_token: seconds from a job's patches to its first token, on a box without others; of the device alone.
@@ -57,6 +58,7 @@ class Rate:
     """
 
     captions_per_hour: float
+    captions_alone: float
     tokens_per_second: float
     step: float
     first_token: float
@@ -156,10 +158,13 @@ def rate(timings: Timings, work: Workload, sizes: Sizes) -> Rate:
         ((_vision(work, count, vit) + time) / count, count)
         for length, time in prefill.items() for count in range(1, min(length // work.prompt, sizes.slots) + 1)
     )
-    job = started + (work.answer - 1) * step / sizes.slots
-    used = 1 - HOST_SHARE
     first = _vision(work, 1, vit) + prefill[min(prefill)]
-    return Rate(3.6e6 / job * used, 1000 * sizes.slots / step * used, step / 1000 / used, first / 1000, together)
+    decoded = (work.answer - 1) * step / sizes.slots
+    used = 1 - HOST_SHARE
+    together_rate, alone_rate = (3.6e6 / (start + decoded) * used for start in (started, first))
+    return Rate(
+        together_rate, alone_rate, 1000 * sizes.slots / step * used, step / 1000 / used, first / 1000, together
+    )
 
 
 def _vision(work: Workload, clips: int, vit: Mapping[int, float]) -> float:
