@@ -10,7 +10,7 @@ YIELD = $(CURDIR)/build/yield.so
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
 
-.PHONY: demo test test-proofs test-tpu test-tpu-full test-prometheus test-box test-images test-arm64 bench bench-w4 bench-tpu bench-fleet figures fuzz lint clean
+.PHONY: demo test test-proofs test-tpu test-tpu-full test-prometheus test-box test-images test-arm64 bench bench-host bench-w4 bench-tpu bench-fleet figures fuzz lint clean
 
 demo: .venv/demo  ## Caption rendered clips through a server and a worker of its own; see demo-out/report.html
 	$(BIN)/sailq demo --out demo-out
@@ -41,12 +41,15 @@ test-arm64: .venv/dev  ## Install sailq on an emulated arm64 and run it; as root
 	$(BIN)/python -m pytest -m arm64 tests/integration/test_arm64.py
 
 bench: .venv/dev  ## Compare the engine with transformers and the service with the engine, and measure the host's time; 15 minutes
-	$(BIN)/python -m pytest -m bench tests/bench --ignore tests/bench/test_w4.py
+	$(BIN)/python -m pytest -m bench tests/bench --ignore tests/bench/test_w4.py --ignore tests/bench/test_device_thread.py
+
+bench-host: .venv/dev  ## Time what the host costs a BM1684X at a step, against a stand-in for SAIL; seven minutes
+	$(BIN)/python -m pytest -m bench tests/bench/test_device_thread.py
 
 bench-w4: .venv/dev  ## Compare a 2B-size model's 4-bit nets with float32 ones on a CPU; half an hour, 18 GB of disk
 	$(BIN)/python -m pytest -m bench tests/bench/test_w4.py
 
-bench-tpu: .venv/dev  ## Print the compiler's estimates for Qwen2-VL-7B on a BM1684X beside published figures; hours, and then goes on where it stopped
+bench-tpu: .venv/dev  ## Print the compiler's estimates for Qwen2-VL-7B on a BM1684X beside published figures; hours; an interrupted run goes on where it stopped
 	$(BIN)/python -m tests.bench.bm1684x --out bench-out
 
 bench-fleet: .venv/dev  ## Measure one server with up to 1,000 simulated boxes; eight minutes on an idle machine

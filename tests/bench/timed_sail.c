@@ -17,12 +17,21 @@ void hold(double until)
         ;
 }
 
-/* Sleep as a thread does that waits for the chip; returns the seconds that it slept. Called without the GIL. */
-double launch(double seconds)
+/* From Python's C API, which the process has loaded. */
+void *PyEval_SaveThread(void);
+void PyEval_RestoreThread(void *);
+
+/* Take the core until then, and sleep for so many seconds without the GIL, as a thread does that waits for the chip.
+   Returns the seconds that it slept. Called with the GIL held. */
+double launch(double until, double seconds)
 {
+    hold(until);
+    void *thread = PyEval_SaveThread();
     double began = now(), end = began + seconds;
-    struct timespec until = {(time_t)end, (long)((end - (time_t)end) * 1e9)};
+    struct timespec wake = {(time_t)end, (long)((end - (time_t)end) * 1e9)};
     prctl(PR_SET_TIMERSLACK, 1);
-    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, 0);
-    return now() - began;
+    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &wake, 0);
+    double slept = now() - began;
+    PyEval_RestoreThread(thread);
+    return slept;
 }

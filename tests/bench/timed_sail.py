@@ -57,10 +57,11 @@ class TimedSail:
     def __init__(self, seconds: Mapping[str, float], token: int) -> None:
         """`seconds`: of a launch, by the net's name. `token`: what greedy_head chooses."""
         library = _library()
-        self._hold, self._launch = ctypes.PyDLL(str(library)).hold, ctypes.CDLL(str(library)).launch
+        loaded = ctypes.PyDLL(str(library))
+        self._hold, self.launch = loaded.hold, loaded.launch
         self._hold.argtypes, self._hold.restype = [ctypes.c_double], None
-        self._launch.argtypes, self._launch.restype = [ctypes.c_double], ctypes.c_double
-        self._seconds, self._token = seconds, token
+        self.launch.argtypes, self.launch.restype = [ctypes.c_double, ctypes.c_double], ctypes.c_double
+        self.seconds, self._token = seconds, token
         self.launched, self.calls = 0.0, Counter[str]()
 
     def take(self, call: str, seconds: float, began: float) -> None:
@@ -83,9 +84,13 @@ class TimedSail:
             return _Tensor(self, given["shape"], source.kind)
         return _Tensor(self, given["shape"], given["dtype"])
 
-    def process(self, graph: str, outputs: int, began: float) -> None:
-        self.take("process", PROCESS[outputs], began)
-        self.launched += self._launch(self._seconds[graph])
+    def own(self, graph: str, launches: int = 500) -> float:
+        """Seconds that this module itself adds to a launch: Python's and the system's way to sleep and wake."""
+        engine, tensors, launched = _Engine(self), dict.fromkeys(range(3)), self.launched
+        began = perf_counter()
+        for _ in range(launches):
+            engine.process(graph, tensors, tensors)
+        return (perf_counter() - began - (self.launched - launched)) / launches - PROCESS[len(tensors)]
 
     def contents(self, shape: Sequence[int], kind: Dtype) -> np.ndarray[Any, Any]:
         return np.full(shape, self._token if kind == Dtype.BM_INT32 else 0, _NUMPY[kind])
@@ -137,4 +142,6 @@ class _Engine:
         return {}
 
     def process(self, graph: str, inputs: Mapping[int, Any], outputs: Mapping[int, Any]) -> None:
-        self._sail.process(graph, len(outputs), perf_counter())
+        began, sail = perf_counter(), self._sail
+        sail.calls["process"] += 1
+        sail.launched += sail.launch(began + PROCESS[len(outputs)], sail.seconds[graph])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
-from queue import Empty
 
 import pytest
 from qwen2vl import random_model
@@ -124,6 +122,6 @@ def test_a_writer_that_fails_makes_its_scheduler_fail(engine: Engine, monkeypatc
     thread.join(SECONDS)
     assert not thread.is_alive() and not scheduler.alive
     scheduler._closing = True
-    while scheduler._thread is not None and scheduler._thread.is_alive():  # its puts have nobody to wait for
-        with suppress(Empty):
-            scheduler._writer._steps.get(timeout=0.1)
+    while scheduler._thread is not None and scheduler._thread.is_alive():  # it waits for the writer
+        scheduler._writer._room.put(None)
+        scheduler._thread.join(0.1)

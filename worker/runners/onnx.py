@@ -156,7 +156,7 @@ class OnnxRunner:
 
 
 class _Loader:
-    """Opens the ONNX Runtime sessions, all with the same options."""
+    """Opens the ONNX Runtime sessions."""
 
     def __init__(self, directory: Path, threads: int) -> None:
         self._directory, self.threads = directory, threads
@@ -164,12 +164,12 @@ class _Loader:
         self._options.intra_op_num_threads = threads
         self._options.inter_op_num_threads = 1
         self._options.log_severity_level = 3
-        # Only one session runs at a time. An idle one must not use a core or keep the memory of its largest prefill.
+        # Only one session runs at a time. An idle one must not use a core.
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def __call__(self, name: str, *, arena: bool = False) -> Any:
-        """`arena`: whether the net's tensors come from an arena of its own. The ViT's of 640 patches take 1.6 GB from
-        the C library's heap, which then is fragmented, and 0.1 GB from an arena."""
+        """`arena`: whether the net's tensors come from an arena of its own, which keeps memory. The ViT's of 640
+        patches take 1.6 GB from the C library's heap, which then is fragmented, and 0.1 GB from an arena."""
         self._options.enable_cpu_mem_arena = arena
         path = self._directory / f"{name}.onnx"
         if not path.is_file():
