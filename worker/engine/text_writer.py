@@ -19,8 +19,8 @@ from .engine import Generation
 from .request import Outcome, Request
 
 _log = getLogger("sailq.worker")
-_STEPS = 2
-"""Steps that may wait to be written. The device's thread waits if there are more."""
+_STEPS = 3
+"""Steps that may be unwritten, or half written. The device's thread waits if there are more."""
 
 
 class Piece(NamedTuple):
