@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -117,8 +118,8 @@ def test_a_writer_that_fails_makes_its_scheduler_fail(engine: Engine, monkeypatc
     monkeypatch.setattr(TextWriter, "_write_all", lambda writer, pieces: 1 / 0)
     scheduler.start()
     scheduler.submit(started(engine, 50))
-    thread = scheduler._writer._thread
-    assert thread is not None
+    while (thread := scheduler._writer._thread) is None:
+        time.sleep(0.01)
     thread.join(SECONDS)
     assert not thread.is_alive() and not scheduler.alive
     scheduler._closing = True

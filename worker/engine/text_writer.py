@@ -64,8 +64,9 @@ class TextWriter:
         return self._thread is None or self._thread.is_alive()
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="sailq-text", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="sailq-text", daemon=True)
+        thread.start()
+        self._thread = thread  # set after the start: `alive` reports a thread that has not started as dead
 
     def close(self) -> None:
         """Write what was put, and end the thread."""
