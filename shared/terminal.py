@@ -9,13 +9,18 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from .errors import SailqError
 from .main import FAILURE as FAILURE
 from .main import INTERRUPTED, exit_code, interrupt
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PIPED_WIDTH = 1000
 
 
 class OutputLost(SailqError):
@@ -59,6 +64,13 @@ def note(text: str) -> None:
 def print_json(value: Any) -> None:
     """Prints a value on one line of stdout. Escapes characters that stdout cannot encode. Raises OutputLost."""
     _say(as_line(value, sys.stdout.encoding or "utf-8") + "\n")
+
+
+def console() -> Console:
+    """A console for stdout that prints brackets unchanged and, when piped, does not wrap lines."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 def as_line(value: Any, encoding: str = "utf-8") -> str:

@@ -127,7 +127,7 @@ class _Parts:
         module, batch, length, columns = self._layers[layer], 2, 5, 3
         past = _floats(batch, columns, module.kv_heads, module.dim)
         return Net(
-            name, nets.DynamicBlock(module),
+            name, nets.BlockCache(module, module.attend_cached),
             {"hidden": _floats(batch, length, self._spec.hidden_size), "position_ids": _ints(3, batch, length),
              "mask": _floats(batch, 1, length, columns + length), "past_k": past, "past_v": past},
             ("hidden_out", "k", "v"),
@@ -149,7 +149,7 @@ class _Parts:
         recent = self._recent(module, batch) if batch > 1 else {}
         past = (batch, columns, module.kv_heads, module.dim)
         return Net(
-            name, nets.BatchedBlockCache(module) if recent else nets.BlockCache(module),
+            name, nets.BlockCache(module, module.attend_fused),
             {"hidden": _floats(batch, 1, self._spec.hidden_size), "position_ids": _ints(3, batch, 1),
              "mask": _floats(batch, 1, 1, columns + (RECENT if recent else 0) + 1),
              "past_k": _floats(*past), "past_v": _floats(*past), **recent},

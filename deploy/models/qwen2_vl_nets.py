@@ -9,7 +9,7 @@ half-precision angle of 1000 rad is off by half a radian.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -171,15 +171,16 @@ class Layer(nn.Module):
         return attention.reshape(batch, self.heads, length, self.dim).permute(0, 2, 1, 3)
 
     def attend_fused(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, past: tuple[Tensor, Tensor],
-        recent: tuple[Tensor, Tensor] | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, past: tuple[Tensor, Tensor], *recent: Tensor
     ) -> Tensor:
-        """The same for one query a row, in the form that becomes the TPU's fused attention. `recent`: more rows of the
-        past, [R, B, kv heads, dim]."""
-        older = past if recent is None else tuple(
-            torch.cat((rows, new.transpose(0, 1)), dim=1) for rows, new in zip(past, recent, strict=True)
-        )
-        k, v = (self.repeat(torch.cat((rows, new), dim=1)) for rows, new in zip(older, (k, v), strict=True))
+        """The same for one query a row, in the form that becomes the TPU's fused attention. `recent`: none, or more
+        rows of the past's keys and values, [R, B, kv heads, dim]."""
+        if recent:
+            past_k, past_v = (
+                torch.cat((rows, new.transpose(0, 1)), dim=1) for rows, new in zip(past, recent, strict=True)
+            )
+            past = past_k, past_v
+        k, v = (self.repeat(torch.cat((rows, new), dim=1)) for rows, new in zip(past, (k, v), strict=True))
         return attend(q, k, v, mask)
 
 
@@ -197,40 +198,29 @@ class Block(nn.Module):
 
 
 class BlockCache(nn.Module):
-    """One token a row: hidden [B, 1, H], position_ids [3, B, 1], mask [B, 1, 1, L + 1], past_k, past_v
-    [B, L, kv heads, dim] -> hidden, and the new row of each slot's k and v, [B, 1, kv heads, dim]. The last mask column
-    is the token itself.
+    """A layer over a past: hidden [B, S, H], position_ids [3, B, S], mask [B, 1, S, L + S], past_k, past_v
+    [B, L, kv heads, dim] -> hidden, and the new rows of k and v, [B, S, kv heads, dim]. The last S columns of the mask
+    are the tokens themselves.
+
+    On a TPU a slot has one token. Several slots also have recent_k, recent_v [R, B, kv heads, dim]; their columns of
+    the mask follow the past's. The new rows of all slots lie together in one row of a recent input. A runner passes
+    that row as the output, and makes no view for each slot. When R rows are full, `Flush` moves them to the past.
+
+    On a CPU this net also prefills, with L = 0, because the runtime holds a copy of the weights for each net.
+
+    Args:
+        attend: `layer.attend_fused` for a TPU, `layer.attend_cached` for a CPU.
     """
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, attend: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.attend = layer, attend
 
     def forward(
-        self, hidden: Tensor, position_ids: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor
+        self, hidden: Tensor, position_ids: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor, *recent: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.layer.qkv(hidden, position_ids)
-        return self.layer.finish(hidden, self.layer.attend_fused(q, k, v, mask, (past_k, past_v))), k, v
-
-
-class BatchedBlockCache(nn.Module):
-    """`BlockCache` for several slots, with recent_k, recent_v [R, B, kv heads, dim], and a mask of L + R + 1 columns.
-
-    The new rows of all slots lie together in one row of a recent input, so that a runner passes that row as the output,
-    and makes no view for each slot. When R rows are full, `Flush` moves them to the past.
-    """
-
-    def __init__(self, layer: Layer) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(
-        self, hidden: Tensor, position_ids: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor,
-        recent_k: Tensor, recent_v: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.layer.qkv(hidden, position_ids)
-        attention = self.layer.attend_fused(q, k, v, mask, (past_k, past_v), (recent_k, recent_v))
-        return self.layer.finish(hidden, attention), k, v
+        return self.layer.finish(hidden, self.attend(q, k, v, mask, (past_k, past_v), *recent)), k, v
 
 
 class Flush(nn.Module):
@@ -242,22 +232,6 @@ class Flush(nn.Module):
 
     def forward(self, recent_k: Tensor, recent_v: Tensor) -> tuple[Tensor, ...]:
         return *recent_k.transpose(0, 1).chunk(self.batch), *recent_v.transpose(0, 1).chunk(self.batch)
-
-
-class DynamicBlock(nn.Module):
-    """Prefill and decode in one net, for a CPU, whose runtime holds a copy of the weights for each net: hidden
-    [B, S, H], position_ids [3, B, S], mask [B, 1, S, L + S], past_k, past_v [B, L, kv heads, dim] -> hidden, and the
-    new rows of k and v [B, S, kv heads, dim]. L is 0 for a prompt, S is 1 for a step."""
-
-    def __init__(self, layer: Layer) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(
-        self, hidden: Tensor, position_ids: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.layer.qkv(hidden, position_ids)
-        return self.layer.finish(hidden, self.layer.attend_cached(q, k, v, mask, (past_k, past_v))), k, v
 
 
 class Embedding(nn.Module):

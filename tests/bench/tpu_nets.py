@@ -9,6 +9,7 @@ its time is that of one block and 31 times the difference. All 32, compiled once
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -166,15 +167,26 @@ def write_checkpoint(directory: Path, config: dict[str, Any]) -> None:
     (partial / "config.json").write_text(text)
     with torch.device("meta"):
         model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**json.loads(text)))  # a copy, as the call changes it
-    noise = torch.empty(_NOISE, dtype=torch.float16).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
-    tensors = {}
-    for number, (name, parameter) in enumerate(model.named_parameters()):
-        name = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
-        count = parameter.numel()
-        numbers = noise.roll(number).repeat(-(-count // _NOISE))[:count]
-        tensors[name] = numbers.reshape(parameter.shape).clone()
+    tensors = {hub_name(name): random_weights(parameter.shape, number)
+               for number, (name, parameter) in enumerate(model.named_parameters())}
     save_file(tensors, partial / "model.safetensors")
     partial.rename(directory)
+
+
+def hub_name(name: str) -> str:
+    """A parameter's name in the hub's files, from transformers' name."""
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+
+def random_weights(shape: torch.Size, start: int) -> torch.Tensor:
+    """The same noise over and over, from `start` on, float16."""
+    count = shape.numel()
+    return _noise().roll(start).repeat(-(-count // _NOISE))[:count].reshape(shape).clone()
+
+
+@functools.cache
+def _noise() -> torch.Tensor:
+    return torch.empty(_NOISE, dtype=torch.float16).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
 
 
 def export(net: Net, model: Path, out: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import subprocess
@@ -16,19 +15,12 @@ from safetensors.torch import save_file
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from sailq.worker.model_files.model_paths import resolve
+from tests.bench.tpu_nets import CONFIGS, hub_name, random_weights
 
 ROOT = Path(__file__).parents[2]
 
-CONFIG: dict[str, Any] = {  # as in Qwen/Qwen2-VL-2B-Instruct's config.json
-    "model_type": "qwen2_vl", "torch_dtype": "float16", "tie_word_embeddings": True, "vocab_size": 151936,
-    "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
-    "num_key_value_heads": 2, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-    "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "mlp_ratio": 4, "num_heads": 16},
-}
+CONFIG = CONFIGS["qwen2-vl-2b"]
 _SHARD = 256 * 2**20
-_NOISE = 2**24
-"""Random numbers that weights are filled with, over and over, each from another start."""
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json",
           "generation_config.json")
 _TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "eos_token_id")
@@ -72,21 +64,14 @@ def _shards(config: Mapping[str, Any]) -> Iterator[dict[str, torch.Size]]:
         if shard and sum(map(torch.Size.numel, shard.values())) + parameter.numel() > _SHARD:
             yield shard
             shard = {}
-        shard[name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")] = parameter.shape
+        shard[hub_name(name)] = parameter.shape
     yield shard
-
-
-@functools.cache
-def _noise() -> torch.Tensor:
-    return torch.empty(_NOISE, dtype=torch.float16).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
 
 
 def _weight(name: str, shape: torch.Size, ends: list[int]) -> torch.Tensor:
     if len(shape) == 1 and "norm" in name:
         return torch.ones(shape, dtype=torch.float16)
-    start = sum(name.encode()) * 4099 % _NOISE
-    numbers = _noise().roll(start).repeat(-(-shape.numel() // _NOISE))[: shape.numel()]
-    weight = numbers.reshape(shape).clone()
+    weight = random_weights(shape, sum(name.encode()) * 4099)
     if name == "model.embed_tokens.weight":
         weight[ends] = 0
     return weight

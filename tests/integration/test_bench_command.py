@@ -95,7 +95,7 @@ def test_a_rendered_clip_has_the_size_that_was_asked_for(redis_url: str, connect
     parts = [part for turn in turns for part in media_parts(turn.messages)]
     assert {(part.frames, part.height, part.width) for part in parts} == {(4, 112, 140)}
     assert report["vision_tokens"] == 2 * 4 * 5
-    assert report["estimate"] is None  # no box runs sailq-tiny's nets for CPUs
+    assert report["estimate"] is None  # sailq-tiny has no bmodel
 
 
 def test_the_mark_that_makes_a_clip_unique_survives_jpeg_and_stays_in_its_corner() -> None:

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sailq.shared import terminal
 from sailq.shared.options import Json
 
 from .model_plan import plan
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.table import Table
 
     from ..model_files.bmodel import BmodelTensor
     from ..model_files.inspection import Inspection
 
-_PIPED_WIDTH = 1000
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)}
 
 model = typer.Typer(no_args_is_help=True, help="List models, show what a bmodel contains, and plan one for a box.")
@@ -59,7 +59,7 @@ def list_models(
     for one in found:
         what = one.what if one.path else f"{one.what}; not downloaded: {one.fetch}"
         table.add_row(_printable(one.name), _printable(what), "" if one.bytes is None else decimal(one.bytes))
-    _console().print(table)
+    terminal.console().print(table)
 
 
 @model.command()
@@ -87,7 +87,7 @@ def inspect(
     if json:
         _print_json(_as_json(found))
         return
-    console = _console()
+    console = terminal.console()
     console.print(_page(found))
     if nets or found.layout is None:
         console.print(_nets_table(found))
@@ -108,13 +108,6 @@ def _refusals(json: bool) -> Iterator[None]:
 
 def _print_json(value: Any) -> None:
     print(json_module.dumps(value), flush=True)
-
-
-def _console() -> Console:
-    """A console that prints brackets unchanged and, when piped, does not wrap lines."""
-    from rich.console import Console
-
-    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 def _table(*columns: str, **options: Any) -> Table:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ..planning.plan import Configuration, Workload
     from ..planning.timings import Timings
 
-_PIPED_WIDTH = 1000
-
 
 def plan(
     model: Annotated[
@@ -151,15 +149,13 @@ def _print(
     timings: Timings, work: Workload, heaps: Mapping[str, int], source: str, found: list[Configuration],
     compile_command: str,
 ) -> None:
-    import sys
-
-    from rich.console import Console
+    from sailq.shared import terminal
 
     from ..doctor.ion_heaps import MB
     from ..planning.memory import KINDS, SPARE
     from ..planning.timings import CORE_RATIO, HOST_SHARE
 
-    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    console = terminal.console()
     split = ", ".join(f"{heap} {size // MB}" for heap, size in heaps.items())
     console.print(
         f"{timings.model}, {timings.quantize}, lm_head {timings.lm_head_quantize}, ViT "

@@ -178,14 +178,14 @@ class Engine:
         prompts: list[Prompt] = []
         for prepared, options, slot in starts:
             keys = [medium.key for medium in prepared.media]
-            embeds = np.concatenate([np.empty((0, self.runner.hidden), np.float32), *(vision[key] for key in keys)])
             generations.append(Generation(
                 prepared, slot, Sampler(options, prepared.tokens),
                 TextStream(self._chat_tokenizer.tokenizer, options.stop), encoded - began,
                 reused=len(keys) - len(new.intersection(keys)),
             ))
             new.difference_update(keys)  # the next request with the same medium reuses it
-            if np.isfinite(embeds).all():
+            if vision.keys() >= set(keys):
+                embeds = np.concatenate([np.empty((0, self.runner.hidden), np.float32), *(vision[key] for key in keys)])
                 prompts.append(Prompt(slot, prepared.tokens, prepared.positions, embeds, prepared.places))
             else:
                 generations[-1].error = NotFinite("vision tokens")
@@ -224,8 +224,8 @@ class Engine:
             self.device_seconds += time.monotonic() - began
 
     def _encode(self, media: Iterable[EncodedMedium]) -> tuple[dict[Key, Embeds], set[Key]]:
-        """The vision tokens of media, float32 [V, H], from the cache or else from the runner; and which are new. Those
-        that are not finite are not cached."""
+        """The vision tokens of media, float32 [V, H], from the cache or else from the runner, and the media that the
+        runner got. Vision tokens that are not finite are left out."""
         vision: dict[Key, Embeds] = {}
         wanted: dict[Key, tuple[Frames, Grid]] = {}
         for medium in media:
@@ -234,12 +234,13 @@ class Engine:
                 vision[medium.key] = known
             elif medium.patches is not None:
                 wanted[medium.key] = medium.patches, medium.grid
-        for part in vision_calls([t for _, (t, _, _) in wanted.values()]):
+        keys, pixels = list(wanted), list(wanted.values())
+        for part in vision_calls([t for _, (t, _, _) in pixels]):
             with self._on_device("vision"):
-                made = self.runner.vision(list(wanted.values())[part])
-            for key, embeds in zip(list(wanted)[part], made, strict=True):
-                vision[key] = embeds
+                made = self.runner.vision(pixels[part])
+            for key, embeds in zip(keys[part], made, strict=True):
                 if np.isfinite(embeds).all():
+                    vision[key] = embeds
                     self.vision_cache.put(key, embeds)
         return vision, set(wanted)
 

@@ -122,7 +122,6 @@ class Scheduler:
         running = [request for request in self._slots if request is not None]
         if running:
             self._decode(running)
-        self._free_ended()
 
     def _await_work(self) -> bool:
         with self._changed:
@@ -165,10 +164,10 @@ class Scheduler:
     def _started(self, request: Request, generation: Generation) -> None:
         request.generation = generation
         self._slots[generation.slot] = request
-        prompt, media = generation.prepared, request.prepared.media
-        self.counts.prompt_tokens += len(prompt.tokens)
-        self.counts.vision_tokens += len(prompt.places)
-        self.counts.media += len(media)
+        prepared = request.prepared
+        self.counts.prompt_tokens += len(prepared.tokens)
+        self.counts.vision_tokens += len(prepared.places)
+        self.counts.media += len(prepared.media)
         self.counts.media_reused += generation.reused
         self._writer.put([self._piece(request, generation)])
 

@@ -12,6 +12,7 @@ from sailq.shared.jobs import FramesPart, ModelCard
 from sailq.shared.media.options import Options
 from sailq.shared.media.sizing import FPS, Budget, frame_count, image_size, video_size
 
+from ..doctor.ion_heaps import MB
 from ..engine.families.family import Family
 from ..engine.patches import Grid
 from .memory import Memory, Sizes, blocks, place
@@ -140,7 +141,7 @@ def configurations(
             f"and {work.answer} of answer); the compiler's times of {timings.model} have no nets as large."
         )
     if not found:
-        total = sum(heaps.values()) // 2**20
+        total = sum(heaps.values()) // MB
         raise Unsupported(f"No configuration of {timings.model} for such jobs fits into heaps of {total} MB.")
     return sorted(found, key=_worth, reverse=True)
 

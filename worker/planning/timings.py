@@ -17,11 +17,9 @@ from sailq.shared.errors import Unsupported
 RECORDED = Path(__file__).parent / "bm1684x"
 """A file for each model. `make bench-tpu` writes it."""
 HOST_SHARE = 0.05
-"""ASSUMED: the part of a box's time in which the device waits for the host. Rates leave it out."""
+"""ASSUMED: the part of a box's time in which the device waits for the host. Rates are lowered by it."""
 CORE_RATIO = 8
 """ASSUMED: how many times slower a box's core is than the x86 core on which the host's part of a step is measured."""
-
-
 RECENT, FLUSH = 16, 0.1
 """Steps after which several slots' newest rows are flushed (`RECENT` in deploy/models), and the
 ASSUMED milliseconds of it for a layer: the compiler has no estimate of nets that only copy."""

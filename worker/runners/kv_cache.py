@@ -22,6 +22,7 @@ from .chip import Chip, Run
 from .inputs import past_mask
 from .layout import Layout
 from .logits import Int
+from .packing import smallest
 from .runner_memory import StepMemory
 
 _PAST, _RECENT = (3, 4), (5, 6)
@@ -77,7 +78,7 @@ class OneSlotCache:
 
     def step(self, rows: Int, lengths: Int) -> Sequence[Run]:
         memory, used = self._memory, int(lengths[0])
-        columns = next(size for size in self._layout.caches if size >= used)
+        columns = smallest(self._layout.caches, used)
         self._chip.write(memory.masks[columns], past_mask(1, columns, rows, lengths))
         return list(memory.runs(columns, self._pasts[columns], self._views(self._shape, used)))
 
