@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from sailq.shared.errors import DeviceFailed
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.patches import Grid
-from sailq.worker.runners.base import Bytes, Prompt
+from sailq.worker.runners.base import Bytes, Prompt, nothing
 from sailq.worker.runners.logits import ChosenTokens, Float, Int
 
 
@@ -72,7 +72,10 @@ class NullRunner:
         self._sleep(self._timing.prefill)
         return self._chosen(prompt.positions[0, -1:])
 
-    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> ChosenTokens:
+    def decode(
+        self, slots: Sequence[int], tokens: Int, positions: Int, meanwhile: Callable[[], None] = nothing
+    ) -> ChosenTokens:
+        meanwhile()
         self._left -= 1
         self._until_failure -= 1
         if not self._until_failure:

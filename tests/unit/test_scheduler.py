@@ -18,7 +18,7 @@ from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.request import Request
 from sailq.worker.engine.scheduler import Scheduler
-from sailq.worker.runners.base import Prompt
+from sailq.worker.runners.base import Prompt, nothing
 from sailq.worker.runners.logits import Float, HostLogits, Int
 
 
@@ -55,7 +55,9 @@ class CountingRunner:
         rows[[slot in self.poisoned for slot in slots]] = np.nan
         return HostLogits(rows)
 
-    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> HostLogits:
+    def decode(
+        self, slots: Sequence[int], tokens: Int, positions: Int, meanwhile: Callable[[], None] = nothing
+    ) -> HostLogits:
         self.calls.append(("decode", tuple(slots)))
         if self.fail_decode:
             self.fail_decode = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from qwen2vl import random_model
@@ -14,6 +14,7 @@ from sailq.worker.engine.engine import Engine, Generation
 from sailq.worker.engine.request import Request
 from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.engine.text_writer import Piece, TextWriter
+from sailq.worker.runners.logits import Int, Logits
 
 SECONDS = 60
 
@@ -63,6 +64,7 @@ def test_what_is_put_is_written_in_order_and_the_last_ends_the_request(engine: E
     made, (a, b, c) = generation(engine, request), letters(engine)
     for token, reason in ((a, None), (b, None), (c, "length")):
         writer.put([Piece(request, made, token, at=1.0, reason=reason)])
+        writer.hand_over()
     outcome = request.wait(SECONDS)
     assert (outcome.text, outcome.finish_reason, outcome.usage.completion_tokens) == ("abc", "length", 3)
     assert request.texts == ["a", "b", "c"]  # type: ignore[attr-defined]
@@ -75,6 +77,7 @@ def test_tokens_after_a_stop_text_are_dropped(engine: Engine, writer: TextWriter
     made, (a, b, c) = generation(engine, request), letters(engine)
     for token in (a, b, c):
         writer.put([Piece(request, made, token, at=1.0)])
+        writer.hand_over()
     assert request.outcome is None
     hold.set()
     outcome = request.wait(SECONDS)
@@ -109,6 +112,32 @@ def test_a_running_scheduler_frees_the_slot_of_a_stopped_answer(engine: Engine) 
     }
     scheduler.close()
     assert scheduler.running == 0 and scheduler.alive
+
+
+def test_text_is_written_while_the_device_computes_the_next_token(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device waits for the text of the token before."""
+    request, decode = started(engine, 3), engine.runner.decode
+    lengths: list[int] = []
+
+    def wait_for_text(slots: list[int], tokens: Int, positions: Int, meanwhile: Callable[[], None]) -> Logits:
+        def then() -> None:
+            meanwhile()
+            waited = time.monotonic()
+            while request.tokens <= len(lengths) and time.monotonic() < waited + SECONDS:
+                time.sleep(0.001)
+            lengths.append(request.tokens)
+
+        return decode(slots, tokens, positions, then)
+
+    monkeypatch.setattr(engine.runner, "decode", wait_for_text)
+    scheduler = Scheduler(engine)
+    scheduler.start()
+    scheduler.submit(request)
+    assert request.wait(SECONDS).usage.completion_tokens == 3
+    scheduler.close()
+    assert lengths == [1, 2]
 
 
 def test_a_writer_that_fails_makes_its_scheduler_fail(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

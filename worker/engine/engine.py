@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from sailq.shared.frames import Frames
 from sailq.shared.jobs import FinishReason, GenerationOptions, Message, ModelCard, Usage
 
 from ..model_files.model_paths import fingerprint
-from ..runners.base import Prompt, Runner
+from ..runners.base import Prompt, Runner, nothing
 from ..runners.devices import only_bmodel, open_runner
 from ..runners.logits import UNUSABLE, Logits
 from ..runners.packing import vision_calls
@@ -199,14 +199,18 @@ class Engine:
             generation.prefill = generation.first_token_at - encoded
         return [generation if generation.error is None else generation.error for generation in generations]
 
-    def step(self, generations: Sequence[Generation]) -> None:
-        """Decode one token for each of these unfinished generations. Errors of the runner pass through."""
+    def step(self, generations: Sequence[Generation], meanwhile: Callable[[], None] = nothing) -> None:
+        """Decode one token for each of these unfinished generations. Errors of the runner pass through.
+
+        Args:
+            meanwhile: see `Runner.decode`.
+        """
         tokens = np.array([g.tokens[-1] for g in generations], np.int32)
         # The token to feed comes after all cached ones: the prompt and the earlier tokens.
         places = [len(g.prepared.tokens) + len(g.tokens) - 1 + g.prepared.rope_delta for g in generations]
-        positions = np.tile(np.array(places, np.int32), (3, 1))
+        positions = np.array([places] * 3, np.int32)
         with self._on_device("decode"):
-            logits = self.runner.decode([g.slot for g in generations], tokens, positions)
+            logits = self.runner.decode([g.slot for g in generations], tokens, positions, meanwhile)
         self._accept(generations, logits)
 
     def release(self, slot: int) -> None:
@@ -246,19 +250,22 @@ class Engine:
 
     def _accept(self, generations: Sequence[Generation], logits: Logits) -> None:
         """Choose each generation's token. Unusable logits end only their own generation, with an error."""
-        with self._on_device("choose"):
-            argmax = logits.argmax() if any(g.sampler.greedy for g in generations) else None
+        argmax: list[int] | None = None
+        if any(generation.sampler.greedy for generation in generations):
+            with self._on_device("choose"):
+                argmax = logits.argmax().tolist()
+        now = time.monotonic()
         for index, generation in enumerate(generations):
             try:
                 if argmax is not None and generation.sampler.greedy:
-                    token = int(argmax[index])
+                    token = argmax[index]
                 else:
                     with self._on_device("read logits"):
                         row = logits.row(index)
-                    token = generation.sampler.sample(row)
+                    token, now = generation.sampler.sample(row), time.monotonic()
                 if token == UNUSABLE:
                     raise NotFinite("logits")
-                self._append(generation, token)
+                self._append(generation, token, now)
             except DeviceFailed:
                 raise
             except NotFinite as error:
@@ -268,9 +275,8 @@ class Engine:
             except Exception as error:
                 generation.error = error
 
-    def _append(self, generation: Generation, token: int) -> None:
+    def _append(self, generation: Generation, token: int, now: float) -> None:
         """Add a token to a generation, and end it if the token or the limit says so."""
-        now = time.monotonic()
         generation.inter_token_latency = now - generation.last_token_at if generation.tokens else None
         generation.tokens.append(token)
         generation.last_token_at = now

@@ -22,17 +22,16 @@ class Sampler:
 
     Each token takes exactly one draw from the request's own generator, so a seed gives the same text
     whatever else is in the batch.
+
+    Attributes:
+        greedy: whether each token is the argmax of the logits.
     """
 
     def __init__(self, options: GenerationOptions, prompt: npt.NDArray[np.int32]) -> None:
         self._options = options
+        self.greedy = options.temperature == 0 and options.repetition_penalty == 1
         self._seen = np.unique(prompt)
         self._random = np.random.Generator(np.random.PCG64(options.seed))
-
-    @property
-    def greedy(self) -> bool:
-        """Whether each token is the argmax of the logits."""
-        return self._options.temperature == 0 and self._options.repetition_penalty == 1
 
     def sample(self, logits: npt.NDArray[np.float32]) -> int:
         """The next token, from float32 [vocabulary]; raises NotFinite."""

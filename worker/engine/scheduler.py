@@ -122,6 +122,8 @@ class Scheduler:
         running = [request for request in self._slots if request is not None]
         if running:
             self._decode(running)
+        if not any(self._slots):
+            self._writer.hand_over()
 
     def _await_work(self) -> bool:
         with self._changed:
@@ -152,7 +154,10 @@ class Scheduler:
 
     def _prefill_next(self) -> None:
         free = [slot for slot, request in enumerate(self._slots) if request is None]
-        requests = self._take_next(len(free))
+        requests = self._take_next(len(free)) if free else []
+        if not requests:
+            return
+        self._writer.hand_over()
         starts = [Start(request.prepared, request.options, slot) for request, slot in zip(requests, free, strict=False)]
         for request, start, result in zip(requests, starts, self._engine.start_together(starts), strict=True):
             if isinstance(result, Exception):
@@ -174,7 +179,7 @@ class Scheduler:
     def _decode(self, running: list[Request]) -> None:
         generations = [request.generation for request in running if request.generation is not None]
         try:
-            self._engine.step(generations)
+            self._engine.step(generations, self._writer.hand_over)
         except DeviceFailed:
             raise
         except Exception as error:

@@ -1,7 +1,8 @@
 """Turns the tokens of answers into text, and gives it to their requests, while the device computes the next step.
 
-The device's thread puts the tokens of each step here. If a stop text ends an answer, the device may have computed some
-more tokens by then, which are dropped.
+The device's thread puts the tokens of each step here, and hands them over when the device is busy with the next one.
+The two threads share the GIL, so that otherwise the device would wait for text. If a stop text ends an answer, the
+device may have computed some more tokens by then, which are dropped.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Piece(NamedTuple):
 
 
 class TextWriter:
-    """Writes pieces in the order in which they were put: on its own thread between `start` and `close`, else at once.
+    """Writes pieces in the order in which they were put: on its own thread between `start` and `close`, after
+    `hand_over`; else at once.
 
     Args:
         on_token: called for each token of an answer, with the seconds since the one before.
@@ -57,6 +59,8 @@ class TextWriter:
         for _ in range(_STEPS):
             self._room.put(None)
         self._thread: threading.Thread | None = None
+        self._pieces: list[Piece] = []
+        """Put, and not handed over."""
 
     @property
     def alive(self) -> bool:
@@ -71,16 +75,23 @@ class TextWriter:
     def close(self) -> None:
         """Write what was put, and end the thread."""
         if self._thread is not None:
+            self.hand_over()
             self._steps.put(None)
             self._thread.join()
             self._thread = None
 
     def put(self, pieces: Sequence[Piece]) -> None:
         if self._thread is not None:
-            self._room.get()
-            self._steps.put(pieces)
+            self._pieces.extend(pieces)
         else:
             self._write_all(pieces)
+
+    def hand_over(self) -> None:
+        """Let the thread write what was put."""
+        if self._pieces:
+            self._room.get()
+            self._steps.put(self._pieces)
+            self._pieces = []
 
     def _run(self) -> None:
         while (pieces := self._steps.get()) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,10 @@ Bytes = npt.NDArray[np.uint8]
 
 MASKED = -10000.0
 """Added to a masked attention score. It is exact in half precision, where -inf is not safe."""
+
+
+def nothing() -> None:
+    """The default of `Runner.decode`'s `meanwhile`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +104,16 @@ class Runner(Protocol):
             A row for each prompt: the logits after its last token.
         """
 
-    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Logits:
+    def decode(
+        self, slots: Sequence[int], tokens: Int, positions: Int, meanwhile: Callable[[], None] = nothing
+    ) -> Logits:
         """Append one token to each of these slots, in one step of the device.
 
         Args:
             slots: distinct, each filled by `prefill` and with room for one more token.
             tokens: int32 [len(slots)].
             positions: int32 [3, len(slots)].
+            meanwhile: called once, just before the device begins the longest part of the step.
 
         Returns:
             A row for each of `slots`.

@@ -46,9 +46,9 @@ def check_step(
     Returns:
         int32 [n] slots, and int32 [n] tokens that each of them holds.
     """
-    rows = np.array(slots, np.int32)
     require(len(set(slots)) == len(slots) > 0, "slots must be distinct, and at least one")
-    require(rows.min() >= 0 and rows.max() < len(used), "there is no such slot")
+    require(min(slots) >= 0 and max(slots) < len(used), "there is no such slot")
+    rows = np.array(slots, np.int32)
     lengths = used[rows]
     require(lengths.min() > 0 and lengths.max() < context, "a slot is empty or full")
     check_tokens(spec, tokens, positions, context)

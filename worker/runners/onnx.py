@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sailq.shared.errors import Unsupported
 
 from ..engine.model import ModelSpec
 from ..engine.patches import Grid
-from .base import Bytes, Prompt
+from .base import Bytes, Prompt, nothing
 from .checks import check_media, check_prompts, check_step
 from .inputs import causal_mask, past_mask
 from .logits import Float, HostLogits, Int
@@ -99,7 +99,9 @@ class OnnxRunner:
         self._lengths[slot] = length
         return hidden[:, -1]
 
-    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> HostLogits:
+    def decode(
+        self, slots: Sequence[int], tokens: Int, positions: Int, meanwhile: Callable[[], None] = nothing
+    ) -> HostLogits:
         """See `base.Runner.decode`; rows of slots that are not in `slots` are computed too, and dropped."""
         rows, lengths = check_step(self._spec, self._lengths, self.context, slots, tokens, positions)
         self._fit(int(lengths.max()) + 1)
@@ -108,6 +110,7 @@ class OnnxRunner:
         ids[rows, 0], places[:, rows, 0] = tokens, positions
         hidden = self._embedding.run(None, {"input_ids": ids})[0]
         feeds = {"position_ids": places, "mask": past_mask(batch, columns, rows, lengths)}
+        meanwhile()
         for cache, block in zip(self._cache, self._blocks, strict=True):
             past = {"past_k": cache[0, :batch], "past_v": cache[1, :batch]}
             hidden, k, v = block.run(None, {"hidden": hidden, **feeds, **past})

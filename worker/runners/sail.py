@@ -7,7 +7,7 @@ every argument before a call. The behaviour of SAIL 3.10.7 was read in its sourc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sailq.shared.errors import DeviceFailed, TooLong, Unsupported
 from ..engine.model import ModelSpec
 from ..engine.patches import Grid
 from ..model_files.bmodel import read_bmodel
-from .base import Bytes, Prompt
+from .base import Bytes, Prompt, nothing
 from .checks import check_media, check_prompts, check_step
 from .chip import Chip, count_tpus
 from .kv_cache import open_cache
@@ -105,7 +105,9 @@ class SailRunner:
         # The host samples the first token: it checks all scores, so it finds a broken row of lm_head's weights.
         return self._logits(self._head.ends, range(len(prompts)), None)
 
-    def decode(self, slots: Sequence[int], tokens: Int, positions: Int) -> Logits:
+    def decode(
+        self, slots: Sequence[int], tokens: Int, positions: Int, meanwhile: Callable[[], None] = nothing
+    ) -> Logits:
         """See `base.Runner.decode`. Copies only tokens, positions and a mask to the device. Slots that are not in
         `slots` are computed too, and their output is dropped."""
         rows, lengths = check_step(self._spec, self._lengths, self.context, slots, tokens, positions)
@@ -115,7 +117,9 @@ class SailRunner:
         chip.write(step.ids, ids)
         chip.write(step.positions, places)
         layers = self._cache.step(rows, lengths)
-        chip.run_all([step.embed, *layers])
+        chip.run_all([step.embed])
+        meanwhile()
+        chip.run_all(layers)
         self._lengths[rows] += 1
         return self._logits(self._ends, list(slots), self._choose if self._layout.greedy_head else None)
 
