@@ -117,6 +117,53 @@ def prefilled(bench: Bench) -> list[object]:
     return [slots for call, slots in bench.runner.calls if call == "prefill"]
 
 
+def full(slots: int, together: int, waiting: int, **fields: object) -> tuple[Bench, list[Request]]:
+    """A scheduler whose slots are all in use, one until its next step, and its waiting requests."""
+    bench = Bench(slots)
+    bench.runner.most = slots
+    for _ in range(slots - 1):
+        bench.submit(tokens=90)
+    bench.submit(tokens=3)
+    bench.scheduler.step()
+    assert prefilled(bench) == [tuple(range(slots))]
+    bench.runner.most = together
+    return bench, [bench.submit(tokens=9, **fields) for _ in range(waiting)]
+
+
+def steps_until_started(bench: Bench, request: Request) -> int:
+    steps = 0
+    while request.generation is None:
+        bench.scheduler.step()
+        steps += 1
+    return steps
+
+
+def test_a_free_slot_among_many_waits_for_others_to_share_a_launch_but_not_for_long() -> None:
+    bench, waiting = full(slots=32, together=3, waiting=3)
+    assert steps_until_started(bench, waiting[0]) == 1 + 4 + 1  # it becomes free, stays so for 4 steps, and is used
+    assert _started(*waiting) == [True, False, False]
+
+
+def test_slots_that_become_free_meanwhile_are_filled_together() -> None:
+    bench, waiting = full(slots=32, together=3, waiting=3)
+    bench.scheduler.step()
+    bench.scheduler.step()
+    for request in bench.scheduler._slots[:2]:
+        assert request is not None
+        request.cancel()
+    assert steps_until_started(bench, waiting[2]) == 1
+    assert prefilled(bench)[1:] == [(0, 1, 31)]
+
+
+@pytest.mark.parametrize(("slots", "together", "waiting", "priority"), [
+    (32, 3, 3, "high"), (32, 3, 1, "normal"), (32, 1, 3, "normal"), (16, 3, 3, "normal"),
+])
+def test_a_free_slot_is_used_at_once(slots: int, together: int, waiting: int, priority: str) -> None:
+    """For high priority, if no further prompt could share the launch, and among few slots."""
+    bench, requests = full(slots, together, waiting, priority=priority)
+    assert steps_until_started(bench, requests[0]) == 1 + 1
+
+
 def test_waiting_requests_are_prefilled_together_in_order_and_high_priority_first() -> None:
     bench = Bench(slots=5)
     bench.runner.most = 3

@@ -56,6 +56,11 @@ class Scheduler:
         self._slots: list[Request | None] = [None] * engine.slots
         self._waiting: dict[Priority, deque[Request]] = {"high": deque(), "normal": deque()}
         self._changed = threading.Condition()
+        self._patience = max(0, (engine.slots - 16) // 4)
+        """While more waiting prompts could share a launch than slots are free, the product of free slots and steps for
+        which these slots may stay free. With few slots, a free one costs more than a fuller launch saves."""
+        self._unused = 0
+        """This product since the last prefill."""
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -145,11 +150,18 @@ class Scheduler:
             if (interruption := request.interrupted(now)) is not None:
                 self._end(request, *interruption)
 
-    def _take_next(self, most: int) -> list[Request]:
-        """Remove the waiting requests that are prefilled next: in order, and no more than the engine takes together."""
+    def _take_next(self, free: int) -> list[Request]:
+        """Remove the waiting requests that are prefilled next: in order, and no more than the engine takes together.
+        None of them while it is faster to wait until more slots are free."""
         with self._changed:
-            first = list(islice(chain(*self._waiting.values()), most))
+            first = list(islice(chain(*self._waiting.values()), len(self._slots)))
             count = self._engine.together([request.prepared for request in first]) if first else 0
+            if count > free:
+                self._unused += free
+                if self._unused <= self._patience and first[0].priority != "high":
+                    return []
+                count = self._engine.together([request.prepared for request in first[:free]])
+            self._unused = 0
             return [self._waiting[request.priority].popleft() for request in first[:count]]
 
     def _prefill_next(self) -> None:
