@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-BLOCK = 32
+BLOCK = 64
 """The weights of a row that share a scale and a zero point."""
 
 

@@ -86,3 +86,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     scores = torch.matmul(q.permute(0, 2, 1, 3), k.permute(0, 2, 3, 1)) * (1 / math.sqrt(q.shape[-1]))
     weights = functional.softmax(scores + mask, dim=-1)
     return torch.matmul(weights, v.permute(0, 2, 1, 3)).permute(0, 2, 1, 3)
+
+
+class _Reshape(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        return x.reshape([size or x.shape[axis] for axis, size in enumerate(sizes)])
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, sizes: tuple[int, ...]) -> Any:
+        return g.op("Reshape", x, g.op("Constant", value_t=torch.tensor(sizes)))
+
+
+def reshape(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """`x.reshape(sizes)`, where 0 is the size of the same axis of `x`, as in ONNX. Traced, the sizes are constants;
+    torch's own reshape to open sizes takes several operators to compute them. One size must be -1."""
+    result: Tensor = _Reshape.apply(x, sizes)
+    return result

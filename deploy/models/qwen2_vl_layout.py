@@ -72,9 +72,9 @@ def cut(checkpoint: Checkpoint, sizes: Sizes | None) -> Iterator[Net]:
     parts = _Parts(checkpoint, sizes)
     if sizes is None:
         yield parts.vit("vit", 8)
-        yield parts.embedding("embedding", 2, 5)
+        yield parts.cpu_embedding("embedding", 2, 5)
         for layer in range(parts.layers):
-            yield parts.dynamic_block(f"block_{layer}", layer)
+            yield parts.cpu_block(f"block_{layer}", layer)
         yield parts.lm_head(2)
         return
     batch, length = sizes.batch, sizes.seq_length
@@ -105,8 +105,9 @@ class _Parts:
             model.model.visual, processor["rescale_factor"], processor["image_mean"], processor["image_std"]
         )
         self._embedding = nets.Embedding(text.embed_tokens.weight)
-        rotary = nets.Rotary(text.rotary_emb, sizes.seq_length if sizes else self._spec.max_position_embeddings)
-        self._layers = [nets.Layer(layer, rotary) for layer in text.layers]
+        self._rotary = nets.Rotary(text.rotary_emb, sizes.seq_length if sizes else self._spec.max_position_embeddings)
+        kind = nets.Layer if sizes else nets.CpuLayer
+        self._layers = [kind(layer, self._rotary) for layer in text.layers]
         self._lm_head = nets.LmHead(text.norm, model.lm_head.weight)
 
     def vit(self, name: str, patches: int) -> Net:
@@ -119,21 +120,28 @@ class _Parts:
 
     def embedding(self, name: str, batch: int, length: int) -> Net:
         return Net(
-            name, self._embedding, {"input_ids": _ints(batch, length)},
-            ("hidden",), {name: {0: "B", 1: "S"} for name in ("input_ids", "hidden")},
+            name, self._embedding, {"input_ids": _ints(batch, length)}, ("hidden",)
         )
 
-    def dynamic_block(self, name: str, layer: int) -> Net:
-        module, batch, length, columns = self._layers[layer], 2, 5, 3
-        past = _floats(batch, columns, module.kv_heads, module.dim)
+    def cpu_embedding(self, name: str, batch: int, length: int) -> Net:
+        outputs = ("hidden", "cos", "sin")
         return Net(
-            name, nets.BlockCache(module, module.attend_cached),
-            {"hidden": _floats(batch, length, self._spec.hidden_size), "position_ids": _ints(3, batch, length),
+            name, nets.CpuEmbedding(self._embedding, self._rotary),
+            {"input_ids": _ints(batch, length), "position_ids": _ints(3, batch, length)}, outputs,
+            {"position_ids": {1: "B", 2: "S"}, **{name: {0: "B", 1: "S"} for name in ("input_ids", *outputs)}},
+        )
+
+    def cpu_block(self, name: str, layer: int) -> Net:
+        module, batch, length, columns = self._layers[layer], 2, 5, 3
+        past = _floats(batch, module.kv_heads, columns, module.dim)
+        angles = _floats(batch, length, 1, module.dim)
+        return Net(
+            name, nets.CpuBlock(module),
+            {"hidden": _floats(batch, length, self._spec.hidden_size), "cos": angles, "sin": angles,
              "mask": _floats(batch, 1, length, columns + length), "past_k": past, "past_v": past},
             ("hidden_out", "k", "v"),
-            {"position_ids": {1: "B", 2: "S"}, "mask": {0: "B", 2: "S", 3: "T"},
-             **{name: {0: "B", 1: "L"} for name in ("past_k", "past_v")},
-             **{name: {0: "B", 1: "S"} for name in ("hidden", "hidden_out", "k", "v")}},
+            {"mask": {0: "B", 2: "S", 3: "T"}, **{name: {0: "B", 2: "L"} for name in ("past_k", "past_v")},
+             **{name: {0: "B", 1: "S"} for name in ("hidden", "cos", "sin", "hidden_out", "k", "v")}},
         )
 
     def block(self, name: str, layer: int, batch: int, length: int) -> Net:
@@ -149,7 +157,7 @@ class _Parts:
         recent = self._recent(module, batch) if batch > 1 else {}
         past = (batch, columns, module.kv_heads, module.dim)
         return Net(
-            name, nets.BlockCache(module, module.attend_fused),
+            name, nets.BlockCache(module),
             {"hidden": _floats(batch, 1, self._spec.hidden_size), "position_ids": _ints(3, batch, 1),
              "mask": _floats(batch, 1, 1, columns + (RECENT if recent else 0) + 1),
              "past_k": _floats(*past), "past_v": _floats(*past), **recent},

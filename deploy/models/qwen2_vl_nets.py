@@ -9,14 +9,14 @@ half-precision angle of 1000 rad is off by half a radian.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .modules import Linear, LongLinear, RMSNorm, attend, rotate
+from .modules import Linear, LongLinear, RMSNorm, attend, reshape, rotate
 from .weights import Lazy
 
 MAX_GRID = 8192 // 14 + 1
@@ -126,22 +126,26 @@ class Layer(nn.Module):
         self.act = mlp.act_fn
         self.heads, self.kv_heads, self.dim = attn.num_heads, attn.num_key_value_heads, attn.head_dim
 
-    def qkv(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.input_norm(hidden)
-        batch, length = x.shape[0], x.shape[1]
-        cos, sin = self.rotary(position_ids)
-        q = self.q(x).reshape(batch, length, self.heads, self.dim)
-        k = self.k(x).reshape(batch, length, self.kv_heads, self.dim)
-        v = self.v(x).reshape(batch, length, self.kv_heads, self.dim)
+        q, k, v = (self.split(linear(x), heads) for linear, heads in (
+            (self.q, self.heads), (self.k, self.kv_heads), (self.v, self.kv_heads)))
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def finish(self, hidden: Tensor, attention: Tensor) -> Tensor:
         """The rest of the layer, from the attention's result [B, S, heads, dim]."""
-        batch, length = hidden.shape[0], hidden.shape[1]
-        x: Tensor = hidden + self.o(attention.reshape(batch, length, self.heads * self.dim))
+        x: Tensor = hidden + self.o(self.join(attention))
         y = self.post_norm(x)
         mlp: Tensor = self.down(self.act(self.gate(y)) * self.up(y))
         return x + mlp
+
+    def split(self, x: Tensor, heads: int) -> Tensor:
+        """[B, S, heads × dim] -> [B, S, heads, dim]."""
+        return x.reshape(x.shape[0], x.shape[1], heads, self.dim)
+
+    def join(self, x: Tensor) -> Tensor:
+        """[B, S, heads, dim] -> [B, S, heads × dim]."""
+        return x.reshape(x.shape[0], x.shape[1], self.heads * self.dim)
 
     def repeat(self, kv: Tensor) -> Tensor:
         """[B, S, kv heads, dim] -> [B, S, heads, dim]."""
@@ -150,25 +154,6 @@ class Layer(nn.Module):
             return kv
         tiled = kv.unsqueeze(3).expand(-1, -1, -1, groups, -1)
         return tiled.reshape(kv.shape[0], kv.shape[1], self.heads, self.dim)
-
-    def attend_cached(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, past: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """Each row's queries over its past, which may be empty, and its own keys, without a copy of the past for each
-        group of heads.
-
-        With keys joined and repeated, as `attend_fused` has them, a CPU is 4 to 17 times slower here (one query, batch
-        8, 512 columns).
-        """
-        batch, length, columns = q.shape[0], q.shape[1], past[0].shape[1]
-        q = q.reshape(batch, length, self.kv_heads, -1, self.dim).permute(0, 2, 3, 1, 4)
-        q = q.reshape(batch, self.kv_heads, -1, self.dim) * (1 / math.sqrt(self.dim))
-        k, v, past_k, past_v = (rows.permute(0, 2, 1, 3) for rows in (k, v, *past))
-        scores = torch.cat((torch.matmul(q, past_k.transpose(2, 3)), torch.matmul(q, k.transpose(2, 3))), dim=-1)
-        weights = functional.softmax(scores.reshape(batch, self.heads, length, -1) + mask, dim=-1)
-        weights = weights.reshape(batch, self.kv_heads, -1, mask.shape[-1])
-        attention = torch.matmul(weights[..., :columns], past_v) + torch.matmul(weights[..., columns:], v)
-        return attention.reshape(batch, self.heads, length, self.dim).permute(0, 2, 1, 3)
 
     def attend_fused(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, past: tuple[Tensor, Tensor], *recent: Tensor
@@ -184,6 +169,36 @@ class Layer(nn.Module):
         return attend(q, k, v, mask)
 
 
+class CpuLayer(Layer):
+    """The same for a CPU, on which each small operator takes as long as the product of a small matrix. So the shapes in
+    its graph are constants."""
+
+    def split(self, x: Tensor, heads: int) -> Tensor:
+        return reshape(x, (0, -1, heads, self.dim))
+
+    def join(self, x: Tensor) -> Tensor:
+        return reshape(x, (0, -1, self.heads * self.dim))
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor
+    ) -> Tensor:
+        """Each row's queries over its past, [B, kv heads, L, dim], which may be empty, and its own keys, without a copy
+        of the past for each group of heads.
+
+        With keys joined and repeated, as `attend_fused` has them, a CPU is 4 to 17 times slower here (one query, batch
+        8, 512 columns).
+        """
+        columns = past_k.shape[2]
+        q = reshape(q, (0, 0, self.kv_heads, -1, self.dim)).permute(0, 2, 3, 1, 4)
+        q = reshape(q, (0, 0, -1, self.dim)) * (1 / math.sqrt(self.dim))
+        k, v = (rows.permute(0, 2, 1, 3) for rows in (k, v))
+        scores = torch.cat((torch.matmul(q, past_k.transpose(2, 3)), torch.matmul(q, k.transpose(2, 3))), dim=-1)
+        weights = functional.softmax(reshape(scores, (0, self.heads, -1, 0)) + mask, dim=-1)
+        weights = reshape(weights, (0, self.kv_heads, -1, 0))
+        attention = torch.matmul(weights[..., :columns], past_v) + torch.matmul(weights[..., columns:], v)
+        return reshape(attention, (0, self.heads, -1, self.dim)).permute(0, 2, 1, 3)
+
+
 class Block(nn.Module):
     """hidden [B, S, H], position_ids int32 [3, B, S], mask [B, 1, S, S] -> hidden, k, v [B, S, heads, D]."""
 
@@ -192,35 +207,49 @@ class Block(nn.Module):
         self.layer = layer
 
     def forward(self, hidden: Tensor, position_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.layer.qkv(hidden, position_ids)
+        q, k, v = self.layer.qkv(hidden, *self.layer.rotary(position_ids))
         attention = attend(q, self.layer.repeat(k), self.layer.repeat(v), mask)
         return self.layer.finish(hidden, attention), k, v
 
 
 class BlockCache(nn.Module):
-    """A layer over a past: hidden [B, S, H], position_ids [3, B, S], mask [B, 1, S, L + S], past_k, past_v
-    [B, L, kv heads, dim] -> hidden, and the new rows of k and v, [B, S, kv heads, dim]. The last S columns of the mask
-    are the tokens themselves.
+    """A layer over a past: hidden [B, 1, H], position_ids [3, B, 1], mask [B, 1, 1, L + 1], past_k, past_v
+    [B, L, kv heads, dim] -> hidden, and the new rows of k and v, [B, 1, kv heads, dim]. The last column of the mask is
+    the token itself.
 
-    On a TPU a slot has one token. Several slots also have recent_k, recent_v [R, B, kv heads, dim]; their columns of
-    the mask follow the past's. The new rows of all slots lie together in one row of a recent input. A runner passes
-    that row as the output, and makes no view for each slot. When R rows are full, `Flush` moves them to the past.
-
-    On a CPU this net also prefills, with L = 0, because the runtime holds a copy of the weights for each net.
-
-    Args:
-        attend: `layer.attend_fused` for a TPU, `layer.attend_cached` for a CPU.
+    Several slots also have recent_k, recent_v [R, B, kv heads, dim]; their columns of the mask follow the past's. The
+    new rows of all slots lie together in one row of a recent input. A runner passes that row as the output, and makes
+    no view for each slot. When R rows are full, `Flush` moves them to the past.
     """
 
-    def __init__(self, layer: Layer, attend: Callable[..., Tensor]) -> None:
+    def __init__(self, layer: Layer) -> None:
         super().__init__()
-        self.layer, self.attend = layer, attend
+        self.layer = layer
 
     def forward(
         self, hidden: Tensor, position_ids: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor, *recent: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.layer.qkv(hidden, position_ids)
-        return self.layer.finish(hidden, self.attend(q, k, v, mask, (past_k, past_v), *recent)), k, v
+        q, k, v = self.layer.qkv(hidden, *self.layer.rotary(position_ids))
+        return self.layer.finish(hidden, self.layer.attend_fused(q, k, v, mask, (past_k, past_v), *recent)), k, v
+
+
+class CpuBlock(nn.Module):
+    """A layer for a CPU, which prefills and decodes: hidden [B, S, H], cos, sin [B, S, 1, dim], mask [B, 1, S, L + S],
+    past_k, past_v [B, kv heads, L, dim], L = 0 at first -> hidden, and the new rows of k and v, [B, S, kv heads, dim].
+    The last S columns of the mask are the tokens themselves.
+
+    One net does both, because the runtime holds a copy of the weights for each net.
+    """
+
+    def __init__(self, layer: CpuLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past_k: Tensor, past_v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.layer.qkv(hidden, cos, sin)
+        return self.layer.finish(hidden, self.layer.attend(q, k, v, mask, past_k, past_v)), k, v
 
 
 class Flush(nn.Module):
@@ -243,6 +272,18 @@ class Embedding(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return functional.embedding(input_ids, self.weight)
+
+
+class CpuEmbedding(nn.Module):
+    """input_ids int32 [B, S], position_ids int32 [3, B, S] -> hidden [B, S, H], and cos, sin [B, S, 1, dim] for every
+    `CpuBlock`: a CPU needs much longer for the small operators of each layer than for their arithmetic."""
+
+    def __init__(self, embedding: Embedding, rotary: Rotary) -> None:
+        super().__init__()
+        self.embedding, self.rotary = embedding, rotary
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.embedding(input_ids), *self.rotary(position_ids)
 
 
 class LmHead(nn.Module):

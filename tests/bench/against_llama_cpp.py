@@ -36,6 +36,8 @@ OURS, THEIRS = "sailq, w4", "llama.cpp, Q4_0"
 _GB = 10
 _BLOCKS = 2**19
 """Blocks of 32 random weights, repeated in each tensor from another start."""
+_quiet: Any = None
+"""A function of ctypes, which must outlive llama.cpp's calls of it."""
 
 
 def main() -> int:
@@ -49,6 +51,7 @@ def main() -> int:
     if missing:
         parser.error(f"{' and '.join(missing)} must be installed: see --help")
     if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
         return _compare(folder)
     with tempfile.TemporaryDirectory(prefix="sailq-llama-") as name:
         return _compare(Path(name))
@@ -163,6 +166,9 @@ def _question(engine: Engine, number: int) -> Message:
 def _theirs(model: Path) -> Callable[[int], int]:
     import llama_cpp as llama
 
+    global _quiet
+    _quiet = llama.llama_log_callback(lambda level, text, data: None)
+    llama.llama_log_set(_quiet, ctypes.c_void_p(0))
     llama.llama_backend_init()
     loading, context = llama.llama_model_default_params(), llama.llama_context_default_params()
     context.n_ctx, context.n_threads, context.n_threads_batch = PROMPT + TOKENS, THREADS, THREADS

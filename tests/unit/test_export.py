@@ -23,10 +23,13 @@ from sailq.worker.model_files.model_paths import resolve
 H, V, KV, D = 256, 896, 1, 128
 LAYOUT = {
     "vit": ({"pixels": ["N", 1176], "pos_ids": ["N", 2], "mask": [1, "N", "N"]}, {"embeds": ["M", H]}),
-    "embedding": ({"input_ids": ["B", "S"]}, {"hidden": ["B", "S", H]}),
+    "embedding": (
+        {"input_ids": ["B", "S"], "position_ids": [3, "B", "S"]},
+        {"hidden": ["B", "S", H], "cos": ["B", "S", 1, D], "sin": ["B", "S", 1, D]},
+    ),
     "block_1": (
-        {"hidden": ["B", "S", H], "position_ids": [3, "B", "S"], "mask": ["B", 1, "S", "T"],
-         "past_k": ["B", "L", KV, D], "past_v": ["B", "L", KV, D]},
+        {"hidden": ["B", "S", H], "cos": ["B", "S", 1, D], "sin": ["B", "S", 1, D], "mask": ["B", 1, "S", "T"],
+         "past_k": ["B", KV, "L", D], "past_v": ["B", KV, "L", D]},
         {"hidden_out": ["B", "S", H], "k": ["B", "S", KV, D], "v": ["B", "S", KV, D]},
     ),
     "lm_head": ({"hidden": ["B", H]}, {"logits": ["B", V]}),

@@ -115,8 +115,10 @@ def dynamic_errors(nets: Nets, reference: Reference, layer: int, length: int = 1
     last = past_mask(2, length, np.arange(2, dtype=np.int32), np.full(2, length, np.int32))
     past = expected[1][:, :0], expected[2][:, :0]
     for start, end, mask in ((0, 4, causal[..., :4, :4]), (4, length, causal[..., 4:, :]), (length, length + 1, last)):
-        out = nets(f"block_{layer}", hidden=hidden[:, start:end], position_ids=positions[..., start:end], mask=mask,
-                   past_k=past[0], past_v=past[1])
+        ids = np.zeros((2, end - start), np.int32)
+        _, cos, sin = nets("embedding", input_ids=ids, position_ids=positions[..., start:end])
+        out = nets(f"block_{layer}", hidden=hidden[:, start:end], cos=cos, sin=sin, mask=mask,
+                   past_k=past[0].swapaxes(1, 2), past_v=past[1].swapaxes(1, 2))
         yield from (error(found, whole[:, start:end]) for found, whole in zip(out, expected, strict=True))
         past = tuple(np.concatenate(pair, axis=1) for pair in zip(past, out[1:], strict=True))
 
@@ -209,7 +211,8 @@ def test_embeddings_and_logits(tiny: Reference, static: dict[int, Nets]) -> None
         logits = tiny.model.lm_head(tiny.text.norm(torch.from_numpy(hidden))).numpy()
     dynamic = Nets(resolve("sailq-tiny") / "onnx")
     assert np.array_equal(static[3]("embedding_cache", input_ids=ids)[0], embedded)
-    assert np.array_equal(dynamic("embedding", input_ids=ids)[0], embedded)
+    positions = positions_of(generator, 3, 1, 40)
+    assert np.array_equal(dynamic("embedding", input_ids=ids, position_ids=positions)[0], embedded)
     prompt = np.resize(ids[:, 0], (1, 8))
     assert np.array_equal(static[1]("embedding@8", input_ids=prompt)[0][0, :3], embedded[:, 0])
     for nets in (static[3], dynamic):

@@ -100,10 +100,11 @@ def test_a_prompt_sees_only_itself_in_a_shared_prefill() -> None:
         starts = np.cumsum([0, *map(len, some)]).tolist()
         for start, end in pairwise(starts):
             positions[:, 0, start:end] = np.arange(end - start)
-        past = np.empty((1, 0, spec.kv_heads, spec.head_dim), np.float32)
+        past = np.empty((1, spec.kv_heads, 0, spec.head_dim), np.float32)
         mask = causal_mask(starts[:-1], size)
-        feeds = {"position_ids": positions, "mask": mask, "past_k": past, "past_v": past}
-        hidden, found = runner._embedding.run(None, {"input_ids": tokens[None]})[0], []  # type: ignore[attr-defined]
+        hidden, feeds = runner._embed(tokens[None], positions)  # type: ignore[attr-defined]
+        feeds |= {"mask": mask, "past_k": past, "past_v": past}
+        found = []
         for block in runner._blocks:  # type: ignore[attr-defined]
             hidden, k, v = block.run(None, {"hidden": hidden, **feeds})
             found.append(np.concatenate([k, v], axis=-1)[0].reshape(size, -1))

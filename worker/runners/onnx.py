@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -89,13 +89,13 @@ class OnnxRunner:
         slot, length = prompt.slot, len(prompt.tokens)
         self._lengths[slot] = 0
         self._fit(length + 1)
-        hidden: Float = self._embedding.run(None, {"input_ids": prompt.tokens[None]})[0]
+        hidden, feeds = self._embed(prompt.tokens[None], prompt.positions[:, None])
         hidden[0, prompt.places] = prompt.vision
-        empty, mask = self._cache[0, 0, :1, :0], causal_mask([0], length)
-        feeds = {"position_ids": prompt.positions[:, None], "mask": mask, "past_k": empty, "past_v": empty}
+        empty = self._cache[0, 0, :1, :, :0]
+        feeds |= {"mask": causal_mask([0], length), "past_k": empty, "past_v": empty}
         for cache, block in zip(self._cache, self._blocks, strict=True):
             hidden, k, v = block.run(None, {"hidden": hidden, **feeds})
-            cache[0, slot, :length], cache[1, slot, :length] = k[0], v[0]
+            cache[0, slot, :, :length], cache[1, slot, :, :length] = k[0].swapaxes(0, 1), v[0].swapaxes(0, 1)
         self._lengths[slot] = length
         return hidden[:, -1]
 
@@ -105,16 +105,16 @@ class OnnxRunner:
         """See `base.Runner.decode`; rows of slots that are not in `slots` are computed too, and dropped."""
         rows, lengths = check_step(self._spec, self._lengths, self.context, slots, tokens, positions)
         self._fit(int(lengths.max()) + 1)
-        batch, columns = int(rows.max()) + 1, self._cache.shape[3]
+        batch, columns = int(rows.max()) + 1, self._cache.shape[4]
         ids, places = np.zeros((batch, 1), np.int32), np.zeros((3, batch, 1), np.int32)
         ids[rows, 0], places[:, rows, 0] = tokens, positions
-        hidden = self._embedding.run(None, {"input_ids": ids})[0]
-        feeds = {"position_ids": places, "mask": past_mask(batch, columns, rows, lengths)}
+        hidden, feeds = self._embed(ids, places)
+        feeds |= {"mask": past_mask(batch, columns, rows, lengths)}
         meanwhile()
         for cache, block in zip(self._cache, self._blocks, strict=True):
             past = {"past_k": cache[0, :batch], "past_v": cache[1, :batch]}
             hidden, k, v = block.run(None, {"hidden": hidden, **feeds, **past})
-            cache[0, rows, lengths], cache[1, rows, lengths] = k[rows, 0], v[rows, 0]
+            cache[0, rows, :, lengths], cache[1, rows, :, lengths] = k[rows, 0], v[rows, 0]
         logits = self._lm_head.run(None, {"hidden": hidden[rows, 0]})[0]
         self._lengths[rows] += 1
         return HostLogits(logits)
@@ -131,44 +131,62 @@ class OnnxRunner:
     def readings(self) -> None:
         """None: a machine's own monitoring covers its CPU."""
 
+    def _embed(self, tokens: Int, positions: Int) -> tuple[Float, dict[str, Float]]:
+        """The hidden states of tokens [B, S], and the angles of their positions, which each block needs."""
+        hidden, cos, sin = self._embedding.run(None, {"input_ids": tokens, "position_ids": positions})
+        return hidden, {"cos": cos, "sin": sin}
+
     def _new_cache(self, columns: int) -> npt.NDArray[np.float32]:
-        """A cache [layers, key or value, slots, columns, heads, dim]: the first slots of a layer are contiguous."""
+        """A cache [layers, key or value, slots, heads, columns, dim]: the first slots of a layer are contiguous."""
         spec = self._spec
-        return np.zeros((spec.layers, 2, self.slots, columns, spec.kv_heads, spec.head_dim), np.float32)
+        return np.zeros((spec.layers, 2, self.slots, spec.kv_heads, columns, spec.head_dim), np.float32)
 
     def _fit(self, needed: int) -> None:
         """Resize the cache to hold the longest slot and `needed` tokens, and at most twice as much."""
         used = int(self._lengths.max())
         columns = min(-(-max(needed, used) // _COLUMNS) * _COLUMNS, self.context)
-        now = self._cache.shape[3]
+        now = self._cache.shape[4]
         if now < columns or now > 2 * columns:
             cache = self._new_cache(columns)
-            cache[:, :, :, :used] = self._cache[:, :, :, :used]
+            cache[..., :used, :] = self._cache[..., :used, :]
             self._cache = cache
 
     def _check_nets(self) -> None:
         """Raise Unsupported if the nets do not fit the model's configuration."""
         spec = self._spec
-        past = next((i.shape for i in self._blocks[0].get_inputs() if i.name == "past_k"), None)
-        if past is None:
+        inputs = {net.name: net.shape for net in self._blocks[0].get_inputs()}
+        if not inputs.keys() >= {"cos", "past_k"}:
             raise Unsupported(f"The nets in {spec.directory}/onnx are for a TPU, or from an older version. {_EXPORT}")
         vocabulary = self._lm_head.get_outputs()[0].shape[-1]
-        found = (past[2], past[3], vocabulary, self._vit.get_outputs()[0].shape[-1])
+        found = (inputs["past_k"][1], inputs["past_k"][3], vocabulary, self._vit.get_outputs()[0].shape[-1])
         if found != (spec.kv_heads, spec.head_dim, spec.vocab_size, spec.hidden_size):
             raise Unsupported(f"The nets in {spec.directory}/onnx do not match its config.json: {found}.")
 
 
 class _Loader:
-    """Opens the ONNX Runtime sessions."""
+    """Opens the ONNX Runtime sessions.
+
+    Several threads are a pool that all sessions of the process share. They spin for 40 ms before they sleep. Threads of
+    each session's own would sleep and wake up in every layer. ONNX Runtime makes a pool once: the first model that is
+    loaded with several threads sets its size, and then no session of the process can have threads of its own.
+
+    Attributes:
+        threads: the threads that compute.
+    """
+
+    _pool: ClassVar[int] = 0
 
     def __init__(self, directory: Path, threads: int) -> None:
-        self._directory, self.threads = directory, threads
+        if threads > 1 and not _Loader._pool:
+            onnxruntime.set_global_thread_pool_sizes(threads, 1)
+            _Loader._pool = threads
+        self._directory, self.threads = directory, _Loader._pool or threads
         self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
-        self._options.inter_op_num_threads = 1
+        if _Loader._pool:
+            self._options.use_per_session_threads = False
+        else:
+            self._options.intra_op_num_threads = self._options.inter_op_num_threads = 1
         self._options.log_severity_level = 3
-        # Only one session runs at a time. An idle one must not use a core.
-        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def __call__(self, name: str, *, arena: bool = False) -> Any:
         """`arena`: whether the net's tensors come from an arena of its own, which keeps memory. The ViT's of 640
