@@ -37,7 +37,7 @@ class PromptNets:
         self._positions = chip.new(block.inputs[1])
         sizes = layout.prompts if layout.masked else ()
         self._masks = {size: chip.new(layout.stage("block_0", size).inputs[2]) for size in sizes}
-        self._written: dict[int, list[int]] = {}
+        self._written: dict[int, tuple[int, Sequence[int], Any]] = {}
 
     def prefill(self, prompts: Sequence[Prompt], ends: Any, row: int) -> None:
         """Prefill prompts in one launch of each net, at the smallest length that holds them, or at a prompt's own on
@@ -98,11 +98,15 @@ class PromptNets:
             self._hidden, self._other = self._other, self._hidden
 
     def _mask(self, size: int, starts: Sequence[int]) -> Any:
-        """The mask of `size` tokens for prompts that begin at `starts`."""
-        if self._written.get(size) != starts:
-            self._chip.write(self._masks[size], causal_mask(starts, size))
-            self._written[size] = list(starts)
-        return self._masks[size]
+        """The mask of `size` tokens for prompts that begin at `starts`, in the memory of the length that holds them."""
+        length = smallest(self._layout.prompts, size)
+        written = self._written.get(length)
+        if written is None or written[:2] != (size, starts):
+            mask = self._masks[length]
+            view = self._chip.view(mask, [*mask.shape()[:-2], size, size])
+            self._chip.write(view, causal_mask(starts, size))
+            written = self._written[length] = size, starts, view
+        return written[2]
 
     def _history(self, net: str, caches: list[Any], slot: int, used: int) -> list[Any]:
         """Copy the first `used` rows of a slot's keys and values into the net's own inputs. The net reads them only
