@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deploy.models.exit_codes import run
+from sailq.producer.bench import PublishedFigures
 from sailq.shared.errors import SailqError
 from sailq.worker.doctor.ion_heaps import MB, SPLITS
 from sailq.worker.engine.families.registry import UNCONFIGURED
@@ -36,6 +37,8 @@ CLIPS = (SAMPLE, (8, 140, 224), (16, 140, 224), (8, 280, 448), (16, 280, 448))
 ANSWERS = (CAPTION, 120)
 SE7 = {heap: size * MB for heap, size in SPLITS[0].items()}
 """The heaps of an SE7, split as Sophgo recommends, bytes."""
+PUBLISHED = PublishedFigures()
+"""Of one slot at context 512. The first token includes what the host does."""
 NETS = (
     *(Net("vit", patches, 1, quantize) for quantize in ("f16", "w8f16") for patches in (160, 320, 640, 1024, 1280)),
     *(Net("block", tokens) for tokens in (80, 96, 128, 160, 192, 320, 512, 672, 1536)),
@@ -43,17 +46,6 @@ NETS = (
     *(Net("block_cache", 1536, slots) for slots in (1, 8, 16, 32)),
     *(Net(net, 0, slots) for net in ("lm_head", "greedy_head") for slots in SLOTS),
 )
-
-
-class PublishedSpeed(NamedTuple):
-    """A row of sophon-demo's table (github.com/sophgo/sophon-demo, sample/Qwen2-VL), an SE7-32 with 7B INT4."""
-
-    context: int
-    first_token: float  # seconds, with what the host does
-    tokens_per_second: float
-
-
-PUBLISHED = (PublishedSpeed(512, 3.55, 9.67), PublishedSpeed(1536, 6.08, 9.19))
 
 
 class Row(NamedTuple):
@@ -95,9 +87,8 @@ def best(timings: Timings, work: Workload, visions: Sequence[str] = VISIONS) -> 
 
 def rows(timings: Timings) -> list[Row]:
     """Every figure of the 7B model that is held to a bound."""
-    published = PUBLISHED[0]
-    alone = 3600 / (published.first_token + (CAPTION - 1) / published.tokens_per_second)
-    measured = f"{published.tokens_per_second} (1 slot)"
+    alone = 3600 / (PUBLISHED.first_token_latency + (CAPTION - 1) / PUBLISHED.tokens_per_second)
+    measured = f"{PUBLISHED.tokens_per_second} (1 slot)"
     sample = best(timings, job(SAMPLE))
     steps = (
         (1, 512, 12.5), (8, 512, 80.0), (16, 512, 120.0), (64, 512, 270.0), (64, 256, 350.0),
@@ -106,7 +97,7 @@ def rows(timings: Timings) -> list[Row]:
         *(Row(f"{slots} slots at context {context}, tokens/s of all", tokens_per_second(timings, slots, context), bound,
               measured) for slots, context, bound in steps),
         Row("first token of the sample clip, s", sample.rate.first_token, 0.16,
-            f"{published.first_token} (with host work)", most=True),
+            f"{PUBLISHED.first_token_latency} (with host work)", most=True),
         Row("sample clip, captions an hour", sample.rate.captions_per_hour, 11_000, f"{alone:.0f} (by its figures)"),
         Row("8 frames of 140 × 224, captions an hour", best(timings, job(CLIPS[1])).rate.captions_per_hour, 6_000),
     ]
@@ -177,12 +168,11 @@ def draw(timings: Timings, path: Path) -> None:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(f"{timings.model} INT4 on a BM1684X: the compiler's estimate")
-    published = PUBLISHED[0]
     tokens = figure.add_subplot(1, 2, 1, title="tokens/s of all slots", xlabel="slots")
     for context in CONTEXTS:
         rates = [tokens_per_second(timings, slots, context) for slots in SLOTS]
         tokens.plot(SLOTS, rates, "o-", label=f"context {context}")
-    tokens.axhline(published.tokens_per_second, color="tab:red", label=f"published: {published.tokens_per_second}")
+    tokens.axhline(PUBLISHED.tokens_per_second, color="tab:red", label=f"published: {PUBLISHED.tokens_per_second}")
     tokens.legend()
     captions = figure.add_subplot(1, 2, 2, title=f"captions of {CAPTION} tokens an hour")
     works = [job(clip) for clip in CLIPS]
@@ -204,7 +194,7 @@ def _captions(timings: Timings, work: Workload) -> float:
 
 
 def measure(model: str, out: Path) -> None:
-    """Time the nets, and write, print and draw what comes of it.
+    """Time the nets, and write, print and draw the results.
 
     Raises:
         BenchError: a net cannot be timed, or a bound is missed.
