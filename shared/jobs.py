@@ -131,7 +131,7 @@ class Timings(Record):
         queue_wait: submitted until a worker claimed it.
         fetch: clips that did not come with the claim, and the frames' JPEG decoding.
         preprocess: patches and tokens.
-        vision_encode: the vision tower.
+        vision_encode: the vision tower; like prefill, of all jobs that started together.
         prefill: the prompt through the language model, first token chosen.
         time_to_first_token: submitted until the first token (vLLM's meaning: the queue is in it).
         inter_token_latency: mean time between two tokens.
