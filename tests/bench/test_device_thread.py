@@ -1,6 +1,6 @@
 """What the host costs a BM1684X: scheduler, engine and SAIL runner on a stand-in that takes each call's time.
 
-What the stand-in adds to a launch by itself, in a loop without sailq, is subtracted.
+The time that the stand-in itself adds to a launch is measured in a loop without sailq, and subtracted.
 
 Once a launch takes the compiler's estimate, once an eighth of it: a box's core is assumed to be 8 times slower than the
 x86 core on which the calls were timed, so that the share of a step that is lost is a box's.

@@ -85,7 +85,7 @@ class TimedSail:
         return _Tensor(self, given["shape"], given["dtype"])
 
     def own(self, graph: str, launches: int = 500) -> float:
-        """Seconds that this module itself adds to a launch: Python's and the system's way to sleep and wake."""
+        """Seconds that this module itself adds to a launch, because sleeping and waking up take time."""
         engine, tensors, launched = _Engine(self), dict.fromkeys(range(3)), self.launched
         began = perf_counter()
         for _ in range(launches):

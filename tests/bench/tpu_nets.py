@@ -73,7 +73,7 @@ class BenchError(exit_codes.Failure):
 
 class Bench:
     """Times the nets of one model, one after the other. Each result is kept in `folder` under what it was made of, so
-    that an interrupted run goes on where it stopped, and a change of the exporter is timed anew."""
+    that an interrupted run goes on where it stopped, and a net is timed again after a change of the exporter."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         """`config`: one of `CONFIGS`."""

@@ -26,7 +26,7 @@ ASSUMED milliseconds of it for a layer: the compiler has no estimate of nets tha
 
 
 class NotTimed(Unsupported):
-    """A net of a size that no timing says anything about."""
+    """A net that is larger than all that were timed."""
 
 
 class Net(NamedTuple):

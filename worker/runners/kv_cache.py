@@ -113,7 +113,8 @@ class BatchedCache:
         self._flushed: dict[tuple[int, int], list[Any]] = {}
         """Where `flush` writes a slot's rows, by slot and first row: a view for each layer's keys and values, made when
         a place is used for the first time."""
-        self._nobody = chip.new(layout.nets["flush"].stages[0].outputs[0])
+        self._discarded = chip.new(layout.nets["flush"].stages[0].outputs[0])
+        """Where `flush` writes the rows of slots that are not flushed."""
         self._next = np.zeros(layout.slots, np.int64)
         """Each slot's row at which its next flush begins, a multiple of `layout.recent`, so that views are few."""
         self._seen, self._hidden = chip.encode(np.array([0, MASKED], np.float32), layout.mask_dtype)
@@ -172,7 +173,7 @@ class BatchedCache:
         places = {slot: self._places(slot, int(self._next[slot])) for slot in slots}
         for layer, recent in enumerate(self._recent):
             outputs = [
-                places[slot][2 * layer + kv] if slot in places else self._nobody
+                places[slot][2 * layer + kv] if slot in places else self._discarded
                 for kv in (0, 1) for slot in range(self._layout.slots)
             ]
             self._chip.run("flush", recent, outputs)
