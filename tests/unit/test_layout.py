@@ -56,6 +56,10 @@ def test_several_slots_need_the_net_that_moves_their_recent_rows(tmp_path: Path,
     short = changed(qwen2_vl(slots=4), "flush", lambda stage: replace(stage, outputs=stage.outputs[1:]))
     with pytest.raises(Unsupported, match="stage 0 of flush"):
         layout(tmp_path, short, spec)
+    wide = changed(qwen2_vl(slots=4), "flush", lambda stage: replace(
+        stage, outputs=tuple(replace(tensor, dtype="f32") for tensor in stage.outputs)))
+    with pytest.raises(Unsupported, match="flush takes or gives cache rows of another dtype"):
+        layout(tmp_path, wide, spec)
 
 
 def test_a_file_that_stores_each_slots_rows_apart_is_refused(tmp_path: Path, spec: ModelSpec) -> None:

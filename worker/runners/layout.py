@@ -265,3 +265,5 @@ def _dtype_complaints(layout: Layout) -> Iterator[str]:
                     yield f"{name} takes or gives hidden states of another dtype than lm_head"
                 if {tensor.dtype for tensor in cache} != {layout.cache_dtype}:
                     yield f"{name} takes or gives cache rows of another dtype than block_cache_0"
+            if name == "flush" and {tensor.dtype for tensor in (*stage.inputs, *stage.outputs)} != {layout.cache_dtype}:
+                yield "flush takes or gives cache rows of another dtype than block_cache_0"
