@@ -114,17 +114,37 @@ class EngineLLM:
         given = [inputs[index].data for index in sorted(inputs)]
         if graph == "flush":
             made = [rows for recent in given for rows in recent.swapaxes(0, 1)]
+        elif graph.startswith("embedding"):
+            made = self._embed(given[0], np.zeros((3, *given[0].shape), np.int32))[:1]
+        elif graph.startswith("block_"):
+            made = self._block(graph.replace("_cache", ""), *given)
         else:
-            if len(given) == 7:  # the CPU's net has no recent rows
-                given[3:] = [np.concatenate((given[i], given[i + 2].swapaxes(0, 1)), axis=1) for i in (3, 4)]
-            elif graph.startswith("block_"):  # and takes a past for a prompt, too
-                given += [np.zeros((1, 0, *outputs[1].shape()[2:]), np.float32)] * 2
-            net = self._nets[graph.replace("_cache", "")]
-            made = net.run(None, {one.name: given[index] for index, one in enumerate(net.get_inputs())})
+            made = self._run(graph, *given)
         if said == "noise" and graph == "lm_head":
             made = [self._random.standard_normal(made[0].shape)]
         for index, values in enumerate(made):  # a dynamic net writes only as many rows as it reads
             outputs[index].data.reshape(-1)[: values.size] = values.reshape(-1)
+
+
+    def _run(self, name, *given):
+        net = self._nets[name]
+        return net.run(None, {one.name: value for one, value in zip(net.get_inputs(), given, strict=True)})
+
+    def _embed(self, tokens, positions):
+        """Hidden states, and the cosine and sine of each angle."""
+        return self._run("embedding", tokens, positions)
+
+    def _block(self, name, hidden, positions, mask, *past):
+        """A CPU's net takes angles instead of positions, a past for a prompt too, heads before columns, and no recent
+        rows."""
+        angles = self._embed(np.zeros(positions.shape[1:], np.int32), positions)[1:]
+        if len(past) == 4:
+            past = [np.concatenate((past[i], past[i + 2].swapaxes(0, 1)), axis=1) for i in (0, 1)]
+        if not past:
+            _, kv_heads, _, dim = self._nets[name].get_inputs()[4].shape
+            past = [np.zeros((1, 0, kv_heads, dim), np.float32)] * 2
+        past = [rows.swapaxes(1, 2) for rows in past]
+        return self._run(name, hidden, *angles, mask, *past)
 
 
 def fault():

@@ -16,6 +16,8 @@ from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.runners.base import Prompt
 from sailq.worker.runners.chip import Chip
 
+SLOTS = (4, 8, 16, 32, 64)
+"""With --full. Without it, only the first: each number is compiled."""
 Medium = tuple[np.ndarray, tuple[int, int, int]]
 
 
@@ -98,6 +100,34 @@ def test_prompts_share_a_prefill_and_are_answered_as_alone(
     generations = [one for one in started if isinstance(one, Generation)]
     finish(engine, [*going, *generations])
     assert [one.tokens for one in generations] == [answer(cpu, one, options=BEGINNING) for one in prompts]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "slots" in metafunc.fixturenames:
+        metafunc.parametrize("slots", SLOTS if metafunc.config.getoption("--full") else SLOTS[:1])
+
+
+def test_all_slots_are_started_together_and_answer_as_alone(
+    slots: int, cpu: Engine, samples: list[PreparedPrompt], compiled: Compile
+) -> None:
+    """As many prompts in each prefill as share one. Then every slot is in use, and each is at its own position."""
+    engine = load(compiled(*RIGHT_SIZED, "--batch", str(slots)))
+    chosen = [index % len(samples) for index in range(slots)]
+    prompts, started, launches = [samples[index] for index in chosen], list[Generation](), 0
+    while len(started) < slots:
+        waiting = prompts[len(started) :]
+        some = waiting[: engine.together(waiting)]
+        made = engine.start_together(
+            [Start(one, BEGINNING, slot) for slot, one in enumerate(some, len(started))]
+        )
+        assert all(isinstance(one, Generation) for one in made)
+        started += [one for one in made if isinstance(one, Generation)]
+        launches += 1
+    finish(engine, started)
+    alone = {index: answer(cpu, samples[index], options=BEGINNING) for index in set(chosen)}
+    print(f"\nfigure: {slots} slots on the emulator, started in {launches} prefills, against each prompt alone: "
+          f"{sum(one.tokens == alone[index] for one, index in zip(started, chosen, strict=True))} of {slots} identical")
+    assert [one.tokens for one in started] == [alone[index] for index in chosen]
 
 
 def finish(engine: Engine, going: list[Generation]) -> None:

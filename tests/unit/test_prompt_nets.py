@@ -32,7 +32,8 @@ class NotedNet:
         return self._net.get_inputs()
 
     def run(self, names: None, feeds: Mapping[str, Any]) -> list[Any]:
-        self.ids = feeds["input_ids"].reshape(-1).copy()
+        if feeds["input_ids"].any():  # the stand-in also asks for angles, without tokens
+            self.ids = feeds["input_ids"].reshape(-1).copy()
         return list(self._net.run(names, feeds))
 
 
@@ -53,7 +54,7 @@ class PoisonedNet:
         if not len(rows):
             return list(self._net.run(names, feeds))
         (row,), keys = rows, feeds["past_k"]
-        past = {name: np.zeros((1, 1, *keys.shape[2:]), np.float32) for name in ("past_k", "past_v")}
+        past = {name: np.zeros((1, keys.shape[1], 1, keys.shape[3]), np.float32) for name in ("past_k", "past_v")}
         past[f"past_{self._field}"][:] = self._value
         mask = np.concatenate([feeds["mask"][..., row : row + 1], feeds["mask"]], axis=-1)
         hidden, k, v = self._net.run(names, {**feeds, **past, "mask": mask})

@@ -42,7 +42,7 @@ class Generation:
         reused: number of media whose vision tokens were in the vision cache.
         inter_token_latency: seconds between the last two tokens; None until there are two.
         tokens: the tokens chosen so far, the end token included.
-        finish_reason: None while the answer is unfinished; a stop text in it, which only `stream` sees, ends it too.
+        finish_reason: None until the last token. A stop text ends an answer, too; only the text writer sees it.
         error: why the last logits could not be used; the generation is then over.
     """
 

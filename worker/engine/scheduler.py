@@ -1,4 +1,4 @@
-"""Continuous batching: `step()` = admit -> prefill -> decode, on the device's thread. Text is written beside it."""
+"""Continuous batching: `step()` = admit -> prefill -> decode, on the device's thread. Text has a thread of its own."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ class TextWriter:
     @property
     def alive(self) -> bool:
         """False only if the thread failed."""
-        return self._thread is None or self._thread.is_alive()
+        thread = self._thread  # `close` may set it to None meanwhile
+        return thread is None or thread.is_alive()
 
     def start(self) -> None:
         thread = threading.Thread(target=self._run, name="sailq-text", daemon=True)
