@@ -11,7 +11,7 @@ import pytest
 from bmodel_files import qwen2_vl, write_bmodel
 from commands import invoke, refused
 
-from sailq.shared import devices
+from sailq.shared import devices, terminal
 from sailq.shared.errors import BadRequest, TooLong, Unsupported
 from sailq.shared.estimates import MeasuredJob, estimate
 from sailq.worker.doctor import ion_heaps
@@ -273,6 +273,25 @@ def test_people_get_the_table_the_assumption_and_the_command() -> None:
     assert rows[0][1] == f"{best['context']}" and f"{best['captions_per_hour']:,.0f}" in rows[0]
     assert done.returncode == 0 and "assumed" in done.stdout and "7615" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("deploy/models/compile.sh --model_path CHECKPOINT")
+
+
+def test_80_columns_show_every_number_and_the_command_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that the terminal gets in several lines would run in pieces when it is pasted."""
+    monkeypatch.setattr(terminal, "_PIPED_WIDTH", 80)
+    lines = invoke("model", "plan").stdout.splitlines()
+
+    said = json.loads(invoke("model", "plan", "--json").stdout)
+    sizes = [
+        (f"{one['slots']}", f"{one['context']}", ",".join(map(str, one["prompts"])), ",".join(map(str, one["patches"])),
+         f"{one['memory']['total'] // MB:,}") for one in said["configurations"]
+    ]
+    rows = [words for line in lines if len(words := line.split()) == 10]
+    assert [(*row[:4], row[-1]) for row in rows if row[0].isdigit()] == sizes
+    assert lines[-1] == said["compile"] and all(len(line) <= 80 for line in lines[:-1])
+
+
+def test_a_job_that_is_too_long_names_the_net_that_has_no_time() -> None:
+    refused(invoke("model", "plan", "--clip", "8x280x448"), "too_long", "block, length 672")
 
 
 @pytest.mark.parametrize(("arguments", "code"), [

@@ -174,9 +174,9 @@ def _print(
         f"{HOST_SHARE:.0%} in which it is assumed to wait for the host, whose cores are assumed to be {CORE_RATIO} "
         f"times slower than an x86 core. All slots are taken and jobs wait. If answers have one length, slots "
         f"become free together, and launches of several prompts or grids are full; else most jobs start alone. The "
-        f"first token is of one job on an idle box, and of the device alone.\n\n"
-        f"{compile_command}"
+        f"first token is of one job on an idle box, and of the device alone.\n"
     )
+    console.print(compile_command, soft_wrap=True)  # in one line, so that it can be copied
 
 
 def _table(found: list[Configuration]) -> Table:
@@ -184,10 +184,10 @@ def _table(found: list[Configuration]) -> Table:
 
     from ..doctor.ion_heaps import MB
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    speeds = ("captions/h", "started alone", "tokens/s decoding", "step, ms", "first token, s")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # with short headers, it fits 80 columns
+    speeds = ("captions\n/h", "started\nalone", "tokens/s\ndecoding", "step,\nms", "first\ntoken,\ns")
     for column in ("slots", "context", "prompts", "ViT", *speeds, "MB"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     for one in found:
         sizes, rate = one.sizes, one.rate
         table.add_row(

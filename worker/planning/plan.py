@@ -121,13 +121,15 @@ def configurations(
     # Rows of an answer begin, and are flushed, at multiples of RECENT.
     needed = _round(_round(work.prompt, RECENT) + _round(work.answer, RECENT), _CONTEXT_STEP)
     contexts = [needed, *(context for context in CONTEXTS if context > needed)]
-    found, known = [], False
+    found: list[Configuration] = []
+    known, missing = False, ""
     for slots, context in product(SLOTS, contexts):
         fitting = []
         for sizes in _sizes(work, slots, context, vision_quantize):
             try:
                 allocated, speed = list(blocks(timings, sizes)), rate(timings, work, sizes)
-            except NotTimed:
+            except NotTimed as error:
+                missing = missing or str(error)  # of the smallest configuration
                 continue
             known = True
             memory = place(allocated, heaps)
@@ -138,7 +140,7 @@ def configurations(
     if not known:
         raise TooLong(
             f"The job needs a ViT of {work.patches} patches and a context of {needed} tokens ({work.prompt} of prompt "
-            f"and {work.answer} of answer); the compiler's times of {timings.model} have no nets as large."
+            f"and {work.answer} of answer). {missing}"
         )
     if not found:
         total = sum(heaps.values()) // MB
