@@ -60,19 +60,29 @@ read_options() {
 }
 
 check_options() {
-    local value
+    local value positions
     [ -n "$model_path" ] || wrong "--model_path is missing"
     [ -f "$model_path/config.json" ] || wrong "--model_path $model_path contains no config.json"
     compgen -G "$model_path/*.safetensors" >/dev/null || wrong "--model_path $model_path contains no *.safetensors"
-    for value in "$seq_length" "$vision_seq_length" "$batch" "$jobs" ${prefill_lengths//,/ } ${vision_lengths//,/ }; do
+    for value in "$seq_length" "$vision_seq_length" "$batch" "$jobs"; do
         [[ $value =~ ^[1-9][0-9]{0,5}$ ]] || wrong "'$value' is not a number from 1 to 999999"
+    done
+    positions=$(grep -o '"max_position_embeddings": *[0-9]*' "$model_path/config.json" | head -n 1) || true
+    positions=${positions##*[: ]}
+    [ "$seq_length" -gt 1 ] && [ "$seq_length" -le "${positions:-$seq_length}" ] ||
+        wrong "--seq_length is $seq_length; this model takes 2 to ${positions:-999999}"
+    for value in ${prefill_lengths:+"$prefill_lengths"} ${vision_lengths:+"$vision_lengths"}; do
+        [[ $value =~ ^[1-9][0-9]{0,5}(,[1-9][0-9]{0,5})*$ ]] || wrong "'$value' is not a list of numbers such as 128,256"
+        [ -z "$(tr , '\n' <<<"$value" | sort | uniq -d)" ] || wrong "'$value' contains a number twice"
     done
     for value in "$vision_seq_length" ${vision_lengths//,/ }; do
         [ $((value % 4)) = 0 ] || wrong "$value patches are not a multiple of 4: the ViT merges 2 x 2 patches"
-        [ "$value" -le "$vision_seq_length" ] || wrong "a ViT of $value patches is larger than --vision_seq_length"
+    done
+    for value in ${vision_lengths//,/ }; do
+        [ "$value" -lt "$vision_seq_length" ] || wrong "a ViT of $value patches is not smaller than --vision_seq_length"
     done
     for value in ${prefill_lengths//,/ }; do
-        [ "$value" -le "$seq_length" ] || wrong "a prompt of $value tokens is longer than --seq_length"
+        [ "$value" -lt "$seq_length" ] || wrong "a prompt of $value tokens is not shorter than --seq_length"
     done
     for value in "$quantize" ${lm_head_quantize:+"$lm_head_quantize"} ${vision_quantize:+"$vision_quantize"}; do
         case $value in f16 | bf16 | w8f16 | w4f16 | w4bf16) ;; *) wrong "unknown quantisation '$value'" ;; esac

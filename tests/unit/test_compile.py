@@ -176,6 +176,11 @@ def test_the_next_run_continues_where_a_killed_one_stopped(
         (("--seq_length", "none"), "none"),
         (("--vision_seq_length", "18"), "18 patches"),
         (("--prefill_lengths", "8,32"), "32 tokens"),
+        # What the exporter would refuse, after the compiler was downloaded.
+        (("--prefill_lengths", "16"), "16 tokens"), (("--vision_lengths", "16"), "16 patches"),
+        (("--prefill_lengths", "8,8"), "8,8"), (("--prefill_lengths", "8,"), "8,"),
+        (("--vision_lengths", "4 8"), "4 8"),
+        (("--seq_length", "1"), "2 to 2048"), (("--seq_length", "2049"), "2 to 2048"),
         (("--quantize", "int3"), "int3"),
         (("--quantize", "w4bf16", "--lm_head_quantize", "w8f16"), "lm_head"),
         (("--quantize", "w4bf16", "--vision_quantize", "w8f16"), "--vision_quantize"),
