@@ -56,8 +56,9 @@ def quantize(model: onnx.ModelProto, parameters: Mapping[str, Tensor], weights: 
 
 
 def _is_embedding(parameter: Tensor | None) -> bool:
-    """Whether rows are gathered from a checkpoint's own matrix: tables of angles are computed."""
-    return parameter is not None and not isinstance(parameter, Lazy)
+    """Whether rows of whole blocks are gathered from a checkpoint's own matrix: tables of angles are computed, and
+    GatherBlockQuantized would also return what fills the last block."""
+    return parameter is not None and not isinstance(parameter, Lazy) and parameter.shape[1] % BLOCK == 0
 
 
 def _replace(node: onnx.NodeProto, kind: str, inputs: list[str], bits: int, **attributes: Any) -> None:

@@ -137,6 +137,28 @@ def test_an_untied_head_has_weights_of_its_own(tmp_path: Path) -> None:
             assert np.array_equal(found[f"{prefix}weight.{field}"].ravel(), part.numpy().ravel())
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_sizes_that_are_no_whole_blocks_give_the_logits_of_fp32(tmp_path: Path, tied: bool) -> None:
+    torch.manual_seed(4)
+    config = CONFIG | {
+        "hidden_size": 144, "intermediate_size": 100, "vocab_size": 97, "tie_word_embeddings": tied,
+        "rope_scaling": {"type": "mrope", "mrope_section": [8, 14, 14]},
+        "vision_config": CONFIG["vision_config"] | {"hidden_size": 144},
+    }
+    weights = tensors(Qwen2VLForConditionalGeneration(Qwen2VLConfig(**config)).half())
+    rows = []
+    for name, options in (("fp32", ()), ("w4", ("--quantize", "w4"))):
+        model = write(tmp_path / name, config, weights)
+        assert run(model, model / "onnx", "--dynamic", *options) == 0
+        runner = OnnxRunner(ModelSpec.load(model))
+        (vision,) = runner.vision([(np.arange(4 * 1176, dtype=np.uint8).reshape(4, 1176), (1, 2, 2))])
+        tokens, positions = np.array([5, 91, 96], np.int32), np.arange(3, dtype=np.int32)
+        prompt = Prompt(0, tokens, np.tile(positions, (3, 1)), vision, positions[1:2])
+        rows.append(np.concatenate([runner.prefill([prompt]).row(0), vision[0]]))
+    fp32, w4 = rows
+    assert fp32 @ w4 / np.linalg.norm(fp32) / np.linalg.norm(w4) > 0.97
+
+
 def test_nets_of_a_tpu_are_not_quantised_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(resolve("sailq-tiny"), tmp_path / "onnx", *SMALL, "--quantize", "w4") == 1
     error = capsys.readouterr().err
