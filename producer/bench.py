@@ -133,7 +133,8 @@ def sample_clip(folder: Path, size: tuple[int, int, int] | None = None) -> dict[
     medium = sample(seed=7, index=0).media[0]
     if size is not None:
         frames, height, width = size
-        replace(medium, frames=max(medium.frames, frames)).write(path)
+        # Jobs round an odd number to an even one, which may be larger.
+        replace(medium, frames=max(medium.frames, frames + 1)).write(path)
         return {"type": "video", "video": str(path), "nframes": frames, "resized_height": height,
                 "resized_width": width}
     medium.write(path)

@@ -199,7 +199,7 @@ def _print(report: Report) -> None:
 
 def _table(report: Report) -> Table:
     """The results as sophon-demo's table, with its column names."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from ..captioning.batch import number
 
@@ -209,7 +209,7 @@ def _table(report: Report) -> Table:
         return f"{number(spread.median)} ({number(spread.min)} – {number(spread.max)})"
 
     measured, published = report.one_at_a_time, report.published
-    table = Table("")
+    table = Table(Column("", overflow="fold"))
     for column in ("first token latency(s)", "token per second(tokens/s)"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_row(

@@ -17,6 +17,7 @@ from sailq.shared import keys
 from sailq.shared.codec import decode
 from sailq.shared.frames import decode_frames
 from sailq.shared.jobs import Turn, media_parts
+from sailq.shared.media.messages import prepare
 
 COLUMNS = ("first token latency(s)", "token per second(tokens/s)")
 
@@ -96,6 +97,12 @@ def test_a_rendered_clip_has_the_size_that_was_asked_for(redis_url: str, connect
     assert {(part.frames, part.height, part.width) for part in parts} == {(4, 112, 140)}
     assert report["vision_tokens"] == 2 * 4 * 5
     assert report["estimate"] is None  # sailq-tiny has no bmodel
+
+
+@pytest.mark.parametrize(("frames", "kept"), [(2, 2), (19, 20), (21, 20)])
+def test_a_rendered_clip_has_enough_frames_for_an_even_number(tmp_path: Path, frames: int, kept: int) -> None:
+    prepared = prepare([{"role": "user", "content": [sample_clip(tmp_path, (frames, 56, 56))]}])
+    assert [part.frames for part in media_parts(prepared.messages)] == [kept]
 
 
 def test_the_mark_that_makes_a_clip_unique_survives_jpeg_and_stays_in_its_corner() -> None:
