@@ -186,6 +186,13 @@ def test_a_model_without_times_is_refused(model: str) -> None:
         find(str(resolve(model)) if model == "sailq-tiny" else model)
 
 
+@pytest.mark.parametrize("fields", [{"vision_config": []}, {"text_config": None}, {"vision_config": "x"}, {}])
+def test_a_config_of_other_types_is_refused(tmp_path: Path, fields: dict[str, object]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl", "image_token_id": 1, **fields}))
+    with pytest.raises(Unsupported, match="do not fit together"):
+        find(str(tmp_path))
+
+
 def test_every_file_of_times_is_named_as_its_model() -> None:
     assert {"qwen2-vl-7b"} <= timed().keys()
     for name, timings in timed().items():

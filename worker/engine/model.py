@@ -63,7 +63,7 @@ class ModelSpec:
                 eos_token_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
                 family=family(directory, config),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Unsupported(f"The model files in {directory} do not fit together: {error!r}.") from None
 
     def card(self, context: int, max_patches: int | None, version: str) -> ModelCard:
