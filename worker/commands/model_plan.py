@@ -49,8 +49,9 @@ def plan(
     of one length. Each line is the fastest bmodel with so many slots and such a
     context that fits the heaps. The first line makes the most captions.
 
-    Rates add up the TPU compiler's estimates of the nets' times. Times of sizes
-    between compiled ones are interpolated. 5 % is subtracted for the time in
+    Rates add up the TPU compiler's estimates of the nets' times. Times and memory
+    of sizes between compiled ones are interpolated. A net smaller than all that
+    were compiled counts as the smallest of them. 5 % is subtracted for the time in
     which the device is assumed to wait for the host. All slots are taken.
 
     \b
@@ -172,7 +173,8 @@ def _print(
         f"\nThe first takes {best.total // MB:,} MB: {kinds}. In the heaps: {used}; {SPARE // MB} MB must stay free "
         f"for the worker's own tensors.\n\nRates: the compiler's estimate ({timings.compiler}) of the device, less "
         f"{HOST_SHARE:.0%} in which it is assumed to wait for the host, whose cores are assumed to be {CORE_RATIO} "
-        f"times slower than an x86 core. All slots are taken and jobs wait. If answers have one length, slots "
+        f"times slower than an x86 core. A net smaller than all that were compiled counts as the smallest of them. All "
+        f"slots are taken and jobs wait. If answers have one length, slots "
         f"become free together, and launches of several prompts or grids are full; else most jobs start alone. The "
         f"first token is of one job on an idle box, and of the device alone.\n"
     )
