@@ -115,5 +115,5 @@ def _escape_what_cannot_be_shown() -> None:
 
     told: list[None] = []
     codecs.register_error("sailq-escape", escape)
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="sailq-escape")

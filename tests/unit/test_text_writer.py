@@ -84,6 +84,18 @@ def test_tokens_after_a_stop_text_are_dropped(engine: Engine, writer: TextWriter
     assert (outcome.text, outcome.finish_reason, outcome.usage.completion_tokens) == ("a", "stop", 2)
 
 
+def test_a_stop_text_that_the_last_token_ends_is_the_reason(engine: Engine, writer: TextWriter) -> None:
+    """An incomplete character is text only at the end."""
+    tokenizer = engine._chat_tokenizer.tokenizer
+    incomplete = next(token for token in range(engine.card.context) if tokenizer.decode([token]) == "\ufffd")
+    request = started(engine, 2, stop=("\ufffd",))
+    made, (a, _, _) = generation(engine, request), letters(engine)
+    writer.put([Piece(request, made, a, at=1.0), Piece(request, made, incomplete, at=2.0, reason="length")])
+    writer.hand_over()
+    outcome = request.wait(SECONDS)
+    assert (outcome.text, outcome.finish_reason) == ("a", "stop")
+
+
 def test_close_writes_what_was_put(engine: Engine) -> None:
     writer, request = TextWriter(lambda latency: None), started(engine, 2)
     writer.start()

@@ -112,9 +112,9 @@ class TextWriter:
                 self._on_token(piece.latency)
                 # An end token has no text.
                 text = "" if reason == "stop" else stream.push(piece.token)
-                reason = "stop" if stream.stopped else reason
-                if reason is not None:
+                if reason is not None or stream.stopped:
                     text += stream.finish()
+                    reason = "stop" if stream.stopped else reason
                 if text and request.on_text is not None:
                     request.on_text(text)
         except Exception as failure:
