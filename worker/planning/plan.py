@@ -50,7 +50,8 @@ class Rate:
     """The compiler's estimate, less the host's assumed share.
 
     Attributes:
-        captions_per_hour: while jobs wait and answers have one length, so that slots become free together.
+        captions_per_hour: while jobs wait and `together` of them share each launch. The scheduler reaches it with 64
+            slots and answers of any length (tests/unit/test_planned_rate.py), with fewer slots if answers have one.
         captions_alone: the same, while each job starts alone.
         tokens_per_second: of all slots, while they decode; starts are left out.
         step: seconds in which each slot gets a token.
