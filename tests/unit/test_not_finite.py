@@ -54,7 +54,7 @@ def test_an_answer_with_bad_scores_ends_and_its_slot_works_again(
 ) -> None:
     alone = answer(engine, prepared, 0, GREEDY)
     broken, other = (engine.start(prepared, how, slot) for slot in (0, 1))
-    engine.runner._cache[:, :, 0, 3] = np.nan  # type: ignore[attr-defined]
+    engine.runner._cache[:, :, 0, :, 3] = np.nan  # type: ignore[attr-defined]
     engine.step([broken, other])
     assert isinstance(broken.error, NotFinite) and other.error is None
     for slot in (0, 1):
