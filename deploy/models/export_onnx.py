@@ -7,9 +7,9 @@
 `--out` gets `vit`, `embedding`, `block_i` (prefill), `block_cache_i` (decode) and `lm_head`, named and shaped as in
 sophon-demo, and one `weights.bin` that they share: each parameter once, fp32. They are static, for the TPU's compiler,
 and `embedding_cache` and `greedy_head` join; see `qwen2_vl_layout.Sizes`. With `--dynamic` the axes are open, for a
-CPU, and `block_i` also decodes. `--quantize w4` then stores matrices with 4 bits a weight, the ViT's with 8. Any
-checkpoint of transformers' or the hub's needs little memory: the nets are traced without data, and the weights go
-through a slice at a time.
+CPU: `embedding` also computes the angles of the positions, and `block_i` also decodes. `--quantize w4` then stores
+matrices with 4 bits a weight, the ViT's with 8. Any checkpoint of transformers' or the hub's needs little memory: the
+nets are traced without data, and the weights go through a slice at a time.
 """
 
 from __future__ import annotations

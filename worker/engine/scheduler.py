@@ -57,10 +57,10 @@ class Scheduler:
         self._waiting: dict[Priority, deque[Request]] = {"high": deque(), "normal": deque()}
         self._changed = threading.Condition()
         self._patience = max(0, (engine.slots - 16) // 4)
-        """While more waiting prompts could share a launch than slots are free, the product of free slots and steps for
-        which these slots may stay free. With few slots, a free one costs more than a fuller launch saves."""
+        """The most of `_unused`. With 16 slots or fewer, a free slot costs more than a fuller launch saves."""
         self._unused = 0
-        """This product since the last prefill."""
+        """Slots that stayed free, summed over the steps since the last prefill, while more waiting prompts could share
+        a launch than slots were free."""
         self._closing = False
         self._thread: threading.Thread | None = None
 
