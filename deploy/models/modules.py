@@ -101,5 +101,5 @@ class _Reshape(torch.autograd.Function):
 def reshape(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """`x.reshape(sizes)`, where 0 is the size of the same axis of `x`, as in ONNX. Traced, the sizes are constants;
     torch's own reshape to open sizes takes several operators to compute them. One size must be -1."""
-    result: Tensor = _Reshape.apply(x, sizes)
+    result: Tensor = _Reshape.apply(x, sizes)  # type: ignore[no-untyped-call]
     return result

@@ -106,8 +106,8 @@ class _Parts:
         )
         self._embedding = nets.Embedding(text.embed_tokens.weight)
         self._rotary = nets.Rotary(text.rotary_emb, sizes.seq_length if sizes else self._spec.max_position_embeddings)
-        kind = nets.Layer if sizes else nets.CpuLayer
-        self._layers = [kind(layer, self._rotary) for layer in text.layers]
+        self._decoder = text.layers
+        self._layers = [nets.Layer(layer, self._rotary) for layer in text.layers]
         self._lm_head = nets.LmHead(text.norm, model.lm_head.weight)
 
     def vit(self, name: str, patches: int) -> Net:
@@ -132,7 +132,7 @@ class _Parts:
         )
 
     def cpu_block(self, name: str, layer: int) -> Net:
-        module, batch, length, columns = self._layers[layer], 2, 5, 3
+        module, batch, length, columns = nets.CpuLayer(self._decoder[layer], self._rotary), 2, 5, 3
         past = _floats(batch, module.kv_heads, columns, module.dim)
         angles = _floats(batch, length, 1, module.dim)
         return Net(
