@@ -298,7 +298,7 @@ def test_80_columns_show_every_number_and_the_command_in_one_line(monkeypatch: p
 
 
 def test_a_job_that_is_too_long_names_the_net_that_has_no_time() -> None:
-    refused(invoke("model", "plan", "--clip", "8x280x448"), "too_long", "block, length 672")
+    refused(invoke("model", "plan", "--clip", "24x280x448"), "too_long", "block, length 1952")
 
 
 @pytest.mark.parametrize(("arguments", "code"), [
