@@ -25,7 +25,7 @@ test-proofs: .venv/dev  ## The long proofs: accuracy, parity, crashes, endurance
 test-tpu: .venv/dev $(YIELD)  ## Compile sailq-tiny for the BM1684X and run it on that chip's emulator; needs Python 3.10
 	LD_PRELOAD=$(YIELD) $(BIN)/python -m pytest $(PARALLEL) -m tpu tests/emulator
 
-test-tpu-full: .venv/dev $(YIELD)  ## The same with every prompt
+test-tpu-full: .venv/dev $(YIELD)  ## The same with every prompt and number of slots
 	LD_PRELOAD=$(YIELD) $(BIN)/python -m pytest $(PARALLEL) -m tpu tests/emulator --full
 
 test-prometheus: .venv/dev  ## Test the alerts and the dashboard with a real Prometheus (apt install prometheus)
