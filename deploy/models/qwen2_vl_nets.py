@@ -170,8 +170,8 @@ class Layer(nn.Module):
 
 
 class CpuLayer(Layer):
-    """The same for a CPU, on which each small operator takes as long as the product of a small matrix. So the shapes in
-    its graph are constants."""
+    """The same for a CPU. The shapes in its graph are constants, because each operator that computes a shape takes
+    time."""
 
     def split(self, x: Tensor, heads: int) -> Tensor:
         return reshape(x, (0, -1, heads, self.dim))

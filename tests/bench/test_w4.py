@@ -47,8 +47,10 @@ def models() -> Iterator[dict[str, Path]]:
 
 
 def test_4_bit_weights_against_float32(models: dict[str, Path], table: Table) -> None:
-    ways = ({name: Way(load, (path,)) for name, path in models.items()} for load in (_decoding, _captions))
-    decoding, captions = runs(next(ways), 2 * RUNS), runs(next(ways), RUNS)
+    decoding, captions = (
+        runs({name: Way(load, (path,)) for name, path in models.items()}, count)
+        for load, count in ((_decoding, 2 * RUNS), (_captions, RUNS))
+    )
     rows, held = [], {}
     for (load, least), found in zip(LEAST.items(), (decoding[::2], decoding[1::2], captions), strict=True):
         rates = {name: [run[name].made / run[name].seconds for run in found] for name in models}

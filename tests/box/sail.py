@@ -125,7 +125,6 @@ class EngineLLM:
         for index, values in enumerate(made):  # a dynamic net writes only as many rows as it reads
             outputs[index].data.reshape(-1)[: values.size] = values.reshape(-1)
 
-
     def _run(self, name, *given):
         net = self._nets[name]
         return net.run(None, {one.name: value for one, value in zip(net.get_inputs(), given, strict=True)})

@@ -96,7 +96,7 @@ def test_a_rendered_clip_has_the_size_that_was_asked_for(redis_url: str, connect
     parts = [part for turn in turns for part in media_parts(turn.messages)]
     assert {(part.frames, part.height, part.width) for part in parts} == {(4, 112, 140)}
     assert report["vision_tokens"] == 2 * 4 * 5
-    assert report["estimate"] is None  # sailq-tiny has no bmodel
+    assert report["estimate"] is None  # only a bmodel has an estimate
 
 
 @pytest.mark.parametrize(("frames", "kept"), [(2, 2), (19, 20), (21, 20)])

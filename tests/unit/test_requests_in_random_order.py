@@ -82,7 +82,7 @@ def said(outcome: Outcome) -> tuple[str, str, Usage]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_each_request_ends_as_it_does_alone(engine: Engine, asked: list[Asked], seed: int) -> None:
-    """Or, if it was interrupted, earlier, with the text until then. No slot stays taken."""
+    """An interrupted request may end earlier, with the text until then. All slots are free at the end."""
     chance, scheduler = random.Random(seed), Scheduler(engine)
     scheduler.start()
     checks, threads = [], []

@@ -174,9 +174,9 @@ def _print(
         f"for the worker's own tensors.\n\nRates: the compiler's estimate ({timings.compiler}) of the device, less "
         f"{HOST_SHARE:.0%} in which it is assumed to wait for the host, whose cores are assumed to be {CORE_RATIO} "
         f"times slower than an x86 core. A net smaller than all that were compiled counts as the smallest of them. All "
-        f"slots are taken and jobs wait. captions/h: launches of several prompts or grids are full, as when answers "
-        f"have one length. With answers of different lengths, expect nearly that with 64 slots, and nearly 'started "
-        f"alone' with 16 or fewer. The first token is of one job on an idle box, and of the device alone.\n"
+        f"slots are taken and jobs wait. captions/h is reached while launches of several prompts or grids are full. "
+        f"With 64 slots they nearly always are. With 16 or fewer they are if answers have one length; else expect "
+        f"nearly 'started alone'. The first token is of one job on an idle box, and of the device alone.\n"
     )
     console.print(compile_command, soft_wrap=True)  # in one line, so that it can be copied
 

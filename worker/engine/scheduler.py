@@ -57,7 +57,7 @@ class Scheduler:
         self._waiting: dict[Priority, deque[Request]] = {"high": deque(), "normal": deque()}
         self._changed = threading.Condition()
         self._patience = max(0, (engine.slots - 16) // 4)
-        """The most of `_unused`. With 16 slots or fewer, a free slot costs more than a fuller launch saves."""
+        """`_unused` may not exceed it. With 16 slots or fewer, a free slot costs more than a fuller launch saves."""
         self._unused = 0
         """Slots that stayed free, summed over the steps since the last prefill, while more waiting prompts could share
         a launch than slots were free."""

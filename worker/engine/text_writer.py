@@ -1,8 +1,8 @@
 """Turns the tokens of answers into text, and gives it to their requests, while the device computes the next step.
 
 The device's thread puts the tokens of each step here, and hands them over when the device is busy with the next one.
-The two threads share the GIL, so that otherwise the device would wait for text. If a stop text ends an answer, the
-device may have computed some more tokens by then, which are dropped.
+The two threads share the GIL: text that is written between two launches makes the device wait. If a stop text ends an
+answer, the device may have computed some more tokens by then, which are dropped.
 """
 
 from __future__ import annotations

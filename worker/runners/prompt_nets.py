@@ -37,7 +37,8 @@ class PromptNets:
         self._positions = chip.new(block.inputs[1])
         sizes = layout.prompts if layout.masked else ()
         self._masks = {size: chip.new(layout.stage("block_0", size).inputs[2]) for size in sizes}
-        self._written: dict[int, tuple[int, Sequence[int], Any]] = {}
+        self._written: dict[int, tuple[int, Sequence[int]]] = {}
+        self._views: dict[int, Any] = {}
 
     def prefill(self, prompts: Sequence[Prompt], ends: Any, row: int) -> None:
         """Prefill prompts in one launch of each net, at the smallest length that holds them, or at a prompt's own on
@@ -100,13 +101,12 @@ class PromptNets:
     def _mask(self, size: int, starts: Sequence[int]) -> Any:
         """The mask of `size` tokens for prompts that begin at `starts`, in the memory of the length that holds them."""
         length = smallest(self._layout.prompts, size)
-        written = self._written.get(length)
-        if written is None or written[:2] != (size, starts):
+        if self._written.get(length) != (size, starts):
             mask = self._masks[length]
-            view = self._chip.view(mask, [*mask.shape()[:-2], size, size])
-            self._chip.write(view, causal_mask(starts, size))
-            written = self._written[length] = size, starts, view
-        return written[2]
+            self._views[length] = self._chip.view(mask, [*mask.shape()[:-2], size, size])
+            self._chip.write(self._views[length], causal_mask(starts, size))
+            self._written[length] = size, starts
+        return self._views[length]
 
     def _history(self, net: str, caches: list[Any], slot: int, used: int) -> list[Any]:
         """Copy the first `used` rows of a slot's keys and values into the net's own inputs. The net reads them only
