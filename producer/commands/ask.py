@@ -73,6 +73,7 @@ def ask(
 
         from ..captioning.rows import as_row, why
         from ..client import Client
+        from ..media_defaults import fill_in
         from ..vision_inputs import to_parts
         from ._answer import check_served, receive, timings
 
@@ -89,7 +90,7 @@ def ask(
         with Client(settings=settings) as client:
             check_served(client, name)
             handle = client.submit(
-                flags.fill_in(messages, media),
+                fill_in(messages, media),
                 conversation=conversation,
                 model=name,
                 options=options,

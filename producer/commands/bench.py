@@ -112,6 +112,7 @@ def bench(
 
         from ..bench import QUESTION, measure, sample_clip
         from ..client import Client
+        from ..media_defaults import fill_in
         from ..samples import SampleError
         from ..vision_inputs import to_parts
 
@@ -131,7 +132,7 @@ def bench(
         except SampleError as error:
             raise BadRequest(f"The sample clip cannot be made: {error}.") from None
         content = [*parts, {"type": "text", "text": prompt or QUESTION}]
-        messages = flags.fill_in([{"role": "user", "content": content}], media)
+        messages = fill_in([{"role": "user", "content": content}], media)
         prepare(messages)  # fails before anything is started if media cannot be read
 
         name = model_name(settings.model)

@@ -177,6 +177,7 @@ def _clips(
     from sailq.shared.errors import BadRequest
 
     from ..captioning import inputs
+    from ..media_defaults import fill_in
 
     if paths == ["-"] and messages is None:
         paths, messages = [], Path("-")
@@ -189,4 +190,4 @@ def _clips(
         clips = inputs.from_paths(paths, prompts, left_out)
     else:
         raise BadRequest("There is nothing to caption: name files or folders, or give --messages.")
-    return [replace(clip, messages=flags.fill_in(clip.messages, media)) for clip in clips] if media else clips
+    return [replace(clip, messages=fill_in(clip.messages, media)) for clip in clips] if media else clips

@@ -134,6 +134,7 @@ class _Chat:
         from sailq.shared.errors import SailqError
 
         from ..captioning.rows import as_row, why
+        from ..media_defaults import fill_in
         from ._answer import receive, timings
 
         shown, self.attached = self.attached, []
@@ -141,7 +142,7 @@ class _Chat:
         if self._system and not self._begun:
             messages.insert(0, {"role": "system", "content": self._system})
         handle = self._client.submit(
-            flags.fill_in(messages, self._media),
+            fill_in(messages, self._media),
             conversation=self._conversation,
             model=self._model,
             options=self._options,

@@ -99,6 +99,10 @@ def about(source: Any) -> Iterator[None]:
         raise BadMedia(f"{name(source)}: The file cannot be read ({error.strerror or error}).") from None
 
 
+def is_data_url(source: str) -> bool:
+    return _DATA.match(source) is not None
+
+
 def is_named(source: Any) -> bool:
     """Whether a medium has a name of its own: it is a path or a URL."""
     return isinstance(source, (str, os.PathLike)) and not (isinstance(source, str) and _DATA.match(source))

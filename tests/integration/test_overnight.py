@@ -20,8 +20,8 @@ from commands import SECONDS, invoke, refused, rows
 from farm import NullWorker
 
 from sailq.producer.captioning.rowfile import RowFile
-from sailq.producer.commands._flags import fill_in
 from sailq.producer.managed_process import sailq_command
+from sailq.producer.media_defaults import fill_in
 from sailq.shared.errors import BadRequest
 from sailq.shared.media.sizing import Options, frame_count
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sailq.producer.commands._flags import fill_in
+from sailq.producer.media_defaults import fill_in
 
 
 def filled(part: dict[str, Any], **flags: Any) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""OpenAI's Chat Completions responses of a job."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sailq.shared.jobs import Result
+
+
+class Completion:
+    """The response of one request, whole or in chunks. `model`: the name in the request."""
+
+    def __init__(self, job: str, model: str) -> None:
+        self.id, self.model, self.created = f"chatcmpl-{job}", model, int(time.time())
+
+    def whole(self, result: Result) -> dict[str, Any]:
+        """The `chat.completion` of an answer. Its field `sailq` has the job, its timings and who answered."""
+        return {
+            **self._head("chat.completion"),
+            "choices": [{
+                "index": 0,
+                "message": {"role": "assistant", "content": result.text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": result.finish_reason,
+            }],
+            "usage": usage(result),
+            "sailq": about(result),
+        }
+
+    def first(self) -> dict[str, Any]:
+        """The chunk that begins a stream."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def piece(self, text: str) -> dict[str, Any]:
+        return self._chunk({"content": text})
+
+    def last(self, result: Result) -> dict[str, Any]:
+        """The chunk that ends an answer."""
+        return {**self._chunk({}, result.finish_reason), "sailq": about(result)}
+
+    def usage(self, result: Result) -> dict[str, Any]:
+        """The chunk after the last one, for `include_usage`."""
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(result)}
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def usage(result: Result) -> dict[str, Any]:
+    used = result.usage
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+    }
+
+
+def about(result: Result) -> dict[str, Any]:
+    """What sailq tells besides: the job, who answered, and how long each part took, in seconds."""
+    return {
+        "job": result.job,
+        "conversation": result.conversation,
+        "turn": result.turn,
+        "worker": result.worker,
+        "vision_tokens": result.usage.vision_tokens,
+        "timings": result.timings.model_dump(),
+        "metadata": result.metadata,
+    }
