@@ -62,6 +62,10 @@ class AsyncClient:
 
     # Jobs
 
+    async def new_id(self) -> str:
+        """As `Client.new_id`."""
+        return await asyncio.to_thread(self._client.new_id)
+
     async def submit(
         self,
         messages: Sequence[Mapping[str, Any]],

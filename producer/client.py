@@ -66,6 +66,11 @@ class Client:
 
     # Jobs
 
+    def new_id(self) -> str:
+        """A new id for a job, for `submit`."""
+        with server_errors(self.connection):
+            return self._ids.new(self._clock.now())
+
     def submit(
         self,
         messages: Sequence[Mapping[str, Any]],

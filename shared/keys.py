@@ -102,3 +102,18 @@ def worker(name: str) -> str:
 def model(name: str) -> str:
     """String: encoded ModelCard."""
     return f"{PREFIX}model:{name}"
+
+
+def gateway_rate(caller: str) -> str:
+    """String: the time, in milliseconds since the epoch, at which the bucket of an API key's rate will be full."""
+    return f"{PREFIX}gateway:rate:{caller}"
+
+
+def gateway_jobs(caller: str) -> str:
+    """Sorted set: ids of the jobs of an API key that wait or run, by the time of their request in milliseconds."""
+    return f"{PREFIX}gateway:jobs:{caller}"
+
+
+def gateway_request(caller: str, key: str) -> str:
+    """String: `JOB SHA256` of the request that an API key has sent with this `Idempotency-Key` (its sha256)."""
+    return f"{PREFIX}gateway:request:{caller}:{key}"

@@ -30,14 +30,16 @@ READERS = min(4, os.cpu_count() or 1)
 MAX_MEMORY = 4 * 1024**3
 """Address space of a child, in bytes."""
 MAX_SECONDS = 600.0
-"""Seconds of processor time of a child for one clip. It ends a decoder that hangs where `media.limits` is not
-checked."""
+"""Seconds of processor time of a child for one clip, by default. It ends a decoder that hangs where `media.limits` is
+not checked."""
 
 
 class Readers:
     """Reads clips in children. Safe to use from several threads, each of which waits for its clip."""
 
-    def __init__(self, count: int = READERS) -> None:
+    def __init__(self, count: int = READERS, max_seconds: float = MAX_SECONDS) -> None:
+        """`max_seconds`: seconds of processor time of a child for one clip."""
+        self._max_seconds = max_seconds
         self._idle: queue.LifoQueue[_Child | None] = queue.LifoQueue()  # last in, first out: a started child first
         self._children: set[_Child] = set()
         self._lock = threading.Lock()
@@ -63,7 +65,7 @@ class Readers:
             with self._lock:
                 self._children.discard(child)
             child = None
-            raise BadMedia(f"The process that read this clip died ({_cause(code)}).") from None
+            raise BadMedia(self._cause(code)) from None
         finally:
             self._idle.put(child)
         if isinstance(answer, SailqError):
@@ -82,15 +84,22 @@ class Readers:
         with self._lock:
             if self._closed:
                 raise SailqError("The batch has ended.")
-            child = _Child()
+            child = _Child(self._max_seconds)
             self._children.add(child)
             return child
 
+    def _cause(self, code: int) -> str:
+        if code == -signal.SIGPROF:
+            return f"Reading this clip takes more than {self._max_seconds:g} s of processor time."
+        died = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"The process that read this clip died ({died})."
+
 
 class _Child:
-    def __init__(self) -> None:
+    def __init__(self, max_seconds: float) -> None:
         self._pipe, other = Pipe()
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({other.fileno()})"
+        call = f"from {__name__} import serve; serve({other.fileno()}, {max_seconds})"
+        code = f"import sys; sys.path[:] = {sys.path!r}; {call}"
         # The child has its own session, so Ctrl-C in the terminal reaches only the parent.
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
@@ -113,11 +122,7 @@ class _Child:
         return self._process.wait()
 
 
-def _cause(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-def serve(fileno: int) -> None:
+def serve(fileno: int, max_seconds: float) -> None:
     """Runs a child: it reads requests from the pipe `fileno` and writes answers to it."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -127,7 +132,7 @@ def serve(fileno: int) -> None:
     with suppress(EOFError, OSError):
         while True:
             messages, options = pipe.recv()
-            signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, max_seconds)
             answer = _answer(messages, options)
             signal.setitimer(signal.ITIMER_PROF, 0)
             pipe.send(answer)

@@ -1,0 +1,108 @@
+"""`sailq gateway`: an HTTP server with OpenAI's API in front of the queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sailq.shared.options import RedisUrl
+
+
+def gateway(
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="PORT", min=0, max=65_535, help="Port to listen on.")] = 8000,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys", metavar="FILE", show_default="the variable SAILQ_GATEWAY_KEYS, or no keys",
+            help="JSON file of API keys. It is read again when it changes.",
+        ),
+    ] = None,
+    new_key: Annotated[
+        str | None,
+        typer.Option("--new-key", metavar="NAME", help="Print a new key and its entry for the file, and exit."),
+    ] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Serve other machines without keys. Everybody who reaches it may ask.")
+    ] = False,
+    media_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--media-from", metavar="HOST", show_default="none",
+            help="Host that images and videos may be fetched from: a name (.example.com: all names below it), an "
+            "address, or a network for addresses that are not public. Can be repeated.",
+        ),
+    ] = None,
+    max_body: Annotated[
+        int, typer.Option("--max-body", metavar="MIB", min=1, max=1024, help="Maximum size of a request.")
+    ] = 64,
+    max_media: Annotated[
+        int, typer.Option("--max-media", metavar="MIB", min=1, max=1024, help="Maximum size of a fetched medium.")
+    ] = 64,
+    media_timeout: Annotated[
+        float, typer.Option("--media-timeout", metavar="SECONDS", min=0.1, help="Maximum time to fetch a medium.")
+    ] = 30.0,
+    ssl_certfile: Annotated[
+        Path | None, typer.Option("--ssl-certfile", metavar="FILE", help="Certificate, for https.")
+    ] = None,
+    ssl_keyfile: Annotated[
+        Path | None, typer.Option("--ssl-keyfile", metavar="FILE", help="Private key of the certificate.")
+    ] = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Serve OpenAI's API for the models of this queue until stopped.
+
+    Clients of OpenAI's API work unchanged: set their base_url to
+    http://HOST:PORT/v1, and model to a name that `sailq status` shows. The
+    API's description is at /docs.
+
+    It listens on this machine only. To serve others, give it keys.
+
+    \b
+    Examples:
+      sailq gateway
+      sailq gateway --new-key cameras
+      sailq gateway --host 0.0.0.0 --keys keys.json
+      sailq gateway --media-from cdn.example.com --media-from 192.168.1.0/24
+    """
+    from sailq.shared import terminal
+
+    with terminal.command():
+        import logging
+
+        from sailq.shared.errors import BadRequest, Unsupported
+        from sailq.shared.settings import load_settings
+
+        try:
+            from ..gateway.addresses import is_local
+            from ..gateway.app import create_app
+            from ..gateway.keys import Keys, make_key
+            from ..gateway.server import bind, serve
+            from ..media_fetching import MediaFetcher
+        except ImportError:
+            raise Unsupported("The gateway needs more packages: pip install 'sailq[gateway]'.") from None
+
+        if new_key is not None:
+            secret, entry = make_key(new_key)
+            terminal.print_json(entry)
+            terminal.note(f"the key, which is shown only now: {secret}")
+            return
+        if (ssl_certfile is None) != (ssl_keyfile is None):
+            raise BadRequest("--ssl-certfile and --ssl-keyfile must be given together.")
+        known = Keys(keys)
+        if not known.given and not no_auth and not is_local(host):
+            raise BadRequest(
+                f"Other machines can reach {host}: give --keys, or --no-auth if everybody who reaches it may ask."
+            )
+        settings = load_settings(redis_url=redis_url)
+        fetcher = MediaFetcher(media_from or [], max_bytes=max_media << 20, max_seconds=media_timeout)
+        app = create_app(settings, known, fetcher, max_body=max_body << 20, local=is_local(host))
+        logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.INFO)
+        logging.getLogger("httpcore").setLevel(logging.WARNING)
+        with bind(host, port) as listening:
+            scheme = "http" if ssl_certfile is None else "https"
+            shown = f"[{host}]" if ":" in host else host
+            terminal.note(f"OpenAI's API is at {scheme}://{shown}:{listening.getsockname()[1]}/v1")
+            serve(app, listening, ssl_certfile, ssl_keyfile)

@@ -1,0 +1,244 @@
+"""Answers chat requests: admission, media, submission, and the answer, whole or as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from secrets import randbelow
+from typing import Any
+
+from sailq.shared import keys
+from sailq.shared.connection import server_errors
+from sailq.shared.errors import NotFound, SailqError
+from sailq.shared.jobs import Failure, ModelCard, Result
+from sailq.shared.media.messages import Prepared, prepare
+
+from ..aio import AsyncClient
+from ..captioning.readers import READERS, Readers
+from ..media_fetching import MediaFetcher
+from ..openai_api.errors import ApiError, api_error, of_failure, unknown_model
+from ..openai_api.messages import ADDRESS
+from ..openai_api.requests import ChatRequest, Question, read_question
+from ..openai_api.responses import Completion
+from .keys import Caller
+from .limits import Limits
+from .metrics import Metrics
+
+_READ_SECONDS = 60.0
+"""Processor time to read the media of one request."""
+_log = logging.getLogger("sailq.gateway")
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A submitted request.
+
+    Attributes:
+        outlives: whether the job goes on if the client disconnects, because it may ask again.
+    """
+
+    job: str
+    caller: Caller
+    request: ChatRequest
+    outlives: bool
+
+    @property
+    def completion(self) -> Completion:
+        return Completion(self.job, self.request.model)
+
+
+class Chat:
+    """The way of a chat request through the queue. Every method raises ApiError, and no other error of sailq's."""
+
+    def __init__(self, client: AsyncClient, fetcher: MediaFetcher, metrics: Metrics) -> None:
+        self.client, self._fetcher, self._metrics = client, fetcher, metrics
+        self._limits = Limits(client.connection)
+        self._readers = Readers(max_seconds=_READ_SECONDS)
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="sailq-read")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Waits for cancellations that are under way, and ends the children that read media."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._readers.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def submit(self, request: ChatRequest, caller: Caller, idempotency_key: str | None, body: bytes) -> Ticket:
+        """Submits a request's job.
+
+        Args:
+            idempotency_key: a request that was sent before with this key has the same job.
+            body: the request's bytes, to tell a repeated request from another one with the same key.
+        """
+        with api_errors():
+            card = await self._card(request.model)
+            question = self._permitted(read_question(request, card), request, caller)
+            job, known = await self._job(caller, idempotency_key, body)
+            ticket = Ticket(job, caller, request, outlives=idempotency_key is not None)
+            if known and await self._is_submitted(job):
+                return ticket
+            await self._limits.admit(caller, job)
+            try:
+                await self._submit(ticket, question, card)
+            except BaseException:
+                self._in_background(self._limits.release(caller, job))
+                raise
+            return ticket
+
+    async def whole(self, ticket: Ticket) -> dict[str, Any]:
+        """The response, once the job has ended."""
+        with api_errors(), self._given_up(ticket):
+            return ticket.completion.whole(self._answered(ticket, await self.client.wait(ticket.job)))
+
+    async def pieces(self, ticket: Ticket) -> AsyncGenerator[dict[str, Any], None]:
+        """The response's chunks, as the text comes. Raises ApiError also after the first chunk."""
+        completion, sent, text = ticket.completion, "", ""
+        with api_errors(), self._given_up(ticket):
+            async for piece in self.client.stream(ticket.job):
+                text = piece.text if piece.restarted else text + piece.text
+                if len(text) > len(sent) and text.startswith(sent):
+                    if not sent:
+                        yield completion.first()
+                    yield completion.piece(text[len(sent):])
+                    sent = text
+            ended = await self.client.result(ticket.job)
+            result = self._answered(ticket, ended)
+            if not sent:
+                yield completion.first()
+            if not result.text.startswith(sent):
+                raise ApiError(500, "The answer began again on another worker and differs.", code="restarted",
+                               type="server_error")
+            if result.text != sent:
+                yield completion.piece(result.text[len(sent):])
+            yield completion.last(result)
+            if ticket.request.includes_usage:
+                yield completion.usage(result)
+
+    def _answered(self, ticket: Ticket, result: Result | None) -> Result:
+        """A result with an answer. Raises ApiError for any other."""
+        if result is None:
+            raise api_error(NotFound("The job's result is missing."))
+        self._in_background(self._limits.release(ticket.caller, ticket.job))
+        self._metrics.used(ticket.caller.name, result)
+        if result.finish_reason in ("stop", "length"):
+            return result
+        code = result.finish_reason
+        raise of_failure(result.error or Failure(code=code, message=f"The answer ended early: {code}."))
+
+    def _given_up(self, ticket: Ticket) -> _OnCancel:
+        """Cancels the job if the client disconnects, unless the client may ask for it again."""
+
+        async def cancel() -> None:
+            with suppress(SailqError):
+                await self.client.cancel(ticket.job)
+            await self._limits.release(ticket.caller, ticket.job)
+
+        return _OnCancel(lambda: None if ticket.outlives else self._in_background(cancel()))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(_logged(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _card(self, model: str) -> ModelCard:
+        card = await self.client.card(model)
+        if card is None:
+            raise unknown_model(model)
+        return card
+
+    def _permitted(self, question: Question, request: ChatRequest, caller: Caller) -> Question:
+        if request.priority == "high" and not caller.may_be_first:
+            raise ApiError(403, "This key may not ask for high priority.", code="priority_not_allowed",
+                           type="permission_error", param="priority")
+        options = question.options
+        if request.stream and options.temperature > 0 and options.seed is None:
+            # If the worker dies, the next one must begin with the same text.
+            return Question(question.messages, options.model_copy(update={"seed": randbelow(2**63)}))
+        return question
+
+    async def _job(self, caller: Caller, idempotency_key: str | None, body: bytes) -> tuple[str, bool]:
+        """(the job's id, whether a request with this key came before)"""
+        job = await self.client.new_id()
+        if idempotency_key is None:
+            return job, False
+        key = keys.gateway_request(caller.name, hashlib.sha256(idempotency_key.encode()).hexdigest())
+        mine = f"{job} {hashlib.sha256(body).hexdigest()}".encode()
+        connection = self.client.connection
+        with server_errors(connection):
+            ttl = self.client.settings.result_ttl
+            if await connection.set(key, mine, nx=True, ex=ttl):
+                return job, False
+            first: bytes = await connection.get(key) or mine
+        job, _, digest = first.decode().partition(" ")
+        if digest != mine.decode().partition(" ")[2]:
+            raise ApiError(422, "This Idempotency-Key was used for another request.", code="idempotency_key_reused")
+        return job, True
+
+    async def _is_submitted(self, job: str) -> bool:
+        try:
+            await self.client.result(job)
+        except NotFound:
+            return False
+        return True
+
+    async def _submit(self, ticket: Ticket, question: Question, card: ModelCard) -> None:
+        request, caller = ticket.request, ticket.caller
+        conversation = request.conversation
+        if conversation is not None and caller.name:
+            conversation = f"{caller.name}.{conversation}"  # a key's conversations are its own
+        await self.client.submit_prepared(
+            await self._prepared(question.messages, card),
+            conversation=conversation, model=request.model, options=question.options, timeout=request.deadline,
+            priority=request.priority or caller.priority, stream=bool(request.stream), metadata=request.metadata,
+            job=ticket.job,
+        )
+
+    async def _prepared(self, messages: list[dict[str, Any]], card: ModelCard) -> Prepared:
+        """Fetches and reads the media. A child process reads them, because a decoder may crash."""
+        contents = [message["content"] for message in messages if isinstance(message["content"], list)]
+        media = [part for content in contents for part in content if part["type"] != "text"]
+        if not media:
+            return prepare(messages, card=card)
+        for part in media:
+            if ADDRESS.match(part[part["type"]]):
+                part[part["type"]] = await self._fetcher.fetch(part[part["type"]])
+        read = partial(self._readers.prepare, messages, base=None, card=card)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, read)
+
+
+class _OnCancel:
+    """Calls a function if the block is cancelled or closed before its end."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: Any) -> None:
+        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            self._call()
+
+
+class api_errors:
+    """Turns sailq's errors into ApiError."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: Any) -> None:
+        if isinstance(error, SailqError):
+            raise api_error(error) from error
+
+
+async def _logged(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except SailqError as error:
+        _log.warning("%s", error)

@@ -1,0 +1,134 @@
+"""API keys: who may ask, and how much."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from sailq.shared.errors import BadRequest
+from sailq.shared.jobs import Priority
+from sailq.shared.validation import Digest, Identifier, StrictModel, reason
+
+VARIABLE = "SAILQ_GATEWAY_KEYS"
+"""The environment variable that may hold the keys, as the file does."""
+_log = logging.getLogger("sailq.gateway")
+
+
+class ApiKey(StrictModel):
+    """One client of the gateway.
+
+    Attributes:
+        sha256: the hash of its key, hex. A key has 256 random bits, so its hash need not be slow.
+        priority: of its jobs; also the highest that a request may ask for.
+        rate: requests per second, or None: no limit. Several gateways count together.
+        burst: requests that may come at once; by default as many as `rate` allows in a second, at least one.
+        max_queued: jobs that may wait or run at a time, or None: no limit.
+    """
+
+    sha256: Digest
+    priority: Priority = "normal"
+    rate: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    max_queued: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+
+
+class Caller:
+    """Who sends a request. `name` is empty if the gateway has no keys."""
+
+    def __init__(self, name: str, key: ApiKey | None) -> None:
+        self.name = name
+        self.priority: Priority = key.priority if key else "normal"
+        self.may_be_first = key is None or key.priority == "high"
+        self.rate = key.rate if key else None
+        self.burst = (key.burst or max(1, round(key.rate or 1))) if key else 1
+        self.max_queued = key.max_queued if key else None
+
+
+ANYBODY = Caller("", None)
+_FILE = TypeAdapter(dict[Identifier, ApiKey])
+
+
+class Keys:
+    """The keys in a file, or else in the environment. The file is read again when it changes."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Raises BadRequest for keys that cannot be read."""
+        self._path = path
+        self._stamp: tuple[int, int] | None = None
+        text = os.environ.get(VARIABLE) if path is None else None
+        self._callers: Mapping[str, Caller] = {}
+        self.given = path is not None or text is not None
+        if path is not None:
+            self._stamp = self._stamped(path)
+            self._callers = _read(_text(path), str(path))
+        elif text is not None:
+            self._callers = _read(text, VARIABLE)
+
+    def caller(self, authorization: str | None) -> Caller | None:
+        """Who sends this `Authorization` header; None for nobody who is known."""
+        if not self.given:
+            return ANYBODY
+        self._renew()
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        return self._callers.get(hashlib.sha256(key.strip().encode()).hexdigest())
+
+    def _renew(self) -> None:
+        if self._path is None:
+            return
+        try:
+            stamp = self._stamped(self._path)
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._callers = _read(_text(self._path), str(self._path))
+                _log.info("read %d keys from %s", len(self._callers), self._path)
+        except BadRequest as error:
+            _log.warning("the earlier keys stay in use: %s", error)
+
+    @staticmethod
+    def _stamped(path: Path) -> tuple[int, int]:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise BadRequest(f"The keys in {path} cannot be read: {error.strerror}.") from None
+        return status.st_mtime_ns, status.st_ino
+
+
+def make_key(name: str) -> tuple[str, dict[str, Any]]:
+    """A new key for `name`, and its entry for the file. Raises BadRequest for a name that cannot be one."""
+    key = f"sk-{secrets.token_urlsafe(32)}"
+    entry = {name: {"sha256": hashlib.sha256(key.encode()).hexdigest()}}
+    _read(json.dumps(entry), "--new-key")
+    return key, entry
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise BadRequest(f"The keys in {path} cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise BadRequest(f"The keys in {path} cannot be read: the file is not UTF-8.") from None
+
+
+def _read(text: str, source: str) -> Mapping[str, Caller]:
+    """The callers by the hash of their key. Errors do not quote the text: it may hold a key."""
+    try:
+        keys = _FILE.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(step) for step in first["loc"] if step != "[key]")
+        raise BadRequest(f"The keys in {source} cannot be read: {where and f'{where}: '}{reason(first)}.") from None
+    callers = {key.sha256: Caller(name, key) for name, key in keys.items()}
+    if len(callers) < len(keys):
+        raise BadRequest(f"The keys in {source} cannot be used: two of them are the same.")
+    return callers

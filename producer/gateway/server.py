@@ -1,0 +1,68 @@
+"""Runs the gateway with uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from sailq.shared.errors import BadRequest
+
+_HEADER_SECONDS = 30.0
+"""Seconds in which a client must send the head of its first request."""
+_DRAIN_SECONDS = 30
+"""Seconds that answers under way get when the gateway stops."""
+_MOST_FILES = 1 << 16
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection on which no request has begun in time. uvicorn limits only the time between two requests."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._late = asyncio.get_running_loop().call_later(_HEADER_SECONDS, self._close_if_quiet)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._late.cancel()
+        super().connection_lost(exc)
+
+    def _close_if_quiet(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address. Raises BadRequest if it cannot be bound."""
+    try:
+        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(place[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise BadRequest(f"The gateway cannot listen on port {port} of {host}: {error.strerror}.") from None
+
+
+def serve(app: FastAPI, listening: socket.socket, certificate: Path | None, key: Path | None) -> None:
+    """Serves until SIGTERM or SIGINT. Requests under way get `_DRAIN_SECONDS`; then their jobs are cancelled."""
+    _allow_many_connections()
+    config = uvicorn.Config(
+        app, http=_Protocol, ws="none", lifespan="on", log_config=None, server_header=False,
+        ssl_certfile=certificate, ssl_keyfile=key, timeout_graceful_shutdown=_DRAIN_SECONDS, loop="uvloop",
+    )
+    try:
+        config.load()
+    except OSError as error:
+        raise BadRequest(f"The certificate {certificate} cannot be used: {error.strerror or error}.") from None
+    server = uvicorn.Server(config)
+    server.run(sockets=[listening])
+
+
+def _allow_many_connections() -> None:
+    """Raises the limit of open files, of which each connection is one, as far as this process may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
