@@ -20,9 +20,8 @@ from sailq.shared.jobs import GenerationOptions, Message, Result, media_parts
 from sailq.shared.media.messages import prepare
 from sailq.shared.workers import WorkerInfo
 
-from .captioning.inputs import Clip
-from .captioning.rows import Row, as_row, why
-from .captioning.window import run_batch
+from .captioning.rows import Row, as_row, row_of, why
+from .captioning.window import Request, run_batch
 from .client import Client
 from .samples import sample
 from .waiting import Waiter
@@ -191,14 +190,15 @@ def measure(
         tell(f"one at a time: {number} of {repeat}")
         answers.append(_ask(client, messages, model, options, watch))
 
-    clips = [Clip(number, f"job {number}", messages) for number in range(1, jobs + 1)]
     tokens = 0
     began = time.perf_counter()
+    request = Request(messages, model, arguments={"options": options})
     batch = run_batch(
-        client, clips, model=model, options=options, window=2 * slots, idle=watch, encode=encode_unseen
+        client, range(jobs), lambda _: request, window=2 * slots, idle=watch, encode=encode_unseen
     )
     with closing(batch):
-        for number, (_, row) in enumerate(batch, 1):
+        for number, (_, answer, _) in enumerate(batch, 1):
+            row = row_of(answer)
             _raise_if_failed(row)
             tokens += row["metrics"]["usage"]["completion_tokens"]
             tell(f"all slots at once: {number} of {jobs}")

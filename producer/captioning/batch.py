@@ -21,9 +21,9 @@ from .inputs import Clip
 from .names import from_text
 from .readers import Readers
 from .rowfile import RowFile
-from .rows import Row, failed
+from .rows import CAPTIONS, Row, failed, row_of
 from .sidecars import Sidecars
-from .window import run_batch
+from .window import Request, run_batch
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Captioning:
     todo: list[Clip] = field(default_factory=list)
     kept: list[Row] = field(default_factory=list)
     wall: float = 0.0
-    _file: RowFile | None = None
+    _file: RowFile[Row] | None = None
     _files: dict[int, list[Row]] = field(default_factory=dict)
     """By index, the state of each clip's files before they were read."""
     _before: dict[int, Row] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Captioning:
 
     def start(self) -> None:
         """Locks `out` and reads what an earlier run left in it. Raises BadRequest for rows of another batch."""
-        self._file = None if self.out is None else RowFile(self.out)
+        self._file = None if self.out is None else RowFile(self.out, CAPTIONS)
         held: dict[str, list[Row]] = defaultdict(list)
         for row in self._file.rows if self._file else ():
             held[row["request"]].append(row)
@@ -128,13 +128,13 @@ class Captioning:
         """
         began = time.monotonic()
         batch = run_batch(
-            client, self._identified(), model=self.model, options=self.options, window=self.window,
-            patience=self.wait, seen=seen, idle=idle, readers=Readers(),
+            client, self._identified(), self._asked, window=self.window, patience=self.wait, seen=seen, idle=idle,
+            readers=Readers(),
         )
         try:
             with closing(batch):
-                for clip, answer in batch:
-                    row = self._row(clip, answer)
+                for clip, answer, media in batch:
+                    row = self._row(clip, row_of(answer) | media)
                     if self._file is not None:
                         self._file.append(row)
                     self.rows[clip.index] = row
@@ -213,6 +213,9 @@ class Captioning:
             captions_per_second=len(answers) / self.wall if worked else None,
             wall=self.wall,
         )
+
+    def _asked(self, clip: Clip) -> Request:
+        return Request(clip.messages, self.model, clip.base, {"options": self.options})
 
     def _request(self, clip: Clip) -> str:
         return clip.request(self.model, self.options)

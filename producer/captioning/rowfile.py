@@ -13,28 +13,47 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from sailq.shared.errors import BadRequest, SailqError
-from sailq.shared.terminal import as_line
 
 from .names import for_terminal
-from .rows import Row, failed
 
-_START = b'{"index": '
-"""The first bytes of a line with a row."""
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Form(Generic[R]):
+    """What the rows of a file look like.
+
+    Attributes:
+        start: the first bytes of each line.
+        read: the row in a complete line; None if the line is not such a row.
+        write: a row's line, with its line end.
+        option: the option of the command line that names the file.
+    """
+
+    start: bytes
+    read: Callable[[bytes], R | None]
+    write: Callable[[R], bytes]
+    option: str
+
+
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """The errors of fsync on a file system that does not support it (fsync(2), and FUSE)."""
 
 
-class RowFile:
-    """The rows of one `--out`. `rows`: what earlier runs left in it."""
+class RowFile(Generic[R]):
+    """The rows of one batch. `rows`: what earlier runs left in it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, form: Form[R]) -> None:
         """Raises BadRequest for a file that another run has open, that is not such JSONL, or that cannot be written."""
+        self._form = form
         self._name = for_terminal(str(path))
         self._path = Path(os.path.realpath(path))  # replaces the target of a link, not the link
         self._drafts = f".sailq-{hashlib.sha256(os.fsencode(self._path.name)).hexdigest()[:8]}-"
@@ -71,7 +90,8 @@ class RowFile:
             except BlockingIOError:
                 file.close()
                 raise BadRequest(
-                    f"Another run is writing to {self._name}: wait until it has ended, or choose another --out."
+                    f"Another run is writing to {self._name}: wait until it has ended, or choose another "
+                    f"{self._form.option}."
                 ) from None
             except BaseException:
                 file.close()
@@ -84,23 +104,24 @@ class RowFile:
         except FileNotFoundError:
             return False
 
-    def _read(self, data: bytes) -> tuple[list[Row], int, bytes]:
+    def _read(self, data: bytes) -> tuple[list[R], int, bytes]:
         """(the rows in `data`, their length in bytes, the line end that the last row lacks)"""
+        read, start, another = self._form.read, self._form.start, f"choose another {self._form.option}"
         *lines, last = data.split(b"\n")
         rows = []
         for number, line in enumerate(lines, 1):
-            if (row := _row(line)) is None:
-                raise BadRequest(f"Line {number} of {self._name} is not a row of a batch; choose another --out.")
+            if (row := read(line)) is None:
+                raise BadRequest(f"Line {number} of {self._name} is not a row of a batch; {another}.")
             rows.append(row)
-        if (row := _row(last)) is not None:
+        if (row := read(last)) is not None:
             return [*rows, row], len(data), b"\n"
-        if _is_json(last) or not (last.startswith(_START) or _START.startswith(last)):
-            raise BadRequest(f"The last line of {self._name} is not a row of a batch; choose another --out.")
+        if _is_json(last) or not (last.startswith(start) or start.startswith(last)):
+            raise BadRequest(f"The last line of {self._name} is not a row of a batch; {another}.")
         return rows, len(data) - len(last), b""  # a run died while it wrote this line
 
-    def append(self, row: Row) -> None:
+    def append(self, row: R) -> None:
         """Appends a row. Raises SailqError if it cannot be written; the file then keeps its earlier rows."""
-        line = self._missing + _line(row)
+        line = self._missing + self._form.write(row)
         left = memoryview(line)
         try:
             self._cut()  # removes the incomplete line of a run that died
@@ -117,7 +138,7 @@ class RowFile:
         self._file.truncate(self._end)
         self._file.seek(self._end)
 
-    def finish(self, rows: Iterable[Row]) -> None:
+    def finish(self, rows: Iterable[R]) -> None:
         """Replaces the file's contents with `rows`, atomically, and closes it. Raises SailqError if it cannot."""
         draft: Path | None = None
         try:
@@ -126,7 +147,7 @@ class RowFile:
             with open(descriptor, "wb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)  # see _remove_drafts
                 os.fchmod(descriptor, stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
-                file.writelines(map(_line, rows))
+                file.writelines(map(self._form.write, rows))
                 file.flush()
                 _sync(descriptor)
                 if self._path.exists() and not self._is_current(self._file):
@@ -165,30 +186,12 @@ class RowFile:
         self._file.close()
 
 
-def _row(line: bytes) -> Row | None:
-    """The row in a complete line; None if the line is not a row."""
-    try:
-        row: Row = json.loads(line)
-        names = [row["source"], row["request"]]
-        for file in row.get("files", []):
-            names.append(file["path"])
-            _ = file["size"], file["mtime"]
-        _ = failed(row)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return row if all(isinstance(name, str) for name in names) else None
-
-
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _line(row: Row) -> bytes:
-    return f"{as_line(row)}\n".encode()
 
 
 def _sync_folder(folder: Path) -> None:

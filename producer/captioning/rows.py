@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from sailq.shared.errors import SailqError
 from sailq.shared.jobs import Result, Timings, Usage, media_parts
 from sailq.shared.media.messages import Prepared
+from sailq.shared.terminal import as_line
+
+from .rowfile import Form
 
 Row = dict[str, Any]
 
@@ -46,6 +50,15 @@ def as_row(result: Result) -> Row:
     }
 
 
+def row_of(answer: Result | Exception) -> Row:
+    """The row of what `run_batch` yields for a clip."""
+    if isinstance(answer, Result):
+        return as_row(answer)
+    if isinstance(answer, SailqError):
+        return failed_row(answer)
+    return failed_row(SailqError(f"This clip cannot be read: {type(answer).__name__}: {answer}."))
+
+
 def failed_row(error: SailqError) -> Row:
     """A row of the same shape for a clip that failed before it had a result."""
     return {
@@ -68,6 +81,24 @@ def failed_row(error: SailqError) -> Row:
     }
 
 
+def _read(line: bytes) -> Row | None:
+    """The row in a line of a batch's file; None if the line is not a row."""
+    try:
+        row: Row = json.loads(line)
+        names = [row["source"], row["request"]]
+        for file in row.get("files", []):
+            names.append(file["path"])
+            _ = file["size"], file["mtime"]
+        _ = failed(row)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return row if all(isinstance(name, str) for name in names) else None
+
+
+def _write(row: Row) -> bytes:
+    return f"{as_line(row)}\n".encode()
+
+
 def failed(row: Row) -> bool:
     """Whether a row has no complete answer."""
     return row["error"] is not None or row["finish_reason"] not in {"stop", "length"}
@@ -80,3 +111,7 @@ def why(row: Row) -> str | None:
     if row["error"] is not None:
         return str(row["error"]["message"])
     return f"The answer ended early: {row['finish_reason']}."
+
+
+CAPTIONS = Form(b'{"index": ', _read, _write, "--out")
+"""The rows of `sailq caption`."""

@@ -4,69 +4,91 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
 from sailq.shared.connection import server_errors
-from sailq.shared.errors import NotFound, NotReplicated, QueueFull, SailqError, ServerUnavailable
+from sailq.shared.errors import NotFound, NotReplicated, QueueFull, ServerUnavailable
 from sailq.shared.frames import encode_frames
-from sailq.shared.jobs import GenerationOptions
+from sailq.shared.jobs import Result
 from sailq.shared.media.messages import Encode, Prepared, prepare
 
 from ..client import Client, JobHandle
 from ..waiting import Waiter
-from .inputs import Clip
 from .readers import READERS, Readers
-from .rows import Row, as_row, failed_row, media_fields
+from .rows import Row, media_fields
 
 _POLL_SECONDS = 0.05
-"""Seconds between polls while clips are being read, so that a read clip is submitted soon."""
+"""Seconds between polls while items are being read, so that a read item is submitted soon."""
 _FULL_SECONDS = 1.0
-"""Seconds between attempts to submit a clip to a full queue."""
+"""Seconds between attempts to submit an item to a full queue."""
 _IDLE_SECONDS = 2.0
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an item of a batch asks.
+
+    Attributes:
+        messages: chat messages as `messages.prepare` takes them.
+        base: folder that the media's paths start from.
+        arguments: further arguments of `Client.submit_prepared`, such as options.
+    """
+
+    messages: Any
+    model: str
+    base: Path | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_batch(
     client: Client,
-    clips: Iterable[Clip],
+    items: Iterable[Item],
+    request: Callable[[Item], Request],
     *,
-    model: str,
-    options: GenerationOptions,
     window: int,
-    seen: Callable[[Clip, Prepared], None] | None = None,
+    seen: Callable[[Item, Prepared], None] | None = None,
     idle: Callable[[], None] | None = None,
     encode: Encode = encode_frames,
     patience: float = 0.0,
     readers: Readers | None = None,
-) -> Generator[tuple[Clip, Row], None, None]:
-    """Yields each clip with its row (see `rows.as_row` and `rows.media_fields`), in the order in which they finish.
+) -> Generator[tuple[Item, Result | Exception, Row], None, None]:
+    """Yields each item with its result and `rows.media_fields`, in the order in which they finish.
 
-    A clip that cannot be read gets an error row at once. If the caller stops iterating or an error
-    ends the batch, the jobs in flight are cancelled.
+    An item that cannot be read is yielded with its error at once, and a job that was deleted with NotFound. If the
+    caller stops iterating or an error ends the batch, the jobs in flight are cancelled.
 
     Args:
-        window: most clips that are read or answered at a time.
-        seen: gets each clip's frames, in a reader's thread, before they are uploaded.
-        idle: called regularly while nothing finishes.
+        request: what an item asks; called in a reader's thread. Its errors are those of the item.
+        window: most items that are read or answered at a time.
+        seen: gets each item's frames, in a reader's thread, before they are uploaded.
+        idle: called at least every 2 s while nothing finishes. An error that it raises ends the batch.
         encode: makes the blob of each medium's frames.
-        patience: seconds that a clip waits for room in the queue, or for replicas.
+        patience: seconds that an item waits for room in the queue, or for replicas.
         readers: read the media, and are closed at the end; None: threads of this process read.
 
     Raises ServerUnavailable.
     """
 
-    def submit(clip: Clip) -> tuple[JobHandle, Row]:
+    def submit(item: Item) -> tuple[JobHandle, Row]:
+        asked = request(item)
         with server_errors(client.connection):
-            card = client.card(model)
+            card = client.card(asked.model)
         read = readers.prepare if readers else prepare
-        prepared = read(clip.messages, base=clip.base, card=card, encode=encode)
+        prepared = read(asked.messages, base=asked.base, card=card, encode=encode)
         if seen is not None:
-            seen(clip, prepared)
+            seen(item, prepared)
         until, job = time.monotonic() + patience, None
         while True:
             try:
-                return client.submit_prepared(prepared, model=model, options=options, job=job), media_fields(prepared)
+                handle = client.submit_prepared(prepared, model=asked.model, **{**asked.arguments, "job": job})
+                return handle, media_fields(prepared)
             except (QueueFull, NotReplicated) as error:
                 job = error.job if isinstance(error, NotReplicated) else job
                 if time.monotonic() > until or closing.wait(_FULL_SECONDS):
@@ -74,39 +96,40 @@ def run_batch(
 
     closing = threading.Event()
     waiter = Waiter(client.connection, client.inbox)
-    reading: dict[Future[tuple[JobHandle, Row]], Clip] = {}
-    running: dict[str, tuple[Clip, Row]] = {}
-    left = iter(clips)
+    reading: dict[Future[tuple[JobHandle, Row]], Item] = {}
+    running: dict[str, tuple[Item, Row]] = {}
+    left = iter(items)
     quiet_since = time.monotonic()
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="sailq-read")
     try:
         while True:
-            while len(reading) + len(running) < window and (clip := next(left, None)) is not None:
-                reading[pool.submit(submit, clip)] = clip
+            while len(reading) + len(running) < window:
+                try:
+                    item = next(left)
+                except StopIteration:
+                    break
+                reading[pool.submit(submit, item)] = item
             if not reading and not running:
                 return
-            read, _ = wait(reading, 0 if running else None, FIRST_COMPLETED)
+            read, _ = wait(reading, 0 if running else _IDLE_SECONDS, FIRST_COMPLETED)
             for future in read:
-                clip = reading.pop(future)
+                item = reading.pop(future)
                 try:
                     handle, media = future.result()
                 except ServerUnavailable:
                     raise
-                except SailqError as error:
-                    yield clip, failed_row(error) | media_fields(None)
-                except Exception as error:  # no error of one clip stops the others
-                    reason = f"This clip cannot be read: {type(error).__name__}: {error}."
-                    yield clip, failed_row(SailqError(reason)) | media_fields(None)
+                except Exception as error:  # no error of one item stops the others
+                    yield item, error, media_fields(None)
                 else:
-                    running[handle.job] = clip, media
+                    running[handle.job] = item, media
                     waiter.add(handle.job)
-            if not running:
-                continue
-            for job, result in waiter.poll(_POLL_SECONDS if reading else _IDLE_SECONDS).ended:
+            ended = waiter.poll(_POLL_SECONDS if reading else _IDLE_SECONDS).ended if running else []
+            for job, result in ended:
+                item, media = running.pop(job)
+                yield item, result, media
+            if read or ended:
                 quiet_since = time.monotonic()
-                clip, media = running.pop(job)
-                yield clip, (failed_row(result) if isinstance(result, NotFound) else as_row(result)) | media
-            if idle is not None and time.monotonic() - quiet_since > _IDLE_SECONDS:
+            elif idle is not None and time.monotonic() - quiet_since > _IDLE_SECONDS:
                 quiet_since = time.monotonic()
                 idle()
     finally:

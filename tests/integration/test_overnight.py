@@ -20,6 +20,7 @@ from commands import SECONDS, invoke, refused, rows
 from farm import NullWorker
 
 from sailq.producer.captioning.rowfile import RowFile
+from sailq.producer.captioning.rows import CAPTIONS
 from sailq.producer.managed_process import sailq_command
 from sailq.producer.media_defaults import fill_in
 from sailq.shared.errors import BadRequest
@@ -235,7 +236,7 @@ def test_a_byte_order_mark(url: str, cam: Path) -> None:
 
 def test_a_second_run_on_the_same_file_is_refused(url: str, cam: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    first = RowFile(out)
+    first = RowFile(out, CAPTIONS)
     refused(invoke("caption", cam, "--out", out, url=url), "bad_request", "Another run", out)
     first.close()
     assert invoke("caption", cam, "--out", out, url=url).returncode == 0

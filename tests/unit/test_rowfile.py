@@ -15,6 +15,7 @@ from restricted import as_nobody, largest_file
 from sailq.producer.captioning import rowfile
 from sailq.producer.captioning.names import as_text, for_terminal, from_text
 from sailq.producer.captioning.rowfile import RowFile
+from sailq.producer.captioning.rows import CAPTIONS
 from sailq.shared.errors import BadRequest, SailqError
 from sailq.shared.terminal import as_line
 
@@ -29,23 +30,23 @@ def lines(path: Path) -> list[Any]:
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    first = RowFile(out)
+    first = RowFile(out, CAPTIONS)
     with pytest.raises(BadRequest, match=r"Another run .*out\.jsonl"):
-        RowFile(out)
+        RowFile(out, CAPTIONS)
     first.finish([row(0)])
-    second = RowFile(out)
+    second = RowFile(out, CAPTIONS)
     assert second.rows == [row(0)]
     with pytest.raises(BadRequest, match="Another run"):
-        RowFile(out)
+        RowFile(out, CAPTIONS)
     second.close()
-    RowFile(out).close()
+    RowFile(out, CAPTIONS).close()
 
 
 def test_a_run_that_waited_with_the_old_file_open_takes_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.jsonl"
-    first, opened = RowFile(out), os.open
+    first, opened = RowFile(out, CAPTIONS), os.open
 
     def open_and_be_late(path: Any, *rest: Any) -> int:
         descriptor = opened(path, *rest)
@@ -54,7 +55,7 @@ def test_a_run_that_waited_with_the_old_file_open_takes_the_new_one(
         return descriptor
 
     monkeypatch.setattr(os, "open", open_and_be_late)
-    second = RowFile(out)
+    second = RowFile(out, CAPTIONS)
     assert second.rows == [row(0)]
     second.append(row(1))
     second.close()
@@ -67,9 +68,9 @@ def test_a_link_stays_a_link_and_the_mode_stays(tmp_path: Path) -> None:
     target.touch()
     target.chmod(0o640)
     out.symlink_to(target)
-    file = RowFile(out)
+    file = RowFile(out, CAPTIONS)
     with pytest.raises(BadRequest, match="Another run"):
-        RowFile(target)
+        RowFile(target, CAPTIONS)
     file.finish([row(0)])
     assert out.is_symlink() and lines(target) == [row(0)] and target.stat().st_mode & 0o777 == 0o640
     assert [path.name for path in target.parent.iterdir()] == ["rows.jsonl"]
@@ -77,7 +78,7 @@ def test_a_link_stays_a_link_and_the_mode_stays(tmp_path: Path) -> None:
 
 def test_a_full_disk_loses_no_row_and_no_half_row_stays(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    file = RowFile(out)
+    file = RowFile(out, CAPTIONS)
     file.append(row(0))
     with largest_file(out.stat().st_size + 20):
         with pytest.raises(SailqError, match=r"out\.jsonl cannot be written: File too large"):
@@ -86,11 +87,11 @@ def test_a_full_disk_loses_no_row_and_no_half_row_stays(tmp_path: Path) -> None:
         with pytest.raises(SailqError, match="has the rows that were written, .* sorted: File too large"):
             file.finish([row(0), row(1)])
     assert lines(out) == [row(0)] and list(tmp_path.iterdir()) == [out]
-    RowFile(out).close()  # its lock is released
+    RowFile(out, CAPTIONS).close()  # its lock is released
 
 
 def test_a_full_disk_after_the_file_was_removed(tmp_path: Path) -> None:
-    file = RowFile(tmp_path / "out.jsonl")
+    file = RowFile(tmp_path / "out.jsonl", CAPTIONS)
     (tmp_path / "out.jsonl").unlink()
     with largest_file(20), pytest.raises(SailqError, match="was removed and cannot be written again"):
         file.finish([row(0)])
@@ -101,12 +102,12 @@ def test_a_folder_that_cannot_be_synchronized(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(rowfile, "_sync_folder", fail)
-    file = RowFile(tmp_path / "out.jsonl")
+    file = RowFile(tmp_path / "out.jsonl", CAPTIONS)
     file.append(row(1))
     with pytest.raises(SailqError, match="is sorted, .*Input/output error"):
         file.finish([row(0), row(1)])
     assert lines(tmp_path / "out.jsonl") == [row(0), row(1)]
-    RowFile(tmp_path / "out.jsonl").close()
+    RowFile(tmp_path / "out.jsonl", CAPTIONS).close()
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
@@ -117,14 +118,14 @@ def test_a_file_system_without_fsync_fails_no_batch(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fail)
-    RowFile(tmp_path / "out.jsonl").finish([row(0)])
+    RowFile(tmp_path / "out.jsonl", CAPTIONS).finish([row(0)])
     assert lines(tmp_path / "out.jsonl") == [row(0)] and os.listdir(tmp_path) == ["out.jsonl"]
 
 
 def test_a_folder_that_is_writable_but_not_readable(folder: Path) -> None:
     folder.chmod(0o333)
     with as_nobody():
-        RowFile(folder / "out.jsonl").finish([row(0)])
+        RowFile(folder / "out.jsonl", CAPTIONS).finish([row(0)])
     folder.chmod(0o755)
     assert lines(folder / "out.jsonl") == [row(0)]
 
@@ -132,15 +133,15 @@ def test_a_folder_that_is_writable_but_not_readable(folder: Path) -> None:
 def test_a_file_that_replaced_the_rows_file_stays(tmp_path: Path) -> None:
     """The rows that could not be written to it are kept, too."""
     out = tmp_path / "out.jsonl"
-    file = RowFile(out)
+    file = RowFile(out, CAPTIONS)
     out.unlink()
-    other = RowFile(out)
+    other = RowFile(out, CAPTIONS)
     other.append(row(5))
     with pytest.raises(SailqError, match=r"another file .*rows are in .*/\.sailq-"):
         file.finish([row(0)])
     other.close()
     (kept,) = tmp_path.glob(".sailq-*.jsonl")
-    RowFile(out).finish([row(5), row(6)])
+    RowFile(out, CAPTIONS).finish([row(5), row(6)])
     assert (lines(kept), lines(out)) == ([row(0)], [row(5), row(6)])
 
 
@@ -148,31 +149,31 @@ def test_no_other_file_is_overwritten(tmp_path: Path) -> None:
     before = {name: name.encode() for name in (".out.jsonl.draft", "out.jsonl.draft", ".sailq-1.jsonl")}
     for name, data in before.items():
         (tmp_path / name).write_bytes(data)
-    RowFile(tmp_path / "out.jsonl").finish([row(0)])
+    RowFile(tmp_path / "out.jsonl", CAPTIONS).finish([row(0)])
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert sorted(os.listdir(tmp_path)) == sorted([*before, "out.jsonl"])
 
 
 def test_the_draft_of_a_killed_run_is_removed_by_the_next(tmp_path: Path) -> None:
-    out, other = tmp_path / "out.jsonl", RowFile(tmp_path / "other.jsonl")
+    out, other = tmp_path / "out.jsonl", RowFile(tmp_path / "other.jsonl", CAPTIONS)
     for path in (out, tmp_path / "other.jsonl"):
         child = os.fork()
         if not child:
             rowfile._sync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
-            (RowFile(out) if path == out else other).finish([row(0)])
+            (RowFile(out, CAPTIONS) if path == out else other).finish([row(0)])
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
     assert len(list(tmp_path.glob("*.draft"))) == 2
-    RowFile(out).close()
+    RowFile(out, CAPTIONS).close()
     assert len(list(tmp_path.glob("*.draft"))) == 1
 
 
 def test_a_draft_that_another_run_writes_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run whose file was removed, and one that has begun a new file of that name."""
     out = tmp_path / "out.jsonl"
-    file = RowFile(out)
+    file = RowFile(out, CAPTIONS)
     out.unlink()
     with monkeypatch.context() as during:
-        during.setattr(rowfile, "_sync", lambda _: RowFile(out).close())
+        during.setattr(rowfile, "_sync", lambda _: RowFile(out, CAPTIONS).close())
         with pytest.raises(SailqError, match=r"rows are in .*/\.sailq-"):
             file.finish([row(0)])
     (kept,) = tmp_path.glob(".sailq-*.jsonl")
@@ -181,7 +182,7 @@ def test_a_draft_that_another_run_writes_stays(tmp_path: Path, monkeypatch: pyte
 
 def test_a_file_that_was_removed_comes_back_whole(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    file = RowFile(out)
+    file = RowFile(out, CAPTIONS)
     out.unlink()
     file.finish([row(0)])
     assert lines(out) == [row(0)]
@@ -190,7 +191,7 @@ def test_a_file_that_was_removed_comes_back_whole(tmp_path: Path) -> None:
 def test_an_incomplete_last_line_is_ignored_and_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text(as_line(row(0)) + "\n" + as_line(row(1))[:30])
-    file = RowFile(out)
+    file = RowFile(out, CAPTIONS)
     assert file.rows == [row(0)]
     file.append(row(2))
     file.close()
@@ -201,7 +202,7 @@ def test_a_last_line_without_a_newline_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     text = as_line(row(0)) + "\n" + as_line(row(1))
     out.write_text(text)
-    file = RowFile(out)
+    file = RowFile(out, CAPTIONS)
     assert file.rows == [row(0), row(1)]
     with largest_file(len(text) + 20), pytest.raises(SailqError, match="cannot be written"):
         file.append(row(2))
@@ -216,7 +217,7 @@ def test_a_last_line_without_a_newline_is_kept(tmp_path: Path) -> None:
 def test_nothing_is_cut_off_before_a_row_is_written(tmp_path: Path, last: str) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text(as_line(row(0)) + "\n" + last)
-    RowFile(out).close()  # as if the rows were of another batch
+    RowFile(out, CAPTIONS).close()  # as if the rows were of another batch
     assert out.read_text() == as_line(row(0)) + "\n" + last
 
 
@@ -224,7 +225,7 @@ def test_a_complete_last_line_that_is_not_a_row(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text(as_line(row(0)) + "\n" + '{"index": 1, "label": "cat"}')
     with pytest.raises(BadRequest, match="last line"):
-        RowFile(out)
+        RowFile(out, CAPTIONS)
     assert out.read_text().endswith("}")
 
 
@@ -235,7 +236,7 @@ def test_a_complete_last_line_that_is_not_a_row(tmp_path: Path) -> None:
 def test_a_line_that_is_not_a_row(tmp_path: Path, fields: dict[str, Any]) -> None:
     (tmp_path / "out.jsonl").write_text(as_line(row(0, **fields)) + "\n")
     with pytest.raises(BadRequest, match="Line 1 of .* is not a row"):
-        RowFile(tmp_path / "out.jsonl")
+        RowFile(tmp_path / "out.jsonl", CAPTIONS)
 
 
 def test_an_unwritable_folder_is_reported_at_the_start(folder: Path) -> None:
@@ -244,9 +245,9 @@ def test_an_unwritable_folder_is_reported_at_the_start(folder: Path) -> None:
     out.chmod(0o666)
     folder.chmod(0o555)
     with as_nobody(), pytest.raises(BadRequest, match="its folder is not writable"):
-        RowFile(out)
+        RowFile(out, CAPTIONS)
     folder.chmod(0o755)
-    RowFile(out).close()
+    RowFile(out, CAPTIONS).close()
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
@@ -254,7 +255,7 @@ def test_a_path_that_is_not_a_regular_file(tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
     {"fifo": lambda: os.mkfifo(out), "folder": out.mkdir, "device": lambda: out.symlink_to("/dev/null")}[kind]()
     with pytest.raises(BadRequest, match="cannot be used for the rows"):
-        RowFile(out)
+        RowFile(out, CAPTIONS)
 
 
 @pytest.mark.parametrize(("name", "text"), [
