@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
-
-from sailq.shared.workers import live_workers
 
 from ..captioning.batch import Captioning, Summary, number, seconds
 from ..captioning.folders import LeftOut
 from ..captioning.names import for_terminal
 from ..captioning.rows import Row, failed, why
 from ..captioning.thumbnails import Thumbnails
+from ._progress import TOLD, Waiting, follow, tell_reasons
 
 if TYPE_CHECKING:
     from ..client import Client
-
-_TOLD = 5
 
 
 def run(
@@ -64,39 +53,16 @@ def run(
 
     thumbnails = Thumbnails()
     write()  # fails before the work if the path cannot be written
-    waiting = _Waiting(client, captioning.model, console, watch)
-    total = len(captioning.clips)
-    progress = Progress(
-        TextColumn("captions"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]}"),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
+    waiting = Waiting(client, [captioning.model], console, watch)
+    rows = captioning.run(client, seen=thumbnails.take if report else None, idle=waiting.check)
+    shown = follow(
+        rows, failed, label="captions", total=len(captioning.clips), earlier=list(captioning.rows.values()),
         # No progress bar if rows are printed to the same terminal.
-        disable=not console.is_terminal or (each is not None and sys.stdout.isatty()),
-        redirect_stdout=False,
-        transient=True,
+        console=console, hidden=each is not None and sys.stdout.isatty(),
     )
-    failures = sum(failed(row) for row in captioning.rows.values())
-    task = progress.add_task("", total=total, completed=len(captioning.rows), failed="", rate="")
     try:
-        with (
-            progress,
-            closing(captioning.run(client, seen=thumbnails.take if report else None, idle=waiting.check)) as rows,
-        ):
-            for row in rows:
-                failures += failed(row)
-                speed = progress.tasks[task].speed
-                progress.update(
-                    task,
-                    advance=1,
-                    failed=f"[red]{failures} failed[/]" if failures else "",
-                    rate=f"{speed:.1f}/s" if speed else "",
-                )
+        with closing(rows), closing(shown):
+            for row in shown:
                 if each is not None:
                     each(row)
     finally:
@@ -107,34 +73,9 @@ def run(
     return captioning.summary()
 
 
-class _Waiting:
-    """Prints a note each time the last worker of the model disappears."""
-
-    def __init__(self, client: Client, model: str, console: Console, watch: Callable[[], Any] | None) -> None:
-        self._connection = client.connection
-        self._model = model
-        self._console = console
-        self._watch = watch
-        self._told = False
-
-    def check(self) -> None:
-        if self._watch is not None:
-            self._watch()
-        missing = not live_workers(self._connection, self._model)
-        if missing and not self._told:
-            with suppress(OSError):  # a closed terminal must not end the batch
-                self._console.print(f"no worker serves {self._model} now; waiting", style="yellow", highlight=False)
-        self._told = missing
-
-
 def tell_failures(captioning: Captioning, console: Console) -> None:
     """Prints why the first few clips failed. The rows have all errors."""
-    reasons = [(str(row["source"]), reason) for row in captioning.ordered() if (reason := why(row)) is not None]
-    for source, reason in reasons[:_TOLD]:
-        told = reason if reason.startswith(source) else f"{source}: {reason}"
-        console.print(for_terminal(told), style="red", markup=False, highlight=False, soft_wrap=True)
-    if len(reasons) > _TOLD:
-        console.print(f"and {len(reasons) - _TOLD} more", style="red")
+    tell_reasons([(row["source"], reason) for row in captioning.ordered() if (reason := why(row)) is not None], console)
 
 
 def tell_left_out(left_out: Sequence[LeftOut], console: Console) -> None:
@@ -143,8 +84,8 @@ def tell_left_out(left_out: Sequence[LeftOut], console: Console) -> None:
     for one in left_out:
         reasons.setdefault(one.reason, []).append(for_terminal(one.path))
     for reason, paths in reasons.items():
-        more = f" and {len(paths) - _TOLD} more" if len(paths) > _TOLD else ""
-        told = f"left out {len(paths)} ({reason}): {', '.join(paths[:_TOLD])}{more}"
+        more = f" and {len(paths) - TOLD} more" if len(paths) > TOLD else ""
+        told = f"left out {len(paths)} ({reason}): {', '.join(paths[:TOLD])}{more}"
         console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
