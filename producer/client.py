@@ -156,6 +156,8 @@ class Client:
                     "submitted_at": now,
                 },
             )
+            if made.options.needs_scores and (card := self.card(made.model)) is not None and card.greedy_only:
+                made.options.refuse_greedy_only()
             self.inbox.keep(self.connection)
             made = self._submitter.submit(
                 made, prepared.blobs, inbox=self.inbox.name, now=now, wait=wait,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic_core import PydanticCustomError
 
+from .errors import Unsupported
+from .structured_outputs import StructuredOutputs
 from .validation import Flag, StrictModel
 
 _StopText = Annotated[str, Field(min_length=1, max_length=256)]
@@ -42,3 +45,38 @@ class GenerationOptions(StrictModel, title="Answer options"):
         tuple[_StopText, ...], Flag("TEXT"),
         Field(max_length=16, strict=False, description="Text that ends the answer and is cut off. Can be repeated."),
     ] = ()
+    structured_outputs: Annotated[
+        StructuredOutputs | None,
+        Field(description='`structured_outputs`: form that the answer must have: `{"json": SCHEMA}`, '
+              '`{"json_object": true}`, `{"regex": TEXT}`, `{"choice": [TEXT, …]}` or `{"grammar": TEXT}`. The '
+              'commands have `--schema FILE` and `--choice A,B`.'),
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_end(self) -> GenerationOptions:
+        if self.stop and self.structured_outputs is not None:
+            raise PydanticCustomError(
+                "stop", "stop cannot be combined with structured_outputs, which says where the answer ends"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_structure(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A worker from before there were structured outputs reads every job that asks for none."""
+        fields: dict[str, Any] = dump(self)
+        if fields.get("structured_outputs") is None:
+            fields.pop("structured_outputs", None)
+        return fields
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the scores of all tokens are needed. A model that is `greedy_only` gives none."""
+        return self.structured_outputs is not None or self.temperature > 0 or self.repetition_penalty != 1
+
+    def refuse_greedy_only(self) -> None:
+        """Raises Unsupported if these options need the scores of all tokens."""
+        if self.needs_scores:
+            raise Unsupported(
+                "This model's file returns only the most likely token. It supports only temperature 0 and "
+                "repetition_penalty 1, and no structured_outputs."
+            )

@@ -230,6 +230,7 @@ class ModelCard(Record):
         patch_size: pixels along a side of a patch.
         merge_size: patches along a side of a vision token.
         temporal_patch_size: frames in a patch.
+        greedy_only: whether it gives the most likely token alone, and no scores to sample from or to guide.
     """
 
     name: Identifier
@@ -241,6 +242,15 @@ class ModelCard(Record):
     patch_size: Annotated[int, Field(ge=1, le=MAX_SIDE)] = 14
     merge_size: Annotated[int, Field(ge=1, le=MAX_SIDE)] = 2
     temporal_patch_size: Annotated[int, Field(ge=1, le=MAX_FRAMES)] = 2
+    greedy_only: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A producer from before there was `greedy_only` reads every card of a model that gives scores."""
+        fields: dict[str, Any] = dump(self)
+        if not fields["greedy_only"]:
+            del fields["greedy_only"]
+        return fields
 
 
 class IdFactory:

@@ -22,6 +22,11 @@ def shown_default(model: type[BaseModel], name: str) -> str | None:
     return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
 
 
+def flagged(model: type[BaseModel]) -> list[str]:
+    """The fields that have a `Flag`."""
+    return [name for name, field in model.model_fields.items() if any(isinstance(one, Flag) for one in field.metadata)]
+
+
 def option(model: type[BaseModel], name: str, *, default: str | None = None) -> Any:
     """The typer option of a field. `default`: shown in place of the model's default.
 
@@ -38,7 +43,8 @@ def option(model: type[BaseModel], name: str, *, default: str | None = None) -> 
 
 
 def takes(**models: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator that replaces each parameter named in `models` with an option for each field of that model.
+    """A decorator that replaces each parameter named in `models` with an option for each field of that model that has a
+    `Flag`.
 
     The function gets a dict of the fields that were given. `parse` checks it:
 
@@ -49,12 +55,12 @@ def takes(**models: type[BaseModel]) -> Callable[[Callable[..., None]], Callable
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)
         kept = [parameter for name, parameter in own.parameters.items() if name not in models]
-        made = [_parameter(model, name) for model in models.values() for name in model.model_fields]
+        made = [_parameter(model, name) for model in models.values() for name in flagged(model)]
 
         @wraps(command)
         def with_models(**given: Any) -> None:
             for parameter, model in models.items():
-                fields = {name: given.pop(name) for name in model.model_fields}
+                fields = {name: given.pop(name) for name in flagged(model)}
                 given[parameter] = {name: value for name, value in fields.items() if value not in (None, [])}
             command(**given)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from sailq.shared.generation import GenerationOptions
 from sailq.shared.main import application
 from sailq.shared.media.options import Options
-from sailq.shared.options import shown_default
+from sailq.shared.options import flagged, shown_default
 from sailq.shared.settings import Settings, WorkerOptions, flag, variable
 
 PAGE = Path(__file__).parents[2] / "deploy/settings.md"
@@ -35,8 +35,13 @@ def options(command: str) -> dict[str, Any]:
 def test_a_command_has_an_option_for_each_field(command: str, models: list[type[BaseModel]]) -> None:
     found = options(command)
     for model in models:
-        for name, field in model.model_fields.items():
-            assert (found[name].opts, found[name].help) == ([flag(name)], field.description)
+        for name in flagged(model):
+            assert (found[name].opts, found[name].help) == ([flag(name)], model.model_fields[name].description)
+
+
+def test_every_answer_option_but_the_form_has_a_flag() -> None:
+    assert set(GenerationOptions.model_fields) - set(flagged(GenerationOptions)) == {"structured_outputs"}
+    assert flagged(Options) == list(Options.model_fields) and flagged(WorkerOptions) == list(WorkerOptions.model_fields)
 
 
 def expected_rows(model: type[BaseModel]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 from sailq.shared.devices import CPU
 from sailq.shared.errors import DeviceFailed
 from sailq.shared.frames import Frames
-from sailq.shared.jobs import FinishReason, GenerationOptions, Message, ModelCard, Usage
+from sailq.shared.jobs import GenerationOptions, Message, ModelCard
 
 from ..model_files.model_paths import fingerprint
 from ..runners.base import Prompt, Runner, nothing
@@ -23,6 +22,10 @@ from ..runners.logits import UNUSABLE, Logits
 from ..runners.packing import vision_calls
 from ..runners.sensors import Readings
 from .chat_tokenizer import ChatTokenizer
+from .generation import Generation
+from .grammars import Grammars
+from .guides import MaskWriter
+from .masks import Ends
 from .model import ModelSpec
 from .patches import Grid
 from .preprocessor import EncodedMedium, Media, PreparedPrompt, Preprocessor
@@ -32,39 +35,6 @@ from .vision_cache import Embeds, Key, VisionCache
 
 VISION_CACHE_BYTES = 128 * 2**20
 """Enough for about 230 clips of 40 vision tokens of a 7B model."""
-
-
-@dataclass
-class Generation:
-    """One answer that is being generated in a slot. Times are `time.monotonic` seconds.
-
-    Attributes:
-        reused: number of media whose vision tokens were in the vision cache.
-        inter_token_latency: seconds between the last two tokens; None until there are two.
-        tokens: the tokens chosen so far, the end token included.
-        finish_reason: None until the last token. A stop text ends an answer, too; only the text writer sees it.
-        error: why the last logits could not be used; the generation is then over.
-    """
-
-    prepared: PreparedPrompt
-    slot: int
-    sampler: Sampler
-    stream: TextStream
-    vision_encode: float
-    reused: int = 0
-    prefill: float = 0.0
-    first_token_at: float = 0.0
-    last_token_at: float = 0.0
-    inter_token_latency: float | None = None
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    error: Exception | None = None
-
-    def usage(self, tokens: int) -> Usage:
-        """The usage of an answer of so many tokens."""
-        return Usage(
-            prompt_tokens=len(self.prepared.tokens), vision_tokens=len(self.prepared.places), completion_tokens=tokens
-        )
 
 
 class Start(NamedTuple):
@@ -95,9 +65,12 @@ class Engine:
         self.vision_cache = VisionCache(vision_cache_bytes)
         self.device_seconds = 0.0
         self.device_call: tuple[str, float] | None = None
-        self.card: ModelCard = spec.card(runner.context, runner.max_patches, version)
+        self.card: ModelCard = spec.card(runner.context, runner.max_patches, version, runner.greedy_only)
         self._spec, self._chat_tokenizer = spec, chat_tokenizer
-        self._preprocessor = Preprocessor(spec, runner, chat_tokenizer, self.vision_cache)
+        ends = Ends(chat_tokenizer.end_tokens, spec.vocab_size)
+        grammars = Grammars(chat_tokenizer.tokenizer, spec.vocab_size, ends)
+        self._preprocessor = Preprocessor(spec, runner, chat_tokenizer, self.vision_cache, grammars)
+        self._masks = MaskWriter(runner.slots, ends.words)
 
     @classmethod
     def load(
@@ -180,7 +153,8 @@ class Engine:
             keys = [medium.key for medium in prepared.media]
             generations.append(Generation(
                 prepared, slot, Sampler(options, prepared.tokens),
-                TextStream(self._chat_tokenizer.tokenizer, options.stop), encoded - began,
+                TextStream(self._chat_tokenizer.tokenizer, options.stop, self._chat_tokenizer.end_tokens),
+                None if prepared.grammar is None else prepared.grammar.guide(), encoded - began,
                 reused=len(keys) - len(new.intersection(keys)),
             ))
             new.difference_update(keys)  # the next request with the same medium reuses it
@@ -209,8 +183,17 @@ class Engine:
         # The token to feed comes after all cached ones: the prompt and the earlier tokens.
         places = [len(g.prepared.tokens) + len(g.tokens) - 1 + g.prepared.rope_delta for g in generations]
         positions = np.array([places] * 3, np.int32)
+        guides = [g.guide for g in generations if g.guide is not None]
+
+        def begin() -> None:
+            self._masks.begin(guides)
+            meanwhile()
+
         with self._on_device("decode"):
-            logits = self.runner.decode([g.slot for g in generations], tokens, positions, meanwhile)
+            logits = self.runner.decode(
+                [g.slot for g in generations], tokens, positions, begin if guides else meanwhile
+            )
+        self._masks.finish()
         self._accept(generations, logits)
 
     def release(self, slot: int) -> None:
@@ -251,20 +234,21 @@ class Engine:
     def _accept(self, generations: Sequence[Generation], logits: Logits) -> None:
         """Choose each generation's token. Unusable logits end only their own generation, with an error."""
         argmax: list[int] | None = None
-        if any(generation.sampler.greedy for generation in generations):
+        if any(map(_needs_argmax, generations)):
             with self._on_device("choose"):
                 argmax = logits.argmax().tolist()
         now = time.monotonic()
         for index, generation in enumerate(generations):
             try:
-                if argmax is not None and generation.sampler.greedy:
-                    token = argmax[index]
-                else:
+                token = None
+                if argmax is not None and _needs_argmax(generation):
+                    token = _token_by_argmax(generation, argmax[index])
+                if token is None:
                     with self._on_device("read logits"):
                         row = logits.row(index)
-                    token, now = generation.sampler.sample(row), time.monotonic()
-                if token == UNUSABLE:
-                    raise NotFinite("logits")
+                    guide = generation.guide
+                    token = generation.sampler.sample(row, None if guide is None else guide.mask.tokens)
+                    now = time.monotonic()
                 self._append(generation, token, now)
             except DeviceFailed:
                 raise
@@ -276,11 +260,31 @@ class Engine:
                 generation.error = error
 
     def _append(self, generation: Generation, token: int, now: float) -> None:
-        """Add a token to a generation, and end it if the token or the limit says so."""
+        """Add a token to a generation, and end it if the token, its guide or the limit says so."""
+        guide = generation.guide
+        if guide is not None:
+            guide.accept(token)
         generation.inter_token_latency = now - generation.last_token_at if generation.tokens else None
         generation.tokens.append(token)
         generation.last_token_at = now
-        if token in self._chat_tokenizer.end_tokens:
+        if token in self._chat_tokenizer.end_tokens or (guide is not None and guide.over):
             generation.finish_reason = "stop"
         elif len(generation.tokens) == generation.prepared.limit:
             generation.finish_reason = "length"
+
+
+def _needs_argmax(generation: Generation) -> bool:
+    """Whether its next token comes from the argmax, or is forced: the argmax tells that the scores are finite."""
+    return generation.sampler.greedy or (generation.guide is not None and generation.guide.forced is not None)
+
+
+def _token_by_argmax(generation: Generation, argmax: int) -> int | None:
+    """The next token, or None if the scores must be read. An allowed argmax is also that of the allowed tokens."""
+    if argmax == UNUSABLE:
+        raise NotFinite("logits")
+    if (guide := generation.guide) is None:
+        return argmax
+    if guide.forced is not None:
+        generation.sampler.accept(guide.forced)
+        return guide.forced
+    return argmax if guide.mask.allows(argmax) else None

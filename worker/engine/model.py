@@ -66,7 +66,7 @@ class ModelSpec:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Unsupported(f"The model files in {directory} do not fit together: {error!r}.") from None
 
-    def card(self, context: int, max_patches: int | None, version: str) -> ModelCard:
+    def card(self, context: int, max_patches: int | None, version: str, greedy_only: bool = False) -> ModelCard:
         """The model card that a worker publishes, with its runner's limits."""
         return ModelCard(
             name=model_name(str(self.directory.resolve())),
@@ -78,4 +78,5 @@ class ModelSpec:
             patch_size=self.family.patch_size,
             merge_size=self.family.merge_size,
             temporal_patch_size=self.family.temporal_patch_size,
+            greedy_only=greedy_only,
         )

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sailq.shared.errors import BadMedia, BadRequest, TooLong, Unsupported
+from sailq.shared.errors import BadMedia, BadRequest, TooLong
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, media_parts
 
 from ..runners.base import Runner
 from .chat_tokenizer import ChatTokenizer
+from .grammars import Grammar, Grammars
 from .model import ModelSpec
 from .patches import Grid
 from .vision_cache import Embeds, Key, VisionCache, key_of
@@ -67,6 +68,7 @@ class PreparedPrompt:
         places: int32 [V], the indices of the vision tokens in `tokens`.
         media: the prompt's media, in order.
         limit: most tokens of the answer, by the options and the context. Its last token needs no row of the cache.
+        grammar: the form that the answer must have; None if it is free.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -75,16 +77,18 @@ class PreparedPrompt:
     places: npt.NDArray[np.int32]
     media: tuple[EncodedMedium, ...]
     limit: int
+    grammar: Grammar | None = None
 
 
 class Preprocessor:
     """The host's part of an engine. May be used from any thread."""
 
     def __init__(
-        self, spec: ModelSpec, runner: Runner, chat_tokenizer: ChatTokenizer, vision_cache: VisionCache
+        self, spec: ModelSpec, runner: Runner, chat_tokenizer: ChatTokenizer, vision_cache: VisionCache,
+        grammars: Grammars,
     ) -> None:
         """`runner`: for its limits alone."""
-        self._family, self._runner = spec.family, runner
+        self._family, self._runner, self._grammars = spec.family, runner, grammars
         self._chat_tokenizer, self._vision_cache = chat_tokenizer, vision_cache
 
     def media(self, messages: Sequence[Message]) -> Media:
@@ -109,7 +113,7 @@ class Preprocessor:
         self, messages: Sequence[Message], frames: Mapping[str, Frames], options: GenerationOptions,
         media: Media | None = None,
     ) -> PreparedPrompt:
-        """Tokens, positions and patches of a request.
+        """Tokens, positions and patches of a request, and the grammar of its answer.
 
         Args:
             messages: the conversation, the finished turns included.
@@ -117,10 +121,14 @@ class Preprocessor:
             media: the result of `media` for these messages, if only the frames in its `wanted` were fetched.
 
         Raises:
-            BadRequest, BadMedia: messages and frames break the contract.
+            BadRequest, BadMedia: messages and frames break the contract, or the answer's form cannot be compiled.
             TooLong: the prompt leaves no room for an answer, or it or a frame is too large for the runner.
-            Unsupported: the runner cannot sample.
+            Unsupported: the runner cannot sample or guide.
         """
+        if self._runner.greedy_only:
+            options.refuse_greedy_only()
+        form = options.structured_outputs
+        grammar = None if form is None else self._grammars.compile(form)
         media = media or self.media(messages)
         tokens, vision = self._chat_tokenizer.encode(messages)
         context = self._runner.context
@@ -134,16 +142,12 @@ class Preprocessor:
                 f"The prompt has {len(tokens)} tokens, {media.vision_tokens} of them vision; this worker's limit is "
                 f"{self._runner.longest_prompt}."
             )
-        if self._runner.greedy_only and (options.temperature > 0 or options.repetition_penalty != 1):
-            raise Unsupported(
-                "This worker's model file returns only the most likely token. It supports only temperature 0 and "
-                "repetition_penalty 1."
-            )
         positions, delta = self._family.positions(vision, media.parts)
         return PreparedPrompt(
             tokens, positions, delta, np.flatnonzero(vision).astype(np.int32),
             tuple(self._medium(*one, frames) for one in zip(media.parts, media.grids, media.embeds, strict=True)),
             min(options.max_new_tokens, context - len(tokens) + 1),  # the last token is never fed, so it needs no row
+            grammar,
         )
 
     def _medium(

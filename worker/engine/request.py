@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sailq.shared.errors import Cancelled, DeadlineExceeded, SailqError
 from sailq.shared.jobs import FinishReason, GenerationOptions, Priority, Usage
 
-from .engine import Generation
+from .generation import Generation
 from .preprocessor import PreparedPrompt
 
 

@@ -20,8 +20,8 @@ class NotFinite(ValueError):
 class Sampler:
     """Chooses the tokens of one request. Holds its options, the tokens it has seen, and its random generator.
 
-    Each token takes exactly one draw from the request's own generator, so a seed gives the same text
-    whatever else is in the batch.
+    Each sampled token takes exactly one draw from the request's own generator, so a seed gives the same text
+    whatever else is in the batch. A token without an alternative is not sampled and takes none.
 
     Attributes:
         greedy: whether each token is the argmax of the logits.
@@ -33,20 +33,33 @@ class Sampler:
         self._seen = np.unique(prompt)
         self._random = np.random.Generator(np.random.PCG64(options.seed))
 
-    def sample(self, logits: npt.NDArray[np.float32]) -> int:
-        """The next token, from float32 [vocabulary]; raises NotFinite."""
+    def sample(self, logits: npt.NDArray[np.float32], allowed: npt.NDArray[np.int64] | None = None) -> int:
+        """The next token, from float32 [vocabulary]; raises NotFinite.
+
+        Args:
+            allowed: int64 [n], the tokens to choose from, in order; all by default. The others are left out before
+                temperature, top-k and top-p apply, as in vLLM. The penalty changes each score by itself.
+        """
         if not np.isfinite(logits).all():
             raise NotFinite("logits")
         options = self._options
         scores = repetition_penalty(logits.astype(np.float64), self._seen, options.repetition_penalty)
+        if allowed is not None:
+            scores = scores[allowed]
         token = int(np.argmax(scores))
         if options.temperature > 0:
             probabilities = softmax(warp(scores, options.temperature, options.top_k, options.top_p))
             cumulative = np.cumsum(probabilities)
             token = int(np.searchsorted(cumulative / cumulative[-1], self._random.random(), side="right"))
-        if options.repetition_penalty != 1:
-            self._seen = np.union1d(self._seen, [token])
+        if allowed is not None:
+            token = int(allowed[token])
+        self.accept(token)
         return token
+
+    def accept(self, token: int) -> None:
+        """Count a token as seen. `sample` does so itself."""
+        if self._options.repetition_penalty != 1:
+            self._seen = np.union1d(self._seen, [token])
 
 
 def repetition_penalty(scores: Scores, seen: npt.NDArray[np.int32], penalty: float) -> Scores:

@@ -14,7 +14,8 @@ from logging import getLogger
 from sailq.shared.errors import Cancelled, DeviceFailed, SailqError
 from sailq.shared.jobs import FinishReason, Priority
 
-from .engine import Engine, Generation, Start
+from .engine import Engine, Start
+from .generation import Generation
 from .request import Outcome, Request
 from .text_writer import Piece, TextWriter, as_failure
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from .tokenizer import Tokenizer
 
@@ -16,8 +16,9 @@ class TextStream:
     tokens without special ones, cut where the first stop text begins.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), end_tokens: Set[int] = frozenset()) -> None:
+        """`end_tokens`: tokens without a text."""
+        self._tokenizer, self._end_tokens = tokenizer, end_tokens
         self._stop = tuple(stop)
         self._pending: list[int] = []  # tokens since the last one that ended on a whole character
         self._decoded = 0  # characters of the pending tokens that are in _held or were returned
@@ -32,6 +33,8 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Add one token and return the text that is now final. Sets `stopped` if a stop text ends the answer."""
+        if token in self._end_tokens:
+            return ""
         self._pending.append(token)
         decoded = self._decode()
         # An incomplete character decodes to one replacement character at the very end.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from sailq.shared.errors import SailqError
 from sailq.shared.jobs import FinishReason
 
-from .engine import Generation
+from .generation import Generation
 from .request import Outcome, Request
 
 _log = getLogger("sailq.worker")
@@ -110,8 +110,7 @@ class TextWriter:
             if piece.token is not None:
                 request.tokens, request.last_token_at = request.tokens + 1, piece.at
                 self._on_token(piece.latency)
-                # An end token has no text.
-                text = "" if reason == "stop" else stream.push(piece.token)
+                text = stream.push(piece.token)
                 if reason is not None or stream.stopped:
                     text += stream.finish()
                     reason = "stop" if stream.stopped else reason

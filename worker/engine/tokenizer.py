@@ -29,6 +29,7 @@ class Tokenizer:
 
     Attributes:
         control: the text of each special token, by its id.
+        control_tokens: their ids.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -43,6 +44,7 @@ class Tokenizer:
             raise Unsupported(f"The tokenizer in {directory} cannot be loaded: {error}.") from None
         added = sorted(self._backend.get_added_tokens_decoder().items())
         self.control = tuple(token.content for _, token in added if token.special)
+        self.control_tokens = tuple(number for number, token in added if token.special)
         self._template = _template(directory, config)
         named = {name: _text(config.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
         self._named = {name: text for name, text in named.items() if text is not None}
@@ -64,6 +66,31 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of these tokens, without special tokens."""
         return self._backend.decode(tokens, skip_special_tokens=True)
+
+
+    def token_bytes(self, vocabulary: int) -> list[bytes]:
+        """The bytes of each token, for byte-level tokenizers (Qwen2's). `vocabulary`: number of tokens to list; those
+        that do not exist have none.
+
+        Raises:
+            Unsupported: the tokenizer is not byte-level.
+        """
+        added = self._backend.get_added_tokens_decoder()
+        found, byte_of = [b""] * vocabulary, _byte_of()
+        for text, token in self._backend.get_vocab(with_added_tokens=True).items():
+            if token < vocabulary:
+                try:
+                    found[token] = text.encode() if token in added else bytes(map(byte_of.__getitem__, text))
+                except KeyError:
+                    raise Unsupported("The model's tokenizer is not a byte-level one.") from None
+        return found
+
+
+def _byte_of() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for: GPT-2's `bytes_to_unicode`, inverted."""
+    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
 
 
 def _backend(directory: Path, config: Mapping[str, Any]) -> Backend:
