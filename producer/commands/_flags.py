@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,10 @@ from sailq.shared.errors import BadRequest
 from sailq.shared.generation import GenerationOptions
 from sailq.shared.media.options import Options
 from sailq.shared.options import takes
+from sailq.shared.structured_outputs import StructuredOutputs
 from sailq.shared.validation import parse
+
+from ..captioning.names import for_terminal
 
 Wait = Annotated[
     float,
@@ -28,18 +32,60 @@ Images = Annotated[
         "--image", metavar="FILE", help="Image file: JPEG, PNG, HEIC, AVIF, WebP, TIFF, GIF or BMP. Can be repeated."
     ),
 ]
+Schema = Annotated[
+    Path | None,
+    typer.Option(
+        "--schema", metavar="FILE", rich_help_panel="Answer options",
+        help="File with a JSON schema. The answer is JSON that fits it.",
+    ),
+]
+Choice = Annotated[
+    str | None,
+    typer.Option(
+        "--choice", metavar="A,B", rich_help_panel="Answer options",
+        help="Texts separated by commas. The answer is one of them.",
+    ),
+]
 answers = takes(generation=GenerationOptions, media=Options)
 """A decorator that gives a command all answer options as `generation`, and all media options as `media`."""
 
 
-def check(generation: Mapping[str, Any], media: Mapping[str, Any]) -> GenerationOptions:
+def check(
+    generation: Mapping[str, Any], media: Mapping[str, Any], schema: Path | None = None, choice: str | None = None
+) -> GenerationOptions:
     """The checked answer options. Raises BadRequest for an invalid answer or media option."""
     parse(Options, media)
     if ("resized_height" in media) != ("resized_width" in media):
         raise BadRequest("--resized-height and --resized-width must be given together.")
     if media.get("max_frames", 2) < 2:
         raise BadRequest("A video has at least two frames: give a --max-frames of 2 or more.")
-    return parse(GenerationOptions, generation)
+    form = _form(schema, choice)
+    if form is not None and "stop" in generation:
+        raise BadRequest("--stop cannot be combined with --schema or --choice.")
+    return parse(GenerationOptions, {**generation, "structured_outputs": form})
+
+
+def _form(schema: Path | None, choice: str | None) -> StructuredOutputs | None:
+    """The form that --schema or --choice asks for; None without them."""
+    if schema is not None and choice is not None:
+        raise BadRequest("--schema and --choice cannot be combined.")
+    if choice is not None:
+        texts = [text.strip() for text in choice.split(",")]
+        if not all(texts):
+            raise BadRequest("--choice takes texts separated by commas, such as yes,no.")
+        return parse(StructuredOutputs, {"choice": texts})
+    if schema is None:
+        return None
+    shown = for_terminal(str(schema))
+    try:
+        text = schema.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise BadRequest(f"--schema {shown} cannot be read: {reason}.") from None
+    try:
+        return parse(StructuredOutputs, {"json": text})
+    except BadRequest as error:
+        raise BadRequest(f"--schema {shown} {str(error).removeprefix('json: ')}") from None
 
 
 def media_parts(videos: Iterable[str] | None, images: Iterable[str] | None) -> list[dict[str, Any]]:

@@ -44,6 +44,8 @@ def ask(
         float | None,
         typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Give up if the answer takes longer."),
     ] = None,
+    schema: flags.Schema = None,
+    choice: flags.Choice = None,
     json: Json = False,
     redis_url: RedisUrl = None,
     model: Model = None,
@@ -64,6 +66,8 @@ def ask(
       sailq ask --video clip.mp4 --prompt "What happens here?" --stream
       sailq ask --image a.png --image b.png --prompt "Which is older?" --json
       sailq ask --prompt "How many sides does a square have?"
+      sailq ask --video clip.mp4 --prompt "Is it moving?" --choice yes,no
+      sailq ask --image a.png --prompt "What is it?" --schema answer.json
     """
     from sailq.shared import terminal
 
@@ -77,7 +81,7 @@ def ask(
         from ..vision_inputs import to_parts
         from ._answer import check_served, receive, timings
 
-        options = flags.check(generation, media)
+        options = flags.check(generation, media, schema, choice)
         parts = to_parts(vision_inputs) + flags.media_parts(video, image)
         question = prompt or flags.default_prompt(parts)
         if not question:

@@ -66,6 +66,8 @@ def caption(
         int, typer.Option("--window", metavar="N", min=1, max=4096, help="Maximum number of clips in flight.")
     ] = 64,
     wait: flags.Wait = 600.0,
+    schema: flags.Schema = None,
+    choice: flags.Choice = None,
     json: Json = False,
     redis_url: RedisUrl = None,
     model: Model = None,
@@ -94,6 +96,7 @@ def caption(
       sailq caption 'cam1/*.mp4' --prompt "Is anybody there?" > rows.jsonl
       sailq caption --messages rows.jsonl --out answers.jsonl
       make-rows | sailq caption - > answers.jsonl
+      sailq caption cams/ --prompt "What happens?" --schema event.json > events.jsonl
     """
     from sailq.shared import terminal
 
@@ -115,7 +118,7 @@ def caption(
         from . import _batch as batch
         from ._answer import check_served
 
-        options = flags.check(generation, media)
+        options = flags.check(generation, media, schema, choice)
         if out is not None and report is not None and out.resolve() == report.resolve():
             raise BadRequest("--out and --report name the same file.")
         settings = load_settings(redis_url=redis_url, model=model)

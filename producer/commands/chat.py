@@ -30,6 +30,8 @@ def chat(
     video: flags.Videos = None,
     image: flags.Images = None,
     system: flags.System = None,
+    schema: flags.Schema = None,
+    choice: flags.Choice = None,
     redis_url: RedisUrl = None,
     model: Model = None,
     *,
@@ -46,6 +48,7 @@ def chat(
     Examples:
       sailq chat --video clip.mp4
       printf 'What is it?\\nWhich colour?\\n' | sailq chat --image a.png
+      sailq chat --video clip.mp4 --choice yes,no,unclear
     """
     from sailq.shared import terminal
 
@@ -55,7 +58,7 @@ def chat(
         from ..client import Client
         from ._answer import check_served
 
-        options = flags.check(generation, media)
+        options = flags.check(generation, media, schema, choice)
         settings = load_settings(redis_url=redis_url, model=model)
         name = model_name(settings.model)
         with Client(settings=settings) as client:
