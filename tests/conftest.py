@@ -17,6 +17,7 @@ import pytest
 import redis
 from answering import Answerer
 from farm import Farm, NullWorker
+from gateways import Gateway, gateway
 
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
@@ -149,6 +150,13 @@ def common_worker(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> 
 def served_url(common_worker: str) -> str:
     """The URL of a database that a worker with sailq-tiny serves."""
     return common_worker
+
+
+@pytest.fixture(scope="session")
+def common_gateway(common_worker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway without keys in front of the common worker, for all tests that only need answers."""
+    with gateway(common_worker, tmp_path_factory.mktemp("gateway") / "gateway.log") as running:
+        yield running
 
 
 def _worker(
