@@ -11,7 +11,7 @@ import asyncio
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 from urllib.parse import urljoin
 
@@ -30,6 +30,7 @@ _PORTS = {"http": 80, "https": 443}
 _MOVED = {301, 302, 303, 307, 308}
 
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
 
 class MediaFetcher:
@@ -37,15 +38,15 @@ class MediaFetcher:
 
     def __init__(self, allowed: Iterable[str], *, max_bytes: int, max_seconds: float) -> None:
         """`allowed`: names (`cdn.example.com`, or `.example.com` for all names below it), IP addresses, or networks
-        (`192.168.1.0/24`) that need not be public. A name or address may have a port; without one, the ports of http
-        and https are allowed. Raises BadRequest for one that cannot be read."""
+        (`192.168.1.0/24`) that need not be public. Each may have a port; without one, the ports of http and https are
+        allowed. Raises BadRequest for one that cannot be read."""
         self._max_bytes, self._max_seconds = max_bytes, max_seconds
         self._hosts: set[tuple[str, int | None]] = set()
-        self._networks = []
+        self._networks: list[tuple[Network, int | None]] = []
         for entry in allowed:
             name, port = _host(entry)
             try:
-                self._networks.append(ip_network(name))
+                self._networks.append((ip_network(name), port))
             except ValueError:
                 if "/" in name or not name:
                     raise BadRequest(f"{entry!r} is neither a host name nor an address nor a network.") from None
@@ -112,12 +113,13 @@ class MediaFetcher:
         except ValueError:
             parents = (host[at:] for at, letter in enumerate(host) if letter == ".")
             return any((parent, port) in self._hosts for parent in parents)
-        return port is None and any(literal in network for network in self._networks)
+        return any(literal in network and port == allowed for network, allowed in self._networks)
 
-    def allows_address(self, address: Address) -> bool:
-        """Whether a connection to an address may be made."""
+    def allows_address(self, address: Address, port: int) -> bool:
+        """Whether a connection to an address and a port may be made."""
         plain = _plain(address)
-        return (plain.is_global and not plain.is_multicast) or any(plain in network for network in self._networks)
+        allowed = (network for network, only in self._networks if only in (None, port))
+        return (plain.is_global and not plain.is_multicast) or any(plain in network for network in allowed)
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
@@ -129,7 +131,9 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
     async def connect_tcp(self, host: str, port: int, *arguments: Any, **options: Any) -> httpcore.AsyncNetworkStream:
         found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         addresses = [str(where[0]) for *_, where in found]
-        allowed = [one for one in addresses if self._fetcher.allows_address(ip_address(one.partition("%")[0]))]
+        allowed = [
+            one for one in addresses if self._fetcher.allows_address(ip_address(one.partition("%")[0]), port)
+        ]
         if not allowed:
             raise BadRequest(f"Media are not fetched from {host[:100]!r}: its address is not a public one.")
         for place in allowed[:-1]:

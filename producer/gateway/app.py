@@ -9,6 +9,7 @@ from importlib.metadata import version
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from sailq.shared.connection import connect
@@ -57,8 +58,8 @@ def create_app(settings: Settings, keys: Keys, fetcher: MediaFetcher, *, max_bod
         app.add_middleware(LocalHosts)
     app.add_middleware(Counted, metrics=metrics)
     for kind, handler in {
-        ApiError: _api_error, HTTPException: _http_error, RequestValidationError: _invalid, Disconnected: _disconnected,
-        Exception: _unexpected,
+        ApiError: _api_error, HTTPException: _http_error, RequestValidationError: _invalid,
+        Disconnected: _disconnected, ClientDisconnect: _disconnected, Exception: _unexpected,
     }.items():
         app.add_exception_handler(kind, handler)
     app.include_router(routes.router)

@@ -57,9 +57,13 @@ class LocalHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not is_local(_host(scope)):
             error = ApiError(403, "Without keys, the gateway answers only to its local names.", code="forbidden_host")
-            await JSONResponse(error.body, error.status)(scope, receive, send)
+            await _refuse(error, scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
 
 
 def _host(scope: Scope) -> str:
@@ -80,7 +84,14 @@ class BodyLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            receive = _Body(receive, self._limit(scope["path"]), dict(scope["headers"]).get(b"content-length")).receive
+            headers = dict(scope["headers"])
+            if b"content-length" in headers and b"transfer-encoding" in headers:
+                # A proxy may see the end of this body at another place, and the next request in it (RFC 9112, 6.1).
+                error = ApiError(400, "A request has a Content-Length or a Transfer-Encoding, not both.",
+                                 code="invalid_request", headers={"Connection": "close"})
+                await _refuse(error, scope, receive, send)
+                return
+            receive = _Body(receive, self._limit(scope["path"]), headers.get(b"content-length")).receive
         await self._app(scope, receive, send)
 
 

@@ -70,13 +70,13 @@ def prepare(
     read = [_message(message, number) for number, message in enumerate(messages, 1)]
     budget.automatic = sum(_is_automatic(part) for _, parts in read for part in parts)
     prepared = tuple(
-        Message(
-            role=role,
-            content=tuple(
+        parse(Message, {
+            "role": role,
+            "content": tuple(
                 _record(part, f"Part {place} of message {number}", base, budget, blobs, damaged, encode)
                 for place, part in enumerate(parts, 1)
             ),
-        )
+        })
         for number, (role, parts) in enumerate(read, 1)
     )
     return Prepared(prepared, blobs, budget.tokens, sum(damaged))
