@@ -105,4 +105,7 @@ def gateway(
             scheme = "http" if ssl_certfile is None else "https"
             shown = f"[{host}]" if ":" in host else host
             terminal.note(f"OpenAI's API is at {scheme}://{shown}:{listening.getsockname()[1]}/v1")
-            serve(app, listening, ssl_certfile, ssl_keyfile)
+            try:
+                serve(app, listening, ssl_certfile, ssl_keyfile)
+            except KeyboardInterrupt:
+                terminal.note("the gateway has stopped")
