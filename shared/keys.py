@@ -105,7 +105,9 @@ def model(name: str) -> str:
 
 
 def gateway_rate(caller: str) -> str:
-    """String: the time, in milliseconds since the epoch, at which the bucket of an API key's rate will be full."""
+    """String: the time, in milliseconds since the epoch, at which the bucket of an API key's rate will be full.
+
+    `caller`, here and below, is the SHA-256 of the API key."""
     return f"{PREFIX}gateway:rate:{caller}"
 
 

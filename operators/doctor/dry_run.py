@@ -16,6 +16,7 @@ _SEEDS, _RUNS = 4, 500
 """Each call of 500 runs takes the server up to 50 ms. 2,000 runs reach every command of a script."""
 _DIRECT = "for _, command in ipairs(cjson.decode(ARGV[1])) do redis.call(unpack(command)) end"
 _JOB, _RESULT, _INBOX, _STREAM = keys.job(_ID), keys.result(_ID), keys.inbox(_ID), keys.stream(_ID)
+_GATEWAY_JOBS, _GATEWAY_REQUEST = keys.gateway_jobs(_ID), keys.gateway_request(_ID, _ID)
 
 
 def refused(connection: redis.Redis, role: Role, queue: str) -> list[str]:
@@ -47,6 +48,7 @@ def _call(name: str, queue: str) -> tuple[list[str], list[str]]:
         "hold": ([_JOB], [_ID, *["1"] * 3, _ID, "1"]),
         "clear": ([keys.turns(_ID), keys.conversation_clips(_ID)], [_ID]),
         "follow": ([_JOB, _RESULT], ["id or other"]),
+        "admit": ([keys.gateway_rate(_ID), _GATEWAY_JOBS], ["1", "1", "1", _ID]),
         "claim": ([waiting], [_ID, _ID, *["1"] * 8]),
         "begin": ([_JOB], [_ID]),
         "renew": ([f"rq:wip:{queue}"], ["1", f"{_ID}:{_ID}", f"{_ID}:{_ID}"]),
@@ -68,6 +70,7 @@ def _direct(role: Role, queue: str) -> list[tuple[str, ...]]:
             ("GET", _RESULT), ("MGET", _RESULT), ("LRANGE", keys.turns(_ID), "0", "-1"),
             ("XADD", _INBOX, "*", "x", "x"), ("EXPIRE", _INBOX, "1"), ("XREVRANGE", _INBOX, "+", "-"),
             ("XREAD", "STREAMS", _INBOX, _STREAM, "0", "0"),
+            ("SET", _GATEWAY_REQUEST, "x"), ("GET", _GATEWAY_REQUEST), ("ZREM", _GATEWAY_JOBS, "x"),
         ]
     record = f"rq:worker:{_ID}"  # RQ's
     return [

@@ -167,7 +167,7 @@ class Chat:
         job = await self.client.new_id()
         if idempotency_key is None:
             return job, False
-        key = keys.gateway_request(caller.name, hashlib.sha256(idempotency_key.encode()).hexdigest())
+        key = keys.gateway_request(caller.id, hashlib.sha256(idempotency_key.encode()).hexdigest())
         mine = f"{job} {hashlib.sha256(body).hexdigest()}".encode()
         connection = self.client.connection
         with server_errors(connection):

@@ -41,10 +41,14 @@ class ApiKey(StrictModel):
 
 
 class Caller:
-    """Who sends a request. `name` is empty if the gateway has no keys."""
+    """Who sends a request. `name` is empty if the gateway has no keys.
+
+    `id` is what Redis keys are named by: a hash, so that nobody who knows a name can find the ids of its jobs.
+    """
 
     def __init__(self, name: str, key: ApiKey | None) -> None:
         self.name = name
+        self.id = key.sha256 if key else ""
         self.priority: Priority = key.priority if key else "normal"
         self.may_be_first = key is None or key.priority == "high"
         self.rate = key.rate if key else None

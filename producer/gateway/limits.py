@@ -28,7 +28,7 @@ class Limits:
             return
         with server_errors(self._connection):
             state, value = await self._admit(
-                keys=[keys.gateway_rate(caller.name), keys.gateway_jobs(caller.name)],
+                keys=[keys.gateway_rate(caller.id), keys.gateway_jobs(caller.id)],
                 args=[caller.rate or 0, caller.burst, caller.max_queued or 0, job],
             )
         if state == b"rate":
@@ -40,7 +40,7 @@ class Limits:
         """Notes that a job has ended."""
         if caller.max_queued is not None:
             with server_errors(self._connection):
-                await asyncio.shield(self._connection.zrem(keys.gateway_jobs(caller.name), job))
+                await asyncio.shield(self._connection.zrem(keys.gateway_jobs(caller.id), job))
 
 
 def _too_many(message: str, seconds: int) -> ApiError:

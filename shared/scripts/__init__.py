@@ -19,8 +19,8 @@ from redis.client import Pipeline
 from redis.commands.core import Script
 from redis.exceptions import NoScriptError
 
-PRODUCER = ("submit", "cancel", "hold", "clear", "follow")
-"""The scripts that a producer calls."""
+PRODUCER = ("submit", "cancel", "hold", "clear", "follow", "admit")
+"""The scripts that a producer calls. Only a gateway calls `admit`."""
 WORKER = ("claim", "begin", "renew", "finish", "release", "recover", "hold", "say")
 """The scripts that a worker calls. It also calls `write`, which has no commands of its own."""
 _SHARED = ("common", "clips", "endings")

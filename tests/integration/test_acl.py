@@ -6,16 +6,19 @@ import asyncio
 import json
 import os
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import openai
 import pytest
 import redis
 import yaml
 from acl_server import DEPLOY, Server
 from asking import LONG_ANSWER
 from commands import invoke, living
+from gateways import gateway
 from redis.exceptions import NoPermissionError
 from rq.job import Job as RQJob
 from rq.queue import Queue
@@ -25,6 +28,7 @@ from sailq.operators.fleet import Fleet
 from sailq.producer.aio import AsyncClient
 from sailq.producer.client import Client
 from sailq.producer.demo import set_up
+from sailq.producer.gateway.keys import make_key
 from sailq.producer.samples import write_samples
 from sailq.shared import keys
 from sailq.shared.connection import connect, server_errors
@@ -141,6 +145,41 @@ def test_a_producer_with_only_rq_works(
     assert refused() <= {("producer", "info")}  # RQ asks for the server's version, but works without it
     with server.connect("reader") as reader:
         assert RQJob.fetch(waiting[1].id, connection=reader, serializer=Serializer).get_position() == 0
+
+
+def test_a_gateway_works_as_a_producer(
+    server: Server, logs: Path, refused: Callable[[], set[tuple[str, str]]], tmp_path: Path,
+    eventually: Callable[..., None],
+) -> None:
+    secret, entry = make_key("cameras")
+    entry["cameras"].update(rate=0.01, burst=6, max_queued=3)
+    (tmp_path / "keys.json").write_text(json.dumps(entry))
+    hello = {"model": "sailq-tiny", "messages": [{"role": "user", "content": "Hello"}]}
+    options = {name: value for name, value in LONG_ANSWER.items() if name != "max_new_tokens"}
+    with (
+        gateway(server.url("producer"), tmp_path / "log", "--keys", tmp_path / "keys.json") as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key=secret, max_retries=0) as client,
+        server.connect("reader") as reader,
+    ):
+        jobs = keys.gateway_jobs(entry["cameras"]["sha256"])
+        chat = client.chat.completions
+        first, again = (chat.create(**hello, extra_headers={"Idempotency-Key": "once"}) for _ in range(2))
+        assert first.choices[0].message.content and first.id == again.id
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chat.create(**hello, stream=True))
+        eventually(lambda: not reader.zcard(jobs))
+        with chat.create(**hello, **options, stream=True) as stream:
+            left = next(iter(stream)).id.removeprefix("chatcmpl-")
+            assert reader.zrange(jobs, 0, -1) == [left.encode()]
+        eventually(lambda: not reader.zcard(jobs))
+        with Client(server.url("reader")) as looking:
+            assert looking.wait(left, timeout=60).finish_reason == "cancelled"
+        assert [model.id for model in client.models.list()] == ["sailq-tiny"]
+        assert urllib.request.urlopen(f"{running.url}/ready", timeout=30).status == 200
+        with pytest.raises(openai.RateLimitError):
+            for _ in range(6):
+                chat.create(**hello)
+        assert no_secret(server, running.log.read_text()) and secret not in running.log.read_text()
+    assert refused() == set()
 
 
 def test_a_producer_can_neither_claim_nor_finish_a_job(server: Server) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import openai
 import pytest
 from acl_server import DEPLOY, Server
 from asking import LONG_ANSWER
+from gateways import gateway
 
 from sailq.operators.doctor.acl import rights
 from sailq.operators.doctor.dry_run import Role, refused
 from sailq.producer.client import Client
+from sailq.producer.gateway.keys import make_key
 from sailq.producer.managed_process import ManagedProcess, sailq_command
 from sailq.producer.samples import write_samples
 from sailq.shared import keys, scripts
@@ -106,7 +110,16 @@ def test_a_user_with_no_more_rights_than_doctor_checks_can_do_its_work(server: S
         assert client.wait(running.job, timeout=60).finish_reason == "cancelled"
         waiting = [client.submit(hello, model="nobody-serves-it", conversation="w", timeout=60) for _ in range(2)]
         assert [client.cancel(turn.job) for turn in waiting] == ["cancelled"] * 2
-        assert worker.stop(60) == 0
+        secret, entry = make_key("cameras")
+        entry["cameras"].update(rate=0.01, burst=2, max_queued=1)
+        (tmp_path / "keys.json").write_text(json.dumps(entry))
+        running = stack.enter_context(gateway(server.url("producer"), tmp_path / "gateway.log", "--keys",
+                                              tmp_path / "keys.json"))
+        asking = stack.enter_context(openai.OpenAI(base_url=f"{running.url}/v1", api_key=secret, max_retries=0))
+        for _ in range(2):
+            asking.chat.completions.create(model="sailq-tiny", messages=[{"role": "user", "content": "Hello"}],
+                                           extra_headers={"Idempotency-Key": "once"})
+        assert running.stop(60) == 0 and worker.stop(60) == 0
         # What redis-py and RQ ask for, and do without.
         unneeded = {f"client|{name}" for name in ("setinfo", "setname", "list", "info")}
         assert {entry["object"] for entry in admin.acl_log()} <= unneeded
