@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from asking import prepared
 from jsonschema import Draft202012Validator
 from schemas import FINITE, SCHEMAS
 
-from sailq.producer.samples import write_samples
+from sailq.producer.samples import TRAINING_SEED, write_samples
+from sailq.producer.samples.dataset import NFRAMES, random_medium
+from sailq.producer.samples.scene import COLOURS, MOTIONS, SHAPES, Scene
+from sailq.producer.samples.talk import LANGS, Lang, about
 from sailq.shared.jobs import GenerationOptions
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.request import Outcome, Request
@@ -81,3 +86,47 @@ def misfit(schema: dict[str, Any], text: str) -> str | None:
     checker = Draft202012Validator.FORMAT_CHECKER
     errors = list(Draft202012Validator(schema, format_checker=checker).iter_errors(value))
     return str(errors[0]) if errors else None
+
+
+CLIPS, CLIP_SEED = 200, 13
+TOPICS = ("shape", "colour", "motion")
+
+
+def clips(folder: Path) -> list[tuple[dict[str, Any], list[str]]]:
+    """Questions about held-out clips, in English and Chinese, with their choices; the row has the right one."""
+    assert CLIP_SEED < TRAINING_SEED
+    random = np.random.default_rng([CLIP_SEED, 0])
+    rows = []
+    for index in range(CLIPS):
+        medium = random_medium(random, (84, 84), video=True)
+        medium.write(folder / f"{index}.mp4")
+        lang = LANGS[index % 2]
+        for topic in TOPICS:
+            question, right = about(random, lang, topic, medium.scene)
+            content = [{"type": "video", "video": f"{index}.mp4", "resized_height": 84, "resized_width": 84,
+                        "nframes": NFRAMES}, {"type": "text", "text": question}]
+            rows.append(({"messages": [{"role": "user", "content": content}], "answer": right, "topic": topic},
+                         choices(medium.scene, lang, topic)))
+    return rows
+
+
+def choices(scene: Scene, lang: Lang, topic: str) -> list[str]:
+    """Every answer that sailq-tiny was taught for a topic."""
+    random = np.random.default_rng(0)
+    values = {"shape": SHAPES, "colour": COLOURS, "motion": MOTIONS}[topic]
+    return [about(random, lang, topic, replace(scene, **{topic: value}))[1] for value in values]
+
+
+@pytest.mark.timeout(900)
+def test_sailq_tiny_chooses_shape_colour_and_motion(tmp_path: Path) -> None:
+    rows = clips(tmp_path)
+    asked = [(row, GenerationOptions(structured_outputs={"choice": texts})) for row, texts in rows]
+    outcomes = answers(Engine.load(resolve("sailq-tiny"), slots=8), tmp_path, asked)
+    assert all(outcome.finish_reason == "stop" for outcome in outcomes)
+    assert all(outcome.text in texts for outcome, (_, texts) in zip(outcomes, rows, strict=True))
+    right = Counter(row["topic"] for outcome, (row, _) in zip(outcomes, rows, strict=True)
+                    if outcome.text == row["answer"])
+    shares = ", ".join(f"{topic} {right[topic] / CLIPS:.1%}" for topic in TOPICS)
+    print(f"\nfigure: choice of shape, colour and motion of {CLIPS} held-out clips: "
+          f"{right.total() / len(rows):.1%} right; {shares}")
+    assert right.total() >= 0.97 * len(rows)
