@@ -6,7 +6,6 @@ while a run has it open, and the kernel releases the lock when the process ends.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -22,6 +21,7 @@ from typing import Generic, TypeVar
 
 from sailq.shared.errors import BadRequest, SailqError
 
+from ..durable import sync, sync_folder
 from .names import for_terminal
 
 R = TypeVar("R")
@@ -42,10 +42,6 @@ class Form(Generic[R]):
     read: Callable[[bytes], R | None]
     write: Callable[[R], bytes]
     option: str
-
-
-_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-"""The errors of fsync on a file system that does not support it (fsync(2), and FUSE)."""
 
 
 class RowFile(Generic[R]):
@@ -149,7 +145,7 @@ class RowFile(Generic[R]):
                 os.fchmod(descriptor, stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
                 file.writelines(map(self._form.write, rows))
                 file.flush()
-                _sync(descriptor)
+                sync(descriptor)
                 if self._path.exists() and not self._is_current(self._file):
                     draft = draft.rename(draft.with_suffix(".jsonl"))
                     raise SailqError(f"{self._name} was replaced by another file meanwhile; the rows are in {draft}.")
@@ -165,7 +161,7 @@ class RowFile(Generic[R]):
         finally:
             self.close()
         try:
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
         except OSError as error:
             raise SailqError(
                 f"{self._name} is sorted, but a power failure may undo this: its folder cannot be synchronized to the "
@@ -192,24 +188,3 @@ def _is_json(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Syncs a folder, so that a new name in it survives a power cut."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except PermissionError:
-        return  # a folder may be writable but not readable
-    try:
-        _sync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(descriptor: int) -> None:
-    """os.fsync that ignores file systems without support for it; some do not support it for folders."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise

@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_synchronized(tmp_path: Path, monkeypatch: pytes
     def fail(folder: Path) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(rowfile, "_sync_folder", fail)
+    monkeypatch.setattr(rowfile, "sync_folder", fail)
     file = RowFile(tmp_path / "out.jsonl", CAPTIONS)
     file.append(row(1))
     with pytest.raises(SailqError, match="is sorted, .*Input/output error"):
@@ -159,7 +159,7 @@ def test_the_draft_of_a_killed_run_is_removed_by_the_next(tmp_path: Path) -> Non
     for path in (out, tmp_path / "other.jsonl"):
         child = os.fork()
         if not child:
-            rowfile._sync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+            rowfile.sync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
             (RowFile(out, CAPTIONS) if path == out else other).finish([row(0)])
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
     assert len(list(tmp_path.glob("*.draft"))) == 2
@@ -173,7 +173,7 @@ def test_a_draft_that_another_run_writes_stays(tmp_path: Path, monkeypatch: pyte
     file = RowFile(out, CAPTIONS)
     out.unlink()
     with monkeypatch.context() as during:
-        during.setattr(rowfile, "_sync", lambda _: RowFile(out, CAPTIONS).close())
+        during.setattr(rowfile, "sync", lambda _: RowFile(out, CAPTIONS).close())
         with pytest.raises(SailqError, match=r"rows are in .*/\.sailq-"):
             file.finish([row(0)])
     (kept,) = tmp_path.glob(".sailq-*.jsonl")
