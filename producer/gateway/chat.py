@@ -69,17 +69,12 @@ class Chat:
         self._readers.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def submit(self, request: ChatRequest, caller: Caller, idempotency_key: str | None, body: bytes) -> Ticket:
-        """Submits a request's job.
-
-        Args:
-            idempotency_key: a request that was sent before with this key has the same job.
-            body: the request's bytes, to tell a repeated request from another one with the same key.
-        """
+    async def submit(self, request: ChatRequest, caller: Caller, idempotency_key: str | None) -> Ticket:
+        """Submits a request's job. A request that was sent before with this `idempotency_key` has the same job."""
         with api_errors():
             card = await self._card(request.model)
             question = self._permitted(read_question(request, card), request, caller)
-            job, known = await self._job(caller, idempotency_key, body)
+            job, known = await self._job(caller, idempotency_key, request)
             ticket = Ticket(job, caller, request, outlives=idempotency_key is not None)
             if known and await self._is_submitted(job):
                 return ticket
@@ -162,13 +157,16 @@ class Chat:
             return Question(question.messages, options.model_copy(update={"seed": randbelow(2**63)}))
         return question
 
-    async def _job(self, caller: Caller, idempotency_key: str | None, body: bytes) -> tuple[str, bool]:
+    async def _job(
+        self, caller: Caller, idempotency_key: str | None, request: ChatRequest
+    ) -> tuple[str, bool]:
         """(the job's id, whether a request with this key came before)"""
         job = await self.client.new_id()
         if idempotency_key is None:
             return job, False
         key = keys.gateway_request(caller.id, hashlib.sha256(idempotency_key.encode()).hexdigest())
-        mine = f"{job} {hashlib.sha256(body).hexdigest()}".encode()
+        asked = request.model_dump_json(exclude={"stream", "stream_options"})
+        mine = f"{job} {hashlib.sha256(asked.encode()).hexdigest()}".encode()
         connection = self.client.connection
         with server_errors(connection):
             ttl = self.client.settings.result_ttl

@@ -47,9 +47,8 @@ Key = Annotated[Caller, Depends(caller_of)]
 async def chat_completions(request: Request, caller: Key) -> Response:
     """Answers messages with text, images and videos."""
     chat = state_of(request).chat
-    body = await request.body()
-    asked = read_request(json_of(request, body))
-    submitting = chat.submit(asked, caller, request.headers.get("idempotency-key"), body)
+    asked = read_request(json_of(request, await request.body()))
+    submitting = chat.submit(asked, caller, request.headers.get("idempotency-key"))
     ticket = await until_disconnected(request, submitting)
     if not asked.stream:
         return JSONResponse(await until_disconnected(request, chat.whole(ticket)))

@@ -15,25 +15,33 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from sailq.shared.errors import BadRequest
 
 _HEADER_SECONDS = 30.0
-"""Seconds in which a client must send the head of its first request."""
+"""Seconds in which a client must send the head of a request."""
 _DRAIN_SECONDS = 30
 """Seconds that answers under way get when the gateway stops."""
 _MOST_FILES = 1 << 16
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection on which no request has begun in time. uvicorn limits only the time between two requests."""
+    """Closes a connection on which no request begins in time, not even a byte at a time. uvicorn waits for ever."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._late = asyncio.get_running_loop().call_later(_HEADER_SECONDS, self._close_if_quiet)
+        self._expect()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._late.cancel()
+        self._expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._late.cancel()
         super().connection_lost(exc)
 
+    def _expect(self) -> None:
+        self._late = asyncio.get_running_loop().call_later(_HEADER_SECONDS, self._close_if_quiet)
+
     def _close_if_quiet(self) -> None:
-        if self.cycle is None:
+        if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
 
 
@@ -47,18 +55,24 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(app: FastAPI, listening: socket.socket, certificate: Path | None, key: Path | None) -> None:
-    """Serves until SIGTERM or SIGINT. Requests under way get `_DRAIN_SECONDS`; then their jobs are cancelled."""
+    """Serves until SIGTERM or SIGINT. Raises BadRequest for a certificate that cannot be used."""
     _allow_many_connections()
+    server_of(app, certificate, key).run(sockets=[listening])
+
+
+def server_of(app: FastAPI, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Server:
+    """A server that has not begun. When it stops, requests under way get `_DRAIN_SECONDS`; then their jobs are
+    cancelled."""
     config = uvicorn.Config(
         app, http=_Protocol, ws="none", lifespan="on", log_config=None, server_header=False,
-        ssl_certfile=certificate, ssl_keyfile=key, timeout_graceful_shutdown=_DRAIN_SECONDS, loop="uvloop",
+        ssl_certfile=certificate, ssl_keyfile=key, timeout_keep_alive=int(_HEADER_SECONDS),
+        timeout_graceful_shutdown=_DRAIN_SECONDS, loop="uvloop",
     )
     try:
         config.load()
     except OSError as error:
         raise BadRequest(f"The certificate {certificate} cannot be used: {error.strerror or error}.") from None
-    server = uvicorn.Server(config)
-    server.run(sockets=[listening])
+    return uvicorn.Server(config)
 
 
 def _allow_many_connections() -> None:
