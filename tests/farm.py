@@ -24,7 +24,7 @@ class NullWorker:
 
     @property
     def alive(self) -> bool:
-        return not select.select([self._process], [], [], 0)[0]
+        return not self._ended(0.0)
 
     def signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
@@ -36,7 +36,12 @@ class NullWorker:
         self.wait_for_end()
 
     def wait_for_end(self, seconds: float = 10.0) -> None:
-        assert select.select([self._process], [], [], seconds)[0], self.log.read_text()
+        assert self._ended(seconds), self.log.read_text()
+
+    def _ended(self, seconds: float) -> bool:
+        end = select.poll()  # select.select takes no descriptor above 1023
+        end.register(self._process, select.POLLIN)
+        return bool(end.poll(1000 * seconds))
 
     def close(self) -> None:
         self.kill()
