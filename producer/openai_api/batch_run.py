@@ -20,6 +20,7 @@ from ..client import Client
 from .batch_input import BatchInput, Line
 from .batch_output import REQUESTS, Row, row_of
 from .errors import ApiError, unknown_model
+from .messages import ADDRESS
 from .requests import read_question, read_request
 
 Arguments = dict[str, Any]
@@ -46,6 +47,7 @@ class BatchRun:
         base: Path | None = None,
         retry: bool = True,
         arguments: Callable[[Arguments], Arguments] = lambda asked: asked,
+        fetch: Callable[[str], bytes] | None = None,
     ) -> None:
         """
         Args:
@@ -55,11 +57,12 @@ class BatchRun:
             retry: whether a request that an earlier run could not answer is asked again.
             arguments: makes those arguments of `Client.submit` that a request sets into those that it gets: priority,
                 timeout, conversation and metadata. It may raise ApiError.
+            fetch: gets what is at an http(s) address, in a thread; without it, such addresses are refused.
 
         Raises BadRequest if another run has `out` open, or if it has answers of another batch.
         """
         self._given, self._window, self._wait = given, window, wait
-        self._base, self._arguments = base, arguments
+        self._base, self._arguments, self._fetch = base, arguments, fetch
         self.rows: dict[int, Row] = {}
         self.wall = 0.0
         self._before: dict[int, Row] = {}
@@ -149,9 +152,20 @@ class BatchRun:
         if card is None and live_workers(client.connection):
             raise unknown_model(request.model)
         question = read_question(request, card, local_files=self._base is not None)
+        if self._fetch is not None:
+            _fetch_media(question.messages, self._fetch)
         asked: Mapping[str, Any] = {
             "conversation": request.conversation, "priority": request.priority, "timeout": request.deadline,
             "metadata": request.metadata,
         }
         arguments = self._arguments({name: value for name, value in asked.items() if value is not None})
         return Request(question.messages, request.model, self._base, {**arguments, "options": question.options})
+
+
+def _fetch_media(messages: list[dict[str, Any]], fetch: Callable[[str], bytes]) -> None:
+    """Puts bytes in the place of addresses."""
+    for message in messages:
+        for part in message["content"] if isinstance(message["content"], list) else ():
+            source = part[part["type"]]
+            if part["type"] != "text" and ADDRESS.match(source):
+                part[part["type"]] = fetch(source)

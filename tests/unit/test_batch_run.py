@@ -16,6 +16,7 @@ from test_batch_input import BODY, line, write
 from sailq.producer import waiting
 from sailq.producer.captioning import window
 from sailq.producer.client import Client, JobHandle
+from sailq.producer.openai_api import batch_run
 from sailq.producer.openai_api.batch_input import BatchInput
 from sailq.producer.openai_api.batch_output import unanswered
 from sailq.producer.openai_api.batch_run import BatchRun
@@ -30,6 +31,7 @@ BAD = {**BODY, "n": 2}
 def quickly_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "_IDLE_SECONDS", 0.05)
     monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(batch_run, "Readers", lambda: None)  # threads read: a child takes a second to start
 
 
 @pytest.fixture

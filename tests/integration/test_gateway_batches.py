@@ -1,0 +1,386 @@
+"""OpenAI's Files and Batches, with the client of the `openai` package."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from batch_server import application, serving
+from farm import NullWorker
+from openai.types import Batch
+
+from sailq.producer.captioning import window
+from sailq.producer.gateway import batch_runner, batches
+from sailq.producer.openai_api import batch_run
+
+ENDPOINT: Any = "/v1/chat/completions"
+KILLS, LINES = 5, 300
+SECONDS = 600.0
+"""Within this a batch makes progress, however busy the machine is."""
+PROGRAM = Path(__file__).parents[1] / "batch_server.py"
+
+
+def line(custom_id: str, content: Any = "Hello", model: str = "sailq-tiny", **body: Any) -> bytes:
+    body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 2, **body}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": ENDPOINT, "body": body}).encode() + b"\n"
+
+
+def client_of(url: str, key: str = "anna") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_runner, "_SCAN_SECONDS", 0.1)
+    monkeypatch.setattr(batch_runner, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(batch_runner, "_COUNT_SECONDS", 0.05)
+    monkeypatch.setattr(window, "_IDLE_SECONDS", 0.1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "gateway"
+
+
+@pytest.fixture
+def threads_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads read media: a child takes a second to start."""
+    monkeypatch.setattr(batch_run, "Readers", lambda: None)
+
+
+@pytest.fixture
+def url(redis_url: str, folder: Path, threads_read: None) -> Iterator[str]:
+    with serving(application(redis_url, folder)) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with closing(client_of(url)) as client:
+        yield client
+
+
+def begin(client: openai.OpenAI, *lines: bytes, **options: Any) -> Batch:
+    file = client.files.create(file=("in.jsonl", b"".join(lines)), purpose="batch")
+    return client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", **options)
+
+
+def until(client: openai.OpenAI, batch: Batch, holds: Callable[[Batch], object]) -> Batch:
+    end = time.monotonic() + SECONDS
+    while not holds(now := client.batches.retrieve(batch.id)):
+        assert time.monotonic() < end and now.status not in batches.FINAL, now
+        time.sleep(0.02)
+    return now
+
+
+def ended(client: openai.OpenAI, batch: Batch) -> Batch:
+    return until(client, batch, lambda now: now.status in batches.FINAL)
+
+
+def rows(client: openai.OpenAI, file: str | None) -> list[dict[str, Any]]:
+    return [] if file is None else [json.loads(row) for row in client.files.content(file).text.splitlines()]
+
+
+def counts(batch: Batch) -> tuple[int, int, int]:
+    assert batch.request_counts is not None
+    return batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed
+
+
+def test_a_batch_with_answers_and_errors(served_url: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(b"x")
+    bad = [{"type": "image_url", "image_url": {"url": str(tmp_path / "secret.png")}}]
+    far = [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}]
+    with serving(application(served_url, folder)) as url, closing(client_of(url)) as client:
+        batch = begin(client, line("1"), line("2", n=3), line("3"), line("4", bad), line("5", far),
+                      metadata={"night": "5"})
+        assert (batch.object, batch.status, batch.completion_window) == ("batch", "validating", "24h")
+        done = ended(client, batch)
+        assert (done.status, counts(done), done.metadata) == ("completed", (5, 2, 3), {"night": "5"})
+        assert done.created_at <= (done.in_progress_at or 0) <= (done.finalizing_at or 0) <= (done.completed_at or 0)
+        answers, errors = rows(client, done.output_file_id), rows(client, done.error_file_id)
+        assert [row["custom_id"] for row in answers] == ["1", "3"]
+        assert all(row["response"]["body"]["object"] == "chat.completion" for row in answers)
+        assert [(row["custom_id"], row["response"]["status_code"]) for row in errors] == [
+            ("2", 400), ("4", 400), ("5", 400)]
+        assert done.output_file_id and done.error_file_id
+        output = client.files.retrieve(done.output_file_id)
+        assert (output.purpose, output.filename) == ("batch_output", f"{batch.id}_output.jsonl")
+        assert client.files.delete(output.id).deleted
+        with pytest.raises(openai.NotFoundError):
+            client.files.content(output.id)
+    assert sorted(path.suffix for path in (folder / "batches").iterdir()) == [".json"]
+
+
+def test_a_file_that_is_not_a_batch(client: openai.OpenAI) -> None:
+    done = ended(client, begin(client, line("1"), b"{\n", line("1")))
+    assert done.status == "failed" and done.errors and done.errors.data
+    assert [(error.line, error.code) for error in done.errors.data] == [
+        (2, "invalid_json_line"), (3, "duplicate_custom_id")]
+    assert done.output_file_id is done.error_file_id is None and done.failed_at
+
+
+def test_a_batch_whose_input_was_deleted(redis_url: str, folder: Path) -> None:
+    with serving(application(redis_url, folder)) as url, closing(client_of(url)) as client:
+        batches_ = batches.BatchStore(folder)
+        with pytest.raises(openai.NotFoundError):
+            client.batches.create(input_file_id="file-1", endpoint=ENDPOINT, completion_window="24h")
+        batch = batches_.create("anna", f"file-{'0' * 32}", ENDPOINT)
+        done = ended(client, client.batches.retrieve(batch.id))
+    assert done.errors and done.errors.data and done.errors.data[0].code == "input_file_not_found"
+
+
+def test_a_cancelled_batch_keeps_its_answers(client: openai.OpenAI, start_null: Callable[..., NullWorker]) -> None:
+    start_null("--slots", "1", "--decode-ms", "20")
+    batch = begin(client, *[line(str(number)) for number in range(2000)])
+    until(client, batch, lambda now: counts(now)[1] > 0)
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    done = ended(client, batch)
+    total, completed, failed = counts(done)
+    assert done.status == "cancelled" and done.cancelling_at and done.cancelled_at
+    assert total == 2000 > completed > 0 == failed and len(rows(client, done.output_file_id)) == completed
+    with pytest.raises(openai.ConflictError):
+        client.batches.cancel(batch.id)
+
+
+def test_a_cancelled_batch_that_waits_for_others_or_for_a_worker(client: openai.OpenAI) -> None:
+    waiting = [begin(client, line("1")) for _ in range(batch_runner.AT_ONCE + 1)]
+    for batch in reversed(waiting):
+        client.batches.cancel(batch.id)
+    assert [ended(client, batch).status for batch in waiting] == ["cancelled"] * len(waiting)
+
+
+def test_a_batch_that_expires(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = begin(client, line("1"), line("2", n=2), line("3"))
+    until(client, batch, lambda now: counts(now)[2] == 1)
+    monkeypatch.setattr(batches, "WINDOW_SECONDS", 0)
+    done = ended(client, batch)
+    assert done.status == "expired" and done.expired_at and done.output_file_id is None and counts(done) == (3, 0, 3)
+    found = [(row["custom_id"], row["error"] and row["error"]["code"]) for row in rows(client, done.error_file_id)]
+    assert found == [("1", "batch_expired"), ("2", None), ("3", "batch_expired")]
+
+
+def test_pages_of_lists(client: openai.OpenAI) -> None:
+    files = [client.files.create(file=(f"{number}.jsonl", b"x"), purpose="batch").id for number in range(5)]
+    assert [file.id for file in client.files.list(order="asc")] == files
+    assert [file.id for file in client.files.list(limit=2)] == files[::-1]  # the client fetches all three pages
+    page = client.files.list(limit=2, after=files[3])
+    assert [file.id for file in page.data] == files[1:3][::-1] and page.has_more
+    assert client.files.list(purpose="user_data").data == []
+    made = [begin(client, b"x").id for _ in range(3)]
+    assert [batch.id for batch in client.batches.list(limit=2)] == made[::-1]
+
+
+def test_what_another_key_has_does_not_exist(url: str, client: openai.OpenAI) -> None:
+    batch = begin(client, b"x")
+    file, name = batch.input_file_id, batch.id
+    with closing(client_of(url, "bob")) as other:
+        assert other.files.list().data == [] and other.batches.list().data == []
+        for call in (
+            lambda: other.files.retrieve(file), lambda: other.files.content(file), lambda: other.files.delete(file),
+            lambda: other.batches.retrieve(name), lambda: other.batches.cancel(name), lambda: begin_with(other, file),
+        ):
+            with pytest.raises(openai.NotFoundError):
+                call()
+    assert client.files.content(file).read() == b"x"
+
+
+def begin_with(client: openai.OpenAI, file: str) -> Batch:
+    return client.batches.create(input_file_id=file, endpoint=ENDPOINT, completion_window="24h")
+
+
+TRICKS = [
+    "..", "..%2f..%2fetc%2fpasswd", "%2e%2e%2f%2e%2e%2fbatches", "file-%00", "file-" + "0" * 32, "%2fetc%2fpasswd",
+    "file-" + "0" * 32 + ".json", "x" * 5000, "file-" + "%ff" * 32, "....//", "%5c..%5c",
+]
+
+
+def test_path_tricks(url: str, folder: Path) -> None:
+    (folder / "files" / ("file-" + "0" * 32)).touch()  # without a record it is no file
+    for method, path in (("GET", "files/ID"), ("GET", "files/ID/content"), ("DELETE", "files/ID"),
+                         ("GET", "batches/ID"), ("POST", "batches/ID/cancel")):
+        for trick in TRICKS:
+            head = f"{method} /v1/{path.replace('ID', trick)} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+            assert status_of(url, head.encode()) in (307, 404, 405), (path, trick)
+
+
+def status_of(url: str, request: bytes) -> int:
+    """The status of a response to bytes that no client would send."""
+    host = httpx.URL(url)
+    with socket.create_connection((host.host, host.port or 80)) as connection:
+        connection.sendall(request)
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+def form(*parts: tuple[str, bytes], boundary: bytes = b"b", end: bytes = b"--b--\r\n") -> bytes:
+    return b"".join(b"--%b\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % (boundary, name.encode(), data)
+                    for name, data in parts) + end
+
+
+FILE, PURPOSE = ('name="file"; filename="a"', b"x"), ('name="purpose"', b"batch")
+
+
+UPLOADS = [
+    (form(FILE, PURPOSE), 200),
+    (form(PURPOSE, FILE), 200),
+    (form(PURPOSE, ('name="file"; filename="../../etc/passwd"', b"x")), 200),
+    (form(FILE), 400),
+    (form(PURPOSE), 400),
+    (form(FILE, ('name="purpose"', b"vision")), 400),
+    (form(FILE, PURPOSE, ('name="expires_after[anchor]"', b"created_at"), ('name="expires_after[seconds]"', b"3600")),
+     200),
+    (form(FILE, PURPOSE, ('name="expires_after[seconds]"', b"1")), 400),
+    (form(FILE, PURPOSE, FILE), 400),
+    (form(FILE, ('name="purpose"', b"batch" * 1000)), 400),
+    (form(FILE, PURPOSE, *[(f'name="{number}"', b"") for number in range(100)]), 400),
+    (form(FILE, ("x" * 100_000, b"")), 400),
+    (form(FILE, ("", b"")), 400),
+    (form(FILE, PURPOSE, end=b""), 400),
+    (form(FILE, PURPOSE, boundary=b"c"), 400),
+    (b"", 400),
+    (b"{}", 400),
+    (form(('name="file"; filename="a"', b"x" * (2**20 + 1)), PURPOSE), 413),
+]
+
+
+def test_uploads(url: str, folder: Path) -> None:
+    made = 0
+    with httpx.Client(base_url=url, headers={"Content-Type": "multipart/form-data; boundary=b"}) as http:
+        for body, status in UPLOADS:
+            done = http.post("/v1/files", content=body)
+            assert done.status_code == status, (body[:200], done.text)
+            if status == 200:
+                made += 1
+                assert done.json()["bytes"] == 1 and "/" not in done.json()["filename"]
+            else:
+                assert done.json()["error"]["message"]
+            assert len(os.listdir(folder / "files")) == 2 * made, body[:200]
+
+
+def test_a_full_folder(redis_url: str, folder: Path) -> None:
+    with serving(application(redis_url, folder, quota=50_000)) as url, closing(client_of(url)) as client:
+        client.files.create(file=("a", b"x" * 40_000), purpose="batch")
+        for call in (lambda: client.files.create(file=("a", b"x" * 10_000), purpose="batch"),
+                     lambda: [begin_with(client, client.files.list().data[0].id) for _ in range(10)]):
+            with pytest.raises(openai.APIStatusError) as error:
+                call()
+            assert error.value.status_code == 507
+
+
+BODIES = [
+    b"", b"[]", b"{", b"[" * 60_000, b'{"input_file_id": "x"}', b"x" * 100_000,
+    b'{"input_file_id": "x", "endpoint": "/v1/embeddings", "completion_window": "24h"}',
+    b'{"input_file_id": "x", "endpoint": "/v1/chat/completions", "completion_window": "1h"}',
+    b'{"input_file_id": "x", "endpoint": "/v1/chat/completions", "completion_window": "24h", "metadata": {"a": 1}}',
+]
+
+
+def test_bodies_that_ask_for_no_batch(url: str) -> None:
+    with httpx.Client(base_url=url) as http:
+        for body in BODIES:
+            done = http.post("/v1/batches", content=body, headers={"Content-Type": "application/json"})
+            assert done.status_code == (413 if len(body) == 100_000 else 400), (body[:200], done.text)
+            assert done.json()["error"]["message"]
+            assert http.post("/v1/batches", content=body).status_code == 415
+
+
+def test_another_gateway_goes_on_with_the_batch_of_one_that_leaves(
+    redis_url: str, folder: Path, start_null: Callable[..., NullWorker], threads_read: None
+) -> None:
+    start_null("--slots", "8")
+    with serving(application(redis_url, folder)) as second, closing(client_of(second)) as client:
+        with serving(application(redis_url, folder)) as first, closing(client_of(first)) as leaving:
+            batch = begin(leaving, *[line(str(number)) for number in range(200)])
+            until(client, batch, lambda now: counts(now)[1] > 0)
+        done = ended(client, batch)
+        assert (done.status, counts(done)) == ("completed", (200, 200, 0))
+        assert [row["custom_id"] for row in rows(client, done.output_file_id)] == [*map(str, range(200))]
+
+
+@contextmanager
+def process(redis_url: str, folder: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A gateway as a process of its own, which is killed at the end."""
+    with log.open("a") as errors:
+        gateway = subprocess.Popen([sys.executable, str(PROGRAM), redis_url, str(folder)], stdout=subprocess.PIPE,
+                                   stderr=errors, text=True)
+    with gateway:
+        try:
+            assert gateway.stdout
+            yield f"http://127.0.0.1:{int(gateway.stdout.readline())}", gateway
+        finally:
+            gateway.kill()
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("gateways", [1, 2])
+def test_a_gateway_killed_in_mid_batch_5_times(
+    redis_url: str, folder: Path, tmp_path: Path, start_null: Callable[..., NullWorker], gateways: int
+) -> None:
+    """With two gateways, the one that runs the batch is killed, and the other goes on."""
+    start_null("--slots", "1", "--decode-ms", "10")
+    seed = int(os.environ.get("SEED", "11"))
+    chance = random.Random(seed)
+    log, names = tmp_path / "log", [f"request {number}" for number in range(LINES)]
+    file = folder / "batches"
+    before: dict[str, str] = {}
+    batch: Batch | None = None
+    killed = 0
+    running: list[tuple[str, subprocess.Popen[str]]] = []
+    with ExitStack() as stack:
+        while killed < KILLS:
+            while len(running) < gateways:
+                running.append(stack.enter_context(process(redis_url, folder, log)))
+            if batch is None:
+                with closing(client_of(running[0][0])) as client:
+                    batch = begin(client, *map(line, names))
+            out, end = file / f"{batch.id}.rows", time.monotonic() + SECONDS
+            while len(answered(out)) < len(before) + 1 + chance.randrange(20):
+                assert time.monotonic() < end, log.read_text()
+                time.sleep(0.01)
+            victim = next(one for one in running if holds(one[1], file / f"{batch.id}.lock"))
+            victim[1].send_signal(signal.SIGKILL)
+            victim[1].wait()
+            running.remove(victim)
+            killed += 1
+            now = answered(out)
+            assert now.items() >= before.items()  # no row is lost
+            before = now
+        last = stack.enter_context(process(redis_url, folder, log))
+        with closing(client_of(last[0])) as client:
+            done = ended(client, batch)
+            assert done.status == "completed" and counts(done) == (LINES, LINES, 0), log.read_text()
+            found = rows(client, done.output_file_id)
+    assert [row["custom_id"] for row in found] == names
+    assert {row["custom_id"]: row["response"]["request_id"] for row in found}.items() >= before.items()
+    print(f"figure: {LINES} requests, {gateways} gateway(s), killed {KILLS} times in mid-batch (seed {seed}): "
+          f"{len(found)} rows, {len(before)} of them before the last kill, none lost, none twice")
+
+
+def answered(out: Path) -> dict[str, str]:
+    """The job that answered each request, from the whole lines; each request has one row at most."""
+    try:
+        lines = out.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return {}
+    found = {row["custom_id"]: row["response"]["request_id"] for row in map(json.loads, lines)}
+    assert len(found) == len(lines)
+    return found
+
+
+def holds(process: subprocess.Popen[str], path: Path) -> bool:
+    """Whether a process has a file open for more than a moment."""
+    links = Path(f"/proc/{process.pid}/fd").iterdir()
+    return any(os.path.realpath(link) == os.path.realpath(path) for link in links)
