@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-# The light client: `sailq caption`, `sailq ask`, `sailq status`, `sailq exporter`, and the Python API for a backend.
+# The client: `sailq caption`, `sailq ask`, `sailq gateway`, `sailq status`, `sailq exporter`, and the Python API for a backend.
+# The gateway's packages are 21 MB of it, too few for an image of their own.
 #   docker build -f deploy/images/producer.Dockerfile -t sailq-producer .
 FROM python:3.12.8-slim-bookworm AS build
 WORKDIR /src
@@ -12,7 +13,7 @@ COPY sailq sailq
 # pip and its cache stay in this stage.
 RUN python -m venv --without-pip /opt/sailq
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m pip --python /opt/sailq/bin/python install '.[metrics]'
+    python -m pip --python /opt/sailq/bin/python install '.[gateway]'
 
 FROM python:3.12.8-slim-bookworm
 RUN useradd --create-home --uid 10001 sailq

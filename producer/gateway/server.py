@@ -16,7 +16,7 @@ from sailq.shared.errors import BadRequest
 
 _HEADER_SECONDS = 30.0
 """Seconds in which a client must send the head of a request."""
-_DRAIN_SECONDS = 30
+DRAIN_SECONDS = 30
 """Seconds that answers under way get when the gateway stops."""
 _MOST_FILES = 1 << 16
 
@@ -61,12 +61,12 @@ def serve(app: FastAPI, listening: socket.socket, certificate: Path | None, key:
 
 
 def server_of(app: FastAPI, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Server:
-    """A server that has not begun. When it stops, requests under way get `_DRAIN_SECONDS`; then their jobs are
+    """A server that has not begun. When it stops, requests under way get `DRAIN_SECONDS`; then their jobs are
     cancelled."""
     config = uvicorn.Config(
         app, http=_Protocol, ws="none", lifespan="on", log_config=None, server_header=False,
         ssl_certfile=certificate, ssl_keyfile=key, timeout_keep_alive=int(_HEADER_SECONDS),
-        timeout_graceful_shutdown=_DRAIN_SECONDS, loop="uvloop",
+        timeout_graceful_shutdown=DRAIN_SECONDS, loop="uvloop",
     )
     try:
         config.load()

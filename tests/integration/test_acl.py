@@ -358,7 +358,7 @@ def test_compose_gives_each_service_its_user(server: Server) -> None:
     users = {name: Path(service["env_file"]).stem for name, service in services.items() if "env_file" in service}
     assert users == {
         "worker": "worker", "worker-soc": "worker", "worker-pcie": "worker", "exporter": "reader",
-        "producer": "producer", "status": "reader",
+        "gateway": "producer", "producer": "producer", "status": "reader",
     }
     assert all((server.secrets / f"{user}.env").is_file() for user in users.values())
     assert not any("SAILQ_REDIS_URL" in service.get("environment", {}) for service in services.values())

@@ -20,9 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import openai
 import pytest
+import yaml
 from boxes import sail_wheel
+from commands import invoke
 from debian import AUTHORITIES, KEPT, TREE, archive, environment, require
+from openai_media import asked
 
 from sailq.producer.embedded import embedded_server
 from sailq.producer.samples import write_samples
@@ -127,12 +131,14 @@ class Container:
         )
 
     @contextmanager
-    def running(self, log: Path, ready: Callable[[], object], *arguments: str, url: str) -> Iterator[int]:
+    def running(
+        self, log: Path, ready: Callable[[], object], *arguments: str, url: str, options: Sequence[str] = ()
+    ) -> Iterator[int]:
         """The pid of its sailq, once it is ready. It must leave on SIGTERM with 0, and have run as the image's user."""
         with log.open("wb") as output:
             process = subprocess.Popen(
-                self.command(*arguments, options=["--env", f"SAILQ_REDIS_URL={url}"]), env={**environment(), **BUILDAH},
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                self.command(*arguments, options=["--env", f"SAILQ_REDIS_URL={url}", *options]),
+                env={**environment(), **BUILDAH}, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             )
         try:
             give_up = time.monotonic() + 240
@@ -204,6 +210,42 @@ def test_the_exporter_shows_the_server_from_the_producers_image(
         exporter.running(tmp_path / "exporter.log", scrape, "exporter", "--port", str(port), url=url),
     ):
         assert "sailq:" in scrape()
+
+
+def test_the_gateway_answers_from_the_producers_image(images: dict[str, str], url: str, tmp_path: Path) -> None:
+    """As docker-compose.yml starts it, but for its port: containers share this machine's network."""
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    for path in (tmp_path.parent, tmp_path, folder):
+        path.chmod(0o755)
+    made = invoke("gateway", "--new-key", "cameras")
+    (folder / "keys.json").write_text(made.stdout)
+    secret = made.stderr.split()[-1]
+    question = asked("video", tmp_path)
+    started = yaml.safe_load((TREE / "docker-compose.yml").read_text())["services"]["gateway"]["command"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def healthy() -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as page:
+            return bool(page.status == 200)
+        return False
+
+    with (
+        connect(url) as connection, Container(images["worker"]) as worker, Container(images["producer"]) as image,
+        worker.running(tmp_path / "worker.log", lambda: live_workers(connection), url=url),
+        image.running(
+            tmp_path / "gateway.log", healthy, *started, "--port", str(port), url=url,
+            options=["--volume", f"{folder}:/etc/sailq/gateway:ro"],
+        ),
+        openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=secret) as client,
+    ):
+        answer = client.chat.completions.create(
+            model="sailq-tiny", messages=question.messages, extra_body=question.body  # type: ignore[arg-type]
+        )
+        assert answer.choices[0].message.content == question.answer
+        with pytest.raises(openai.AuthenticationError):
+            client.with_options(api_key="sk-other").models.list()
 
 
 def test_the_tpu_workers_image_lacks_only_the_tpu(images: dict[str, str], url: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from commands import invoke
 
+from sailq.producer.gateway.server import DRAIN_SECONDS
 from sailq.shared.sentinel import parse
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +78,26 @@ def test_the_default_profile_starts_a_cpu_worker(project: Path) -> None:
     assert set(services(project)) == {*WATCHED, "worker"}
 
 
+def test_the_gateway_is_started_only_by_its_profile(project: Path) -> None:
+    """It needs a file of keys, which the user makes."""
+    assert set(services(project, COMPOSE_PROFILES="cpu,gateway")) == {*WATCHED, "worker", "gateway"}
+
+
+def test_other_machines_cannot_reach_the_gateway_and_it_has_keys(every: dict[str, dict[str, Any]]) -> None:
+    service = every["gateway"]
+    command, *flags = service["command"]
+    options = dict(zip(flags[::2], flags[1::2], strict=True))
+    text = invoke(command, "--help").stdout
+    assert all(option in text for option in options)
+    mounted = {volume["target"]: volume for volume in service["volumes"]}
+    keys = mounted[str(Path(options["--keys"]).parent)]
+    assert keys["read_only"] and Path(keys["source"]).name == "secrets"
+    (port,) = service["ports"]
+    assert (port["host_ip"], port["target"], port["published"]) == ("127.0.0.1", 8000, "8000")
+    assert int(service["stop_grace_period"].rstrip("s")) > DRAIN_SECONDS
+    assert "urlopen('http://127.0.0.1:8000/health')" in service["healthcheck"]["test"][-1]
+
+
 def test_tools_are_not_started_by_up(project: Path) -> None:
     assert set(services(project, "--profile", "tools")) == {*WATCHED, "producer", "status"}
 
@@ -98,7 +119,7 @@ def test_services_have_no_rights_and_pinned_images(every: dict[str, dict[str, An
 
 def test_services_without_passwords_are_reachable_only_from_this_machine(every: dict[str, dict[str, Any]]) -> None:
     published = {name: port for name, service in every.items() for port in service.get("ports", [])}
-    assert set(published) == {"prometheus", "grafana"}
+    assert set(published) == {"prometheus", "grafana", "gateway"}
     assert all(port["host_ip"] == "127.0.0.1" for port in published.values())
 
 
@@ -139,7 +160,7 @@ def test_a_tpus_devices_go_to_its_worker(project: Path) -> None:
 
 
 def test_every_mounted_file_exists(every: dict[str, dict[str, Any]], project: Path) -> None:
-    given = {"models", "media", "sophon"}  # created by the user who runs it
+    given = {"models", "media", "sophon", "secrets"}  # created by the user who runs it
     for service in every.values():
         for volume in service.get("volumes", []):
             if volume["type"] == "bind":
@@ -179,7 +200,7 @@ def test_with_sentinels_clients_know_the_authority_and_wait_for_a_replica(
 ) -> None:
     clients = {name: service for name, service in with_sentinels.items() if service.get("environment", {}).get(
         "SAILQ_REDIS_URL")}
-    assert set(clients) == {"worker", "worker-soc", "worker-pcie", "exporter", "producer", "status"}
+    assert set(clients) == {"worker", "worker-soc", "worker-pcie", "exporter", "gateway", "producer", "status"}
     for name, service in clients.items():
         found = parse(service["environment"]["SAILQ_REDIS_URL"])
         assert {host for host, _ in found.hosts} == {"sentinel-1", "sentinel-2", "sentinel-3"} and found.tls, name
@@ -228,4 +249,4 @@ def test_the_command_of_an_image_exists(path: Path) -> None:
 
 def test_the_build_gets_no_secret_and_no_settings() -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
-    assert {"deploy/redis/secrets", ".env", ".git", ".venv"} <= set(ignored)
+    assert {"deploy/redis/secrets", "deploy/gateway/secrets", ".env", ".git", ".venv"} <= set(ignored)
