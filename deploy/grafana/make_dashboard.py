@@ -93,6 +93,20 @@ GRAPHS: dict[str, list[tuple[str, str, str, list[tuple[str, str]]]]] = {
         ("Worker process memory", "", "bytes",
          [('process_resident_memory_bytes{job="sailq", instance=~"$instance"}', "{{instance}}")]),
     ],
+    "Gateway": [
+        ("Requests / minute by status", "429: a limit of a key. 499: the client disconnected.", "short", [
+            (f"60 * sum by (status) (rate(sailq:gateway_requests_total[{RATE}]))", "{{status}}")]),
+        ("Requests / minute by API key", "", "short", [
+            (f"60 * sum by (key) (rate(sailq:gateway_requests_total[{RATE}]))", "{{key}}")]),
+        ("Time to answer", "From the request to the end of its answer.", "s", [
+            (f"histogram_quantile({share}, sum by (le) (rate(sailq:gateway_request_duration_seconds_bucket"
+             f'{{path="/v1/chat/completions"}}[{RATE}])))', f"{100 * share:g} %") for share in (0.5, 0.95, 0.99)]),
+        ("Open requests", "", "short", [("sailq:gateway_open_requests", "{{instance}}")]),
+        ("Prompt tokens / s by API key", "", "short", [
+            (f"sum by (key) (rate(sailq:gateway_prompt_tokens_total[{RATE}]))", "{{key}}")]),
+        ("Generated tokens / s by API key", "", "short", [
+            (f"sum by (key) (rate(sailq:gateway_generation_tokens_total[{RATE}]))", "{{key}}")]),
+    ],
     "Server": [
         ("Memory", "Clips use most of it while many jobs wait.", "bytes", [
             ("sailq:server_memory_used_bytes", "used"), ("sailq:clip_bytes", "clips"),

@@ -22,7 +22,7 @@ class Metrics:
             registry=registry,
         )
         self._seconds = Histogram(
-            f"{name}request_seconds", "Time until a request was answered, or its stream ended.", ["path"],
+            f"{name}request_duration_seconds", "Time until a request was answered, or its stream ended.", ["path"],
             buckets=_SECONDS, registry=registry,
         )
         self.open = Gauge(f"{name}open_requests", "Requests that are being answered.", registry=registry)

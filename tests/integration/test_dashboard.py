@@ -17,9 +17,12 @@ import yaml
 from farm import Farm
 from null_runner import NullRunner
 from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from scraping import exporter, free_port, scrape
 
+from sailq.producer.gateway.metrics import Metrics as GatewayMetrics
 from sailq.shared.connection import connect
+from sailq.shared.jobs import Result
 from sailq.shared.workers import live_workers
 from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.engine import Engine
@@ -39,7 +42,7 @@ QUERIES = [
     *[(panel["title"], target["expr"], target["legendFormat"]) for panel in PANELS for target in panel["targets"]],
     *[(rule["alert"], rule["expr"], "".join(rule["annotations"].values())) for rule in RULES],
 ]
-JOBS = {"sailq", "sailq-server"}
+JOBS = {"sailq", "sailq-server", "sailq-gateway"}
 """What `job` is once prometheus.yml has relabelled it."""
 
 
@@ -57,6 +60,14 @@ def of_a_chip() -> list[Metric]:
     return list(registry.collect())
 
 
+def of_a_gateway() -> list[Metric]:
+    metrics = GatewayMetrics()
+    for status in (200, 500, 503, 504):
+        metrics.answered("cameras", "/v1/chat/completions", status, 1.0)
+    metrics.used("cameras", Result(job="x", conversation="x", turn=0, finish_reason="stop", finished_at=1.0))
+    return list(text_string_to_metric_families(metrics.text().decode()))
+
+
 @pytest.fixture(scope="module")
 def shown(farm: Farm, server_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, set[str]]]:
     """The labels and their values of each series that Prometheus gets, by the series' name."""
@@ -67,7 +78,7 @@ def shown(farm: Farm, server_url: str, tmp_path_factory: pytest.TempPathFactory)
             while not live_workers(connection):
                 assert worker.alive, worker.log.read_text()
                 time.sleep(0.05)
-            families = [*scrape(port).families, *look().families, *of_a_chip()]
+            families = [*scrape(port).families, *look().families, *of_a_chip(), *of_a_gateway()]
     finally:
         worker.close()
     found: dict[str, dict[str, set[str]]] = {"up": {}}

@@ -16,8 +16,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import yaml
+from gateways import gateway
 from scraping import free_port
 
 from sailq.producer.client import Client
@@ -45,7 +47,7 @@ def promtool(*arguments: str) -> str:
 
 
 def test_prometheus_accepts_the_configuration() -> None:
-    assert "12 rules found" in promtool("check", "config", "prometheus.yml")
+    assert "14 rules found" in promtool("check", "config", "prometheus.yml")
 
 
 def test_each_alert_fires_and_is_silent() -> None:
@@ -55,13 +57,15 @@ def test_each_alert_fires_and_is_silent() -> None:
 class Prometheus:
     """A running one, with deploy/prometheus' configuration but for where everything is and how often it looks."""
 
-    def __init__(self, stack: ExitStack, folder: Path, worker: int, server: int) -> None:
+    def __init__(self, stack: ExitStack, folder: Path, worker: int, server: int, gateway: str) -> None:
         shutil.copytree(DEPLOY / "prometheus", folder)
         config = yaml.safe_load((folder / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": f"{INTERVAL}s", "evaluation_interval": f"{INTERVAL}s"}
         jobs = {job["job_name"]: job for job in config["scrape_configs"]}
         jobs["sailq-server"]["static_configs"] = [{"targets": [f"127.0.0.1:{server}"]}]
         config["scrape_configs"].remove(jobs["sailq"])  # compose's
+        jobs["sailq-gateway"]["static_configs"] = [{"targets": [gateway.removeprefix("http://")]}]
+        del jobs["sailq-gateway"]["dns_sd_configs"]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         (folder / "boxes/here.yml").write_text(yaml.safe_dump([{"targets": [f"127.0.0.1:{worker}"]}]))
         self.port = free_port()
@@ -102,19 +106,24 @@ def test_every_panel_has_data_for_a_working_fleet(
         stack.callback(client.connection.config_set, "maxmemory", 0)
         command = sailq_command("exporter", "--redis-url", redis_url, "--address", "127.0.0.1", "--port", str(ports[1]))
         stack.callback(ManagedProcess("exporter", command, tmp_path / "exporter.log").stop)
-        prometheus = Prometheus(stack, tmp_path / "prometheus", *ports)
+        asked = stack.enter_context(gateway(redis_url, tmp_path / "gateway.log"))
+        openai_client = stack.enter_context(openai.OpenAI(base_url=f"{asked.url}/v1", api_key="none"))
+        prometheus = Prometheus(stack, tmp_path / "prometheus", *ports, asked.url)
         until = time.monotonic() + RUN_SECONDS
         while time.monotonic() < until:  # send requests for as long as the rates look back, some of them wrong
             jobs = [client.submit(row["messages"], base=tmp_path / "samples").job for row in rows]
             jobs.append(client.submit([{"role": "user", "content": [{"type": "text", "text": "word " * 20_000}]}]).job)
             dict(client.as_completed(jobs, 30))
+            openai_client.chat.completions.create(
+                model="sailq-tiny", messages=[{"role": "user", "content": "Hello"}]
+            )
         empty = [
             panel["title"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])
             if not [one for one in prometheus.ask(target["expr"]) if one["value"][1] != "NaN"]
         ]
         assert empty == ["Chip temperature", "TPU utilization", "Device memory"]  # a CPU has no such sensors
         rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
-        assert len(rules) == 12 and {rule["health"] for rule in rules} == {"ok"}
+        assert len(rules) == 14 and {rule["health"] for rule in rules} == {"ok"}
         (up,) = prometheus.ask('up{job="sailq"}')
         assert up["metric"]["instance"] == f"127.0.0.1:{ports[0]}" and up["value"][1] == "1"
         client.submit([{"role": "user", "content": [{"type": "text", "text": "?"}]}], model="nobodys")

@@ -123,7 +123,7 @@ def test_services_without_passwords_are_reachable_only_from_this_machine(every: 
     assert all(port["host_ip"] == "127.0.0.1" for port in published.values())
 
 
-def test_prometheus_finds_each_worker_and_the_exporter(every: dict[str, dict[str, Any]]) -> None:
+def test_prometheus_finds_each_worker_the_gateway_and_the_exporter(every: dict[str, dict[str, Any]]) -> None:
     jobs = {job["job_name"]: job for job in yaml.safe_load(
         (ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]}
     (found,) = jobs["sailq"]["dns_sd_configs"]
@@ -133,6 +133,8 @@ def test_prometheus_finds_each_worker_and_the_exporter(every: dict[str, dict[str
     for service in workers.values():
         assert service["environment"]["SAILQ_METRICS_PORT"] == str(METRICS_PORT)
         assert service["networks"]["default"]["aliases"] == found["names"]
+    (gateways,) = jobs["sailq-gateway"]["dns_sd_configs"]
+    assert gateways["names"] == ["gateway"] and gateways["port"] == every["gateway"]["ports"][0]["target"]
     (target,) = jobs["sailq-server"]["static_configs"][0]["targets"]
     assert every["exporter"]["command"] == ["exporter"] and target.split(":")[0] == "exporter"
     assert f"[default: {target.split(':')[1]}]" in re.sub(r"\s+", " ", invoke("exporter", "--help").stdout)
