@@ -10,15 +10,16 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from gateways import Gateway
+from scraping import free_port
 
 from sailq.worker.model_files.model_paths import resolve
 
@@ -53,11 +54,14 @@ sailq() {
         server*) start redis:// sailq "$@" --port "$PORT" ;;
         worker*) start "takes jobs" sailq "$@" ;;
         exporter*) start "are on port" sailq "$@" ;;
+        gateway*--new-key*) command sailq "$@" ;;
+        gateway*) start "startup complete" sailq "$@" --port "$GATEWAY_PORT" ;;
         *--watch*) timeout --signal INT 4 sailq "$@" || [ $? = 124 ] ;;
         chat*) command sailq "$@" <<<q ;;
         *) command sailq "$@" ;;
     esac
 }
+curl() { command curl --silent --show-error --fail-with-body "$@"; }
 """
 
 
@@ -130,13 +134,13 @@ def project(tmp_path: Path, served_url: str) -> Path:
 @pytest.mark.parametrize("block", RUN, ids=str)
 @pytest.mark.proof
 def test_a_command_that_needs_nothing_special_runs_as_the_page_says(
-    block: Block, project: Path, served_url: str
+    block: Block, project: Path, served_url: str, common_gateway: Gateway
 ) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = str(free.getsockname()[1])
+    port, gateway_port = free_port(), free_port()
     # pip and make only print what they would do: this test itself runs under `make test`.
     environment = {
-        **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": port,
+        **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": str(port),
+        "GATEWAY_PORT": str(gateway_port),
         "PIP_DRY_RUN": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "MAKEFLAGS": "n",
         "SECRETS": str(project / "secrets"), "SAILQ_REDIS_URL": served_url,
     }
@@ -144,7 +148,9 @@ def test_a_command_that_needs_nothing_special_runs_as_the_page_says(
     text = text.replace("--model_path DIR", f"--model_path {resolve('sailq-tiny')}")
     if block.language == PYTHON:
         command, text = [sys.executable, "-c"], text.replace("redis://127.0.0.1:6379/0", served_url)
+        text = text.replace("http://127.0.0.1:8000", common_gateway.url)
     else:
+        text = re.sub(r"(127\.0\.0\.1|localhost):8000", rf"\1:{gateway_port}", text)
         command, text = ["bash", "-c"], PREAMBLE + text.replace("127.0.0.1:6379", f"127.0.0.1:{port}")
     running = subprocess.Popen(
         [*command, text], cwd=project, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
