@@ -96,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for end in ("failing", "deadly"):
         parser.add_argument(f"--{end}-prompt", type=float, default=math.inf, metavar="TOKENS", help="see NullRunner")
     parser.add_argument("--flaky", action="store_true", help="other tokens each time")
+    parser.add_argument("--script", type=Path, help=".npy file with the tokens of each answer, for NullRunner")
     parser.add_argument("--device-timeout", type=float, default=120.0)
     parser.add_argument("--drain-seconds", type=float, default=60.0)
     parser.add_argument("--vision-cache", type=int, default=VISION_CACHE_BYTES, help="bytes")
@@ -114,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runner = NullRunner(
             spec, given.slots, timing, hang_at=given.hang_at, fail_at=given.fail_at, flaky=given.flaky,
             failing_prompt=given.failing_prompt, deadly_prompt=given.deadly_prompt,
+            script=np.load(given.script) if given.script else (),
         )
         return Engine(spec, runner, chat_tokenizer, given.vision_cache, version=fingerprint(model))
 

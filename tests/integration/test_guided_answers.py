@@ -68,8 +68,9 @@ def test_a_thousand_answers_fit_their_schemas(tmp_path: Path) -> None:
     stopped = {finite: sum(n for (one, _, reason), n in ends.items() if one == finite and reason == "stop")
                for finite in (True, False)}
     finite = len(FINITE) * ROWS * len(TEMPERATURES)
-    print(f"\nfigure: {len(outcomes)} guided answers over {len(SCHEMAS)} schemas: {sum(stopped.values())} end with stop, "
-          f"{sum(stopped.values()) - len(wrong)} of these parse and validate; of {finite} over finite schemas "
+    ended = sum(stopped.values())
+    print(f"\nfigure: {len(outcomes)} guided answers over {len(SCHEMAS)} schemas: {ended} end with stop, "
+          f"{ended - len(wrong)} of these parse and validate; of {finite} over finite schemas "
           f"{stopped[True] / finite:.1%} end with stop")
     print(f"figure: different texts among them: {len({outcome.text for outcome in outcomes})}")
     assert not wrong, wrong[:5]

@@ -61,4 +61,5 @@ class Mask:
     @cached_property
     def tokens(self) -> npt.NDArray[np.int64]:
         """int64 [n]: the allowed tokens, in order."""
-        return np.flatnonzero(np.unpackbits(self._bits.view(np.uint8), bitorder="little"))
+        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
+        return np.flatnonzero(bits.view(np.bool_))  # as bytes they take five times as long
