@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sailq.producer.gateway.app import create_app
+from sailq.producer.gateway.folder import Folder
 from sailq.producer.gateway.keys import Keys
 from sailq.producer.gateway.server import bind, server_of
 from sailq.producer.managed_process import ManagedProcess, sailq_command
@@ -61,10 +62,15 @@ def key_file(path: Path, **callers: Mapping[str, object]) -> Path:
 
 
 @contextmanager
-def gateway_thread(redis_url: str, keys: Path | None = None, max_body: int = 2**20) -> Iterator[str]:
+def gateway_thread(
+    redis_url: str, keys: Path | None = None, max_body: int = 2**20, files: Path | None = None
+) -> Iterator[str]:
     """The URL of a gateway on a thread of this process, which starts at once."""
     fetcher = MediaFetcher([], max_bytes=2**20, max_seconds=3)
-    app = create_app(Settings(redis_url=redis_url), Keys(keys), fetcher, max_body=max_body, local=True)
+    app = create_app(
+        Settings(redis_url=redis_url), Keys(keys), fetcher, max_body=max_body, local=True,
+        folder=None if files is None else Folder(files, 2**30),
+    )
     server = server_of(app)
     with bind("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -27,6 +27,16 @@ def gateway(
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Serve other machines without keys. Everybody who reaches it may ask.")
     ] = False,
+    files: Annotated[
+        Path | None,
+        typer.Option(
+            "--files", metavar="DIR", show_default="no files and batches",
+            help="Folder for the files and batches of OpenAI's API. Several gateways may share it.",
+        ),
+    ] = None,
+    max_files: Annotated[
+        int, typer.Option("--max-files", metavar="GIB", min=1, help="Maximum size of this folder.")
+    ] = 10,
     media_from: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,7 +74,7 @@ def gateway(
     Examples:
       sailq gateway
       sailq gateway --new-key cameras
-      sailq gateway --host 0.0.0.0 --keys keys.json
+      sailq gateway --host 0.0.0.0 --keys keys.json --files /var/lib/sailq
       sailq gateway --media-from cdn.example.com --media-from 192.168.1.0/24
     """
     from sailq.shared import terminal
@@ -78,6 +88,7 @@ def gateway(
         try:
             from ..gateway.addresses import is_local
             from ..gateway.app import create_app
+            from ..gateway.folder import Folder
             from ..gateway.keys import Keys, make_key
             from ..gateway.server import bind, serve
             from ..media_fetching import MediaFetcher
@@ -98,7 +109,8 @@ def gateway(
             )
         settings = load_settings(redis_url=redis_url)
         fetcher = MediaFetcher(media_from or [], max_bytes=max_media << 20, max_seconds=media_timeout)
-        app = create_app(settings, known, fetcher, max_body=max_body << 20, local=is_local(host))
+        folder = None if files is None else Folder(files, max_files << 30)
+        app = create_app(settings, known, fetcher, max_body=max_body << 20, local=is_local(host), folder=folder)
         logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.INFO)
         logging.getLogger("httpcore").setLevel(logging.WARNING)
         with bind(host, port) as listening:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -19,22 +19,31 @@ from sailq.shared.validation import reason
 
 from ..aio import AsyncClient
 from ..media_fetching import MediaFetcher
+from ..openai_api.batch_input import MAX_BYTES
 from ..openai_api.errors import ApiError
 from . import routes
+from .batch_routes import FILES
 from .chat import Chat
+from .folder import Folder
 from .keys import Keys
 from .metrics import Metrics
 from .middleware import BodyLimits, Counted, LocalHosts
 from .state import State
 from .streaming import Disconnected
 
+_FORM_BYTES = 64 * 1024
+"""What a form adds to its file."""
 
-def create_app(settings: Settings, keys: Keys, fetcher: MediaFetcher, *, max_body: int, local: bool) -> FastAPI:
+
+def create_app(
+    settings: Settings, keys: Keys, fetcher: MediaFetcher, *, max_body: int, local: bool, folder: Folder | None = None
+) -> FastAPI:
     """The application.
 
     Args:
-        max_body: bytes of a request's body.
+        max_body: bytes of a request's body; the files of batches have their own limit.
         local: whether only this machine can reach the gateway.
+        folder: for files and batches; without it there are none.
     """
     metrics = Metrics()
 
@@ -45,7 +54,8 @@ def create_app(settings: Settings, keys: Keys, fetcher: MediaFetcher, *, max_bod
             with connect(settings.redis_url) as connection:
                 app.state.sailq = State(keys, client, connection, chat, metrics)
                 try:
-                    yield
+                    with folder.running(settings, keys, fetcher) if folder else nullcontext():
+                        yield
                 finally:
                     await chat.close()
 
@@ -53,7 +63,8 @@ def create_app(settings: Settings, keys: Keys, fetcher: MediaFetcher, *, max_bod
         title="sailq", version=version("sailq"), lifespan=running,
         description="Vision-language models behind a queue, with OpenAI's API.",
     )
-    app.add_middleware(BodyLimits, limit=lambda path: max_body)
+    limits = {FILES: MAX_BYTES + _FORM_BYTES} if folder else {}
+    app.add_middleware(BodyLimits, limit=lambda path: limits.get(path, max_body))
     if local and not keys.given:
         app.add_middleware(LocalHosts)
     app.add_middleware(Counted, metrics=metrics)
@@ -63,6 +74,8 @@ def create_app(settings: Settings, keys: Keys, fetcher: MediaFetcher, *, max_bod
     }.items():
         app.add_exception_handler(kind, handler)
     app.include_router(routes.router)
+    if folder is not None:
+        app.include_router(folder.router, dependencies=[Depends(routes.caller_of)])
     return app
 
 

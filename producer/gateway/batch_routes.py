@@ -21,6 +21,7 @@ from .batches import BatchStore
 from .files import LIFETIME, FileStore
 from .uploads import receive
 
+FILES = "/v1/files"
 _BODY_BYTES = 64 * 1024
 """The most bytes of the body that creates a batch."""
 Order = Literal["asc", "desc"]
@@ -64,7 +65,7 @@ def batch_router(files: FileStore, batches: BatchStore, wake: Callable[[], None]
     """
     router = APIRouter()
 
-    @router.post("/v1/files", openapi_extra={"requestBody": _FORM})
+    @router.post(FILES, openapi_extra={"requestBody": _FORM})
     async def create_file(request: Request) -> dict[str, Any]:
         """Uploads the input of a batch: JSONL whose lines are requests."""
         async with contextmanager_in_threadpool(files.upload()) as upload:
@@ -72,7 +73,7 @@ def batch_router(files: FileStore, batches: BatchStore, wake: Callable[[], None]
             stored = await run_in_threadpool(upload.finish, _owner(request), name, "batch", _lifetime(fields))
         return stored.as_json()
 
-    @router.get("/v1/files")
+    @router.get(FILES)
     def list_files(
         request: Request, after: str | None = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
         order: Order = "desc", purpose: str | None = None,

@@ -73,14 +73,15 @@ class Chat:
         """Submits a request's job. A request that was sent before with this `idempotency_key` has the same job."""
         with api_errors():
             card = await self._card(request.model)
-            question = self._permitted(read_question(request, card), request, caller)
+            arguments = caller.arguments(request.arguments)
+            question = _seeded(read_question(request, card), request)
             job, known = await self._job(caller, idempotency_key, request)
             ticket = Ticket(job, caller, request, outlives=idempotency_key is not None)
             if known and await self._is_submitted(job):
                 return ticket
             await self._limits.admit(caller, job)
             try:
-                await self._submit(ticket, question, card)
+                await self._submit(ticket, question, card, arguments)
             except BaseException:
                 self._in_background(self._limits.release(caller, job))
                 raise
@@ -147,16 +148,6 @@ class Chat:
             raise unknown_model(model)
         return card
 
-    def _permitted(self, question: Question, request: ChatRequest, caller: Caller) -> Question:
-        if request.priority == "high" and not caller.may_be_first:
-            raise ApiError(403, "This key may not ask for high priority.", code="priority_not_allowed",
-                           type="permission_error", param="priority")
-        options = question.options
-        if request.stream and options.temperature > 0 and options.seed is None:
-            # If the worker dies, the next one must begin with the same text.
-            return Question(question.messages, options.model_copy(update={"seed": randbelow(2**63)}))
-        return question
-
     async def _job(
         self, caller: Caller, idempotency_key: str | None, request: ChatRequest
     ) -> tuple[str, bool]:
@@ -185,16 +176,10 @@ class Chat:
             return False
         return True
 
-    async def _submit(self, ticket: Ticket, question: Question, card: ModelCard) -> None:
-        request, caller = ticket.request, ticket.caller
-        conversation = request.conversation
-        if conversation is not None and caller.name:
-            conversation = f"{caller.name}.{conversation}"  # a key's conversations are its own
+    async def _submit(self, ticket: Ticket, question: Question, card: ModelCard, arguments: dict[str, Any]) -> None:
         await self.client.submit_prepared(
-            await self._prepared(question.messages, card),
-            conversation=conversation, model=request.model, options=question.options, timeout=request.deadline,
-            priority=request.priority or caller.priority, stream=bool(request.stream), metadata=request.metadata,
-            job=ticket.job,
+            await self._prepared(question.messages, card), model=ticket.request.model, options=question.options,
+            stream=bool(ticket.request.stream), job=ticket.job, **arguments,
         )
 
     async def _prepared(self, messages: list[dict[str, Any]], card: ModelCard) -> Prepared:
@@ -208,6 +193,14 @@ class Chat:
                 part[part["type"]] = await self._fetcher.fetch(part[part["type"]])
         read = partial(self._readers.prepare, messages, base=None, card=card)
         return await asyncio.get_running_loop().run_in_executor(self._threads, read)
+
+
+def _seeded(question: Question, request: ChatRequest) -> Question:
+    """A question whose stream begins with the same text on another worker, if the first one dies."""
+    options = question.options
+    if request.stream and options.temperature > 0 and options.seed is None:
+        options = options.model_copy(update={"seed": randbelow(2**63)})
+    return Question(question.messages, options)
 
 
 class _OnCancel:

@@ -17,6 +17,8 @@ from sailq.shared.errors import BadRequest
 from sailq.shared.jobs import Priority
 from sailq.shared.validation import Digest, Identifier, StrictModel, reason
 
+from ..openai_api.errors import ApiError
+
 VARIABLE = "SAILQ_GATEWAY_KEYS"
 """The environment variable that may hold the keys, as the file does."""
 _log = logging.getLogger("sailq.gateway")
@@ -49,11 +51,22 @@ class Caller:
     def __init__(self, name: str, key: ApiKey | None) -> None:
         self.name = name
         self.id = key.sha256 if key else ""
-        self.priority: Priority = key.priority if key else "normal"
-        self.may_be_first = key is None or key.priority == "high"
         self.rate = key.rate if key else None
         self.burst = (key.burst or max(1, round(key.rate or 1))) if key else 1
         self.max_queued = key.max_queued if key else None
+        self._priority: Priority = key.priority if key else "normal"
+        self._may_be_first = key is None or key.priority == "high"
+
+    def arguments(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Those arguments of `Client.submit` that a request gets for those that it sets: its key's priority, and a
+        conversation that no other key can name. Raises ApiError (403)."""
+        if asked.get("priority") == "high" and not self._may_be_first:
+            raise ApiError(403, "This key may not ask for high priority.", code="priority_not_allowed",
+                           type="permission_error", param="priority")
+        arguments = {"priority": self._priority, **asked}
+        if self.name and "conversation" in arguments:
+            arguments["conversation"] = f"{self.name}.{arguments['conversation']}"
+        return arguments
 
 
 ANYBODY = Caller("", None)
@@ -85,6 +98,12 @@ class Keys:
         if scheme.lower() != "bearer":
             return None
         return self._callers.get(hashlib.sha256(key.strip().encode()).hexdigest())
+
+    def named(self, name: str) -> Caller:
+        """The caller with this name; one without rights of its own if its key is gone."""
+        self._renew()
+        found = (caller for caller in self._callers.values() if caller.name == name)
+        return next(found, ANYBODY if not name else Caller(name, ApiKey(sha256="0" * 64)))
 
     def _renew(self) -> None:
         if self._path is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -154,11 +154,7 @@ class BatchRun:
         question = read_question(request, card, local_files=self._base is not None)
         if self._fetch is not None:
             _fetch_media(question.messages, self._fetch)
-        asked: Mapping[str, Any] = {
-            "conversation": request.conversation, "priority": request.priority, "timeout": request.deadline,
-            "metadata": request.metadata,
-        }
-        arguments = self._arguments({name: value for name, value in asked.items() if value is not None})
+        arguments = self._arguments(request.arguments)
         return Request(question.messages, request.model, self._base, {**arguments, "options": question.options})
 
 

@@ -105,6 +105,13 @@ class ChatRequest(StrictModel):
     metadata: dict[str, JsonValue] | None = None
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `Client.submit` that it sets, besides messages, model and options."""
+        asked = {"conversation": self.conversation, "priority": self.priority, "timeout": self.deadline,
+                 "metadata": self.metadata}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with a chunk that has the usage."""
         return self.stream_options is not None and self.stream_options.include_usage

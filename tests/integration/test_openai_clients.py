@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import openai
 import pytest
-from gateways import Gateway
+from gateways import Gateway, gateway_thread
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 from openai_media import asked
@@ -114,6 +115,40 @@ def test_openai_gets_its_own_errors(
     with pytest.raises(error) as raised:
         openai_client.chat.completions.create(**request)
     assert raised.value.param == next(iter(changed)) and raised.value.type == "invalid_request_error"
+
+
+def test_openai_runs_a_batch(common_worker: str, tmp_path: Path) -> None:
+    question = asked("image", tmp_path)
+    requests = [
+        {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/chat/completions",
+         "body": {"model": model, "messages": question.messages, **question.body}}
+        for number, model in enumerate([MODEL, MODEL, "no-such-model"])
+    ]
+    with (
+        gateway_thread(common_worker, files=tmp_path / "files") as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=SECONDS) as client,
+    ):
+        lines = "".join(json.dumps(request) + "\n" for request in requests)
+        file = client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+        batch = client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"night": "7"}
+        )
+        until = time.monotonic() + SECONDS
+        while batch.status not in {"completed", "failed", "expired", "cancelled"}:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+            batch = client.batches.retrieve(batch.id)
+        assert batch.status == "completed" and batch.metadata == {"night": "7"}
+        assert batch.request_counts is not None
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (2, 1)
+        assert batch.output_file_id and batch.error_file_id
+        answers = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+        assert [row["custom_id"] for row in answers] == ["request-0", "request-1"]
+        assert {row["response"]["body"]["choices"][0]["message"]["content"] for row in answers} == {question.answer}
+        (failure,) = client.files.content(batch.error_file_id).text.splitlines()
+        assert json.loads(failure)["response"]["status_code"] == 404
+        assert [one.id for one in client.batches.list()] == [batch.id]
+        assert client.files.delete(file.id).deleted
 
 
 def test_langchain_sees_an_image(common_gateway: Gateway, tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""The folder of files and batches, and the gateway's part in running them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+
+from sailq.shared.errors import BadRequest
+from sailq.shared.settings import Settings
+
+from ..media_fetching import MediaFetcher
+from .batch_routes import batch_router
+from .batch_runner import BatchRunner
+from .batches import BatchStore
+from .files import FileStore
+from .keys import Keys
+
+
+class Folder:
+    """A folder that several gateways may share."""
+
+    def __init__(self, path: Path, quota: int) -> None:
+        """`quota`: bytes that it may have before new files are refused. Raises BadRequest."""
+        try:
+            self._files, self._batches = FileStore(path, quota=quota), BatchStore(path)
+        except OSError as error:
+            raise BadRequest(f"{path} cannot be used for files: {error.strerror}.") from None
+        self._runner: BatchRunner | None = None
+
+    @property
+    def router(self) -> APIRouter:
+        return batch_router(self._files, self._batches, self._wake)
+
+    @contextmanager
+    def running(self, settings: Settings, keys: Keys, fetcher: MediaFetcher) -> Iterator[None]:
+        """Runs batches inside the block. Enter it in an event loop."""
+        loop = asyncio.get_running_loop()
+
+        def arguments(owner: str, asked: dict[str, Any]) -> dict[str, Any]:
+            return keys.named(owner).arguments(asked)
+
+        def fetch(url: str) -> bytes:
+            return asyncio.run_coroutine_threadsafe(fetcher.fetch(url), loop).result()
+
+        self._runner = BatchRunner(self._batches, self._files, settings, arguments=arguments, fetch=fetch)
+        self._runner.start()
+        try:
+            yield
+        finally:
+            self._runner.stop()
+
+    def _wake(self) -> None:
+        if self._runner is not None:
+            self._runner.wake()
