@@ -26,7 +26,7 @@ MOST_TOKENS = 32_768
 """`GenerationOptions.max_new_tokens` may not be more."""
 _IGNORED = frozenset({
     "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier", "reasoning_effort",
-    "verbosity", "parallel_tool_calls", "request_id",
+    "verbosity", "parallel_tool_calls", "request_id", "cache_salt",
 })
 """Fields that change no answer here."""
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
