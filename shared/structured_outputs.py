@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_serializer, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from .validation import StrictModel
 
 MAX_CHARACTERS = 64 * 1024
-"""Of a schema as JSON text, and of a grammar."""
+"""Of a schema as JSON text."""
+MAX_GRAMMAR_CHARACTERS = 16 * 1024
 MAX_REGEX_CHARACTERS = 8 * 1024
 MAX_DEPTH = 64
 """Objects and lists of a schema inside each other."""
@@ -90,17 +91,17 @@ class StructuredOutputs(StrictModel, title="Structured outputs"):
     Attributes:
         json_schema: vLLM's `json`, by which it is set and sent: a JSON schema, which the answer fits. It is an object,
             true, or either as JSON text, and is kept as JSON text.
-        json_object: True: the answer is any JSON object.
+        json_object: True: the answer is any JSON object. False is the same as None.
         regex: the whole answer matches it. Syntax of Rust's `regex` crate.
         choice: the answer is one of these texts.
         grammar: a context-free grammar in Lark's or llama.cpp's (GBNF) notation.
     """
 
     json_schema: Annotated[str | None, BeforeValidator(_schema), Field(alias="json")] = None
-    json_object: bool | None = None
+    json_object: Annotated[bool | None, AfterValidator(lambda given: given or None)] = None
     regex: Annotated[str, Field(max_length=MAX_REGEX_CHARACTERS)] | None = None
     choice: Annotated[tuple[_Choice, ...], Field(min_length=1, max_length=MAX_CHOICES, strict=False)] | None = None
-    grammar: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)] | None = None
+    grammar: Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS)] | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> StructuredOutputs:
@@ -116,7 +117,7 @@ class StructuredOutputs(StrictModel, title="Structured outputs"):
     def _given(self) -> dict[str, Any]:
         values = {"json": self.json_schema, "json_object": self.json_object, "regex": self.regex,
                   "choice": self.choice, "grammar": self.grammar}
-        return {kind: value for kind, value in values.items() if value is not None and value is not False}
+        return {kind: value for kind, value in values.items() if value is not None}
 
     @property
     def kind(self) -> str:

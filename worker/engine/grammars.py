@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 CACHED = 64
 """Grammars that an engine keeps."""
 LIMITS = LLParserLimits(
-    initial_lexer_fuel=300_000, step_max_items=10_000, max_lexer_states=50_000, verbose_errors=False
+    initial_lexer_fuel=100_000, step_max_items=10_000, max_lexer_states=50_000, verbose_errors=False
 )
-"""A third to a fifth of llguidance's own: a grammar that exceeds one costs some 0.1 s and 100 MB at most."""
+"""A tenth to a fifth of llguidance's own: a grammar that exceeds one costs some 0.2 s and 50 MB at most."""
 _JSON: JsonCompileOptions = {
     # Python's separators: models have seen them most, and a small model cannot fill an answer with blanks.
     "item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False,
@@ -78,14 +78,17 @@ class _Words:
     bos_token_id = None
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, ends: Ends) -> None:
-        self.tokens = tokenizer.token_bytes(vocabulary)
-        self.tokens.append(b"<|end of answer|>")
+        self.tokens = [*tokenizer.token_bytes(vocabulary), b"<|end of answer|>"]
         self.eos_token_id = ends.mark
         self.special_token_ids = [*tokenizer.control_tokens, ends.mark]
-        self._encode = tokenizer.encode
+        self._encode, self._decode = tokenizer.encode, tokenizer.decode
+        self._byte_tokens = {word[0]: token for token, word in enumerate(self.tokens) if len(word) == 1}
 
     def __call__(self, text: bytes | str) -> list[int]:
-        return self._encode(text if isinstance(text, str) else text.decode("utf-8"))
+        """Tokens of exactly this text: it is normalised only in prompts, and control tokens in it are text."""
+        text = text if isinstance(text, str) else text.decode("utf-8")
+        tokens = self._encode(text)
+        return tokens if self._decode(tokens) == text else [self._byte_tokens[byte] for byte in text.encode()]
 
 
 def _source(form: StructuredOutputs) -> str:

@@ -83,6 +83,8 @@ class Tokenizer:
                     found[token] = text.encode() if token in added else bytes(map(byte_of.__getitem__, text))
                 except KeyError:
                     raise Unsupported("The model's tokenizer is not a byte-level one.") from None
+        if len({word for word in found if len(word) == 1}) < 256:
+            raise Unsupported("The model's tokenizer has no token for some bytes.")
         return found
 
 
