@@ -76,7 +76,7 @@ def model() -> Model:
 
 
 @pytest.mark.parametrize(("form", "right", "wrong"), [
-    ({"choice": ["a", "ab", "是 \"x\"\\n\n\0\u2028😀"]}, ["a", "ab", "是 \"x\"\\n\n\0\u2028😀"], ["", "b", "abc", "是"]),
+    ({"choice": ["a", "ab", "是 \"\\n\n\0\u2028😀"]}, ["a", "ab", "是 \"\\n\n\0\u2028😀"], ["", "b", "abc", "是"]),
     ({"regex": r"[0-9]{2}:[0-9]{2}|\p{Han}+"}, ["12:30", "红色"], ["1:30", "红a", ""]),
     ({"regex": "a*"}, ["", "a", "aaaa"], ["b", "ab"]),
     ({"json_object": True}, ["{}", '{"a": [1, {"b": null}]}'], ["[]", "1", '{"a":1}', '{ }', '{"a": 1,  "b": 2}']),
@@ -149,7 +149,7 @@ def test_a_directory_with_vocab_and_merges_gives_the_same_grammars(model: Model,
         shutil.copy(resolve("sailq-tiny") / name, tmp_path)
     older_pair(tmp_path)
     older = Model(tmp_path)
-    form = {"json": {"type": "object", "properties": {"颜色": {"type": "string", "maxLength": 5}}, "required": ["颜色"]}}
+    form = {"json": {"type": "object", "properties": {"颜色": {"maxLength": 5}}, "required": ["颜色"]}}
     for seed in range(5):
         assert older.walk(older.guide(**form), seed) == model.walk(model.guide(**form), seed)
 
