@@ -11,8 +11,10 @@ from sailq.shared.options import Model, OwnRedisUrl
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from ..captioning.batch import Captioning
+    from ..openai_demo import Answer
 
 
 _WIDEST = 200
@@ -33,8 +35,9 @@ def demo(
 ) -> None:
     """Render clips, caption them through the queue, and compare the captions with the truth.
 
-    Starts a worker, and an embedded server unless --redis-url names one. Stops
-    them at the end. Clips, captions.jsonl, report.html and logs stay in --out.
+    Starts a worker, and an embedded server unless --redis-url names one. Asks
+    about one clip through `sailq gateway` too, with openai's client. Stops them
+    at the end. Clips, captions.jsonl, report.html and logs stay in --out.
 
     \b
     Examples:
@@ -50,7 +53,7 @@ def demo(
         from rich.console import Console
 
         from sailq.shared.connection import without_password
-        from sailq.shared.errors import BadRequest
+        from sailq.shared.errors import BadRequest, Unsupported
         from sailq.shared.jobs import GenerationOptions
         from sailq.shared.settings import load_settings, model_name
 
@@ -58,6 +61,7 @@ def demo(
         from ..captioning.inputs import from_messages
         from ..client import Client
         from ..demo import set_up
+        from ..openai_demo import ask_with_openai
         from ..samples import SampleError, write_samples
         from . import _batch as batch
 
@@ -67,8 +71,7 @@ def demo(
         try:
             out.mkdir(parents=True, exist_ok=True)
             captions.unlink(missing_ok=True)
-            for _ in write_samples(seed, count, out / "samples"):
-                pass
+            samples = list(write_samples(seed, count, out / "samples"))
         except (OSError, SampleError) as error:
             raise BadRequest(f"The samples cannot be made in {out}: {error}.") from None
         terminal.note(f"{count} samples in {out / 'samples'}")
@@ -84,11 +87,21 @@ def demo(
             with Client(stage.redis_url, settings=settings) as client:
                 captioning.start()
                 summary = batch.run(client, captioning, report=report, console=console, watch=stage.worker.check)
+            video = next(sample for sample in samples if sample["task"] == "video")  # the first of each five
+            try:
+                answer = ask_with_openai(
+                    stage.redis_url, captioning.model, video["messages"], out / "samples", logs=out
+                )
+            except Unsupported as error:
+                answer = None
+                terminal.note(f"not asked through the gateway: {error}")
             if keep:
                 stack.pop_all()
         rows = captioning.ordered()
         Console().print(_table(captioning))
         Console().print(f"{sum(map(bool, map(right, rows)))} of {len(rows)} match the truth\n")
+        if answer is not None:
+            Console().print(_asked(answer))
         console.print(batch.closing_table(summary))
         terminal.note(f"\ncaptions: {captions}\nreport:   {report}")
         if keep:
@@ -99,6 +112,15 @@ def demo(
             )
     if summary.failures:
         raise typer.Exit(terminal.FAILURE)
+
+
+def _asked(answer: Answer) -> Text:
+    from rich.text import Text
+
+    return Text(
+        f"Through a gateway: openai.OpenAI(base_url={answer.base_url!r}):\n"
+        f"  {answer.question}\n  {answer.answer}\n"
+    )
 
 
 def _table(captioning: Captioning) -> Table:

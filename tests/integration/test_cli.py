@@ -413,14 +413,19 @@ def test_demo_runs_on_its_own_and_leaves_nothing_running(tmp_path: Path) -> None
     assert [row["metadata"]["task"] for row in captions] == ["video", "image", "images", "follow_up", "text"]
     assert all(row["metadata"]["answer"] == row["text"] for row in captions)
     assert "5 of 5" in done.stdout
+    assert f"\n  {captions[0]['text']}\n" in done.stdout.partition("openai.OpenAI(base_url='http://127.0.0.1:")[2]
+    assert "Finished server process" in (tmp_path / "demo" / "gateway.log").read_text()
     assert (tmp_path / "demo" / "report.html").stat().st_size > 5000
     assert not living(sockets(done.stderr)) and not Path(sockets(done.stderr)).exists()
 
 
-def test_demo_uses_the_users_server(redis_url: str, connection: redis.Redis, tmp_path: Path) -> None:
+def test_demo_uses_the_users_server(
+    redis_url: str, connection: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)  # it is not installed
     done = invoke("demo", "--count", 2, "--out", tmp_path / "demo", url=redis_url)
     assert done.returncode == 0, done.stderr
-    assert "server at" not in done.stderr
+    assert "server at" not in done.stderr and "pip install 'sailq[demo]'" in done.stderr
     assert len(list(connection.scan_iter("sailq:result:*"))) == 2
     assert not connection.zcard(keys.WORKERS)
 
