@@ -12,12 +12,17 @@ from pydantic_core import ErrorDetails
 from .errors import BadRequest, quoted
 
 _IDENTIFIER = r"^[A-Za-z0-9._-]{1,128}$"
+_NAME = r"^[A-Za-z0-9_-]{1,64}$"
 _DIGEST = r"^[0-9a-f]{64}$"
 _PATTERNS = {
-    _IDENTIFIER: "must have 1 to 128 characters of A-Z, a-z, 0-9, '.', '_' and '-'", _DIGEST: "must be a sha256 in hex",
+    _IDENTIFIER: "must have 1 to 128 characters of A-Z, a-z, 0-9, '.', '_' and '-'",
+    _NAME: "must have 1 to 64 characters of A-Z, a-z, 0-9, '_' and '-'",
+    _DIGEST: "must be a sha256 in hex",
 }
 Identifier = Annotated[str, Field(pattern=_IDENTIFIER)]
 """A name that becomes part of a Redis key, without characters that could change the rest of the key."""
+Name = Annotated[str, Field(pattern=_NAME)]
+"""A name that can be put before an identifier with a dot."""
 Digest = Annotated[str, Field(pattern=_DIGEST)]
 """A sha256 in hex."""
 

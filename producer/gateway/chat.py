@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import Any
 
 from sailq.shared import keys
 from sailq.shared.connection import server_errors
-from sailq.shared.errors import NotFound, SailqError
+from sailq.shared.errors import NotFound, SailqError, ServerUnavailable
 from sailq.shared.jobs import Failure, ModelCard, Result
 from sailq.shared.media.messages import Prepared, prepare
 
@@ -32,6 +33,9 @@ from .metrics import Metrics
 
 _READ_SECONDS = 60.0
 """Processor time to read the media of one request."""
+_OUTAGE_SECONDS = 60.0
+"""How long requests wait for a server that is away: longer than a failover, or a restart that loads its data."""
+_PAUSE_SECONDS = 0.5
 _log = logging.getLogger("sailq.gateway")
 
 
@@ -50,7 +54,7 @@ class Ticket:
 
     @property
     def completion(self) -> Completion:
-        return Completion(self.job, self.request.model)
+        return Completion(self.job, self.request.model, with_usage=self.request.includes_usage)
 
 
 class Chat:
@@ -80,31 +84,30 @@ class Chat:
             if known and await self._is_submitted(job):
                 return ticket
             await self._limits.admit(caller, job)
+            submitting = asyncio.ensure_future(self._submit(ticket, question, card, arguments))
             try:
-                await self._submit(ticket, question, card, arguments)
+                await asyncio.shield(submitting)
             except BaseException:
-                self._in_background(self._limits.release(caller, job))
+                self._in_background(self._withdraw(ticket, submitting))
                 raise
             return ticket
 
     async def whole(self, ticket: Ticket) -> dict[str, Any]:
         """The response, once the job has ended."""
         with api_errors(), self._given_up(ticket):
-            return ticket.completion.whole(self._answered(ticket, await self.client.wait(ticket.job)))
+            return ticket.completion.whole(self._answered(ticket, await self._result(ticket.job)))
 
     async def pieces(self, ticket: Ticket) -> AsyncGenerator[dict[str, Any], None]:
         """The response's chunks, as the text comes. Raises ApiError also after the first chunk."""
-        completion, sent, text = ticket.completion, "", ""
+        completion, sent = ticket.completion, ""
         with api_errors(), self._given_up(ticket):
-            async for piece in self.client.stream(ticket.job):
-                text = piece.text if piece.restarted else text + piece.text
+            async for text in self._texts(ticket.job):
                 if len(text) > len(sent) and text.startswith(sent):
                     if not sent:
                         yield completion.first()
                     yield completion.piece(text[len(sent):])
                     sent = text
-            ended = await self.client.result(ticket.job)
-            result = self._answered(ticket, ended)
+            result = self._answered(ticket, await self._result(ticket.job))
             if not sent:
                 yield completion.first()
             if not result.text.startswith(sent):
@@ -116,10 +119,31 @@ class Chat:
             if ticket.request.includes_usage:
                 yield completion.usage(result)
 
-    def _answered(self, ticket: Ticket, result: Result | None) -> Result:
+    async def _texts(self, job: str) -> AsyncGenerator[str, None]:
+        """All of the job's text so far, each time that there is more. It begins again with another attempt, and when
+        the server was away."""
+        outage = Outage()
+        while True:
+            text = ""
+            try:
+                async for piece in self.client.stream(job):
+                    text = piece.text if piece.restarted else text + piece.text
+                    outage.end()
+                    yield text
+                return
+            except ServerUnavailable as error:
+                await outage.outlast(error)
+
+    async def _result(self, job: str) -> Result:
+        outage = Outage()
+        while True:
+            try:
+                return await self.client.wait(job)
+            except ServerUnavailable as error:
+                await outage.outlast(error)
+
+    def _answered(self, ticket: Ticket, result: Result) -> Result:
         """A result with an answer. Raises ApiError for any other."""
-        if result is None:
-            raise api_error(NotFound("The job's result is missing."))
         self._in_background(self._limits.release(ticket.caller, ticket.job))
         self._metrics.used(ticket.caller.name, result)
         if result.finish_reason in ("stop", "length"):
@@ -129,13 +153,17 @@ class Chat:
 
     def _given_up(self, ticket: Ticket) -> _OnCancel:
         """Cancels the job if the client disconnects, unless the client may ask for it again."""
+        return _OnCancel(lambda: None if ticket.outlives else self._in_background(self._withdraw(ticket)))
 
-        async def cancel() -> None:
-            with suppress(SailqError):
-                await self.client.cancel(ticket.job)
-            await self._limits.release(ticket.caller, ticket.job)
-
-        return _OnCancel(lambda: None if ticket.outlives else self._in_background(cancel()))
+    async def _withdraw(self, ticket: Ticket, submitting: asyncio.Future[None] | None = None) -> None:
+        """Cancels a job that nobody waits for. It may still be on its way to the queue."""
+        if submitting is not None:
+            await asyncio.wait({submitting})
+            if ticket.outlives and submitting.exception() is None:
+                return
+        with suppress(SailqError):
+            await self.client.cancel(ticket.job)
+        await self._limits.release(ticket.caller, ticket.job)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(_logged(work))
@@ -201,6 +229,24 @@ def _seeded(question: Question, request: ChatRequest) -> Question:
     if request.stream and options.temperature > 0 and options.seed is None:
         options = options.model_copy(update={"seed": randbelow(2**63)})
     return Question(question.messages, options)
+
+
+class Outage:
+    """A time in which the server does not answer. Jobs outlive it, so their clients need not notice it."""
+
+    def __init__(self) -> None:
+        self._until: float | None = None
+
+    def end(self) -> None:
+        self._until = None
+
+    async def outlast(self, error: ServerUnavailable) -> None:
+        """Waits a moment. Raises the error if the outage has lasted for `_OUTAGE_SECONDS`."""
+        now = time.monotonic()
+        self._until = self._until or now + _OUTAGE_SECONDS
+        if now > self._until:
+            raise error
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 class _OnCancel:

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from sailq.shared.errors import BadRequest
 from sailq.shared.jobs import Priority
-from sailq.shared.validation import Digest, Identifier, StrictModel, reason
+from sailq.shared.validation import Digest, Name, StrictModel, reason
 
 from ..openai_api.errors import ApiError
 
@@ -59,7 +59,7 @@ class Caller:
 
     def arguments(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Those arguments of `Client.submit` that a request gets for those that it sets: its key's priority, and a
-        conversation that no other key can name. Raises ApiError (403)."""
+        conversation that no other key can name: a key's name has no dot. Raises ApiError (403)."""
         if asked.get("priority") == "high" and not self._may_be_first:
             raise ApiError(403, "This key may not ask for high priority.", code="priority_not_allowed",
                            type="permission_error", param="priority")
@@ -70,7 +70,7 @@ class Caller:
 
 
 ANYBODY = Caller("", None)
-_FILE = TypeAdapter(dict[Identifier, ApiKey])
+_FILE = TypeAdapter(dict[Name, ApiKey])
 
 
 class Keys:

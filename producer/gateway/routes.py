@@ -73,12 +73,14 @@ async def model(request: Request, name: str, caller: Key) -> dict[str, Any]:
     return _model(card.name, card.context)
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> Response:
     """200 while the gateway runs."""
     return PlainTextResponse("ok\n")
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(request: Request) -> Response:
     """200 if the server answers and a worker is up, else 503."""

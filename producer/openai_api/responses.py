@@ -9,10 +9,12 @@ from sailq.shared.jobs import Result
 
 
 class Completion:
-    """The response of one request, whole or in chunks. `model`: the name in the request."""
+    """The response of one request, whole or in chunks. `model`: the name in the request. `with_usage`: whether its
+    chunks have the field usage, which is null but in the last one."""
 
-    def __init__(self, job: str, model: str) -> None:
+    def __init__(self, job: str, model: str, *, with_usage: bool = False) -> None:
         self.id, self.model, self.created = f"chatcmpl-{job}", model, int(time.time())
+        self._usage = {"usage": None} if with_usage else {}
 
     def whole(self, result: Result) -> dict[str, Any]:
         """The `chat.completion` of an answer. Its field `sailq` has the job, its timings and who answered."""
@@ -45,7 +47,7 @@ class Completion:
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+        return {**self._head("chat.completion.chunk"), "choices": [choice], **self._usage}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}

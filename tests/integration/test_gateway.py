@@ -21,8 +21,10 @@ import redis
 from answering import Answerer
 from commands import invoke
 from gateways import gateway, gateway_thread, key_file
+from own_server import OwnServer
 
 from sailq.producer.gateway import middleware, server, streaming
+from sailq.producer.submission import Submitter
 from sailq.shared import keys
 from sailq.shared.codec import encode
 from sailq.shared.jobs import ModelCard
@@ -35,6 +37,10 @@ Eventually = Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def served(connection: redis.Redis) -> None:
+    publish(connection)
+
+
+def publish(connection: redis.Redis) -> None:
     """A model that the test answers for."""
     card = ModelCard(name=MODEL, context=512, min_pixels=784, max_pixels=78_400)
     connection.set(keys.model(MODEL), encode(card))
@@ -331,7 +337,7 @@ def test_without_keys_only_local_names_are_answered(url: str) -> None:
 
 
 def test_health_and_readiness(url: str, start_null: Callable[..., Any]) -> None:
-    assert httpx.get(f"{url}/health").status_code == 200
+    assert httpx.get(f"{url}/health").status_code == httpx.head(f"{url}/health").status_code == 200
     assert httpx.get(f"{url}/ready").status_code == 503
     start_null()
     assert httpx.get(f"{url}/ready").status_code == 200
@@ -350,6 +356,48 @@ def test_a_server_that_is_away_gives_503(folder: Path) -> None:
         assert response.status_code == 503 and response.headers["retry-after"] == "1"
         assert httpx.get(f"{url}/ready", timeout=SECONDS).status_code == 503
         assert httpx.get(f"{url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_restarts_is_not_noticed(folder: Path, eventually: Eventually, stream: bool) -> None:
+    with OwnServer(folder, always=True) as own:
+        connection = own.start()
+        publish(connection)
+        with gateway_thread(own.url) as url:
+            request = Request(url, body(stream=stream))
+            (job,) = waiting(connection, eventually)
+            own.kill()
+            connection = own.start()
+            answerer = Answerer(connection)
+            answerer.claim(job)
+            answerer.say(job, 0, "A red ")
+            answerer.finish(job, "A red star.")
+            assert request.end().status_code == 200
+            answer = request.text if stream else request.json["choices"][0]["message"]["content"]
+            assert answer == "A red star."
+
+
+def test_a_client_that_disconnects_while_its_job_is_submitted_cancels_it(
+    redis_url: str, connection: redis.Redis, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The submission is in a thread, which cannot be stopped."""
+    entered, may_go, submit = threading.Event(), threading.Event(), Submitter.submit
+
+    def late(self: Submitter, *arguments: Any, **options: Any) -> Any:
+        entered.set()
+        assert may_go.wait(SECONDS)
+        return submit(self, *arguments, **options)
+
+    monkeypatch.setattr(Submitter, "submit", late)
+    with gateway_thread(redis_url) as url:
+        with open_socket(url) as link:
+            send(link, body())
+            eventually(lambda: entered.is_set())
+        eventually(lambda: 'status="499"' in httpx.get(f"{url}/metrics").text)
+        assert not connection.llen(QUEUE)
+        may_go.set()
+        eventually(lambda: connection.keys(keys.result("*")))
+        assert not connection.llen(QUEUE)
 
 
 def test_https(redis_url: str, tmp_path: Path) -> None:
