@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
-import pydantic_core
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import contextmanager_in_threadpool
 from pydantic import Field, ValidationError
@@ -19,6 +18,7 @@ from ..openai_api.batch_input import ENDPOINT
 from ..openai_api.errors import ApiError
 from .batches import BatchStore
 from .files import LIFETIME, FileStore
+from .routes import Key, json_of
 from .uploads import receive
 
 FILES = "/v1/files"
@@ -61,60 +61,61 @@ L = TypeVar("L", bound=_Listed)
 def batch_router(files: FileStore, batches: BatchStore, wake: Callable[[], None]) -> APIRouter:
     """The routes. `wake`: called when a batch was created or is to be cancelled.
 
-    The owner of files and batches is the name of `request.state.caller`, or "" if there is none.
+    Files and batches belong to the name of the caller's key.
     """
     router = APIRouter()
 
     @router.post(FILES, openapi_extra={"requestBody": _FORM})
-    async def create_file(request: Request) -> dict[str, Any]:
+    async def create_file(request: Request, caller: Key) -> dict[str, Any]:
         """Uploads the input of a batch: JSONL whose lines are requests."""
         async with contextmanager_in_threadpool(files.upload()) as upload:
             fields, name = await receive(request, upload)
-            stored = await run_in_threadpool(upload.finish, _owner(request), name, "batch", _lifetime(fields))
+            stored = await run_in_threadpool(upload.finish, caller.name, name, "batch", _lifetime(fields))
         return stored.as_json()
 
     @router.get(FILES)
     def list_files(
-        request: Request, after: str | None = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+        caller: Key, after: str | None = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
         order: Order = "desc", purpose: str | None = None,
     ) -> dict[str, Any]:
         """This key's files."""
-        found = [file for file in files.all(_owner(request)) if purpose in (None, file.purpose)]
+        found = [file for file in files.all(caller.name) if purpose in (None, file.purpose)]
         return _page(found, after, limit, order)
 
     @router.get("/v1/files/{id}")
-    def retrieve_file(request: Request, id: str) -> dict[str, Any]:
+    def retrieve_file(id: str, caller: Key) -> dict[str, Any]:
         """What is known of a file."""
-        return files.get(_owner(request), id).as_json()
+        return files.get(caller.name, id).as_json()
 
     @router.get("/v1/files/{id}/content")
-    def file_content(request: Request, id: str) -> Response:
+    def file_content(id: str, caller: Key) -> Response:
         """A file's content."""
-        stored = files.get(_owner(request), id)
+        stored = files.get(caller.name, id)
         headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
         return FileResponse(files.path(stored), media_type="application/octet-stream", headers=headers)
 
     @router.delete("/v1/files/{id}")
-    def delete_file(request: Request, id: str) -> dict[str, Any]:
+    def delete_file(id: str, caller: Key) -> dict[str, Any]:
         """Deletes a file. A batch that has not begun needs its input."""
-        files.delete(_owner(request), id)
+        files.delete(caller.name, id)
         return {"id": id, "object": "file", "deleted": True}
 
     @router.post("/v1/batches", openapi_extra={"requestBody": {
         "required": True, "content": {"application/json": {"schema": BatchRequest.model_json_schema()}},
     }})
-    async def create_batch(request: Request) -> dict[str, Any]:
+    async def create_batch(request: Request, caller: Key) -> dict[str, Any]:
         """Runs the requests of a file."""
         asked = _read(await _json(request))
 
         def create() -> dict[str, Any]:
-            owner = _owner(request)
-            if files.get(owner, asked.input_file_id).purpose != "batch":
+            if files.get(caller.name, asked.input_file_id).purpose != "batch":
                 raise ApiError(400, "The purpose of the input file must be 'batch'.", code="invalid_purpose",
                                param="input_file_id")
             files.check_room()
             lifetime = asked.output_expires_after.seconds if asked.output_expires_after else LIFETIME
-            batch = batches.create(owner, asked.input_file_id, ENDPOINT, asked.metadata, lifetime)
+            batch = batches.create(
+                caller.name, asked.input_file_id, ENDPOINT, asked.metadata, lifetime, caller.max_queued
+            )
             wake()
             return batch.as_json()
 
@@ -122,29 +123,24 @@ def batch_router(files: FileStore, batches: BatchStore, wake: Callable[[], None]
 
     @router.get("/v1/batches")
     def list_batches(
-        request: Request, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+        caller: Key, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
     ) -> dict[str, Any]:
         """This key's batches, the newest first."""
-        return _page(batches.all(_owner(request)), after, limit, "desc")
+        return _page(batches.all(caller.name), after, limit, "desc")
 
     @router.get("/v1/batches/{id}")
-    def retrieve_batch(request: Request, id: str) -> dict[str, Any]:
+    def retrieve_batch(id: str, caller: Key) -> dict[str, Any]:
         """The state of a batch."""
-        return batches.get(_owner(request), id).as_json()
+        return batches.get(caller.name, id).as_json()
 
     @router.post("/v1/batches/{id}/cancel")
-    def cancel_batch(request: Request, id: str) -> dict[str, Any]:
+    def cancel_batch(id: str, caller: Key) -> dict[str, Any]:
         """Ends a batch early. It then has the answers so far."""
-        batch = batches.cancel(_owner(request), id)
+        batch = batches.cancel(caller.name, id)
         wake()
         return batch.as_json()
 
     return router
-
-
-def _owner(request: Request) -> str:
-    name: str = getattr(getattr(request.state, "caller", None), "name", "")
-    return name
 
 
 def _lifetime(fields: dict[str, str]) -> int:
@@ -166,17 +162,12 @@ def _lifetime(fields: dict[str, str]) -> int:
 
 
 async def _json(request: Request) -> Any:
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise ApiError(415, "The Content-Type must be application/json.", code="unsupported_media_type")
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > _BODY_BYTES:
             raise ApiError(413, f"The body is larger than {_BODY_BYTES >> 10} KiB.", code="request_too_large")
-    try:
-        return pydantic_core.from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise ApiError(400, f"The body is not JSON: {quoted(str(error))}.", code="invalid_json") from None
+    return json_of(request, body)
 
 
 def _read(fields: Any) -> BatchRequest:

@@ -25,6 +25,8 @@ from .files import FileStore
 
 AT_ONCE = 2
 """Batches that a gateway runs at a time."""
+_READ_SECONDS = 60.0
+"""Processor time to read the media of one request."""
 _SCAN_SECONDS = 2.0
 """How often a gateway looks for batches that nobody runs."""
 _LOOK_SECONDS = 0.5
@@ -150,8 +152,9 @@ class BatchRunner:
                 batch = batch.become("in_progress")
                 self._batches.write(batch)
             run = BatchRun(
-                given, self._batches.rows(batch.id), window=self._window, wait=batch.expires - time.time(),
-                retry=False, arguments=partial(self._arguments, batch.owner), fetch=self._fetch,
+                given, self._batches.rows(batch.id), window=min(self._window, batch.max_queued or self._window),
+                wait=batch.expires - time.time(), retry=False, arguments=partial(self._arguments, batch.owner),
+                fetch=self._fetch, read_seconds=_READ_SECONDS,
             )
             with closing(run):
                 self._finalize(batch, run, self._answer(batch, run))

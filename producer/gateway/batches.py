@@ -38,6 +38,7 @@ class Batch:
 
     Attributes:
         owner: name of the API key that it belongs to.
+        max_queued: most of its requests that may wait or run at a time, or None: no limit of the key.
         lifetime: seconds that its output files are kept.
         created: seconds since the epoch.
         times: by status, when the batch got it.
@@ -52,6 +53,7 @@ class Batch:
     metadata: Mapping[str, str] | None
     lifetime: int
     created: float
+    max_queued: int | None = None
     status: str = "validating"
     times: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=lambda: {"total": 0, "completed": 0, "failed": 0})
@@ -98,13 +100,16 @@ class BatchStore:
 
     def create(
         self, owner: str, input_file_id: str, endpoint: str, metadata: Mapping[str, str] | None = None,
-        lifetime: int = LIFETIME,
+        lifetime: int = LIFETIME, max_queued: int | None = None,
     ) -> Batch:
         """A new batch. Raises ApiError: 429 if there are too many, 507 if the disk is full."""
         if len(self.unfinished()) >= MOST_UNFINISHED:
             raise ApiError(429, f"{MOST_UNFINISHED} batches wait or run already.", code="too_many_batches",
                            type="rate_limit_error", headers={"Retry-After": "60"})
-        batch = Batch(f"batch_{secrets.token_hex(16)}", owner, input_file_id, endpoint, metadata, lifetime, time.time())
+        batch = Batch(
+            f"batch_{secrets.token_hex(16)}", owner, input_file_id, endpoint, metadata, lifetime, time.time(),
+            max_queued,
+        )
         with full_folder():
             self.write(batch)
         return batch

@@ -13,7 +13,7 @@ from sailq.shared.errors import BadRequest, SailqError, quoted
 from sailq.shared.workers import live_workers
 
 from ..captioning.names import for_terminal
-from ..captioning.readers import Readers
+from ..captioning.readers import MAX_SECONDS, Readers
 from ..captioning.rowfile import RowFile
 from ..captioning.window import Request, run_batch
 from ..client import Client
@@ -48,6 +48,7 @@ class BatchRun:
         retry: bool = True,
         arguments: Callable[[Arguments], Arguments] = lambda asked: asked,
         fetch: Callable[[str], bytes] | None = None,
+        read_seconds: float = MAX_SECONDS,
     ) -> None:
         """
         Args:
@@ -58,11 +59,13 @@ class BatchRun:
             arguments: makes those arguments of `Client.submit` that a request sets into those that it gets: priority,
                 timeout, conversation and metadata. It may raise ApiError.
             fetch: gets what is at an http(s) address, in a thread; without it, such addresses are refused.
+            read_seconds: seconds of processor time to read the media of one request.
 
         Raises BadRequest if another run has `out` open, or if it has answers of another batch.
         """
         self._given, self._window, self._wait = given, window, wait
         self._base, self._arguments, self._fetch = base, arguments, fetch
+        self._read_seconds = read_seconds
         self.rows: dict[int, Row] = {}
         self.wall = 0.0
         self._before: dict[int, Row] = {}
@@ -112,7 +115,7 @@ class BatchRun:
         began = time.monotonic()
         batch = run_batch(
             client, self.left, lambda line: self._asked(client, line), window=self._window, patience=self._wait,
-            idle=idle, readers=Readers(),
+            idle=idle, readers=Readers(max_seconds=self._read_seconds),
         )
         try:
             with closing(batch):

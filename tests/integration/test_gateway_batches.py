@@ -7,30 +7,32 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import gateways
 import httpx
 import openai
 import pytest
-from batch_server import application, serving
+import redis
 from farm import NullWorker
+from gateways import Gateway, gateway, gateway_thread, key_file
 from openai.types import Batch
 
 from sailq.producer.captioning import window
-from sailq.producer.gateway import batch_runner, batches
+from sailq.producer.client import Client, JobHandle
+from sailq.producer.gateway import batch_runner, batches, files
+from sailq.producer.gateway.folder import Folder
 from sailq.producer.openai_api import batch_run
 
 ENDPOINT: Any = "/v1/chat/completions"
 KILLS, LINES = 5, 300
 SECONDS = 600.0
 """Within this a batch makes progress, however busy the machine is."""
-PROGRAM = Path(__file__).parents[1] / "batch_server.py"
+KEY = "Bearer sk-anna"
 
 
 def line(custom_id: str, content: Any = "Hello", model: str = "sailq-tiny", **body: Any) -> bytes:
@@ -39,7 +41,7 @@ def line(custom_id: str, content: Any = "Hello", model: str = "sailq-tiny", **bo
 
 
 def client_of(url: str, key: str = "anna") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=f"sk-{key}", max_retries=0)
 
 
 @pytest.fixture(autouse=True)
@@ -56,14 +58,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def threads_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads read media: a child takes a second to start."""
-    monkeypatch.setattr(batch_run, "Readers", lambda: None)
+def keys(tmp_path: Path) -> Path:
+    return key_file(tmp_path / "keys.json", anna={}, bob={}, carl={"priority": "high", "max_queued": 2})
 
 
 @pytest.fixture
-def url(redis_url: str, folder: Path, threads_read: None) -> Iterator[str]:
-    with serving(application(redis_url, folder)) as url:
+def threads_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads read media: a child takes a second to start."""
+    monkeypatch.setattr(batch_run, "Readers", lambda **options: None)
+
+
+@pytest.fixture
+def url(redis_url: str, folder: Path, keys: Path, threads_read: None) -> Iterator[str]:
+    with gateway_thread(redis_url, keys, files=folder) as url:
         yield url
 
 
@@ -99,11 +106,11 @@ def counts(batch: Batch) -> tuple[int, int, int]:
     return batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed
 
 
-def test_a_batch_with_answers_and_errors(served_url: str, folder: Path, tmp_path: Path) -> None:
+def test_a_batch_with_answers_and_errors(served_url: str, folder: Path, keys: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(b"x")
     bad = [{"type": "image_url", "image_url": {"url": str(tmp_path / "secret.png")}}]
     far = [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}]
-    with serving(application(served_url, folder)) as url, closing(client_of(url)) as client:
+    with gateway_thread(served_url, keys, files=folder) as url, closing(client_of(url)) as client:
         batch = begin(client, line("1"), line("2", n=3), line("3"), line("4", bad), line("5", far),
                       metadata={"night": "5"})
         assert (batch.object, batch.status, batch.completion_window) == ("batch", "validating", "24h")
@@ -132,8 +139,8 @@ def test_a_file_that_is_not_a_batch(client: openai.OpenAI) -> None:
     assert done.output_file_id is done.error_file_id is None and done.failed_at
 
 
-def test_a_batch_whose_input_was_deleted(redis_url: str, folder: Path) -> None:
-    with serving(application(redis_url, folder)) as url, closing(client_of(url)) as client:
+def test_a_batch_whose_input_was_deleted(redis_url: str, folder: Path, keys: Path) -> None:
+    with gateway_thread(redis_url, keys, files=folder) as url, closing(client_of(url)) as client:
         batches_ = batches.BatchStore(folder)
         with pytest.raises(openai.NotFoundError):
             client.batches.create(input_file_id="file-1", endpoint=ENDPOINT, completion_window="24h")
@@ -170,6 +177,38 @@ def test_a_batch_that_expires(client: openai.OpenAI, monkeypatch: pytest.MonkeyP
     assert done.status == "expired" and done.expired_at and done.output_file_id is None and counts(done) == (3, 0, 3)
     found = [(row["custom_id"], row["error"] and row["error"]["code"]) for row in rows(client, done.error_file_id)]
     assert found == [("1", "batch_expired"), ("2", None), ("3", "batch_expired")]
+
+
+def test_what_a_key_allows(
+    url: str, client: openai.OpenAI, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key without high priority may not ask for it, and one with a bound has no more jobs at a time."""
+    submitted = []
+    submit = Client.submit_prepared
+
+    def note(self: Client, *given: Any, **asked: Any) -> JobHandle:
+        handle = submit(self, *given, **asked)
+        submitted.append((asked.get("priority"), handle.conversation))
+        return handle
+
+    monkeypatch.setattr(Client, "submit_prepared", note)
+    batch = begin(client, line("1", priority="high"), line("2", conversation="c"))
+    until(client, batch, lambda now: counts(now)[2] == 1 and submitted)
+    assert submitted == [("normal", "anna.c")]
+    ((error,),) = [rows(client, ended(client, client.batches.cancel(batch.id)).error_file_id)]
+    assert (error["custom_id"], error["response"]["status_code"]) == ("1", 403)
+    with closing(client_of(url, "carl")) as other:
+        batch = begin(other, *[line(str(number)) for number in range(10)])
+        until(other, batch, lambda now: len(submitted) == 3)
+        until(other, other.batches.cancel(batch.id), lambda now: now.status == "cancelled")
+    assert [priority for priority, _ in submitted] == ["normal", "high", "high"]
+
+
+def test_without_a_key(url: str) -> None:
+    with closing(client_of(url, "nobody")) as other:
+        for call in (other.files.list, other.batches.list, lambda: begin(other, b"x")):
+            with pytest.raises(openai.AuthenticationError):
+                call()
 
 
 def test_pages_of_lists(client: openai.OpenAI) -> None:
@@ -212,7 +251,8 @@ def test_path_tricks(url: str, folder: Path) -> None:
     for method, path in (("GET", "files/ID"), ("GET", "files/ID/content"), ("DELETE", "files/ID"),
                          ("GET", "batches/ID"), ("POST", "batches/ID/cancel")):
         for trick in TRICKS:
-            head = f"{method} /v1/{path.replace('ID', trick)} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+            head = (f"{method} /v1/{path.replace('ID', trick)} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"
+                    f"Authorization: {KEY}\r\n\r\n")
             assert status_of(url, head.encode()) in (307, 404, 405), (path, trick)
 
 
@@ -255,9 +295,17 @@ UPLOADS = [
 ]
 
 
-def test_uploads(url: str, folder: Path) -> None:
-    made = 0
-    with httpx.Client(base_url=url, headers={"Content-Type": "multipart/form-data; boundary=b"}) as http:
+def test_uploads(
+    redis_url: str, keys: Path, folder: Path, threads_read: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.FileStore.__init__, "__kwdefaults__", {"max_bytes": 2**20})
+    with gateway_thread(redis_url, keys, files=folder) as url:
+        try_uploads(url, folder)
+
+
+def try_uploads(url: str, folder: Path) -> None:
+    made, headers = 0, {"Authorization": KEY, "Content-Type": "multipart/form-data; boundary=b"}
+    with httpx.Client(base_url=url, headers=headers) as http:
         for body, status in UPLOADS:
             done = http.post("/v1/files", content=body)
             assert done.status_code == status, (body[:200], done.text)
@@ -269,8 +317,9 @@ def test_uploads(url: str, folder: Path) -> None:
             assert len(os.listdir(folder / "files")) == 2 * made, body[:200]
 
 
-def test_a_full_folder(redis_url: str, folder: Path) -> None:
-    with serving(application(redis_url, folder, quota=50_000)) as url, closing(client_of(url)) as client:
+def test_a_full_folder(redis_url: str, folder: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateways, "Folder", lambda path, quota: Folder(path, 50_000))
+    with gateway_thread(redis_url, keys, files=folder) as url, closing(client_of(url)) as client:
         client.files.create(file=("a", b"x" * 40_000), purpose="batch")
         for call in (lambda: client.files.create(file=("a", b"x" * 10_000), purpose="batch"),
                      lambda: [begin_with(client, client.files.list().data[0].id) for _ in range(10)]):
@@ -288,20 +337,20 @@ BODIES = [
 
 
 def test_bodies_that_ask_for_no_batch(url: str) -> None:
-    with httpx.Client(base_url=url) as http:
+    with httpx.Client(base_url=url, headers={"Authorization": KEY}) as http:
         for body in BODIES:
             done = http.post("/v1/batches", content=body, headers={"Content-Type": "application/json"})
             assert done.status_code == (413 if len(body) == 100_000 else 400), (body[:200], done.text)
             assert done.json()["error"]["message"]
-            assert http.post("/v1/batches", content=body).status_code == 415
+        assert http.post("/v1/batches", content=BODIES[-1]).status_code == 415
 
 
 def test_another_gateway_goes_on_with_the_batch_of_one_that_leaves(
-    redis_url: str, folder: Path, start_null: Callable[..., NullWorker], threads_read: None
+    redis_url: str, folder: Path, keys: Path, start_null: Callable[..., NullWorker], threads_read: None
 ) -> None:
     start_null("--slots", "8")
-    with serving(application(redis_url, folder)) as second, closing(client_of(second)) as client:
-        with serving(application(redis_url, folder)) as first, closing(client_of(first)) as leaving:
+    with gateway_thread(redis_url, keys, files=folder) as second, closing(client_of(second)) as client:
+        with gateway_thread(redis_url, keys, files=folder) as first, closing(client_of(first)) as leaving:
             batch = begin(leaving, *[line(str(number)) for number in range(200)])
             until(client, batch, lambda now: counts(now)[1] > 0)
         done = ended(client, batch)
@@ -309,63 +358,55 @@ def test_another_gateway_goes_on_with_the_batch_of_one_that_leaves(
         assert [row["custom_id"] for row in rows(client, done.output_file_id)] == [*map(str, range(200))]
 
 
-@contextmanager
-def process(redis_url: str, folder: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A gateway as a process of its own, which is killed at the end."""
-    with log.open("a") as errors:
-        gateway = subprocess.Popen([sys.executable, str(PROGRAM), redis_url, str(folder)], stdout=subprocess.PIPE,
-                                   stderr=errors, text=True)
-    with gateway:
-        try:
-            assert gateway.stdout
-            yield f"http://127.0.0.1:{int(gateway.stdout.readline())}", gateway
-        finally:
-            gateway.kill()
-
-
 @pytest.mark.proof
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("gateways", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
 def test_a_gateway_killed_in_mid_batch_5_times(
-    redis_url: str, folder: Path, tmp_path: Path, start_null: Callable[..., NullWorker], gateways: int
+    redis_url: str, folder: Path, keys: Path, tmp_path: Path, start_null: Callable[..., NullWorker], count: int
 ) -> None:
     """With two gateways, the one that runs the batch is killed, and the other goes on."""
-    start_null("--slots", "1", "--decode-ms", "10")
+    start_null("--slots", "1", "--decode-ms", "40")
     seed = int(os.environ.get("SEED", "11"))
     chance = random.Random(seed)
-    log, names = tmp_path / "log", [f"request {number}" for number in range(LINES)]
-    file = folder / "batches"
+    names, file = [f"request {number}" for number in range(LINES)], folder / "batches"
     before: dict[str, str] = {}
     batch: Batch | None = None
     killed = 0
-    running: list[tuple[str, subprocess.Popen[str]]] = []
+    running: list[Gateway] = []
     with ExitStack() as stack:
+
+        def start() -> Gateway:
+            log = tmp_path / f"gateway-{killed}-{len(running)}.log"
+            return stack.enter_context(gateway(redis_url, log, "--files", folder, "--keys", keys))
+
         while killed < KILLS:
-            while len(running) < gateways:
-                running.append(stack.enter_context(process(redis_url, folder, log)))
+            while len(running) < count:
+                running.append(start())
             if batch is None:
-                with closing(client_of(running[0][0])) as client:
+                with closing(client_of(running[0].url)) as client:
                     batch = begin(client, *map(line, names))
-            out, end = file / f"{batch.id}.rows", time.monotonic() + SECONDS
-            while len(answered(out)) < len(before) + 1 + chance.randrange(20):
-                assert time.monotonic() < end, log.read_text()
+            out, record = file / f"{batch.id}.rows", file / f"{batch.id}.json"
+            enough, end = len(before) + 1 + chance.randrange(20), time.monotonic() + SECONDS
+            while len(answered(out)) < enough:
+                assert time.monotonic() < end, folder
+                assert json.loads(record.read_text())["status"] != "completed"
                 time.sleep(0.01)
-            victim = next(one for one in running if holds(one[1], file / f"{batch.id}.lock"))
-            victim[1].send_signal(signal.SIGKILL)
-            victim[1].wait()
+            victim = next(one for one in running if holds(one.pid, file / f"{batch.id}.lock"))
+            os.kill(victim.pid, signal.SIGKILL)
+            victim.stop()
             running.remove(victim)
             killed += 1
             now = answered(out)
             assert now.items() >= before.items()  # no row is lost
             before = now
-        last = stack.enter_context(process(redis_url, folder, log))
-        with closing(client_of(last[0])) as client:
+        with closing(client_of(start().url)) as client:
+            assert batch is not None
             done = ended(client, batch)
-            assert done.status == "completed" and counts(done) == (LINES, LINES, 0), log.read_text()
+            assert done.status == "completed" and counts(done) == (LINES, LINES, 0), done
             found = rows(client, done.output_file_id)
     assert [row["custom_id"] for row in found] == names
     assert {row["custom_id"]: row["response"]["request_id"] for row in found}.items() >= before.items()
-    print(f"figure: {LINES} requests, {gateways} gateway(s), killed {KILLS} times in mid-batch (seed {seed}): "
+    print(f"figure: {LINES} requests, {count} gateway(s), killed {KILLS} times in mid-batch (seed {seed}): "
           f"{len(found)} rows, {len(before)} of them before the last kill, none lost, none twice")
 
 
@@ -380,7 +421,7 @@ def answered(out: Path) -> dict[str, str]:
     return found
 
 
-def holds(process: subprocess.Popen[str], path: Path) -> bool:
-    """Whether a process has a file open for more than a moment."""
-    links = Path(f"/proc/{process.pid}/fd").iterdir()
+def holds(pid: int, path: Path) -> bool:
+    """Whether a process has a file open."""
+    links = Path(f"/proc/{pid}/fd").iterdir()
     return any(os.path.realpath(link) == os.path.realpath(path) for link in links)

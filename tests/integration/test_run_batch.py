@@ -170,8 +170,8 @@ def test_a_batch_killed_5_times(redis_url: str, start_null: Callable[..., NullWo
     for _ in range(KILLS):
         run = start("run-batch", "-i", given, "-o", out, "--window", 8, url=redis_url)
         try:
-            until = time.monotonic() + SECONDS
-            while len(whole(out)) < len(before) + 1 + chance.randrange(30):
+            enough, until = len(before) + 1 + chance.randrange(30), time.monotonic() + SECONDS
+            while len(whole(out)) < enough:
                 assert run.poll() is None and time.monotonic() < until
                 time.sleep(0.01)
         finally:

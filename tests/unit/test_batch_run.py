@@ -31,7 +31,7 @@ BAD = {**BODY, "n": 2}
 def quickly_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "_IDLE_SECONDS", 0.05)
     monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(batch_run, "Readers", lambda: None)  # threads read: a child takes a second to start
+    monkeypatch.setattr(batch_run, "Readers", lambda **options: None)  # threads read: a child takes a second to start
 
 
 @pytest.fixture
