@@ -16,7 +16,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/sailq/bin/python install '.[gateway]'
 
 FROM python:3.12.8-slim-bookworm
-RUN useradd --create-home --uid 10001 sailq
+# The folder is for the files and batches of a gateway.
+RUN useradd --create-home --uid 10001 sailq && install --directory --owner sailq --mode 700 /var/lib/sailq
 COPY --from=build /opt/sailq /opt/sailq
 ENV PATH=/opt/sailq/bin:$PATH PYTHONUNBUFFERED=1
 USER sailq

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from gateways import Gateway
+from gateways import Gateway, gateway
 from scraping import free_port
 
 from sailq.worker.model_files.model_paths import resolve
@@ -131,10 +131,18 @@ def project(tmp_path: Path, served_url: str) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def running_gateway(common_worker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """The gateway that the pages' Python asks."""
+    folder = tmp_path_factory.mktemp("gateway")
+    with gateway(common_worker, folder / "gateway.log", "--files", folder / "files") as running:
+        yield running
+
+
 @pytest.mark.parametrize("block", RUN, ids=str)
 @pytest.mark.proof
 def test_a_command_that_needs_nothing_special_runs_as_the_page_says(
-    block: Block, project: Path, served_url: str, common_gateway: Gateway
+    block: Block, project: Path, served_url: str, running_gateway: Gateway
 ) -> None:
     port, gateway_port = free_port(), free_port()
     # pip and make only print what they would do: this test itself runs under `make test`.
@@ -148,7 +156,7 @@ def test_a_command_that_needs_nothing_special_runs_as_the_page_says(
     text = text.replace("--model_path DIR", f"--model_path {resolve('sailq-tiny')}")
     if block.language == PYTHON:
         command, text = [sys.executable, "-c"], text.replace("redis://127.0.0.1:6379/0", served_url)
-        text = text.replace("http://127.0.0.1:8000", common_gateway.url)
+        text = text.replace("http://127.0.0.1:8000", running_gateway.url)
     else:
         text = re.sub(r"(127\.0\.0\.1|localhost):8000", rf"\1:{gateway_port}", text)
         command, text = ["bash", "-c"], PREAMBLE + text.replace("127.0.0.1:6379", f"127.0.0.1:{port}")

@@ -92,6 +92,9 @@ def test_other_machines_cannot_reach_the_gateway_and_it_has_keys(every: dict[str
     mounted = {volume["target"]: volume for volume in service["volumes"]}
     keys = mounted[str(Path(options["--keys"]).parent)]
     assert keys["read_only"] and Path(keys["source"]).name == "secrets"
+    assert mounted[options["--files"]]["type"] == "volume"
+    image = dict(instructions(ROOT / "deploy/images/producer.Dockerfile"))
+    assert f"--owner sailq --mode 700 {options['--files']}" in image["RUN"], "Docker gives the folder's owner to the volume"
     (port,) = service["ports"]
     assert (port["host_ip"], port["target"], port["published"]) == ("127.0.0.1", 8000, "8000")
     assert int(service["stop_grace_period"].rstrip("s")) > DRAIN_SECONDS

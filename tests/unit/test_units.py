@@ -36,5 +36,6 @@ def test_the_gateways_unit_has_options_that_exist_and_waits_for_its_answers() ->
     text = invoke(command, "--help").stdout
     options = [word for word in rest if word.startswith("--")]
     assert options and all(option in text for option in options)
+    assert f"--files /var/lib/{settings['StateDirectory']}" in settings["ExecStart"]
     assert float(settings["TimeoutStopSec"]) > DRAIN_SECONDS + 10
     assert settings["Restart"] == "always" and settings["RestartPreventExitStatus"] == "2"
