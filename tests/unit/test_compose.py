@@ -94,7 +94,8 @@ def test_other_machines_cannot_reach_the_gateway_and_it_has_keys(every: dict[str
     assert keys["read_only"] and Path(keys["source"]).name == "secrets"
     assert mounted[options["--files"]]["type"] == "volume"
     image = dict(instructions(ROOT / "deploy/images/producer.Dockerfile"))
-    assert f"--owner sailq --mode 700 {options['--files']}" in image["RUN"], "Docker gives the folder's owner to the volume"
+    # Docker gives the folder's owner to the volume.
+    assert f"--owner sailq --mode 700 {options['--files']}" in image["RUN"]
     (port,) = service["ports"]
     assert (port["host_ip"], port["target"], port["published"]) == ("127.0.0.1", 8000, "8000")
     assert int(service["stop_grace_period"].rstrip("s")) > DRAIN_SECONDS
