@@ -8,9 +8,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sailq.producer.gateway.keys import ApiKey
+from sailq.producer.gateway.app import create_app
+from sailq.producer.gateway.folder import Folder
+from sailq.producer.gateway.keys import ApiKey, Keys
+from sailq.producer.media_fetching import MediaFetcher
 from sailq.producer.openai_api import errors
 from sailq.producer.openai_api.requests import _IGNORED, _NEUTRAL, ChatRequest
+from sailq.shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "deploy/gateway/README.md").read_text()
@@ -77,13 +81,12 @@ def test_each_error_is_on_the_page() -> None:
     assert len(codes) == len(set(codes)) and set(codes) == raised()
 
 
-def test_each_route_is_on_the_page() -> None:
-    found = set()
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            match node:
-                case ast.Call(ast.Attribute(ast.Name("router"), method), [ast.Constant(str(route)), *_]):
-                    name = re.sub(r"{(\w+).*}", lambda found: found[1].upper(), route)
-                    found.add((method.upper(), name))
+def test_each_route_is_on_the_page(tmp_path: Path) -> None:
+    fetcher = MediaFetcher([], max_bytes=1, max_seconds=1)
+    app = create_app(Settings(), Keys(None), fetcher, max_body=1, local=True, folder=Folder(tmp_path, 1))
+    routes = {
+        (method.upper(), re.sub(r"{(\w+)}", lambda name: name[1].upper(), path))
+        for path, methods in app.openapi()["paths"].items() for method in methods
+    }
     first = PAGE.partition("| route |")[2].partition("\n\n")[0]
-    assert set(re.findall(r"`([A-Z]+) (/\S+)`", first)) == found
+    assert set(re.findall(r"`([A-Z]+) (/\S+)`", first)) == routes
