@@ -164,3 +164,9 @@ def test_images_are_pinned_not_root_and_copy_what_exists(path: Path) -> None:
 def test_there_are_images_for_both_sides() -> None:
     names = {path.name for path in DOCKERFILES}
     assert names >= {"worker.Dockerfile", "worker-tpu.Dockerfile", "producer.Dockerfile"}
+
+
+def test_no_two_test_files_have_the_same_name() -> None:
+    """pytest imports them by their names alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
