@@ -314,6 +314,7 @@ def test_a_quiet_stream_gets_comments(
         assert request.events[-2]["error"]["code"] == "cancelled"  # its status was sent long ago
 
 
+@pytest.mark.proof
 def test_slow_clients_are_sent_away(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_HEADER_SECONDS", 1.0)
     monkeypatch.setattr(middleware, "_QUIET_SECONDS", 1.0)
@@ -350,6 +351,7 @@ def test_openapi_describes_the_chat_request(url: str) -> None:
     assert httpx.get(f"{url}/docs").status_code == 200
 
 
+@pytest.mark.proof
 def test_a_server_that_is_away_gives_503(folder: Path) -> None:
     with gateway_thread(f"unix://{folder}/none.sock") as url:
         response = httpx.post(f"{url}/v1/chat/completions", json=body(), timeout=SECONDS)
@@ -400,6 +402,7 @@ def test_a_client_that_disconnects_while_its_job_is_submitted_cancels_it(
         assert not connection.llen(QUEUE)
 
 
+@pytest.mark.proof
 def test_https(redis_url: str, tmp_path: Path) -> None:
     certificate, key = tmp_path / "server.crt", tmp_path / "server.key"
     subprocess.run(
@@ -449,6 +452,7 @@ def test_a_new_key_works(redis_url: str, tmp_path: Path) -> None:
         assert response.json()["data"][0]["id"] == MODEL
 
 
+@pytest.mark.proof
 def test_a_stopped_gateway_lets_answers_end(
     redis_url: str, connection: redis.Redis, answerer: Answerer, eventually: Eventually, tmp_path: Path
 ) -> None:
