@@ -92,7 +92,10 @@ class _Words:
 
 
 def _source(form: StructuredOutputs) -> str:
-    """llguidance's own form of a grammar. Raises ValueError."""
+    """llguidance's own form of a grammar. Raises ValueError.
+
+    It keeps all of a schema but one: a "date" may be 29 February of any year.
+    """
     if form.json_object:
         return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=_JSON)
     if form.json_schema is not None:
