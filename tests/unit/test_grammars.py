@@ -241,6 +241,7 @@ def test_a_hostile_form_is_refused_or_answered_within_bounds(model: Model, name:
     ({"regex": r"[^\x00-\x{10FFFF}]"}, "No text fits the regex."),
     ({"grammar": "start: nowhere"}, "The grammar is not valid: line 1, column 8: unknown name"),
     ({"grammar": "garbage"}, "The grammar is not valid: "),
+    (HOSTILE["gbnf of brackets"], "The grammar is too complex."),
     ({"grammar": "start: start"}, "No text fits the grammar."),
 ])
 def test_a_form_that_cannot_be_compiled_is_refused_in_one_sentence(

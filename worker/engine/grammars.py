@@ -33,7 +33,7 @@ _JSON: JsonCompileOptions = {
     # Keywords are refused if they cannot be kept.
     "lenient": False, "coerce_one_of": False,
 }
-_COMPLEX = re.compile("too many|too large|too big|too complex|fuel|max is", re.IGNORECASE)
+_COMPLEX = re.compile("too many|too large|too big|too complex|fuel|max is|recursion", re.IGNORECASE)
 
 
 class Grammar:
@@ -114,7 +114,8 @@ def _sentence(kind: str, error: str) -> str:
     """llguidance's error for people."""
     name = "schema" if kind.startswith("json") else kind
     lines = [line.strip() for line in error.splitlines()] or [""]
-    first = re.sub(r"^(at )?(\d+)\((\d+)\): ", r"line \2, column \3: ", lines[0]).rstrip(".")
+    first = lines[0].removeprefix("Failed to convert the grammar from GBNF to Lark: ").rstrip(".")
+    first = re.sub(r"^(at )?(\d+)\((\d+)\): ", r"line \2, column \3: ", first)
     if _COMPLEX.search(first):
         return f"The {name} is too complex."
     if "NoExtension" in first:
@@ -127,5 +128,5 @@ def _sentence(kind: str, error: str) -> str:
         return "The schema has a oneOf whose parts overlap, or may overlap: use anyOf."
     if first.startswith("Resource "):
         return "The schema refers to another document: only references inside it are followed."
-    why = next((line[7:] for line in lines if line.startswith("error: ")), first if kind != "regex" else first)
+    why = next((line[7:] for line in lines if line.startswith("error: ")), first)
     return f"The {name} is not valid: {quoted(why)}."

@@ -69,7 +69,7 @@ class MaskWriter:
         """`words`: of a mask."""
         self._shape = slots, words
         self._work: SimpleQueue[Sequence[Guide] | None] = SimpleQueue()
-        self._done: SimpleQueue[Exception | None] = SimpleQueue()
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
         self._started = self._pending = False
 
     def begin(self, guides: Sequence[Guide]) -> None:
@@ -89,11 +89,11 @@ class MaskWriter:
         if self._pending:
             self._pending = False
             if (error := self._done.get()) is not None:
-                raise error
+                raise RuntimeError("the masks of guided answers could not be computed") from error
 
 
 def _run(
-    work: SimpleQueue[Sequence[Guide] | None], done: SimpleQueue[Exception | None], shape: tuple[int, int]
+    work: SimpleQueue[Sequence[Guide] | None], done: SimpleQueue[BaseException | None], shape: tuple[int, int]
 ) -> None:
     from llguidance import LLExecutor
 
@@ -102,7 +102,7 @@ def _run(
         try:
             _compute(executor, guides, bits)
             done.put(None)
-        except Exception as error:
+        except BaseException as error:  # a panic in Rust is no Exception; the device's thread must not wait for ever
             done.put(error)
 
 
