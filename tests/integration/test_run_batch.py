@@ -17,6 +17,8 @@ from commands import invoke, refused, rows, start
 from farm import NullWorker
 
 from sailq.producer.samples import write_samples
+from sailq.shared import keys
+from sailq.shared.connection import connect
 
 MODEL = "sailq-tiny"
 LINES, KILLS = 300, 5
@@ -156,6 +158,32 @@ def test_a_file_that_is_not_a_batch_is_refused_before_anything_runs(redis_url: s
     refused(invoke("run-batch", "-i", given, "-o", out, url=redis_url), "bad_request", "in.jsonl", "line 2")
     refused(invoke("run-batch", "-i", given, "-o", given, url=redis_url), "bad_request", "same file")
     assert not out.exists() and len(rows(given)) == 2
+
+
+def test_ctrl_c_cancels_the_jobs_in_flight_and_sorts_the_output(
+    redis_url: str, start_null: Callable[..., NullWorker], tmp_path: Path
+) -> None:
+    start_null("--slots", "4", "--decode-ms", "10")
+    names = [f"request {number}" for number in range(2000)]
+    given = write(tmp_path / "in.jsonl", [line(name, messages=user(text(name)), max_tokens=2) for name in names])
+    out = tmp_path / "out.jsonl"
+    run = start("run-batch", "-i", given, "-o", out, "--window", 8, url=redis_url)
+    until = time.monotonic() + SECONDS
+    while len(whole(out)) < 20:
+        assert run.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=SECONDS)
+    found = [row["custom_id"] for row in rows(out)]
+    assert run.returncode == 130 and f"{len(found)} of 2000 are in {out}" in errors, errors
+    assert found == [name for name in names if name in found] and 20 <= len(found) < 2000
+    assert not queued(redis_url)
+
+
+def queued(url: str) -> int:
+    with connect(url) as connection:
+        waiting: int = connection.llen(keys.waiting(keys.queue(MODEL)))
+        return waiting
 
 
 @pytest.mark.proof
