@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +12,11 @@ import typer
 from sailq.shared.options import Json, Model, RedisUrl
 
 from . import _flags as flags
+
+_MEDIA_BYTES = 64 * 2**20
+"""The most bytes of a fetched medium, as in the gateway."""
+_MEDIA_SECONDS = 30.0
+"""The longest time to fetch one."""
 
 
 def run_batch(
@@ -31,6 +38,14 @@ def run_batch(
         int, typer.Option("--window", metavar="N", min=1, max=4096, help="Maximum number of requests in flight.")
     ] = 64,
     wait: flags.Wait = 600.0,
+    media_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--media-from", metavar="HOST", show_default="none",
+            help="Host that images and videos may be fetched from: a name (.example.com: all names below it), an "
+            "address, or a network for addresses that are not public. Can be repeated.",
+        ),
+    ] = None,
     json: Json = False,
     redis_url: RedisUrl = None,
     model: Model = None,
@@ -44,8 +59,9 @@ def run_batch(
       {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
        "body": {"model": "sailq-tiny", "messages": [...]}}
 
-    An image_url or a video_url can be a data URL, a file:// URL or a path.
-    Relative paths start from the folder of the input.
+    An image_url or a video_url can be a data URL, a file:// URL, a path, or an
+    http(s) address of a --media-from. Relative paths start from the folder of
+    the input.
 
     The whole input is checked first. Then one line is written for each request:
 
@@ -66,6 +82,7 @@ def run_batch(
     Examples:
       sailq run-batch -i requests.jsonl -o responses.jsonl
       sailq run-batch -i requests.jsonl -o responses.jsonl --window 256 --json
+      sailq run-batch -i in.jsonl -o out.jsonl --media-from cdn.example.com
     """
     from sailq.shared import terminal
 
@@ -93,12 +110,14 @@ def run_batch(
         with (
             closing(BatchInput(input_file, model=model_name(settings.model))) as given,
             Client(settings=settings) as client,
+            _fetching(media_from or []) as fetch,
         ):
             served = live_workers(client.connection)
             # A request is refused if all workers serve other models.
             waiting = Waiting(client, [name for name in given.models if not served or client.card(name)], console)
             waiting.check()
-            with closing(BatchRun(given, output_file, window=window, wait=wait, base=input_file.parent)) as batch:
+            run = BatchRun(given, output_file, window=window, wait=wait, base=input_file.parent, fetch=fetch)
+            with closing(run) as batch:
                 total = len(given.lines)
                 if batch.resumed:
                     terminal.note(f"resuming: {batch.resumed} of {total} are done")
@@ -132,3 +151,22 @@ def run_batch(
                           f"{rate} requests/s, {seconds(batch.wall)}")
     if reasons:
         raise typer.Exit(terminal.FAILURE)
+
+
+@contextmanager
+def _fetching(hosts: list[str]) -> Iterator[Callable[[str], bytes] | None]:
+    """A function that gets what is at an address of one of the hosts; None if there are none."""
+    if not hosts:
+        yield None
+        return
+    from sailq.shared.errors import Unsupported
+
+    try:
+        from anyio.from_thread import start_blocking_portal
+
+        from ..media_fetching import MediaFetcher
+    except ImportError:
+        raise Unsupported("--media-from needs more packages: pip install 'sailq[gateway]'.") from None
+    fetcher = MediaFetcher(hosts, max_bytes=_MEDIA_BYTES, max_seconds=_MEDIA_SECONDS)
+    with start_blocking_portal() as portal:
+        yield lambda url: portal.call(fetcher.fetch, url)

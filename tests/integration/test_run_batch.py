@@ -7,8 +7,11 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +137,27 @@ def test_requests_of_the_kinds_in_vllms_documents(
     assert done.returncode == 1 and json.loads(done.stdout)["failures"] == failures
     print(f"figure: {len(cases)} lines of the kinds in vLLM's documents: {len(cases) - failures} answered, "
           f"{failures} refused with the documented status and code")
+
+
+def test_media_are_fetched_from_the_hosts_that_are_named(
+    samples: tuple[Path, dict[str, Any], dict[str, Any]], served_url: str, tmp_path: Path
+) -> None:
+    folder, image, _ = samples
+    picture, about = image["messages"][0]["content"]
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+        lines = [line(name, messages=user({"type": "image_url", "image_url": {"url": f"http://{place}"}}, about))
+                 for name, place in (("there", f"{host}/{picture['image']}"), ("missing", f"{host}/none.png"),
+                                     ("not named", f"localhost:{server.server_port}/{picture['image']}"))]
+        given, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+        done = invoke("run-batch", "-i", given, "-o", out, "--media-from", "127.0.0.0/8", "--media-from", host,
+                      url=served_url)
+        server.shutdown()
+    found = [row["response"] for row in rows(out)]
+    assert done.returncode == 1 and [response["status_code"] for response in found] == [200, 422, 400]
+    assert found[0]["body"]["choices"][0]["message"]["content"] == image["answer"]
 
 
 def test_a_batch_is_resumed(served_url: str, tmp_path: Path) -> None:
