@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
@@ -29,6 +30,7 @@ WINDOW_SECONDS = 86_400
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 _LEFT_SECONDS = 3600.0
 _ID = re.compile(r"batch_[0-9a-f]{32}")
+_log = logging.getLogger("sailq.gateway")
 _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
 
@@ -144,6 +146,9 @@ class BatchStore:
         try:
             batch = Batch(**json.loads(self._path(id, "json").read_bytes()))
         except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            _log.warning("%s is not the record of a batch, or of a newer version", self._path(id, "json"))
             return None
         if batch.is_final:
             self._final[id] = batch

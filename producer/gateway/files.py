@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import secrets
@@ -32,6 +33,7 @@ _CHECK_BYTES = 8 * 2**20
 _BLOCK = 4096
 """The least space that a file takes."""
 _ID = re.compile(r"file-[0-9a-f]{32}")
+_log = logging.getLogger("sailq.gateway")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -183,6 +185,9 @@ class FileStore:
         try:
             stored = StoredFile(**json.loads(path.read_bytes()))
         except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            _log.warning("%s is not the record of a file, or of a newer version", path)
             return None
         self._known[id] = stored
         return stored

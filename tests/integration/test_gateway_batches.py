@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -147,6 +148,25 @@ def test_a_batch_whose_input_was_deleted(redis_url: str, folder: Path, keys: Pat
         batch = batches_.create("anna", f"file-{'0' * 32}", ENDPOINT)
         done = ended(client, client.batches.retrieve(batch.id))
     assert done.errors and done.errors.data and done.errors.data[0].code == "input_file_not_found"
+
+
+def test_a_batch_goes_on_after_an_error_of_the_disk(
+    client: openai.OpenAI, folder: Path, start_null: Callable[..., NullWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_null()
+    monkeypatch.setattr(batch_runner, "_AGAIN_SECONDS", 0.1)
+    put, failures = files.FileStore.put, [errno.EIO, errno.ENOSPC]
+
+    def fail(self: files.FileStore, id: str, owner: str, filename: str, *rest: Any) -> files.StoredFile:
+        if failures and "error" in filename:  # the output was written
+            raise OSError(failures[-1], os.strerror(failures.pop()))
+        return put(self, id, owner, filename, *rest)
+
+    monkeypatch.setattr(files.FileStore, "put", fail)
+    done = ended(client, begin(client, line("1"), line("2", n=2)))
+    assert (done.status, counts(done), failures) == ("completed", (2, 1, 1), [])
+    assert sorted(file.id for file in client.files.list(purpose="batch_output")) == sorted(
+        filter(None, [done.output_file_id, done.error_file_id]))
 
 
 def test_a_cancelled_batch_keeps_its_answers(client: openai.OpenAI, start_null: Callable[..., NullWorker]) -> None:

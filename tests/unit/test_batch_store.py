@@ -79,3 +79,10 @@ def test_old_batches_are_removed(store: BatchStore, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(time, "time", lambda days=days: old.created + days * 86_400)
         store.sweep()
         assert [batch.id for batch in store.all("")] == left
+
+
+@pytest.mark.parametrize("record", [b"", b"[]", b'{"id": "x", "colour": "red"}'])
+def test_a_record_that_cannot_be_read_hides_no_other_batch(store: BatchStore, tmp_path: Path, record: bytes) -> None:
+    batch = store.create("", "file-1", "/v1/chat/completions")
+    (tmp_path / "batches" / f"batch_{'0' * 32}.json").write_bytes(record)
+    assert store.all("") == store.unfinished() == [batch]

@@ -136,3 +136,14 @@ def test_an_output_that_is_written_again_after_a_crash(store: FileStore) -> None
     for text in (b"old", b"new"):
         file = store.put(name, "o", "out.jsonl", "batch_output", [text, b"\n"], LIFETIME)
     assert store.all("o") == [file] and store.path(file).read_bytes() == b"new\n" and file.bytes == 4
+
+
+@pytest.mark.parametrize("record", [b"", b"[]", b'{"id": "x", "colour": "red"}'])
+def test_a_record_that_cannot_be_read_hides_no_other_file(store: FileStore, tmp_path: Path, record: bytes) -> None:
+    file = save(store)
+    name = "file-" + "0" * 32
+    (tmp_path / "store" / "files" / f"{name}.json").write_bytes(record)
+    assert store.all("") == [file]
+    with pytest.raises(ApiError) as error:
+        store.get("", name)
+    assert refusal(error) == (404, "file_not_found")
