@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sailq.producer.gateway.app import create_app
 from sailq.producer.gateway.folder import Folder
-from sailq.producer.gateway.keys import ApiKey, Keys
+from sailq.producer.gateway.keys import VARIABLE, ApiKey, Keys
 from sailq.producer.media_fetching import MediaFetcher
 from sailq.producer.openai_api import errors
 from sailq.producer.openai_api.requests import _IGNORED, _NEUTRAL, ChatRequest
@@ -46,6 +46,10 @@ def shown(name: str) -> str:
 
 def test_each_field_of_a_key_is_on_the_page() -> None:
     assert {name for row in rows("Keys") for name in named(row[0])} == {*ApiKey.model_fields}
+
+
+def test_the_pages_name_the_variable_of_the_keys() -> None:
+    assert all(f"`{VARIABLE}`" in text for text in (PAGE, (ROOT / "deploy/settings.md").read_text()))
 
 
 def raised() -> set[tuple[int, str]]:
