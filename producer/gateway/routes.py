@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-import pydantic_core
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import JSONResponse, PlainTextResponse
 
@@ -13,6 +12,7 @@ from sailq.shared.errors import SailqError, quoted
 from sailq.shared.workers import live_workers
 
 from ..openai_api.errors import ApiError, unknown_model
+from ..openai_api.json_text import read_json
 from ..openai_api.requests import ChatRequest, read_request
 from .chat import api_errors
 from .keys import Caller
@@ -105,9 +105,9 @@ def json_of(request: Request, body: bytes) -> Any:
     if kind != "application/json":
         raise ApiError(415, "The Content-Type must be application/json.", code="unsupported_media_type")
     try:
-        return pydantic_core.from_json(body, allow_inf_nan=False)
+        return read_json(body)
     except ValueError as error:
-        raise ApiError(400, f"The body is not JSON: {quoted(str(error))}.", code="invalid_json") from None
+        raise ApiError(400, f"The body cannot be read as JSON: {quoted(str(error))}.", code="invalid_json") from None
 
 
 def _model(name: str, context: int) -> dict[str, Any]:

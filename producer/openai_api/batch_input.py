@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json
-
 from sailq.shared.errors import BadRequest, quoted
 
 from ..captioning.names import for_terminal
 from .errors import ApiError
+from .json_text import read_json
 
 ENDPOINT = "/v1/chat/completions"
 MAX_LINES = 50_000
@@ -144,9 +143,9 @@ class BatchInput:
     def _fields(self, data: bytes) -> tuple[str, dict[str, Any]]:
         """(custom_id, body) of a line"""
         try:
-            fields = from_json(data.removeprefix(b"\xef\xbb\xbf"), allow_inf_nan=False)
+            fields = read_json(data.removeprefix(b"\xef\xbb\xbf"))
         except ValueError as error:
-            raise _Wrong("invalid_json_line", f"this is not JSON: {quoted(str(error))}.") from None
+            raise _Wrong("invalid_json_line", f"this cannot be read as JSON: {quoted(str(error))}.") from None
         if not isinstance(fields, dict):
             raise _Wrong("invalid_json_line", "this is not a JSON object.")
         for name in ("custom_id", "method", "url", "body"):

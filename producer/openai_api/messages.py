@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sailq.shared.errors import BadRequest, Unsupported, quoted
+from sailq.shared.jobs import MAX_MESSAGES, MAX_PARTS
 from sailq.shared.media.parts import Part, read_part
 from sailq.shared.media.sources import is_data_url
 
@@ -17,12 +18,15 @@ _IGNORED = frozenset({"name", "annotations", "refusal", "reasoning", "reasoning_
 _EMPTY: Mapping[str, tuple[Any, ...]] = {"tool_calls": ([],), "function_call": (), "audio": ()}
 
 
-def plain_messages(messages: Iterable[Mapping[str, Any]], *, local_files: bool) -> list[dict[str, Any]]:
+def plain_messages(messages: Sequence[Mapping[str, Any]], *, local_files: bool) -> list[dict[str, Any]]:
     """Messages with role and content only, each of whose media is one text: a data URL, an http(s) address, or, with
     `local_files`, what a path names.
 
     Raises BadRequest and Unsupported.
     """
+    contents = [message.get("content") for message in messages]
+    if len(messages) > MAX_MESSAGES or sum(len(one) for one in contents if isinstance(one, list)) > MAX_PARTS:
+        raise BadRequest(f"A request has at most {MAX_MESSAGES} messages, and {MAX_PARTS} parts in all of them.")
     return [_message(message, number, local_files) for number, message in enumerate(messages, 1)]
 
 
