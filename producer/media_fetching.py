@@ -28,6 +28,10 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 """RFC 6052: its last 32 bits are an IPv4 address."""
 _PORTS = {"http": 80, "https": 443}
 _MOVED = {301, 302, 303, 307, 308}
+_FAILURES = (
+    httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError,
+    UnicodeError,  # a name that cannot be looked up, such as one with a label of more than 63 characters
+)
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -39,7 +43,8 @@ class MediaFetcher:
     def __init__(self, allowed: Iterable[str], *, max_bytes: int, max_seconds: float) -> None:
         """`allowed`: names (`cdn.example.com`, or `.example.com` for all names below it), IP addresses, or networks
         (`192.168.1.0/24`) that need not be public. Each may have a port; without one, the ports of http and https are
-        allowed. Raises BadRequest for one that cannot be read."""
+        allowed. `max_bytes`: of all media of a request. `max_seconds`: to fetch one. Raises BadRequest for a host
+        that cannot be read."""
         self._max_bytes, self._max_seconds = max_bytes, max_seconds
         self._hosts: set[tuple[str, int | None]] = set()
         self._networks: list[tuple[Network, int | None]] = []
@@ -55,47 +60,56 @@ class MediaFetcher:
         self._tls = httpx.create_ssl_context(trust_env=False) if self._hosts else None
         self._free = asyncio.Semaphore(_AT_A_TIME)
 
-    async def fetch(self, url: str) -> bytes:
-        """The bytes at an address. Raises BadRequest for an address that is not allowed, and BadMedia."""
+    async def fetch(self, urls: Iterable[str]) -> list[bytes]:
+        """The media of a request, by their addresses. Raises BadRequest for one that is not allowed, and BadMedia."""
+        found, left = list[bytes](), self._max_bytes
+        for url in urls:
+            found.append(await self._fetch(url, left))
+            left -= len(found[-1])
+        return found
+
+    async def _fetch(self, url: str, most: int) -> bytes:
         try:
             async with self._free:
                 with anyio.fail_after(self._max_seconds):
-                    return await self._fetch(url)
+                    return await self._follow(url, most)
         except TimeoutError:
             raise BadMedia(f"The medium was not fetched within {self._max_seconds:g} s.") from None
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
+        except _FAILURES as error:
             raise BadMedia(f"The medium cannot be fetched: {type(error).__name__}.") from None
 
-    async def _fetch(self, url: str) -> bytes:
+    async def _follow(self, url: str, most: int) -> bytes:
+        target = ""
         async with httpcore.AsyncConnectionPool(ssl_context=self._tls, network_backend=self._backend) as pool:
             for _ in range(_REDIRECTS + 1):
-                target = self._checked(url)
+                target = self._checked(target, url)
                 async with pool.stream("GET", target, headers={
                     "Host": httpx.URL(target).netloc.decode(), "User-Agent": "sailq", "Accept": "*/*",
                     "Accept-Encoding": "identity",
                 }) as response:
                     if response.status in _MOVED:
-                        url = urljoin(target, _header(response, b"location"))
+                        url = _header(response, b"location")
                         continue
                     if response.status != 200:
                         raise BadMedia(f"The medium cannot be fetched: its server answered {response.status}.")
-                    return await self._read(response)
+                    return await self._read(response, most)
         raise BadMedia("The medium cannot be fetched: there are too many redirects.")
 
-    async def _read(self, response: httpcore.Response) -> bytes:
+    async def _read(self, response: httpcore.Response, most: int) -> bytes:
         data = bytearray()
         async for part in response.aiter_stream():
             data += part
-            if len(data) > self._max_bytes:
-                raise BadMedia(f"The medium is larger than {self._max_bytes >> 20} MiB.")
+            if len(data) > most:
+                raise BadMedia(f"The fetched media of the request are larger than {self._max_bytes >> 20} MiB.")
         if not data:
             raise BadMedia("The medium is empty.")
         return bytes(data)
 
-    def _checked(self, url: str) -> str:
-        """The address in normal form. Raises BadRequest if its host is not allowed."""
+    def _checked(self, base: str, url: str) -> str:
+        """The address in normal form; `base` is the one that it may be relative to. Raises BadRequest if its host is
+        not allowed."""
         try:
-            parsed = httpx.URL(url)
+            parsed = httpx.URL(urljoin(base, url))
             host, port = parsed.host.rstrip(".").lower(), parsed.port
         except (httpx.InvalidURL, ValueError, UnicodeError):
             raise BadRequest("The address of a medium is not a URL.") from None

@@ -60,7 +60,8 @@ def media_server(image: bytes, trap: int) -> Iterator[Listener]:
         "/to-number": f"http://2130706433:{trap}/", "/to-any": f"http://0.0.0.0:{trap}/",
         "/to-scheme-relative": f"//127.0.0.1:{trap}/", "/to-user": f"http://127.0.0.1@localhost:{trap}/",
         "/to-file": "file:///etc/passwd", "/to-gopher": f"gopher://127.0.0.1:{trap}/_x", "/loop": "/loop",
-        "/nowhere": "", "/to-image": "/image", "/to-metadata": "http://169.254.169.254/latest/meta-data/",
+        "/nowhere": "", "/to-nonsense": "http://[x", "/to-label": f"http://{'a' * 64}.example/",
+        "/to-image": "/image", "/to-metadata": "http://169.254.169.254/latest/meta-data/",
     }
 
     def answer(path: str, connection: socket.socket) -> None:

@@ -49,7 +49,10 @@ def gateway(
         int, typer.Option("--max-body", metavar="MIB", min=1, max=1024, help="Maximum size of a request.")
     ] = 64,
     max_media: Annotated[
-        int, typer.Option("--max-media", metavar="MIB", min=1, max=1024, help="Maximum size of a fetched medium.")
+        int,
+        typer.Option(
+            "--max-media", metavar="MIB", min=1, max=1024, help="Maximum size of all media fetched for a request."
+        ),
     ] = 64,
     media_timeout: Annotated[
         float, typer.Option("--media-timeout", metavar="SECONDS", min=0.1, help="Maximum time to fetch a medium.")

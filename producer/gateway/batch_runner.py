@@ -57,7 +57,7 @@ class BatchRunner:
         *,
         window: int = 64,
         arguments: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda owner, asked: asked,
-        fetch: Callable[[str], bytes] | None = None,
+        fetch: Callable[[list[str]], list[bytes]] | None = None,
     ) -> None:
         """
         Args:

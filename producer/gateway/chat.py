@@ -24,7 +24,7 @@ from ..aio import AsyncClient
 from ..captioning.readers import READERS, Readers
 from ..media_fetching import MediaFetcher
 from ..openai_api.errors import ApiError, api_error, of_failure, unknown_model
-from ..openai_api.messages import ADDRESS
+from ..openai_api.messages import addresses, media_of, put_fetched
 from ..openai_api.requests import ChatRequest, Question, read_question
 from ..openai_api.responses import Completion
 from .keys import Caller
@@ -212,13 +212,10 @@ class Chat:
 
     async def _prepared(self, messages: list[dict[str, Any]], card: ModelCard) -> Prepared:
         """Fetches and reads the media. A child process reads them, because a decoder may crash."""
-        contents = [message["content"] for message in messages if isinstance(message["content"], list)]
-        media = [part for content in contents for part in content if part["type"] != "text"]
+        media = media_of(messages)
         if not media:
             return prepare(messages, card=card)
-        for part in media:
-            if ADDRESS.match(part[part["type"]]):
-                part[part["type"]] = await self._fetcher.fetch(part[part["type"]])
+        put_fetched(media, await self._fetcher.fetch(addresses(media)))
         read = partial(self._readers.prepare, messages, base=None, card=card)
         return await asyncio.get_running_loop().run_in_executor(self._threads, read)
 

@@ -44,8 +44,8 @@ class Folder:
         def arguments(owner: str, asked: dict[str, Any]) -> dict[str, Any]:
             return keys.named(owner).arguments(asked)
 
-        def fetch(url: str) -> bytes:
-            return asyncio.run_coroutine_threadsafe(fetcher.fetch(url), loop).result()
+        def fetch(urls: list[str]) -> list[bytes]:
+            return asyncio.run_coroutine_threadsafe(fetcher.fetch(urls), loop).result()
 
         self._runner = BatchRunner(self._batches, self._files, settings, arguments=arguments, fetch=fetch)
         self._runner.start()

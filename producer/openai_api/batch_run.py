@@ -20,7 +20,7 @@ from ..client import Client
 from .batch_input import BatchInput, Line
 from .batch_output import REQUESTS, Row, row_of
 from .errors import ApiError, unknown_model
-from .messages import ADDRESS
+from .messages import addresses, media_of, put_fetched
 from .requests import read_question, read_request
 
 Arguments = dict[str, Any]
@@ -47,7 +47,7 @@ class BatchRun:
         base: Path | None = None,
         retry: bool = True,
         arguments: Callable[[Arguments], Arguments] = lambda asked: asked,
-        fetch: Callable[[str], bytes] | None = None,
+        fetch: Callable[[list[str]], list[bytes]] | None = None,
         read_seconds: float = MAX_SECONDS,
     ) -> None:
         """
@@ -58,7 +58,7 @@ class BatchRun:
             retry: whether a request that an earlier run could not answer is asked again.
             arguments: makes those arguments of `Client.submit` that a request sets into those that it gets: priority,
                 timeout, conversation and metadata. It may raise ApiError.
-            fetch: gets what is at an http(s) address, in a thread; without it, such addresses are refused.
+            fetch: gets what is at the http(s) addresses of a request; called in a thread. Without it, they are refused.
             read_seconds: seconds of processor time to read the media of one request.
 
         Raises BadRequest if another run has `out` open, or if it has answers of another batch.
@@ -156,15 +156,7 @@ class BatchRun:
             raise unknown_model(request.model)
         question = read_question(request, card, local_files=self._base is not None)
         if self._fetch is not None:
-            _fetch_media(question.messages, self._fetch)
+            media = media_of(question.messages)
+            put_fetched(media, self._fetch(addresses(media)))
         arguments = self._arguments(request.arguments)
         return Request(question.messages, request.model, self._base, {**arguments, "options": question.options})
-
-
-def _fetch_media(messages: list[dict[str, Any]], fetch: Callable[[str], bytes]) -> None:
-    """Puts bytes in the place of addresses."""
-    for message in messages:
-        for part in message["content"] if isinstance(message["content"], list) else ():
-            source = part[part["type"]]
-            if part["type"] != "text" and ADDRESS.match(source):
-                part[part["type"]] = fetch(source)

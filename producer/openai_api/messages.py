@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sailq.shared.errors import BadRequest, Unsupported, quoted
@@ -11,8 +11,7 @@ from sailq.shared.jobs import MAX_MESSAGES, MAX_PARTS
 from sailq.shared.media.parts import Part, read_part
 from sailq.shared.media.sources import is_data_url
 
-ADDRESS = re.compile(r"https?://", re.IGNORECASE)
-"""The start of an address that is fetched."""
+_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _IGNORED = frozenset({"name", "annotations", "refusal", "reasoning", "reasoning_content"})
 """Fields of a message that change no prompt of these models."""
 _EMPTY: Mapping[str, tuple[Any, ...]] = {"tool_calls": ([],), "function_call": (), "audio": ()}
@@ -28,6 +27,25 @@ def plain_messages(messages: Sequence[Mapping[str, Any]], *, local_files: bool) 
     if len(messages) > MAX_MESSAGES or sum(len(one) for one in contents if isinstance(one, list)) > MAX_PARTS:
         raise BadRequest(f"A request has at most {MAX_MESSAGES} messages, and {MAX_PARTS} parts in all of them.")
     return [_message(message, number, local_files) for number, message in enumerate(messages, 1)]
+
+
+def media_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The images and videos of plain messages."""
+    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
+    return [part for content in contents for part in content if part["type"] != "text"]
+
+
+def addresses(media: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The http(s) addresses among the sources of media."""
+    return [part[part["type"]] for part in media if _ADDRESS.match(part[part["type"]])]
+
+
+def put_fetched(media: Iterable[dict[str, Any]], data: Iterable[bytes]) -> None:
+    """Puts what was fetched in the place of the addresses."""
+    left = iter(data)
+    for part in media:
+        if _ADDRESS.match(part[part["type"]]):
+            part[part["type"]] = next(left)
 
 
 def _message(message: Mapping[str, Any], number: int, local_files: bool) -> dict[str, Any]:
@@ -61,4 +79,4 @@ def _part(value: Any, place: str, local_files: bool) -> dict[str, Any]:
 
 def _is_allowed(part: Part, local_files: bool) -> bool:
     source = part.source
-    return isinstance(source, str) and (local_files or is_data_url(source) or ADDRESS.match(source) is not None)
+    return isinstance(source, str) and (local_files or is_data_url(source) or _ADDRESS.match(source) is not None)

@@ -73,7 +73,7 @@ def hostile(common_worker: str, media: Listener, tmp_path_factory: pytest.TempPa
     keys.write_text(json.dumps({"normal": {"sha256": hashlib.sha256(KEY.encode()).hexdigest()}}))
     with gateway(
         common_worker, folder / "gateway.log", "--keys", keys, "--max-body", 2, "--max-media", 1, "--media-timeout", 3,
-        "--media-from", f"127.0.0.1:{media.port}", "--media-from", "localhost",
+        "--media-from", f"127.0.0.1:{media.port}", "--media-from", "localhost", "--media-from", ".example",
     ) as running:
         yield running
 
@@ -245,6 +245,7 @@ ADDRESSES: dict[str, int | set[int]] = {
     "http://127.0.0.1:{media}/to-scheme-relative": 400, "http://127.0.0.1:{media}/to-user": 400,
     "http://127.0.0.1:{media}/to-file": 400, "http://127.0.0.1:{media}/to-gopher": 400,
     "http://127.0.0.1:{media}/to-metadata": 400, "http://127.0.0.1:{media}/loop": 422,
+    "http://127.0.0.1:{media}/to-nonsense": 400, "http://127.0.0.1:{media}/to-label": 422,
     "http://127.0.0.1:{media}/nowhere": 422, "http://127.0.0.1:{media}/500": 422, "http://127.0.0.1:{media}/404": 422,
     "http://127.0.0.1:{media}/html": 422, "http://127.0.0.1:{media}/empty": 422,
     "http://127.0.0.1:{media}/garbage": 422, "http://127.0.0.1:{media}/reset": 422,
