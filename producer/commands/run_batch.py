@@ -154,8 +154,8 @@ def run_batch(
 
 
 @contextmanager
-def _fetching(hosts: list[str]) -> Iterator[Callable[[str], bytes] | None]:
-    """A function that gets what is at an address of one of the hosts; None if there are none."""
+def _fetching(hosts: list[str]) -> Iterator[Callable[[list[str]], list[bytes]] | None]:
+    """A function that gets what is at addresses of the hosts; None if there are no hosts."""
     if not hosts:
         yield None
         return
@@ -169,4 +169,4 @@ def _fetching(hosts: list[str]) -> Iterator[Callable[[str], bytes] | None]:
         raise Unsupported("--media-from needs more packages: pip install 'sailq[gateway]'.") from None
     fetcher = MediaFetcher(hosts, max_bytes=_MEDIA_BYTES, max_seconds=_MEDIA_SECONDS)
     with start_blocking_portal() as portal:
-        yield lambda url: portal.call(fetcher.fetch, url)
+        yield lambda urls: portal.call(fetcher.fetch, urls)
