@@ -54,7 +54,7 @@ def create_app(
             with connect(settings.redis_url) as connection:
                 app.state.sailq = State(keys, client, connection, chat, metrics)
                 try:
-                    with folder.running(settings, keys, fetcher) if folder else nullcontext():
+                    async with folder.running(settings, keys, fetcher) if folder else nullcontext():
                         yield
                 finally:
                     await chat.close()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,9 @@ class Folder:
     def router(self) -> APIRouter:
         return batch_router(self._files, self._batches, self._wake)
 
-    @contextmanager
-    def running(self, settings: Settings, keys: Keys, fetcher: MediaFetcher) -> Iterator[None]:
-        """Runs batches inside the block. Enter it in an event loop."""
+    @asynccontextmanager
+    async def running(self, settings: Settings, keys: Keys, fetcher: MediaFetcher) -> AsyncIterator[None]:
+        """Runs batches inside the block."""
         loop = asyncio.get_running_loop()
 
         def arguments(owner: str, asked: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Folder:
         try:
             yield
         finally:
-            self._runner.stop()
+            await asyncio.to_thread(self._runner.stop)  # its threads may wait for this loop
 
     def _wake(self) -> None:
         if self._runner is not None:
