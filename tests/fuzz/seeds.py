@@ -118,6 +118,24 @@ def rows() -> dict[str, bytes]:
             "two": f"{json.dumps(row)}\n\n{json.dumps(talk)}\n".encode()}
 
 
+def forms() -> dict[str, bytes]:
+    schema = {
+        "type": "object", "required": ["颜色", "n"], "additionalProperties": False, "$defs": {"a": {"type": "null"}},
+        "properties": {
+            "颜色": {"enum": ["红", "b", 3]}, "n": {"type": "integer", "minimum": 0, "maximum": 9}, "x": {
+                "anyOf": [{"$ref": "#/$defs/a"}, {"type": "string", "pattern": "^a+(b|c)$", "maxLength": 9}]},
+            "y": {"type": "array", "items": {"type": "number", "multipleOf": 0.5}, "minItems": 1, "maxItems": 3},
+            "z": {"type": "string", "format": "date"},
+        },
+    }
+    given = {
+        "schema": {"json": schema}, "object": {"json_object": True}, "regex": {"regex": r"[a-z]{2,5}|\p{Han}+\d"},
+        "choice": {"choice": ["yes", "不"]}, "lark": {"grammar": 'start: "a" (/[b-d]/ ",")* e\ne: NUM\nNUM: /[0-9]+/'},
+        "gbnf": {"grammar": 'root ::= "(" root ")" | [0-9]+ x?\nx ::= "x"{1,3}'},
+    }
+    return {name: json.dumps(form, ensure_ascii=False).encode() for name, form in given.items()}
+
+
 def values() -> dict[str, bytes]:
     plain = [-1, 2.5, None, "x", b"y"]
     arrays = {"a": np.arange(6, dtype="<f4").reshape(2, 3), "b": np.zeros((0, 2), bool), "c": plain}
@@ -140,6 +158,7 @@ def main() -> None:
         "validate-job": {"job": msgpack.packb(JOB.model_dump())},
         "decode-frames": frames(),
         "read-job": rq_jobs(),
+        "structured-outputs": forms(),
         "vision-inputs": vision_inputs(),
         "messages-rows": rows(),
     }

@@ -1,4 +1,5 @@
-"""What reads what others wrote: the codec, the validator, the blob decoder, RQ's records, the command line's JSON.
+"""What reads what others wrote: the codec, the validator, the blob decoder, RQ's records, the command line's JSON, and
+the forms that answers must have.
 
 Each target takes the bytes of an input, and may raise an error of sailq's, and no other.
 """
@@ -10,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +28,12 @@ from sailq.shared.keys import queue
 from sailq.shared.media import reading
 from sailq.shared.media.messages import prepare
 from sailq.shared.rqjob import read_job
+from sailq.shared.structured_outputs import StructuredOutputs
+from sailq.worker.engine.chat_tokenizer import ChatTokenizer
+from sailq.worker.engine.grammars import Grammars
+from sailq.worker.engine.masks import Ends
+from sailq.worker.engine.model import ModelSpec
+from sailq.worker.model_files.model_paths import resolve
 
 _SIZE = (2, 28, 28)
 """Of the blobs: (frames, height, width)."""
@@ -55,6 +63,25 @@ def _read_job(data: bytes) -> None:
         fields = {"data": data}
     read_job("a", queue("sailq-tiny"), {name.encode(errors="replace"): value for name, value in fields.items()
                                         if isinstance(name, str) and isinstance(value, bytes)})
+
+
+def _compile(data: bytes) -> None:
+    """Also the first token."""
+    text = data.decode(errors="surrogateescape")
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        fields = {"json": text}
+    guide = _grammars().compile(parse(StructuredOutputs, fields)).guide()
+    guide.accept(int(guide.mask.tokens[0]))
+
+
+@cache
+def _grammars() -> Grammars:
+    spec = ModelSpec.load(resolve("sailq-tiny"))
+    chat_tokenizer = ChatTokenizer(spec)
+    ends = Ends(chat_tokenizer.end_tokens, spec.vocab_size)
+    return Grammars(chat_tokenizer.tokenizer, spec.vocab_size, ends)
 
 
 def _untrusted(data: bytes) -> Any:
@@ -93,6 +120,7 @@ TARGETS = {
     "validate-job": Target(_validate, share=3),
     "decode-frames": Target(lambda data: _ignore(decode_frames(data, _SIZE)), share=2),
     "read-job": Target(_read_job, share=3),
+    "structured-outputs": Target(_compile, form="json"),
     "vision-inputs": Target(_vision_inputs, form="json", share=2),
     "messages-rows": Target(_rows, form="json"),
 }
