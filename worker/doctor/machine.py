@@ -31,7 +31,7 @@ _METRICS_SECONDS, _MOST_METRICS = 3.0, 1 << 20
 def packages(plan: Plan) -> Verdict:
     """Checks that the packages that only a worker needs are installed."""
     extra = "cpu" if plan.device == CPU else "tpu"
-    needed = ("tokenizers", "jinja2", *(("onnxruntime",) if plan.device == CPU else ()))
+    needed = ("tokenizers", "jinja2", "llguidance", *(("onnxruntime",) if plan.device == CPU else ()))
     found, missing = [], []
     for name in needed:
         if find_spec(name):

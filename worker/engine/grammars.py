@@ -7,9 +7,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import llguidance
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from sailq.shared.errors import BadRequest, quoted
 from sailq.shared.structured_outputs import StructuredOutputs
@@ -18,15 +16,12 @@ from .guides import Guide
 from .masks import Ends, Mask
 from .tokenizer import Tokenizer
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `sailq doctor` imports this where no worker is installed
+    from llguidance import LLMatcher
     from llguidance._lib import JsonCompileOptions
 
 CACHED = 64
 """Grammars that an engine keeps."""
-LIMITS = LLParserLimits(
-    initial_lexer_fuel=100_000, step_max_items=10_000, max_lexer_states=50_000, verbose_errors=False
-)
-"""A tenth to a fifth of llguidance's own: a grammar that exceeds one costs some 0.2 s and 50 MB at most."""
 _JSON: JsonCompileOptions = {
     # Python's separators: models have seen them most, and a small model cannot fill an answer with blanks.
     "item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False,
@@ -53,16 +48,24 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, ends: Ends) -> None:
         """`vocabulary`: size of the model's logits; the tokenizer may have fewer tokens.
 
-        With 152,000 tokens this takes half a second, in which no other thread runs, and 26 MB.
+        With 152,000 tokens this takes half a second, in which no other thread runs, and some 20 MB.
         """
+        from llguidance import LLParserLimits, LLTokenizer, TokenizerWrapper
+
         self._ends = ends
+        # A tenth to a fifth of the defaults: a grammar that exceeds them costs some 0.2 s and 50 MB at most.
+        self._limits = LLParserLimits(
+            initial_lexer_fuel=100_000, step_max_items=10_000, max_lexer_states=50_000, verbose_errors=False
+        )
         self._tokenizer = LLTokenizer(TokenizerWrapper(_Words(tokenizer, vocabulary, ends)))
         self.compile = lru_cache(CACHED)(self._compile)
         """Compile a form, or return it from the cache. Raises BadRequest if it is invalid, or exceeds a limit."""
 
     def _compile(self, form: StructuredOutputs) -> Grammar:
+        from llguidance import LLMatcher
+
         try:
-            matcher = LLMatcher(self._tokenizer, _source(form), log_level=0, limits=LIMITS)
+            matcher = LLMatcher(self._tokenizer, _source(form), log_level=0, limits=self._limits)
             bits = np.frombuffer(matcher.compute_bitmask(), np.uint32).copy()
         except ValueError as error:
             raise BadRequest(_sentence(form.kind, str(error))) from None
@@ -96,6 +99,8 @@ def _source(form: StructuredOutputs) -> str:
 
     It keeps all of a schema but one: a "date" may be 29 February of any year.
     """
+    from llguidance import LLMatcher, grammar_from
+
     if form.json_object:
         return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=_JSON)
     if form.json_schema is not None:
@@ -107,7 +112,7 @@ def _source(form: StructuredOutputs) -> str:
         return LLMatcher.grammar_from_lark(f"start: {texts}")
     if form.regex is not None:
         return LLMatcher.grammar_from_regex(form.regex)
-    return llguidance.grammar_from("grammar", form.grammar or "")
+    return grammar_from("grammar", form.grammar or "")
 
 
 def _sentence(kind: str, error: str) -> str:
