@@ -95,6 +95,8 @@ class BatchRunner:
                 self._scan()
             except OSError as error:
                 _log.warning("the folder of the batches cannot be read: %s", error)
+            except Exception:  # the next look may succeed
+                _log.exception("looking for batches")
             self._woken.wait(_SCAN_SECONDS)
             self._woken.clear()
 
