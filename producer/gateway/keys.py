@@ -89,6 +89,9 @@ class Keys:
         elif text is not None:
             self._callers = _read(text, VARIABLE)
 
+    def __len__(self) -> int:
+        return len(self._callers)
+
     def caller(self, authorization: str | None) -> Caller | None:
         """Who sends this `Authorization` header; None for nobody who is known."""
         if not self.given:
