@@ -41,6 +41,9 @@ class Counted:
         with self._metrics.open.track_inprogress():
             try:
                 await self._app(scope, receive, sent)
+            except Exception:
+                status = 500  # what the server sends
+                raise
             finally:
                 caller: Caller | None = scope.get("state", {}).get("caller")
                 path = getattr(scope.get("route"), "path", "other")
