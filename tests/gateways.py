@@ -64,10 +64,10 @@ def key_file(path: Path, **callers: Mapping[str, object]) -> Path:
 @contextmanager
 def gateway_thread(
     redis_url: str, keys: Path | None = None, max_body: int = 2**20, files: Path | None = None,
-    media_from: Sequence[str] = (),
+    media_from: Sequence[str] = (), media_seconds: float = 3.0,
 ) -> Iterator[str]:
     """The URL of a gateway on a thread of this process, which starts at once."""
-    fetcher = MediaFetcher(media_from, max_bytes=2**20, max_seconds=3)
+    fetcher = MediaFetcher(media_from, max_bytes=2**20, max_seconds=media_seconds)
     app = create_app(
         Settings(redis_url=redis_url), Keys(keys), fetcher, max_body=max_body, local=True,
         folder=None if files is None else Folder(files, 2**30),

@@ -94,7 +94,7 @@ def media_server(image: bytes, trap: int) -> Iterator[Listener]:
             while not listener.closing.wait(0.2):
                 connection.sendall(b"s")
         elif path == "/silent":
-            listener.closing.wait(60)
+            listener.closing.wait()
         else:
             connection.sendall(response("404 Not Found"))
 

@@ -22,6 +22,7 @@ from sailq.shared.media.messages import Prepared, prepare
 
 from ..aio import AsyncClient
 from ..captioning.readers import READERS, Readers
+from ..client import JobHandle
 from ..media_fetching import MediaFetcher
 from ..openai_api.errors import ApiError, api_error, of_failure, unknown_model
 from ..openai_api.messages import addresses, media_of, put_fetched
@@ -84,9 +85,14 @@ class Chat:
             if known and await self._is_submitted(job):
                 return ticket
             await self._limits.admit(caller, job)
-            submitting = asyncio.ensure_future(self._submit(ticket, question, card, arguments))
+            submitting: asyncio.Future[JobHandle] | None = None
             try:
-                await asyncio.shield(submitting)
+                prepared = await self._prepared(question.messages, card)
+                submitting = asyncio.ensure_future(self.client.submit_prepared(
+                    prepared, model=request.model, options=question.options, stream=bool(request.stream), job=job,
+                    **arguments,
+                ))
+                await asyncio.shield(submitting)  # it is in a thread, which cannot be stopped
             except BaseException:
                 self._in_background(self._withdraw(ticket, submitting))
                 raise
@@ -155,14 +161,15 @@ class Chat:
         """Cancels the job if the client disconnects, unless the client may ask for it again."""
         return _OnCancel(lambda: None if ticket.outlives else self._in_background(self._withdraw(ticket)))
 
-    async def _withdraw(self, ticket: Ticket, submitting: asyncio.Future[None] | None = None) -> None:
+    async def _withdraw(self, ticket: Ticket, submitting: asyncio.Future[JobHandle] | None = None) -> None:
         """Cancels a job that nobody waits for. It may still be on its way to the queue."""
         if submitting is not None:
             await asyncio.wait({submitting})
-            if ticket.outlives and submitting.exception() is None:
-                return
-        with suppress(SailqError):
-            await self.client.cancel(ticket.job)
+        if not ticket.outlives:
+            with suppress(SailqError):
+                await self.client.cancel(ticket.job)
+        elif submitting is not None and submitting.exception() is None:
+            return
         await self._limits.release(ticket.caller, ticket.job)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -203,12 +210,6 @@ class Chat:
         except NotFound:
             return False
         return True
-
-    async def _submit(self, ticket: Ticket, question: Question, card: ModelCard, arguments: dict[str, Any]) -> None:
-        await self.client.submit_prepared(
-            await self._prepared(question.messages, card), model=ticket.request.model, options=question.options,
-            stream=bool(ticket.request.stream), job=ticket.job, **arguments,
-        )
 
     async def _prepared(self, messages: list[dict[str, Any]], card: ModelCard) -> Prepared:
         """Fetches and reads the media. A child process reads them, because a decoder may crash."""

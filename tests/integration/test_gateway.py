@@ -21,9 +21,10 @@ import redis
 from answering import Answerer
 from commands import invoke
 from gateways import gateway, gateway_thread, key_file
+from media_server import media_server
 from own_server import OwnServer
 
-from sailq.producer.gateway import middleware, server, streaming
+from sailq.producer.gateway import middleware, routes, server, streaming
 from sailq.producer.submission import Submitter
 from sailq.shared import keys
 from sailq.shared.codec import encode
@@ -400,6 +401,34 @@ def test_a_client_that_disconnects_while_its_job_is_submitted_cancels_it(
         may_go.set()
         eventually(lambda: connection.keys(keys.result("*")))
         assert not connection.llen(QUEUE)
+
+
+def test_a_client_that_disconnects_while_its_media_are_fetched_has_no_job(
+    redis_url: str, connection: redis.Redis, eventually: Eventually, tmp_path: Path
+) -> None:
+    file = key_file(tmp_path / "keys.json", few={"max_queued": 1})
+    jobs = keys.gateway_jobs(hashlib.sha256(b"sk-few").hexdigest())
+    with media_server(b"", 9) as media, gateway_thread(
+        redis_url, file, media_from=[f"127.0.0.1:{media.port}"], media_seconds=600
+    ) as url:
+        shown = {"type": "image_url", "image_url": {"url": f"http://127.0.0.1:{media.port}/silent"}}
+        with open_socket(url) as link:
+            send(link, body(messages=[{"role": "user", "content": [shown]}]), "Authorization: Bearer sk-few")
+            eventually(lambda: media.seen and connection.exists(jobs))
+        eventually(lambda: not connection.exists(jobs))
+        assert not connection.llen(QUEUE) and not connection.keys(keys.result("*"))
+
+
+def test_a_fault_of_the_gateway_gives_500(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(fields: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(routes, "read_request", fails)
+    with gateway_thread(redis_url) as url:
+        response = httpx.post(f"{url}/v1/chat/completions", json=body())
+        assert response.status_code == 500 and response.json()["error"]["code"] == "internal"
+        shown = httpx.get(f"{url}/metrics").text
+        assert 'sailq:gateway_requests_total{key="",path="/v1/chat/completions",status="500"} 1.0' in shown
 
 
 @pytest.mark.proof
