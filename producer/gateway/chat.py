@@ -17,14 +17,14 @@ from typing import Any
 from sailq.shared import keys
 from sailq.shared.connection import server_errors
 from sailq.shared.errors import NotFound, SailqError, ServerUnavailable
-from sailq.shared.jobs import Failure, ModelCard, Result
+from sailq.shared.jobs import ModelCard, Result
 from sailq.shared.media.messages import Prepared, prepare
 
 from ..aio import AsyncClient
 from ..captioning.readers import READERS, Readers
 from ..client import JobHandle
 from ..media_fetching import MediaFetcher
-from ..openai_api.errors import ApiError, api_error, of_failure, unknown_model
+from ..openai_api.errors import ApiError, api_error, of_result, unknown_model
 from ..openai_api.messages import addresses, media_of, put_fetched
 from ..openai_api.requests import ChatRequest, Question, read_question
 from ..openai_api.responses import Completion
@@ -152,10 +152,9 @@ class Chat:
         """A result with an answer. Raises ApiError for any other."""
         self._in_background(self._limits.release(ticket.caller, ticket.job))
         self._metrics.used(ticket.caller.name, result)
-        if result.finish_reason in ("stop", "length"):
-            return result
-        code = result.finish_reason
-        raise of_failure(result.error or Failure(code=code, message=f"The answer ended early: {code}."))
+        if (error := of_result(result)) is not None:
+            raise error
+        return result
 
     def _given_up(self, ticket: Ticket) -> _OnCancel:
         """Cancels the job if the client disconnects, unless the client may ask for it again."""

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sailq.shared.errors import SailqError
-from sailq.shared.jobs import Failure, Result
+from sailq.shared.jobs import Result
 from sailq.shared.terminal import as_line
 
 from ..captioning.rowfile import Form
 from .batch_input import Line
-from .errors import ApiError, api_error, of_failure
+from .errors import ApiError, api_error, of_result
 from .responses import Completion
 
 
@@ -46,20 +46,19 @@ class Row:
 
 def row_of(line: Line, answer: Result | Exception) -> Row:
     """The row of what `run_batch` yields for a request."""
-    if isinstance(answer, Result) and answer.error is None and answer.finish_reason in ("stop", "length"):
-        return _responded(line, 200, answer.job, Completion(answer.job, line.model).whole(answer))
+    job = line.id
     if isinstance(answer, Result):
-        reason = answer.finish_reason
-        failure = answer.error or Failure(code=reason, message=f"The answer ended early: {reason}.")
-        error, job = of_failure(failure), answer.job
+        job = answer.job
+        refused = of_result(answer)
+        if refused is None:
+            return _responded(line, 200, job, Completion(job, line.model).whole(answer))
     elif isinstance(answer, ApiError):
-        error, job = answer, line.id
+        refused = answer
     elif isinstance(answer, SailqError):
-        error, job = api_error(answer), line.id
+        refused = api_error(answer)
     else:
-        error = api_error(SailqError(f"This request cannot be read: {type(answer).__name__}: {answer}."))
-        job = line.id
-    return _responded(line, error.status, job, error.body)
+        refused = api_error(SailqError(f"This request cannot be read: {type(answer).__name__}: {answer}."))
+    return _responded(line, refused.status, job, refused.body)
 
 
 def unanswered(line: Line, code: str, message: str) -> Row:

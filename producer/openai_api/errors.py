@@ -10,13 +10,14 @@ from sailq.shared.errors import (
     BadRequest,
     Cancelled,
     DeadlineExceeded,
+    NotReplicated,
     QueueFull,
     SailqError,
     ServerUnavailable,
     TooLong,
     Unsupported,
 )
-from sailq.shared.jobs import Failure
+from sailq.shared.jobs import Failure, Result
 
 RETRY_SECONDS = 1
 """What `Retry-After` says if the queue is full or the server is away."""
@@ -58,11 +59,21 @@ def api_error(error: SailqError) -> ApiError:
         return unavailable(str(error), "queue_full")
     if isinstance(error, ServerUnavailable):
         return unavailable("The queue's server does not answer.", "server_unavailable")  # without its address
+    if isinstance(error, NotReplicated):
+        return unavailable("Too few replicas of the queue's server confirmed the job in time.", "not_replicated")
     return of_failure(Failure(code=error.code, message=str(error)))
 
 
+def of_result(result: Result) -> ApiError | None:
+    """The response for a job without a complete answer; None if it has one."""
+    reason = result.finish_reason
+    if result.error is None and reason in ("stop", "length"):
+        return None
+    return of_failure(result.error or Failure(code=reason, message=f"The answer ended early: {reason}."))
+
+
 def of_failure(failure: Failure) -> ApiError:
-    """The response for a job that failed."""
+    """The response for a failure of a job."""
     status, kind, code = _STATUS.get(failure.code, _STATUS[SailqError.code])
     final = failure.code in (Cancelled.code, DeadlineExceeded.code)
     return ApiError(status, failure.message, code=code, type=kind, headers=_FINAL if final else None)
