@@ -7,8 +7,9 @@ local rate, burst, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 if most > 0 and redis.call('ZCARD', KEYS[2]) >= most then
-    -- A gateway that died has left its jobs here. Jobs of the last minute may not have been submitted yet.
-    for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - 60000)) do
+    -- A gateway that died has left its jobs here. Jobs of the last minute may not have been submitted yet. Only the
+    -- oldest are looked at, because each refused request does so.
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - 60000, 'LIMIT', 0, 1000)) do
         if redis.call('EXISTS', 'rq:job:' .. id) == 0 or redis.call('EXISTS', 'sailq:result:' .. id) == 1 then
             redis.call('ZREM', KEYS[2], id)
         end
