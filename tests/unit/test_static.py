@@ -119,6 +119,36 @@ def test_no_folder_imports_one_that_it_must_not_know(side: str, foreign: tuple[s
     assert found and not [name for names in found.values() for name in names if name.startswith(foreign)]
 
 
+def reached(start: str, graph: dict[str, set[str]]) -> set[str]:
+    """What an import of `start`, or a call of what it has, may import."""
+    found, left = set[str](), {start}
+    while left:
+        found |= left
+        left = {name for one in left for name in graph.get(one, ())} - found
+    return found
+
+
+WEB = {"fastapi", "starlette", "uvicorn", "uvloop", "python_multipart", "httpx", "httpcore", "openai"}
+
+
+def test_only_the_gateway_knows_the_packages_of_a_web_server() -> None:
+    servers = {"fastapi", "starlette", "uvicorn", "python_multipart"}
+    knowing = {name for name, names in imports("producer").items() if {one.split(".")[0] for one in names} & servers}
+    assert knowing and all(name.startswith("sailq.producer.gateway.") for name in knowing)
+
+
+@pytest.mark.parametrize("start", ["client", "aio", "commands.ask", "commands.caption", "commands.chat"])
+def test_clients_do_without_the_gateway(start: str) -> None:
+    graph = {name: names for side in SIDES for name, names in imports(side).items()}
+    found = reached(f"sailq.producer.{start}", graph)
+    assert "sailq.producer.client" in found and not {name.split(".")[0] for name in found} & WEB
+    assert not [name for name in found if name.startswith(("sailq.producer.gateway", "sailq.producer.openai_api"))]
+
+
+def test_openais_forms_do_not_know_the_gateway() -> None:
+    assert not [name for names in imports("producer/openai_api").values() for name in names if "gateway" in name]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_other_module_names_a_model_family(family: str) -> None:
     """But for the registry, and the list of published models, which has their paths. The name of a model, such as
