@@ -155,8 +155,8 @@ class BatchRun:
         if card is None and live_workers(client.connection):
             raise unknown_model(request.model)
         question = read_question(request, card, local_files=self._base is not None)
-        if self._fetch is not None:
-            media = media_of(question.messages)
-            put_fetched(media, self._fetch(addresses(media)))
+        media = media_of(question.messages)
+        if self._fetch is not None and (urls := addresses(media)):
+            put_fetched(media, self._fetch(urls))
         arguments = self._arguments(request.arguments)
         return Request(question.messages, request.model, self._base, {**arguments, "options": question.options})
