@@ -116,7 +116,7 @@ class MediaFetcher:
         if parsed.scheme not in _PORTS or not host or parsed.userinfo:
             raise BadRequest("The address of a medium must be http:// or https://, without a user name.")
         if not self._allows(host, None if port in (None, _PORTS[parsed.scheme]) else port):
-            raise BadRequest(f"Media are not fetched from {host[:100]!r}: the gateway's --media-from does not name it.")
+            raise BadRequest(f"Media are not fetched from {host[:100]!r}: --media-from does not name it.")
         return str(parsed.copy_with(fragment=None))
 
     def _allows(self, host: str, port: int | None) -> bool:

@@ -46,6 +46,14 @@ Choice = Annotated[
         help="Texts separated by commas. The answer is one of them.",
     ),
 ]
+MediaFrom = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--media-from", metavar="HOST", show_default="none",
+        help="Host that images and videos may be fetched from: a name (.example.com: all names below it), an address, "
+        "or a network for addresses that are not public. Can be repeated.",
+    ),
+]
 answers = takes(generation=GenerationOptions, media=Options)
 """A decorator that gives a command all answer options as `generation`, and all media options as `media`."""
 

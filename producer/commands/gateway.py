@@ -9,6 +9,8 @@ import typer
 
 from sailq.shared.options import RedisUrl
 
+from . import _flags as flags
+
 
 def gateway(
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
@@ -37,14 +39,7 @@ def gateway(
     max_files: Annotated[
         int, typer.Option("--max-files", metavar="GIB", min=1, help="Maximum size of this folder.")
     ] = 10,
-    media_from: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--media-from", metavar="HOST", show_default="none",
-            help="Host that images and videos may be fetched from: a name (.example.com: all names below it), an "
-            "address, or a network for addresses that are not public. Can be repeated.",
-        ),
-    ] = None,
+    media_from: flags.MediaFrom = None,
     max_body: Annotated[
         int, typer.Option("--max-body", metavar="MIB", min=1, max=1024, help="Maximum size of a request.")
     ] = 64,

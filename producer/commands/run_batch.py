@@ -14,9 +14,9 @@ from sailq.shared.options import Json, Model, RedisUrl
 from . import _flags as flags
 
 _MEDIA_BYTES = 64 * 2**20
-"""The most bytes of a fetched medium, as in the gateway."""
+"""The most bytes of all media fetched for a request, as in the gateway."""
 _MEDIA_SECONDS = 30.0
-"""The longest time to fetch one."""
+"""The longest time to fetch a medium."""
 
 
 def run_batch(
@@ -38,14 +38,7 @@ def run_batch(
         int, typer.Option("--window", metavar="N", min=1, max=4096, help="Maximum number of requests in flight.")
     ] = 64,
     wait: flags.Wait = 600.0,
-    media_from: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--media-from", metavar="HOST", show_default="none",
-            help="Host that images and videos may be fetched from: a name (.example.com: all names below it), an "
-            "address, or a network for addresses that are not public. Can be repeated.",
-        ),
-    ] = None,
+    media_from: flags.MediaFrom = None,
     json: Json = False,
     redis_url: RedisUrl = None,
     model: Model = None,
