@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -172,7 +172,7 @@ class AsyncClient:
                     patience.renew()
                     yield job, result
 
-    async def stream(self, job: str, timeout: float | None = None) -> AsyncIterator[Chunk]:
+    async def stream(self, job: str, timeout: float | None = None) -> AsyncGenerator[Chunk, None]:
         """Yields the job's text as it comes, until the job has ended.
 
         Submit the job with `stream=True`: otherwise no text comes before the end. Raises WaitTimeout if nothing comes

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from secrets import randbelow
@@ -107,12 +107,13 @@ class Chat:
         """The response's chunks, as the text comes. Raises ApiError also after the first chunk."""
         completion, sent = ticket.completion, ""
         with api_errors(), self._given_up(ticket):
-            async for text in self._texts(ticket.job):
-                if len(text) > len(sent) and text.startswith(sent):
-                    if not sent:
-                        yield completion.first()
-                    yield completion.piece(text[len(sent):])
-                    sent = text
+            async with aclosing(self._texts(ticket.job)) as texts:
+                async for text in texts:
+                    if len(text) > len(sent) and text.startswith(sent):
+                        if not sent:
+                            yield completion.first()
+                        yield completion.piece(text[len(sent):])
+                        sent = text
             result = self._answered(ticket, await self._result(ticket.job))
             if not sent:
                 yield completion.first()
@@ -132,10 +133,11 @@ class Chat:
         while True:
             text = ""
             try:
-                async for piece in self.client.stream(job):
-                    text = piece.text if piece.restarted else text + piece.text
-                    outage.end()
-                    yield text
+                async with aclosing(self.client.stream(job)) as pieces:
+                    async for piece in pieces:
+                        text = piece.text if piece.restarted else text + piece.text
+                        outage.end()
+                        yield text
                 return
             except ServerUnavailable as error:
                 await outage.outlast(error)
