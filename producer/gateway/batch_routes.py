@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
 from sailq.shared.errors import BadRequest, quoted
-from sailq.shared.validation import StrictModel, parse
+from sailq.shared.validation import StrictModel, parse, reason
 
 from ..openai_api.batch_input import ENDPOINT
 from ..openai_api.errors import ApiError
@@ -176,7 +176,7 @@ def _read(fields: Any) -> BatchRequest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = quoted(".".join(str(step) for step in first["loc"]))
-        raise ApiError(400, f"{where or 'The body'}: {quoted(first['msg'])}.", code="invalid_value",
+        raise ApiError(400, f"{where or 'The body'}: {quoted(reason(first))}.", code="invalid_value",
                        param=where or None) from None
 
 
