@@ -104,7 +104,7 @@ class BatchRunner:
         self._threads = {name: thread for name, thread in self._threads.items() if thread.is_alive()}
         batches = self._batches.unfinished()
         ids = {batch.id for batch in batches}
-        self._not_before = {name: at for name, at in self._not_before.items() if name in ids}
+        self._not_before = {name: at for name, at in list(self._not_before.items()) if name in ids}
         for batch in batches:
             ends = batch.status == "cancelling" or batch.expires <= time.time()
             if batch.id in self._threads or self._not_before.get(batch.id, 0.0) > time.monotonic():
