@@ -67,7 +67,6 @@ class Tokenizer:
         """The text of these tokens, without special tokens."""
         return self._backend.decode(tokens, skip_special_tokens=True)
 
-
     def token_bytes(self, vocabulary: int) -> list[bytes]:
         """The bytes of each token, for byte-level tokenizers (Qwen2's). `vocabulary`: number of tokens to list; those
         that do not exist have none.
