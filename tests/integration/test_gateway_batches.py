@@ -378,6 +378,21 @@ def test_another_gateway_goes_on_with_the_batch_of_one_that_leaves(
         assert [row["custom_id"] for row in rows(client, done.output_file_id)] == [*map(str, range(200))]
 
 
+def test_a_gateway_that_fetches_a_medium_for_a_batch_can_be_stopped(
+    redis_url: str, folder: Path, threads_read: None, later: Callable[..., None]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as quiet:
+        host = f"127.0.0.1:{quiet.getsockname()[1]}"
+        far = [{"type": "image_url", "image_url": {"url": f"http://{host}/a.png"}}]
+        with gateway_thread(redis_url, files=folder, media_from=["127.0.0.0/8", host]) as url:
+            with closing(client_of(url)) as client:
+                batch = begin(client, line("1", far))
+            fetching, _ = quiet.accept()
+            later(fetching.close)  # while the gateway stops
+    stored = batches.BatchStore(folder).read(batch.id)
+    assert stored is not None and stored.status == "in_progress"
+
+
 @pytest.mark.proof
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("count", [1, 2])
