@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import threading
@@ -86,6 +87,16 @@ def model() -> Model:
     ({"json": {"type": "integer", "minimum": -3}}, ["-3", "0", "12"], ["-4", "1.5", "01", "a"]),
     ({"json": {"properties": {"a": {"type": "null"}}, "required": ["a"], "type": "object"}},
      ['{"a": null}', '{"a": null, "more": 1}'], ["{}", '{"a": 1}']),
+    ({"json": {"format": "date-time"}}, ['"2024-02-29T23:59:59.5+01:00"', "1"],
+     ['"2023-02-29T00:00:00Z"', '"2023-12-31T23:59:60Z"']),
+    ({"json": {"type": "string", "format": "time"}}, ['"23:59:59Z"'], ['"23:59:60Z"']),
+    ({"json": {"type": "string", "format": "duration"}}, ['"P1Y2M3DT4H5M6S"', '"P3W"'], ['"PT' + "9" * 20 + 'S"']),
+    ({"json": {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}}, ["0.1", "0.5"], ["0", "-0.1", "0.6"]),
+    ({"json": {"type": "number", "minimum": -1.5, "exclusiveMaximum": -1}}, ["-1.5", "-1.01"], ["-1", "-1.6"]),
+    ({"json": {"type": ["integer", "null"], "exclusiveMinimum": 0}}, ["1", "null"], ["0", "0.5"]),
+    ({"json": {"properties": {"const": {"format": "date"}}, "type": "object"}},
+     ['{"const": "2024-02-29"}'], ['{"const": "2023-02-29"}']),
+    ({"json": {"const": {"format": "date"}}}, ['{"format": "date"}'], ['{"format": "2024-02-29"}']),
     ({"json": True}, ["1", "null", '{"a": "b"}', '"红\\n"'], ["", "nul", "'a'"]),
     ({"grammar": 'start: word (", " word)*\nword: /[a-z]+/'}, ["a", "a, b"], ["a,b", "A", ""]),
     ({"grammar": 'root ::= "(" root ")" | [0-9]+'}, ["7", "((42))"], ["(7", "()"]),
@@ -95,6 +106,22 @@ def test_a_form_allows_just_what_it_says(
 ) -> None:
     assert [text for text in right if not model.accepts(text, **form)] == []
     assert [text for text in wrong if model.accepts(text, **form)] == []
+
+
+def test_just_the_dates_of_the_calendar_fit(model: Model) -> None:
+    random = np.random.default_rng(5)
+    years = [0, 1, 4, 100, 400, 1900, 2000, 9999, *random.integers(1, 9999, 20).tolist()]
+    for year, month, day in itertools.product(years, (1, 2, 4, 12), (0, 1, 28, 29, 30, 31, 32)):
+        text = f"{year:04}-{month:02}-{day:02}"
+        assert model.accepts(f'"{text}"', json={"format": "date"}) == is_date(text), text
+
+
+def is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def test_no_mask_has_a_token_without_a_text(model: Model) -> None:
@@ -229,6 +256,9 @@ def test_a_hostile_form_is_refused_or_answered_within_bounds(model: Model, name:
      "No text fits the schema: minimum (5) is greater than maximum (3)."),
     ({"json": {"type": "strin"}}, "The schema is not valid: "),
     ({"json": {"type": "string", "format": "binary"}}, "The schema is not valid: Unknown format: binary."),
+    ({"json": {"type": "number", "maximum": 1e20}}, "The schema has a number that is too large."),
+    ({"json": {"type": "integer", "minimum": -2**63}}, "The schema has a number that is too large."),
+    ({"json": {"const": 2**70}}, "The schema has a number that is too large."),
     ({"json": {"oneOf": [{"type": "string"}, {"maxLength": 3}]}},
      "The schema has a oneOf whose parts overlap, or may overlap: use anyOf."),
     ({"json": {"$ref": "http://localhost/x"}},

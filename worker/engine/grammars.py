@@ -14,6 +14,7 @@ from sailq.shared.structured_outputs import StructuredOutputs
 
 from .guides import Guide
 from .masks import Ends, Mask
+from .schema_gaps import narrowed
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # `sailq doctor` imports this where no worker is installed
@@ -106,7 +107,7 @@ def _source(form: StructuredOutputs) -> str:
     if form.json_schema is not None:
         schema: dict[str, Any] = json.loads(form.json_schema)
         schema.pop("x-guidance", None)  # llguidance would read options from it
-        return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)
+        return LLMatcher.grammar_from_json_schema(narrowed(schema), overrides=_JSON)
     if form.choice is not None:
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in form.choice)
         return LLMatcher.grammar_from_lark(f"start: {texts}")
@@ -129,6 +130,8 @@ def _sentence(kind: str, error: str) -> str:
         return f"The schema has keywords that are not supported: {quoted(', '.join(json.loads(first[20:])))}."
     if first.startswith("Unsatisfiable schema: "):
         return f"No text fits the schema: {quoted(first[22:])}."
+    if re.search("regex for (float|integer) range|not JSON serializable", first):
+        return "The schema has a number that is too large."
     if first.startswith("oneOf"):
         return "The schema has a oneOf whose parts overlap, or may overlap: use anyOf."
     if first.startswith("Resource "):
