@@ -8,6 +8,7 @@ Redirects are checked like the first address.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
@@ -26,7 +27,11 @@ _AT_A_TIME = 8
 _REDIRECTS = 5
 _NAT64 = IPv6Network("64:ff9b::/96")
 """RFC 6052: its last 32 bits are an IPv4 address."""
+_GLOBAL = IPv6Network("2000::/3")
+"""The IPv6 addresses that IANA has given out. Outside them are forms of IPv4 addresses that some systems route to the
+address inside (::127.0.0.1, ::ffff:0:127.0.0.1, 64:ff9b:1::127.0.0.1), and Python counts some as global."""
 _PORTS = {"http": 80, "https": 443}
+_NAME = re.compile(r"\.?[\w-]+(\.[\w-]+)*")
 _MOVED = {301, 302, 303, 307, 308}
 _FAILURES = (
     httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError,
@@ -53,8 +58,8 @@ class MediaFetcher:
             try:
                 self._networks.append((ip_network(name), port))
             except ValueError:
-                if "/" in name or not name:
-                    raise BadRequest(f"{entry!r} is neither a host name nor an address nor a network.") from None
+                if not _NAME.fullmatch(name):
+                    raise _unreadable(entry) from None
             self._hosts.add((name, port))
         self._backend = _CheckedBackend(self)
         self._tls = httpx.create_ssl_context(trust_env=False) if self._hosts else None
@@ -133,7 +138,8 @@ class MediaFetcher:
         """Whether a connection to an address and a port may be made."""
         plain = _plain(address)
         allowed = (network for network, only in self._networks if only in (None, port))
-        return (plain.is_global and not plain.is_multicast) or any(plain in network for network in allowed)
+        public = plain.is_global and not plain.is_multicast and (plain.version == 4 or plain in _GLOBAL)
+        return public or any(plain in network for network in allowed)
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
@@ -170,10 +176,14 @@ def _host(entry: str) -> tuple[str, int | None]:
     """(name or address, port) of an allowed host."""
     name, colon, port = entry.rpartition(":")
     if not colon or (entry.count(":") > 1 and not name.endswith("]")):
-        return entry.strip("[]").lower(), None
-    if not port.isdigit() or not name:
-        raise BadRequest(f"{entry!r} is neither a host name nor an address nor a network.")
-    return name.strip("[]").lower(), int(port)
+        return entry.strip("[]").rstrip(".").lower(), None
+    if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65_535:
+        raise _unreadable(entry)
+    return name.strip("[]").rstrip(".").lower(), int(port)
+
+
+def _unreadable(entry: str) -> BadRequest:
+    return BadRequest(f"{entry!r} is neither a host name nor an address nor a network.")
 
 
 def _header(response: httpcore.Response, name: bytes) -> str:
