@@ -27,7 +27,7 @@ from .chat import Chat
 from .folder import Folder
 from .keys import Keys
 from .metrics import Metrics
-from .middleware import BodyLimits, Counted, LocalHosts
+from .middleware import BodyLimits, Counted, LocalHosts, Stopping
 from .state import State
 from .streaming import Disconnected
 
@@ -67,6 +67,7 @@ def create_app(
     app.add_middleware(BodyLimits, limit=lambda path: limits.get(path, max_body))
     if local and not keys.given:
         app.add_middleware(LocalHosts)
+    app.add_middleware(Stopping)
     app.add_middleware(Counted, metrics=metrics)
     for kind, handler in {
         ApiError: _api_error, HTTPException: _http_error, RequestValidationError: _invalid,

@@ -1,21 +1,25 @@
-"""Middleware: counts requests, checks their host, and limits their bodies."""
+"""Middleware: counts requests, ends them when the gateway stops, checks their host, and limits their bodies."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..openai_api.errors import ApiError
+from ..openai_api.errors import ApiError, unavailable
 from .addresses import is_local
 from .keys import Caller
 from .metrics import Metrics
 
 _QUIET_SECONDS = 30.0
 """The longest pause between two parts of a body."""
+_END_SECONDS = 10.0
+"""Seconds that cancelled requests have to end."""
 _SECONDS = 600.0
 """A body must be complete after so many seconds."""
 
@@ -48,6 +52,48 @@ class Counted:
                 caller: Caller | None = scope.get("state", {}).get("caller")
                 path = getattr(scope.get("route"), "path", "other")
                 self._metrics.answered(caller.name if caller else "", path, status, time.monotonic() - began)
+
+
+class Stopping:
+    """Middleware for what uvicorn cancels when it stops: requests whose answers take too long and, after a second
+    Ctrl-C, everything. A response that has not begun becomes 503, and one that has begun ends early. Then the
+    application shuts down, as it does otherwise: a request that ends may still cancel its job."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._requests: set[asyncio.Task[Any]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, partial(self._shutdown, receive), send)
+            return
+        begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        task = asyncio.current_task()
+        assert task is not None
+        self._requests.add(task)
+        try:
+            await self._app(scope, receive, sent)
+        except asyncio.CancelledError:
+            if not begun:
+                await _refuse(unavailable("The gateway stops.", "server_unavailable"), scope, receive, send)
+        finally:
+            self._requests.discard(task)
+
+    async def _shutdown(self, receive: Receive) -> Message:
+        """The next message to the application. Before the one that it is to shut down, all requests end."""
+        try:
+            message = await receive()
+        except asyncio.CancelledError:
+            message = {"type": "lifespan.shutdown"}
+        if message["type"] == "lifespan.shutdown" and self._requests:
+            await asyncio.wait(self._requests, timeout=_END_SECONDS)
+        return message
 
 
 class LocalHosts:

@@ -28,6 +28,7 @@ from sailq.producer.gateway import middleware, routes, server, streaming
 from sailq.producer.submission import Submitter
 from sailq.shared import keys
 from sailq.shared.codec import encode
+from sailq.shared.errors import SailqError
 from sailq.shared.jobs import ModelCard
 
 MODEL = "answered"
@@ -496,3 +497,32 @@ def test_a_stopped_gateway_lets_answers_end(
         assert running.stop(SECONDS) == 0
 
 
+
+
+def test_a_gateway_that_stops_ends_long_answers_in_order(
+    redis_url: str, connection: redis.Redis, eventually: Eventually, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(server, "DRAIN_SECONDS", 1)
+    with gateway_thread(redis_url) as url:
+        request = Request(url, body())
+        waiting(connection, eventually)
+    assert request.end().status_code == 503 and request.json["error"]["code"] == "server_unavailable"
+    assert not connection.llen(QUEUE) and "Exception in ASGI application" not in caplog.text
+
+
+def test_a_second_interrupt_ends_a_gateway_at_once_and_in_order(
+    redis_url: str, connection: redis.Redis, eventually: Eventually, tmp_path: Path
+) -> None:
+    arguments = "--files", tmp_path / "files"
+    with gateway(redis_url, tmp_path / "log", *arguments) as running, open_socket(running.url) as link:
+        send(link, body(stream=True))
+        waiting(connection, eventually)
+        os.kill(running.pid, 2)
+        eventually(lambda: "Waiting for connections to close" in running.log.read_text())
+        os.kill(running.pid, 2)
+        assert link.recv(65536).startswith(b"HTTP/1.1 503")
+        with pytest.raises(SailqError, match="ended"):
+            eventually(running.check)
+        assert running.stop() == 0 and "Traceback" not in running.log.read_text()
+        assert not connection.llen(QUEUE)
