@@ -34,7 +34,7 @@ _BLOCK = 4096
 """The least space that a file takes."""
 _ID = re.compile(r"file-[0-9a-f]{32}")
 _log = logging.getLogger("sailq.gateway")
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
