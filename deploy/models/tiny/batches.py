@@ -151,21 +151,23 @@ class Teacher:
 
     def looks(self, count: int) -> tuple[Tensor | None, Tensor, Tensor]:
         """Grids for the vision stage: half the media are images, half are clips."""
-        grid = self._grid()
-        return look([self._draw(grid, video=bool(self.rng.integers(2))) for _ in range(count)])
+        grid = self.grid()
+        return look([self.medium(grid, video=bool(self.rng.integers(2))) for _ in range(count)])
 
     def batches(self, count: int, parts: int) -> list[Batch]:
         """One step's conversations, cut by length into parts so that little of a part is padding."""
-        grid = self._grid()
+        grid = self.grid()
         talks = [self._talk(grid) for _ in range(count)]
         talks.sort(key=lambda exchanges: len(self.writer.row(exchanges)[0]))
         size = count // parts
         return [pack(self.writer, talks[k : k + size]) for k in range(0, count, size)]
 
-    def _grid(self) -> tuple[int, int]:
+    def grid(self) -> tuple[int, int]:
+        """A size for the media of a batch, (height, width)."""
         return GRIDS[self.rng.choice(len(GRIDS), p=(0.6, 0.2, 0.2))]
 
-    def _draw(self, grid: tuple[int, int], *, video: bool) -> Entry:
+    def medium(self, grid: tuple[int, int], *, video: bool) -> Entry:
+        """A clip or an image of the pool, of this size."""
         kept = self.pool[video, grid]
         return kept[self.rng.integers(len(kept))]
 
@@ -178,7 +180,7 @@ class Teacher:
         exchanges: list[Exchange] = []
         for _ in range(1 if rng.random() < 0.95 else 2):
             several = kind == 2
-            media = [self._draw(grid, video=kind == 0) for _ in range(rng.integers(2, 4) if several else 1)]
+            media = [self.medium(grid, video=kind == 0) for _ in range(rng.integers(2, 4) if several else 1)]
             turns = int(rng.choice((1, 2, 3), p=(0.5, 0.3, 0.2)))
             for number, topic in enumerate(self._topics(media, turns)):
                 if topic == "fact":
