@@ -77,6 +77,8 @@ class BatchInput:
         """`model`: that of the bodies that name none. Raises InvalidInput, and BadRequest for an unreadable file."""
         self.name, self._model = for_terminal(path.name), model
         self.lines: list[Line] = []
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise BadRequest(f"{self.name} cannot be read: it is a pipe or a device, not a file.")
         try:
             self._file = path.open("rb")
         except OSError as error:

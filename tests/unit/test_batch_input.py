@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,11 @@ def test_a_file_that_changes_while_the_batch_runs(tmp_path: Path) -> None:
         with pytest.raises(ApiError, match="was changed"):
             given.body(one)
     given.close()
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    """Also one that nobody writes to, whose opening would wait."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(BadRequest, match="it is a pipe or a device"):
+        BatchInput(pipe)
