@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from schemas import FINITE, SCHEMAS
 from sailq.producer.samples import TRAINING_SEED, write_samples
 from sailq.producer.samples.dataset import NFRAMES, random_medium
 from sailq.producer.samples.scene import COLOURS, MOTIONS, SHAPES, Scene
-from sailq.producer.samples.talk import LANGS, Lang, about
+from sailq.producer.samples.talk import COLOUR_ZH, LANGS, MOTION_ZH, SHAPE_ZH, Lang, about
 from sailq.shared.jobs import GenerationOptions
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.request import Outcome, Request
@@ -93,8 +94,8 @@ CLIPS, CLIP_SEED = 200, 13
 TOPICS = ("shape", "colour", "motion")
 
 
-def clips(folder: Path) -> list[tuple[dict[str, Any], list[str]]]:
-    """Questions about held-out clips, in English and Chinese, with their choices; the row has the right one."""
+def clips(folder: Path) -> list[dict[str, Any]]:
+    """Questions about held-out clips, in English and Chinese, with their topic and what the clip shows."""
     assert CLIP_SEED < TRAINING_SEED
     random = np.random.default_rng([CLIP_SEED, 0])
     rows = []
@@ -103,31 +104,65 @@ def clips(folder: Path) -> list[tuple[dict[str, Any], list[str]]]:
         medium.write(folder / f"{index}.mp4")
         lang = LANGS[index % 2]
         for topic in TOPICS:
-            question, right = about(random, lang, topic, medium.scene)
+            question, _ = about(random, lang, topic, medium.scene)
             content = [{"type": "video", "video": f"{index}.mp4", "resized_height": 84, "resized_width": 84,
                         "nframes": NFRAMES}, {"type": "text", "text": question}]
-            rows.append(({"messages": [{"role": "user", "content": content}], "answer": right, "topic": topic},
-                         choices(medium.scene, lang, topic)))
+            rows.append({"messages": [{"role": "user", "content": content}], "topic": topic, "lang": lang,
+                         "scene": medium.scene})
     return rows
 
 
-def choices(scene: Scene, lang: Lang, topic: str) -> list[str]:
-    """Every answer that sailq-tiny was taught for a topic."""
+VALUES: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": COLOURS, "motion": MOTIONS}
+
+
+def words(scene: Scene, lang: Lang, topic: str) -> list[str]:
+    """The names that people would choose from."""
+    chinese: dict[str, dict[Any, str]] = {"shape": SHAPE_ZH, "colour": COLOUR_ZH, "motion": MOTION_ZH}
+    return [chinese[topic][value] if lang == "zh" else value for value in VALUES[topic]]
+
+
+def sentences(scene: Scene, lang: Lang, topic: str) -> list[str]:
+    """Every answer that sailq-tiny gives by itself."""
     random = np.random.default_rng(0)
-    values = {"shape": SHAPES, "colour": COLOURS, "motion": MOTIONS}[topic]
-    return [about(random, lang, topic, replace(scene, **{topic: value}))[1] for value in values]
+    return [about(random, lang, topic, replace(scene, **{topic: value}))[1] for value in VALUES[topic]]
 
 
 @pytest.mark.timeout(900)
-def test_sailq_tiny_chooses_shape_colour_and_motion(tmp_path: Path) -> None:
+@pytest.mark.parametrize("texts", [words, sentences])
+def test_sailq_tiny_chooses_shape_colour_and_motion(
+    tmp_path: Path, texts: Callable[[Scene, Lang, str], list[str]]
+) -> None:
     rows = clips(tmp_path)
-    asked = [(row, GenerationOptions(structured_outputs={"choice": texts})) for row, texts in rows]
+    choices = [texts(row["scene"], row["lang"], row["topic"]) for row in rows]
+    asked = [(row, GenerationOptions(structured_outputs={"choice": choice}))
+             for row, choice in zip(rows, choices, strict=True)]
     outcomes = answers(Engine.load(resolve("sailq-tiny"), slots=8), tmp_path, asked)
     assert all(outcome.finish_reason == "stop" for outcome in outcomes)
-    assert all(outcome.text in texts for outcome, (_, texts) in zip(outcomes, rows, strict=True))
-    right = Counter(row["topic"] for outcome, (row, _) in zip(outcomes, rows, strict=True)
-                    if outcome.text == row["answer"])
+    right: Counter[str] = Counter()
+    for outcome, row, choice in zip(outcomes, rows, choices, strict=True):
+        at = choice.index(outcome.text)
+        right[row["topic"]] += VALUES[row["topic"]][at] == getattr(row["scene"], row["topic"])
     shares = ", ".join(f"{topic} {right[topic] / CLIPS:.1%}" for topic in TOPICS)
-    print(f"\nfigure: choice of shape, colour and motion of {CLIPS} held-out clips: "
+    print(f"\nfigure: choice of shape, colour and motion of {CLIPS} held-out clips among {texts.__name__}: "
           f"{right.total() / len(rows):.1%} right; {shares}")
     assert right.total() >= 0.97 * len(rows)
+
+
+@pytest.mark.timeout(900)
+def test_sailq_tiny_fills_json_with_what_it_sees(tmp_path: Path) -> None:
+    schema = {
+        "type": "object", "additionalProperties": False, "required": ["shape", "colour", "motion", "moving"],
+        "properties": {"shape": {"enum": list(SHAPES)}, "colour": {"enum": list(COLOURS)},
+                       "motion": {"enum": list(MOTIONS)}, "moving": {"type": "boolean"}},
+    }
+    rows = [row for row in clips(tmp_path) if row["topic"] == "shape"]
+    options = GenerationOptions(structured_outputs={"json": schema}, max_new_tokens=100)
+    outcomes = answers(Engine.load(resolve("sailq-tiny"), slots=8), tmp_path, [(row, options) for row in rows])
+    right = 0
+    for outcome, row in zip(outcomes, rows, strict=True):
+        scene: Scene = row["scene"]
+        right += json.loads(outcome.text) == {
+            "shape": scene.shape, "colour": scene.colour, "motion": scene.motion, "moving": scene.motion != "still",
+        }
+    print(f"\nfigure: JSON of shape, colour and motion of {CLIPS} held-out clips: {right / CLIPS:.1%} right in all")
+    assert right >= 0.9 * CLIPS

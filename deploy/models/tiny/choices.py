@@ -136,11 +136,11 @@ class Chooser:
         pieces: list[Piece] = []
         for number, topic in enumerate(topics):
             key = str(self.rng.choice(_KEYS[topic]))
-            pieces.append(f'{", " if number else "{"}"{key}": ')
-            if topic == "moves":
-                pieces.append((str(scene.motion != "still").lower(), ("true", "false")))
+            pieces.append(f'{", " if number else "{"}"{key}":')
+            if topic == "moves":  # a token of the value begins with the blank
+                pieces.append((" false" if scene.motion == "still" else " true", (" true", " false")))
             else:
-                pieces += ['"', self._value(topic, scene, lang), '"']
+                pieces += [' "', self._value(topic, scene, lang), '"']
         return [*pieces, "}"]
 
     def _value(self, topic: str, scene: Scene, lang: Lang) -> Piece:
