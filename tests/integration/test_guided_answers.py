@@ -165,4 +165,4 @@ def test_sailq_tiny_fills_json_with_what_it_sees(tmp_path: Path) -> None:
             "shape": scene.shape, "colour": scene.colour, "motion": scene.motion, "moving": scene.motion != "still",
         }
     print(f"\nfigure: JSON of shape, colour and motion of {CLIPS} held-out clips: {right / CLIPS:.1%} right in all")
-    assert right >= 0.9 * CLIPS
+    assert right >= 0.97 * CLIPS
