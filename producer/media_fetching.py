@@ -75,8 +75,8 @@ class MediaFetcher:
 
     async def _fetch(self, url: str, most: int) -> bytes:
         try:
-            async with self._free:
-                with anyio.fail_after(self._max_seconds):
+            with anyio.fail_after(self._max_seconds):
+                async with self._free:
                     return await self._follow(url, most)
         except TimeoutError:
             raise BadMedia(f"The medium was not fetched within {self._max_seconds:g} s.") from None

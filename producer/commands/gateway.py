@@ -36,8 +36,8 @@ def gateway(
             help="Folder for the files and batches of OpenAI's API. Several gateways may share it.",
         ),
     ] = None,
-    max_files: Annotated[
-        int, typer.Option("--max-files", metavar="GIB", min=1, help="Maximum size of this folder.")
+    files_quota: Annotated[
+        int, typer.Option("--files-quota", metavar="GIB", min=1, help="Maximum size of this folder.")
     ] = 10,
     media_from: flags.MediaFrom = None,
     max_body: Annotated[
@@ -107,7 +107,7 @@ def gateway(
             )
         settings = load_settings(redis_url=redis_url)
         fetcher = MediaFetcher(media_from or [], max_bytes=max_media << 20, max_seconds=media_timeout)
-        folder = None if files is None else Folder(files, max_files << 30)
+        folder = None if files is None else Folder(files, files_quota << 30)
         app = create_app(settings, known, fetcher, max_body=max_body << 20, local=is_local(host), folder=folder)
         logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.INFO)
         logging.getLogger("httpcore").setLevel(logging.WARNING)

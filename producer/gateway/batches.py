@@ -142,13 +142,14 @@ class BatchStore:
         """A batch, whoever its owner is. One that is to be cancelled is cancelling."""
         if id in self._final and self._path(id, "json").exists():
             return self._final[id]
+        path = self._path(id, "json")
         asked = self.cancelled_at(id)  # before the record, which may become final meanwhile
         try:
-            batch = Batch(**json.loads(self._path(id, "json").read_bytes()))
+            batch = Batch(**json.loads(path.read_bytes()))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):
-            _log.warning("%s is not the record of a batch, or of a newer version", self._path(id, "json"))
+        except (OSError, ValueError, TypeError):
+            _log.warning("%s cannot be read, is not the record of a batch, or is of a newer version", path)
             return None
         if batch.is_final:
             self._final[id] = batch

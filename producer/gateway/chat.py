@@ -55,7 +55,8 @@ class Ticket:
 
     @property
     def completion(self) -> Completion:
-        return Completion(self.job, self.request.model, with_usage=self.request.includes_usage)
+        asked = self.request
+        return Completion(self.job, asked.model, asked.conversation, with_usage=asked.includes_usage)
 
 
 class Chat:

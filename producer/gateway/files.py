@@ -186,8 +186,8 @@ class FileStore:
             stored = StoredFile(**json.loads(path.read_bytes()))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):
-            _log.warning("%s is not the record of a file, or of a newer version", path)
+        except (OSError, ValueError, TypeError):
+            _log.warning("%s cannot be read, is not the record of a file, or is of a newer version", path)
             return None
         self._known[id] = stored
         return stored

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from sailq.shared.errors import BadRequest
 from sailq.shared.jobs import Priority
-from sailq.shared.validation import Digest, Name, StrictModel, reason
+from sailq.shared.validation import Digest, Name, StrictModel, is_identifier, reason
 
 from ..openai_api.errors import ApiError
 
@@ -59,13 +59,16 @@ class Caller:
 
     def arguments(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Those arguments of `Client.submit` that a request gets for those that it sets: its key's priority, and a
-        conversation that no other key can name: a key's name has no dot. Raises ApiError (403)."""
+        conversation that no other key can name: a key's name has no dot. Raises ApiError (400, 403)."""
         if asked.get("priority") == "high" and not self._may_be_first:
             raise ApiError(403, "This key may not ask for high priority.", code="priority_not_allowed",
                            type="permission_error", param="priority")
         arguments = {"priority": self._priority, **asked}
         if self.name and "conversation" in arguments:
-            arguments["conversation"] = f"{self.name}.{arguments['conversation']}"
+            arguments["conversation"] = own = f"{self.name}.{arguments['conversation']}"
+            if not is_identifier(own):  # it is too long: each part of it may be in it
+                what = f"With this key, a conversation's name has at most {127 - len(self.name)} characters."
+                raise ApiError(400, what, code="invalid_value", param="conversation")
         return arguments
 
 

@@ -10,6 +10,7 @@ from sailq.shared.errors import (
     BadRequest,
     Cancelled,
     DeadlineExceeded,
+    NotFound,
     NotReplicated,
     QueueFull,
     SailqError,
@@ -29,6 +30,7 @@ _STATUS: Mapping[str, tuple[int, str, str]] = {
     TooLong.code: (400, "invalid_request_error", "context_length_exceeded"),
     BadMedia.code: (422, "invalid_request_error", "invalid_media"),
     Cancelled.code: (409, "server_error", "cancelled"),
+    NotFound.code: (409, "server_error", "cancelled"),  # somebody has deleted the job
     DeadlineExceeded.code: (504, "server_error", "deadline"),
     SailqError.code: (500, "server_error", "internal"),
 }

@@ -9,11 +9,16 @@ from sailq.shared.jobs import Result
 
 
 class Completion:
-    """The response of one request, whole or in chunks. `model`: the name in the request. `with_usage`: whether its
-    chunks have the field usage, which is null but in the last one."""
+    """The response of one request, whole or in chunks."""
 
-    def __init__(self, job: str, model: str, *, with_usage: bool = False) -> None:
+    def __init__(self, job: str, model: str, conversation: str | None = None, *, with_usage: bool = False) -> None:
+        """
+        Args:
+            model, conversation: the names in the request.
+            with_usage: whether the chunks have the field usage, which is null but in the last one.
+        """
         self.id, self.model, self.created = f"chatcmpl-{job}", model, int(time.time())
+        self._conversation = conversation
         self._usage = {"usage": None} if with_usage else {}
 
     def whole(self, result: Result) -> dict[str, Any]:
@@ -27,7 +32,7 @@ class Completion:
                 "finish_reason": result.finish_reason,
             }],
             "usage": usage(result),
-            "sailq": about(result),
+            "sailq": self._about(result),
         }
 
     def first(self) -> dict[str, Any]:
@@ -39,11 +44,23 @@ class Completion:
 
     def last(self, result: Result) -> dict[str, Any]:
         """The chunk that ends an answer."""
-        return {**self._chunk({}, result.finish_reason), "sailq": about(result)}
+        return {**self._chunk({}, result.finish_reason), "sailq": self._about(result)}
 
     def usage(self, result: Result) -> dict[str, Any]:
         """The chunk after the last one, for `include_usage`."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(result)}
+
+    def _about(self, result: Result) -> dict[str, Any]:
+        """What sailq tells besides: the job, who answered, and how long each part took, in seconds."""
+        return {
+            "job": result.job,
+            "conversation": self._conversation,
+            "turn": result.turn,
+            "worker": result.worker,
+            "vision_tokens": result.usage.vision_tokens,
+            "timings": result.timings.model_dump(),
+            "metadata": result.metadata,
+        }
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
@@ -59,17 +76,4 @@ def usage(result: Result) -> dict[str, Any]:
         "prompt_tokens": used.prompt_tokens,
         "completion_tokens": used.completion_tokens,
         "total_tokens": used.prompt_tokens + used.completion_tokens,
-    }
-
-
-def about(result: Result) -> dict[str, Any]:
-    """What sailq tells besides: the job, who answered, and how long each part took, in seconds."""
-    return {
-        "job": result.job,
-        "conversation": result.conversation,
-        "turn": result.turn,
-        "worker": result.worker,
-        "vision_tokens": result.usage.vision_tokens,
-        "timings": result.timings.model_dump(),
-        "metadata": result.metadata,
     }

@@ -284,7 +284,9 @@ def test_keys_do_not_share_conversations(
             request = Request(url, body(conversation="shared"), Authorization=f"Bearer sk-{caller}")
             (job,) = waiting(connection, eventually)
             answerer.answer(job, f"I know {caller}.")
-            assert request.json["sailq"]["conversation"] == f"{caller}.shared"
+            assert request.json["sailq"]["conversation"] == "shared"
+        long = Request(url, body(conversation="c" * 125), Authorization="Bearer sk-one")
+        assert long.end().status_code == 400 and "at most 124 characters" in long.json["error"]["message"]
         assert connection.llen(keys.turns("one.shared")) == connection.llen(keys.turns("two.shared")) == 1
 
 

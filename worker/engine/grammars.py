@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # `sailq doctor` imports this where no worker is installed
     from llguidance import LLMatcher
     from llguidance._lib import JsonCompileOptions
 
-CACHED = 64
+CACHED = 16
 """Grammars that an engine keeps."""
 _JSON: JsonCompileOptions = {
     # Python's separators: models have seen them most, and a small model cannot fill an answer with blanks.

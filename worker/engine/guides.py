@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,8 @@ class MaskWriter:
 
     def begin(self, guides: Sequence[Guide]) -> None:
         """Start to compute the next masks of guides, at most one for each slot. They are valid until the next call."""
-        self.finish()
+        with suppress(RuntimeError):  # of a step that failed, and with it its answers
+            self.finish()
         if not self._started:
             # The thread has no reference to this object, and ends with it.
             arguments = self._work, self._done, self._shape
