@@ -1,6 +1,6 @@
 """What the original release answers to prompts that are always the same, and the record of it in tests/data:
 
-    .venv/bin/python tests/release_record.py
+    PYTHONPATH=. .venv/bin/python tests/release_record.py
 
 `make test` compares sailq with the record. `make test-proofs` asks the release again, and more.
 """

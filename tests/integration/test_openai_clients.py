@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import openai
 import pytest
@@ -16,7 +16,7 @@ from gateways import Gateway, gateway_thread
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 from openai_media import asked
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 MODEL = "sailq-tiny"
 SECONDS = 120
@@ -61,7 +61,7 @@ def test_openai_streams_the_same_text(openai_client: openai.OpenAI, tmp_path: Pa
 class Seen(BaseModel):
     shape: Literal["circle", "square", "triangle", "star", "cross", "ring"]
     sides: int
-    tags: list[Literal["big", "small"]]
+    tags: Annotated[list[Literal["big", "small"]], Field(max_length=2)]
 
 
 def test_openai_parses_answers_into_pydantic_models(openai_client: openai.OpenAI, tmp_path: Path) -> None:
@@ -70,7 +70,8 @@ def test_openai_parses_answers_into_pydantic_models(openai_client: openai.OpenAI
         model=MODEL, messages=question.messages, response_format=Seen,  # type: ignore[arg-type]
         extra_body=question.body, max_completion_tokens=200,
     )
-    assert isinstance(answer.choices[0].message.parsed, Seen)
+    parsed = answer.choices[0].message.parsed
+    assert isinstance(parsed, Seen) and parsed.shape in question.answer
 
 
 def test_openai_gets_a_json_object(openai_client: openai.OpenAI) -> None:
