@@ -164,7 +164,7 @@ class StreamListener:
             there = dict(zip(jobs, await pipeline.execute(), strict=True))
         for job, done in (await self._results(jobs)).items():
             if done:
-                self._tell(job, None)
+                self._unseen.add(job)  # its last text may have come after the streams were read
             elif not there[job]:
                 self._tell(job, not_found(job))
 

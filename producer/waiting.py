@@ -138,14 +138,24 @@ class Waiter:
             there, done = pipeline.exists(*map(keys.job, jobs)).exists(*map(keys.result, jobs)).execute()
         if done:
             results = self._connection.mget([keys.result(job) for job in jobs])
-            self._end([job for job, result in zip(jobs, results, strict=True) if result is not None], news)
+            self._end_late([job for job, result in zip(jobs, results, strict=True) if result is not None], news)
         if there + done < len(jobs):
             jobs = list(self._readers)
             with self._connection.pipeline(transaction=False) as pipeline:
                 for job in jobs:
                     pipeline.exists(keys.job(job))
                 # A missing job may have ended between the two commands.
-                self._end([job for job, exists in zip(jobs, pipeline.execute(), strict=True) if not exists], news)
+                self._end_late([job for job, exists in zip(jobs, pipeline.execute(), strict=True) if not exists], news)
+
+    def _end_late(self, jobs: list[str], news: News) -> None:
+        """Ends jobs whose last text may have come after the streams were read."""
+        streams = {keys.stream(job): job for job in jobs if job in self._readers} if self._text else {}
+        if streams:
+            told = self._connection.xread({key: self._readers[job].position for key, job in streams.items()})
+            for key, entries in told or []:
+                job = streams[key.decode()]
+                news.chunks[job] = [*news.chunks.get(job, []), *self._readers[job].feed(entries)]
+        self._end(jobs, news)
 
     def _end(self, jobs: Iterable[str], news: News) -> None:
         jobs = [job for job in dict.fromkeys(jobs) if job in self._readers]

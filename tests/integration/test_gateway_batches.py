@@ -29,6 +29,8 @@ from sailq.producer.gateway import batch_runner, batches, files
 from sailq.producer.gateway.folder import Folder
 from sailq.producer.openai_api import batch_run
 
+pytestmark = pytest.mark.proof
+
 ENDPOINT: Any = "/v1/chat/completions"
 KILLS, LINES = 5, 300
 SECONDS = 600.0
@@ -393,7 +395,6 @@ def test_a_gateway_that_fetches_a_medium_for_a_batch_can_be_stopped(
     assert stored is not None and stored.status == "in_progress"
 
 
-@pytest.mark.proof
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_gateway_killed_in_mid_batch_5_times(

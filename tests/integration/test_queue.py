@@ -165,7 +165,8 @@ def test_timings_add_up(served: Client) -> None:
     timings = result.timings
     spans = (timings.queue_wait, timings.fetch, timings.preprocess, timings.vision_encode, timings.prefill)
     assert all(span is not None and span >= 0 for span in spans)
-    assert timings.end_to_end and timings.decode and timings.time_to_first_token and timings.vision_encode
+    assert timings.end_to_end and timings.decode and timings.vision_encode
+    assert timings.time_to_first_token is not None  # 0 if the worker's estimate of the server's clock is early
     assert sum(span or 0 for span in spans) <= timings.time_to_first_token + CLOCK_SECONDS
     assert timings.time_to_first_token + timings.decode <= timings.end_to_end + CLOCK_SECONDS
     assert timings.end_to_end <= elapsed + CLOCK_SECONDS

@@ -53,6 +53,7 @@ def test_chat_answers_each_question_in_form(served_url: str) -> None:
     assert done.returncode == 0 and set(done.stdout.split()) <= {"yes", "no"} and len(done.stdout.split()) == 2
 
 
+@pytest.mark.proof
 def test_caption_writes_rows_in_form_and_resumes_only_with_the_same_form(
     served_url: str, schema: Path, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_flags_that_make_no_form_are_usage_errors(
     assert done.returncode == 2 and done.stderr.rstrip().endswith(why) and not done.stdout
 
 
+@pytest.mark.proof
 def test_both_clients_and_rq_get_json_that_fits(served_url: str, eventually: Callable[..., None]) -> None:
     async def story() -> Result:
         async with AsyncClient(served_url) as client:

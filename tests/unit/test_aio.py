@@ -185,3 +185,26 @@ def test_an_unreachable_server_is_reported(tmp_path_factory: pytest.TempPathFact
             await client.wait("job", 60)
 
     within("unix:///no/such/server.sock", story)
+
+
+def test_text_that_comes_between_a_read_and_a_look_is_not_lost(
+    redis_url: str, answerer: Answerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_listener, "LOOK_SECONDS", 0.01)
+
+    async def story(client: AsyncClient) -> list[str]:
+        job = (await client.submit(HELLO, stream=True)).job
+        answerer.claim(job)
+        read = client.connection.xread
+
+        async def late(*arguments: object, **options: object) -> object:
+            reply = await read(*arguments, **options)
+            if not await client.result(job):
+                answerer.say(job, 0, "all of it")
+                answerer.finish(job, "all of it")
+            return reply
+
+        monkeypatch.setattr(client.connection, "xread", late)
+        return [chunk.text async for chunk in client.stream(job, 60)]
+
+    assert within(redis_url, story) == ["all of it"]

@@ -125,3 +125,25 @@ def test_a_wait_ends_for_another_client_and_for_one_without_an_inbox(
     connection.delete(keys.inbox(client.inbox.name))
     later(answerer.finish, lost, "Hi")
     assert client.wait(lost, 60).text == "Hi"
+
+
+def test_text_that_comes_between_a_read_and_a_look_is_not_lost(
+    client: Client, answerer: Answerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.submit(HELLO, stream=True).job
+    answerer.claim(job)
+    waiter = Waiter(client.connection, client.inbox, [job], text=True)
+    assert not waiter.poll(0.01).ended
+    read = client.connection.xread
+
+    def late(*arguments: object, **options: object) -> object:
+        reply = read(*arguments, **options)
+        if not client.result(job):
+            answerer.say(job, 0, "all of it")
+            answerer.finish(job, "all of it")
+        return reply
+
+    monkeypatch.setattr(client.connection, "xread", late)
+    monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.01)
+    news = waiter.poll(0.01)
+    assert [chunk.text for chunk in news.chunks[job]] == ["all of it"] and [name for name, _ in news.ended] == [job]
