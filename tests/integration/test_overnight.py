@@ -98,6 +98,7 @@ def test_an_unreadable_folder_is_reported_with_exit_code_1(url: str, cam: Path) 
 
 # Names.
 
+@pytest.mark.proof
 def test_a_name_that_is_not_utf_8_in_rows_report_and_log(url: str, cam: Path, tmp_path: Path) -> None:
     for name in (b"\xc7\xb0\xc3\xc5.png", b"\xc7\xb0\xc3\xc5.mp4"):
         shutil.copy(cam / "a.png", os.fsdecode(os.fsencode(cam) + b"/" + name))
@@ -126,6 +127,7 @@ def test_stdout_on_a_full_disk(url: str, cam: Path) -> None:
     assert (done.returncode, done.stderr) == (1, f"sailq: The output cannot be written: {os.strerror(errno.ENOSPC)}.\n")
 
 
+@pytest.mark.proof
 def test_rows_on_a_full_disk(url: str, cam: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert invoke("caption", cam / "a.png", cam / "gone.png", "--out", tmp_path / "one", url=url).returncode == 1
@@ -142,6 +144,7 @@ def test_rows_on_a_full_disk(url: str, cam: Path, tmp_path: Path) -> None:
     assert rows(out)[: len(kept)] == kept and len(rows(out)) == 3
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_a_closed_pipe(url: str, cam: Path, flags: list[str]) -> None:
     nobody, pipe = os.pipe()
@@ -153,6 +156,7 @@ def test_a_closed_pipe(url: str, cam: Path, flags: list[str]) -> None:
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1) and "pipe" in done.stderr
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("closed", [(1,), (0, 1, 2)])
 def test_a_closed_stdout_ends_a_batch_and_not_one_with_a_file(
     url: str, cam: Path, tmp_path: Path, closed: tuple[int, ...]
@@ -168,6 +172,7 @@ def test_a_closed_stdout_ends_a_batch_and_not_one_with_a_file(
     assert done.returncode == 0 and len(rows(tmp_path / "out.jsonl")) == 3
 
 
+@pytest.mark.proof
 def test_with_a_closed_stderr_no_note_goes_into_the_rows(url: str, cam: Path) -> None:
     done = process("caption", cam, url=url, preexec_fn=lambda: os.close(2))
     assert done.returncode == 0 and len([json.loads(line) for line in done.stdout.splitlines()]) == 3
@@ -184,6 +189,7 @@ def test_a_file_of_the_batch_is_never_overwritten(url: str, cam: Path, name: str
     assert (cam / "a.png").read_bytes() == before and len(source.read_text().splitlines()) == 1
 
 
+@pytest.mark.proof
 def test_an_ascii_terminal_shows_rows_and_answers(served_url: str, url: str, tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text(question("Hi", camera="前门") + question([{"type": "image", "image": "前.png"}]))

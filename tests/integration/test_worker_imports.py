@@ -19,7 +19,7 @@ from sailq.worker.model_files.model_paths import resolve
 FOREIGN = {"torch", "transformers", "onnx", "safetensors", "huggingface_hub", "accelerate", "torchvision"}
 
 
-@pytest.mark.parametrize("model", ["fp32", "w4"])
+@pytest.mark.parametrize("model", ["fp32", pytest.param("w4", marks=pytest.mark.proof)])
 def test_a_worker_answers_without_importing_torch(
     model: str, start_worker: Callable[..., ManagedProcess], redis_url: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

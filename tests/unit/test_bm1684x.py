@@ -69,6 +69,7 @@ def test_what_was_timed_is_not_timed_again(monkeypatch: pytest.MonkeyPatch, tmp_
     assert compiled == [nets[0], nets[1], nets[1]]
 
 
+@pytest.mark.proof
 def test_a_checkpoint_can_be_exported_and_its_config_stays_as_it_was(tmp_path: Path) -> None:
     config = {**CONFIG, "num_hidden_layers": 1, "vocab_size": 64, "hidden_size": 256, "intermediate_size": 64,
               "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -82,6 +83,7 @@ def test_a_checkpoint_can_be_exported_and_its_config_stays_as_it_was(tmp_path: P
         assert tpu_nets.export(net, tmp_path / "model", tmp_path / name) == tmp_path / name / f"{name}.onnx"
 
 
+@pytest.mark.proof
 def test_an_interrupted_call_leaves_no_process(tmp_path: Path, eventually: Callable[..., None]) -> None:
     pid = tmp_path / "pid"
     script = f"from tests.bench import tpu_nets; tpu_nets.call('bash', '-c', 'sleep 60 & echo $! >{pid}; wait')"
@@ -104,6 +106,7 @@ def test_a_missing_python_310_is_reported(
     assert not (tmp_path / "out/work").exists()
 
 
+@pytest.mark.proof
 def test_every_table_says_whose_estimate_it_is_what_is_assumed_and_what_prints_it() -> None:
     printed = bm1684x.tables(recorded())
     texts, tables = printed.split("\n\n")[::2], printed.split("\n\n")[1::2]
