@@ -29,6 +29,7 @@ def asked(tmp_path: Path) -> list[dict[str, Any]]:
     return jobs
 
 
+@pytest.mark.proof
 def test_batched_answers_equal_sequential_ones(
     asked: list[dict[str, Any]], client: Client, start_worker: Callable[..., ManagedProcess]
 ) -> None:

@@ -55,6 +55,7 @@ def why(url: str) -> str:
     return str(error.value)
 
 
+@pytest.mark.proof
 def test_errors_in_finding_a_primary_show_no_secrets(empty: Sentinels) -> None:
     url, password, own = empty.url("admin"), empty.password("admin"), empty.password("sentinels")
     hosts = url.partition("@")[2].partition("/")[0]

@@ -167,6 +167,7 @@ def job_runner(connection: redis.Redis) -> Iterator[JobRunner]:
     publisher.close()
 
 
+@pytest.mark.proof
 def test_a_worker_given_a_job_that_it_still_runs_answers_it(
     client: Client, connection: redis.Redis, job_runner: JobRunner, eventually: Eventually
 ) -> None:

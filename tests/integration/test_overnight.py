@@ -121,6 +121,7 @@ def test_a_name_that_is_not_utf_8_in_rows_report_and_log(url: str, cam: Path, tm
 
 # Disks, pipes and terminals.
 
+@pytest.mark.proof
 def test_stdout_on_a_full_disk(url: str, cam: Path) -> None:
     with open("/dev/full", "w") as full:
         done = process("caption", cam, url=url, stdout=full)

@@ -175,6 +175,7 @@ def test_timings_add_up(served: Client) -> None:
     assert (result.metadata, result.model, result.attempt) == ({"camera": 3}, "sailq-tiny", 1)
 
 
+@pytest.mark.proof
 def test_the_same_seed_gives_the_same_text_and_zero_temperature_is_greedy(client: Client, start_worker: Start) -> None:
     start_worker("--slots", "4")
 
@@ -317,6 +318,7 @@ def test_a_turn_whose_history_cannot_be_read_ends_as_an_error(served: Client) ->
     assert error and error.code == "bad_request"
 
 
+@pytest.mark.proof
 def test_a_killed_workers_job_is_run_again_by_another_and_streams_are_not_mixed(
     client: Client, connection: redis.Redis, start_null: Callable[..., NullWorker]
 ) -> None:

@@ -246,6 +246,7 @@ def test_unsupported_features_are_refused(
     assert len(queue) == len(queue.scheduled_job_registry) == len(queue.started_job_registry) == 0
 
 
+@pytest.mark.proof
 def test_a_job_enqueued_with_the_id_of_one_that_has_ended_begins_anew(
     queue: Queue, connection: redis.Redis, redis_url: str, start_null: Start, eventually: Eventually
 ) -> None:

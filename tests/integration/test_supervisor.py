@@ -61,6 +61,7 @@ def manager(folder: Path) -> Iterator[Manager]:
     manager.close()
 
 
+@pytest.mark.proof
 def test_a_worker_is_ready_when_it_takes_jobs_and_reports_its_state(
     start_null: StartNull, manager: Manager, client: Client
 ) -> None:

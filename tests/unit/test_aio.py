@@ -103,6 +103,7 @@ def test_as_completed_gives_each_job_when_it_is_done(redis_url: str, answerer: A
     assert within(redis_url, story) == [2, 0, 1]
 
 
+@pytest.mark.proof
 def test_many_waits_need_few_connections(redis_url: str, connection: redis.Redis) -> None:
     count = 500
     before = int(connection.info("clients")["connected_clients"])
