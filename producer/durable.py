@@ -45,7 +45,7 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def remove_drafts(folder: Path, seconds: float) -> None:
-    """Removes the drafts that processes left which died, and that nobody has written to for so many seconds."""
+    """Removes the drafts of processes that died: those that nobody has written to for so many seconds."""
     for path in folder.glob(f"{_DRAFT}*"):
         with suppress(OSError):
             if path.stat().st_mtime < time.time() - seconds:

@@ -7,12 +7,12 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sailq.shared.errors import BadRequest, SailqError
+from sailq.shared.errors import BadRequest
 from sailq.shared.jobs import GenerationOptions
 from sailq.shared.media.messages import Prepared
 
@@ -20,7 +20,7 @@ from ..client import Client
 from .inputs import Clip
 from .names import from_text
 from .readers import Readers
-from .rowfile import RowFile
+from .rowfile import RowFile, finished
 from .rows import CAPTIONS, Row, failed, row_of
 from .sidecars import Sidecars
 from .window import Request, run_batch
@@ -131,24 +131,15 @@ class Captioning:
             client, self._identified(), self._asked, window=self.window, patience=self.wait, seen=seen, idle=idle,
             readers=Readers(),
         )
-        try:
-            with closing(batch):
-                for clip, answer, media in batch:
-                    row = self._row(clip, row_of(answer) | media)
-                    if self._file is not None:
-                        self._file.append(row)
-                    self.rows[clip.index] = row
-                    if self.sidecars is not None:
-                        self.sidecars.write(clip, row)
-                    yield row
-        except Exception:
-            with suppress(SailqError):  # the first error is the cause
-                self._finish(began)
-            raise
-        except BaseException:
-            self._finish(began)
-            raise
-        self._finish(began)
+        with finished(lambda: self._finish(began)), closing(batch):
+            for clip, answer, media in batch:
+                row = self._row(clip, row_of(answer) | media)
+                if self._file is not None:
+                    self._file.append(row)
+                self.rows[clip.index] = row
+                if self.sidecars is not None:
+                    self.sidecars.write(clip, row)
+                yield row
 
     def _finish(self, began: float) -> None:
         self.wall = time.monotonic() - began

@@ -12,8 +12,8 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -180,6 +180,21 @@ class RowFile(Generic[R]):
     def close(self) -> None:
         """Releases the lock."""
         self._file.close()
+
+
+@contextmanager
+def finished(finish: Callable[[], None]) -> Iterator[None]:
+    """Calls `finish` at the end of the block, also after an error. If both fail, the block's error is raised."""
+    try:
+        yield
+    except Exception:
+        with suppress(SailqError):  # the first error is the cause
+            finish()
+        raise
+    except BaseException:
+        finish()
+        raise
+    finish()
 
 
 def _is_json(line: bytes) -> bool:

@@ -27,7 +27,8 @@ def gateway(
         typer.Option("--new-key", metavar="NAME", help="Print a new key and its entry for the file, and exit."),
     ] = None,
     no_auth: Annotated[
-        bool, typer.Option("--no-auth", help="Serve other machines without keys. Everybody who reaches it may ask.")
+        bool,
+        typer.Option("--no-auth", help="Serve other machines without keys: anybody who can reach it can use it."),
     ] = False,
     files: Annotated[
         Path | None,
@@ -103,7 +104,7 @@ def gateway(
         known = Keys(keys)
         if not known.given and not no_auth and not is_local(host):
             raise BadRequest(
-                f"Other machines can reach {host}: give --keys, or --no-auth if everybody who reaches it may ask."
+                f"Other machines can reach {host}: give --keys, or --no-auth to serve anybody who can reach it."
             )
         settings = load_settings(redis_url=redis_url)
         fetcher = MediaFetcher(media_from or [], max_bytes=max_media << 20, max_seconds=media_timeout)

@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from secrets import randbelow
@@ -159,9 +159,15 @@ class Chat:
             raise error
         return result
 
-    def _given_up(self, ticket: Ticket) -> _OnCancel:
+    @contextmanager
+    def _given_up(self, ticket: Ticket) -> Iterator[None]:
         """Cancels the job if the client disconnects, unless the client may ask for it again."""
-        return _OnCancel(lambda: None if ticket.outlives else self._in_background(self._withdraw(ticket)))
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            if not ticket.outlives:
+                self._in_background(self._withdraw(ticket))
+            raise
 
     async def _withdraw(self, ticket: Ticket, submitting: asyncio.Future[JobHandle] | None = None) -> None:
         """Cancels a job that nobody waits for. It may still be on its way to the queue."""
@@ -249,29 +255,13 @@ class Outage:
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
-class _OnCancel:
-    """Calls a function if the block is cancelled or closed before its end."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: Any) -> None:
-        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-            self._call()
-
-
-class api_errors:
+@contextmanager
+def api_errors() -> Iterator[None]:
     """Turns sailq's errors into ApiError."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: Any) -> None:
-        if isinstance(error, SailqError):
-            raise api_error(error) from error
+    try:
+        yield
+    except SailqError as error:
+        raise api_error(error) from error
 
 
 async def _logged(work: Coroutine[Any, Any, None]) -> None:

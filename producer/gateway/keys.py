@@ -83,12 +83,11 @@ class Keys:
         """Raises BadRequest for keys that cannot be read."""
         self._path = path
         self._stamp: tuple[int, int] | None = None
-        text = os.environ.get(VARIABLE) if path is None else None
         self._callers: Mapping[str, Caller] = {}
+        text = os.environ.get(VARIABLE)
         self.given = path is not None or text is not None
         if path is not None:
-            self._stamp = self._stamped(path)
-            self._callers = _read(_text(path), str(path))
+            self._load(path)
         elif text is not None:
             self._callers = _read(text, VARIABLE)
 
@@ -112,16 +111,19 @@ class Keys:
         return next(found, ANYBODY if not name else Caller(name, ApiKey(sha256="0" * 64)))
 
     def _renew(self) -> None:
-        if self._path is None:
-            return
-        try:
-            stamp = self._stamped(self._path)
-            if stamp != self._stamp:
-                self._stamp = stamp
-                self._callers = _read(_text(self._path), str(self._path))
-                _log.info("read %d keys from %s", len(self._callers), self._path)
-        except BadRequest as error:
-            _log.warning("the earlier keys stay in use: %s", error)
+        if self._path is not None:
+            try:
+                self._load(self._path)
+            except BadRequest as error:
+                _log.warning("the earlier keys stay in use: %s", error)
+
+    def _load(self, path: Path) -> None:
+        """Reads the file if it has changed. Raises BadRequest."""
+        stamp = self._stamped(path)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self._callers = _read(_text(path), str(path))
+            _log.info("read %d keys from %s", len(self._callers), path)
 
     @staticmethod
     def _stamped(path: Path) -> tuple[int, int]:

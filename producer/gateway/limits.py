@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 
 import redis.asyncio
@@ -40,7 +39,7 @@ class Limits:
         """Notes that a job has ended."""
         if caller.max_queued is not None:
             with server_errors(self._connection):
-                await asyncio.shield(self._connection.zrem(keys.gateway_jobs(caller.id), job))
+                await self._connection.zrem(keys.gateway_jobs(caller.id), job)
 
 
 def _too_many(message: str, seconds: int) -> ApiError:

@@ -23,7 +23,7 @@ ENDPOINT = "/v1/chat/completions"
 MAX_LINES = 50_000
 MAX_BYTES = 200 * 2**20
 MAX_ERRORS = 100
-"""The most errors of a file that are told."""
+"""The most errors of a file that are reported."""
 _TOLD = 5
 """The most errors in one sentence."""
 

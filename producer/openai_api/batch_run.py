@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sailq.shared.errors import BadRequest, SailqError, quoted
+from sailq.shared.errors import BadRequest, quoted
 from sailq.shared.workers import live_workers
 
 from ..captioning.names import for_terminal
 from ..captioning.readers import MAX_SECONDS, Readers
-from ..captioning.rowfile import RowFile
+from ..captioning.rowfile import RowFile, finished
 from ..captioning.window import Request, run_batch
 from ..client import Client
 from .batch_input import BatchInput, Line
@@ -117,21 +117,12 @@ class BatchRun:
             client, self.left, lambda line: self._asked(client, line), window=self._window, patience=self._wait,
             idle=idle, readers=Readers(max_seconds=self._read_seconds),
         )
-        try:
-            with closing(batch):
-                for line, answer, _ in batch:
-                    row = row_of(line, answer)
-                    self._file.append(row)
-                    self.rows[line.index] = row
-                    yield row
-        except Exception:
-            with suppress(SailqError):  # the first error is the cause
-                self._finish(began)
-            raise
-        except BaseException:
-            self._finish(began)
-            raise
-        self._finish(began)
+        with finished(lambda: self._finish(began)), closing(batch):
+            for line, answer, _ in batch:
+                row = row_of(line, answer)
+                self._file.append(row)
+                self.rows[line.index] = row
+                yield row
 
     def _finish(self, began: float) -> None:
         self.wall = time.monotonic() - began

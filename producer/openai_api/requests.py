@@ -69,7 +69,7 @@ class ChatRequest(StrictModel):
     """The body of `POST /v1/chat/completions`.
 
     Without `max_completion_tokens` and `max_tokens`, an answer may fill the rest of the model's context, as in vLLM.
-    Without `temperature`, an answer is greedy, as vLLM's are with these models' own generation_config.json.
+    Without `temperature`, an answer is greedy. vLLM reads the same default from these models' generation_config.json.
 
     Attributes:
         messages: OpenAI's messages. Media are data URLs, or http(s) addresses where the gateway allows them.

@@ -1,7 +1,7 @@
 """Narrows JSON schemas where llguidance 1.9 allows values that do not fit them.
 
-- Its regexes of dates allow 29 February in every year, and year 0; those of times allow second 60. A value that fits
-  the format is then one that RFC 3339 allows only in some years, and that few programs read.
+- Its regexes of dates allow 29 February in every year, and year 0. Those of times allow second 60, which RFC 3339
+  allows only for leap seconds, and which few programs read.
 - Its regex of a duration allows numbers of any length.
 - An exclusive bound that is a whole number is allowed itself, if the other bound has the same whole part: 0 for
   `{"exclusiveMinimum": 0, "maximum": 0.5}`.
