@@ -55,7 +55,7 @@ class NullRunner:
         script: tokens of the one answer that it gives instead of words, over and over.
     """
 
-    context, longest_prompt, max_patches, max_side, greedy_only = 2048, 2047, 2048, None, False
+    context, positions, longest_prompt, max_patches, max_side, greedy_only = 2048, 2048, 2047, 2048, None, False
 
     def __init__(
         self, spec: ModelSpec, slots: int, timing: Timing | None = None, *, hang_at: int = 0, fail_at: int = 0,
@@ -73,7 +73,7 @@ class NullRunner:
 
     def vision(self, media: Sequence[tuple[Bytes, Grid]]) -> list[Float]:
         self._sleep(self._timing.vision * len(media))
-        return [np.zeros((len(pixels) // 4, self.hidden), np.float32) for pixels, _ in media]
+        return [np.zeros((len(pixels) // 4, 1, self.hidden), np.float32) for pixels, _ in media]
 
     def together(self, lengths: Sequence[int]) -> int:
         return 1

@@ -134,7 +134,7 @@ def test_a_dropped_runner_frees_its_device_at_once(compiled: Compile) -> None:
 def test_the_runner_checks_what_it_is_given(compiled: Compile) -> None:
     _, runner = _loaded(compiled(*RIGHT_SIZED))
     one, position = np.zeros(1, np.int32), np.zeros((3, 1), np.int32)
-    nothing = np.empty((0, runner.hidden), np.float32), np.empty(0, np.int32)
+    nothing = np.empty((0, 1, runner.hidden), np.float32), np.empty(0, np.int32)
     for slot, tokens in ((1, one), (-1, one), (0, one + 10_000), (0, one - 1), (0, one.astype(np.int64))):
         with pytest.raises(ValueError):
             runner.prefill([Prompt(slot, tokens, position, *nothing)])

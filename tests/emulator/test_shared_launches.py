@@ -137,7 +137,7 @@ def finish(engine: Engine, going: list[Generation]) -> None:
 
 def prompt(engine: Engine, prepared: PreparedPrompt, slot: int) -> Prompt:
     vision = engine.runner.vision([(one.patches, one.grid) for one in prepared.media if one.patches is not None])
-    embeds = np.concatenate([np.empty((0, engine.runner.hidden), np.float32), *vision])
+    embeds = np.concatenate([np.empty((0, 1, engine.runner.hidden), np.float32), *vision])
     return Prompt(slot, prepared.tokens, prepared.positions, embeds, prepared.places)
 
 

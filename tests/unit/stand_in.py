@@ -59,7 +59,7 @@ class Both:
 
     def prompts(self, lengths: dict[int, int]) -> list[Prompt]:
         """Random ones of these lengths, by slot."""
-        nothing = np.empty((0, self.runners[0].hidden), np.float32), np.empty(0, np.int32)
+        nothing = np.empty((0, 1, self.runners[0].hidden), np.float32), np.empty(0, np.int32)
         return [
             Prompt(slot, self._tokens(length), np.tile(np.arange(length, dtype=np.int32), (3, 1)), *nothing)
             for slot, length in lengths.items()

@@ -11,13 +11,14 @@ from bmodel_files import qwen2_vl, write_bmodel
 
 from deploy.models import qwen2_vl_nets
 from sailq.shared.errors import Unsupported
-from sailq.worker.engine.families.qwen2_vl import VISION_TABLE
+from sailq.worker.engine.families.common import LONGEST_SIDE
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.model_files.bmodel import BmodelNet, BmodelTensor, Stage, Weight, read_bmodel
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners.layout import Layout, read_layout
 
 ROOT = Path(__file__).parents[2]
+VISION_TABLE = LONGEST_SIDE // 14 + 1
 Nets = list[BmodelNet]
 
 

@@ -14,7 +14,7 @@ from deploy.models.tiny import batches, pool
 from sailq.producer.samples.dataset import NFRAMES
 from sailq.shared.jobs import GenerationOptions
 from sailq.worker.engine.engine import Engine
-from sailq.worker.engine.mrope import rope_index
+from sailq.worker.engine.mrope import Box, rope_index
 from sailq.worker.model_files.model_paths import resolve
 
 Layout = list[int | tuple[str, tuple[int, int, int]]]
@@ -52,7 +52,12 @@ def _theirs(oracle: Oracle, layout: Layout) -> tuple[np.ndarray, int]:
 
 
 def _ours(layout: Layout) -> tuple[np.ndarray, int]:
-    return rope_index(np.array(_types(layout)[0]) > 0, [item[1] for item in layout if not isinstance(item, int)], 2)
+    boxes = [_box(*item[1]) for item in layout if not isinstance(item, int)]
+    return rope_index(np.array(_types(layout)[0]) > 0, boxes)
+
+
+def _box(t: int, h: int, w: int) -> Box:
+    return Box(range(t), h // 2, w // 2)
 
 
 def test_positions_of_whole_conversations_are_those_of_the_release() -> None:
@@ -101,7 +106,7 @@ def test_transformers_5_differs_after_a_clip_with_more_temporal_grids(
 
 
 def test_text_counts_up() -> None:
-    positions, delta = rope_index(np.zeros(6, bool), [], 2)
+    positions, delta = rope_index(np.zeros(6, bool), [])
     assert np.array_equal(positions, np.tile(np.arange(6), (3, 1)))
     assert delta == 0
 
@@ -109,7 +114,7 @@ def test_text_counts_up() -> None:
 @pytest.mark.parametrize("count", [3, 5])
 def test_tokens_that_do_not_match_the_grids_are_refused(count: int) -> None:
     with pytest.raises(ValueError, match="vision tokens"):
-        rope_index(np.array([False] + [True] * count + [False]), [(1, 4, 4)], 2)
+        rope_index(np.array([False] + [True] * count + [False]), [_box(1, 4, 4)])
 
 
 def test_sailq_tiny_was_trained_on_clips_too_short_to_differ() -> None:

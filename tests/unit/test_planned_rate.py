@@ -35,7 +35,8 @@ JOBS, FILLING = 1500, 300
 class TimedRunner:
     """Answers every prompt, which is one of `WORK`, with the same tokens. `milliseconds`: what its launches took."""
 
-    device, context, longest_prompt, max_patches, max_side = "the table's times", SIZES.context, 208, None, None
+    device, context, positions = "the table's times", SIZES.context, SIZES.context
+    longest_prompt, max_patches, max_side = 208, None, None
     hidden, greedy_only, slots = 4, True, SIZES.slots
 
     def __init__(self) -> None:

@@ -154,7 +154,7 @@ def test_sizes_that_are_no_whole_blocks_give_the_logits_of_fp32(tmp_path: Path, 
         (vision,) = runner.vision([(np.arange(4 * 1176, dtype=np.uint8).reshape(4, 1176), (1, 2, 2))])
         tokens, positions = np.array([5, 91, 96], np.int32), np.arange(3, dtype=np.int32)
         prompt = Prompt(0, tokens, np.tile(positions, (3, 1)), vision, positions[1:2])
-        rows.append(np.concatenate([runner.prefill([prompt]).row(0), vision[0]]))
+        rows.append(np.concatenate([runner.prefill([prompt]).row(0), vision[0].ravel()]))
     fp32, w4 = rows
     assert fp32 @ w4 / np.linalg.norm(fp32) / np.linalg.norm(w4) > 0.97
 

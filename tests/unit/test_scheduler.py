@@ -30,7 +30,7 @@ class CountingRunner:
     that are prefilled together.
     """
 
-    device, context, longest_prompt, max_patches, max_side = "test", 512, 511, None, None
+    device, context, positions, longest_prompt, max_patches, max_side = "test", 512, 512, 511, None, None
     hidden, greedy_only = 4, False
 
     def __init__(self, vocabulary: int, slots: int) -> None:

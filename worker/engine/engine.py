@@ -159,7 +159,8 @@ class Engine:
             ))
             new.difference_update(keys)  # the next request with the same medium reuses it
             if vision.keys() >= set(keys):
-                embeds = np.concatenate([np.empty((0, self.runner.hidden), np.float32), *(vision[key] for key in keys)])
+                none = np.empty((0, 1 + self._spec.family.deepstack, self.runner.hidden), np.float32)
+                embeds = np.concatenate([none, *(vision[key] for key in keys)])
                 prompts.append(Prompt(slot, prepared.tokens, prepared.positions, embeds, prepared.places))
             else:
                 generations[-1].error = NotFinite("vision tokens")
@@ -211,8 +212,8 @@ class Engine:
             self.device_seconds += time.monotonic() - began
 
     def _encode(self, media: Iterable[EncodedMedium]) -> tuple[dict[Key, Embeds], set[Key]]:
-        """The vision tokens of media, float32 [V, H], from the cache or else from the runner, and the media that the
-        runner got. Vision tokens that are not finite are left out."""
+        """The vision tokens of media, float32 [V, 1 + D, H], from the cache or else from the runner, and the media that
+        the runner got. Vision tokens that are not finite are left out."""
         vision: dict[Key, Embeds] = {}
         wanted: dict[Key, tuple[Frames, Grid]] = {}
         for medium in media:

@@ -10,6 +10,7 @@ from sailq.shared.jobs import ModelCard
 from sailq.shared.settings import model_name
 
 from ..model_files.json_files import read_object
+from .families.common import text_config
 from .families.family import Family
 from .families.registry import FAMILIES
 
@@ -45,11 +46,10 @@ class ModelSpec:
         kind = config.get("model_type")
         family = FAMILIES.get(kind) if isinstance(kind, str) else None
         if family is None:
-            raise Unsupported(f"{directory} holds a {kind!r} model; only {', '.join(FAMILIES)} is served.")
+            raise Unsupported(f"{directory} holds a {kind!r} model; only {', '.join(FAMILIES)} are served.")
         generation = read_object(directory / "generation_config.json") or {}
         try:
-            # The hub's older files are flat; transformers 5 writes the language model's fields into text_config.
-            text = {**config, **config.get("text_config", {})}
+            text = text_config(config)
             eos = generation.get("eos_token_id") or text.get("eos_token_id")
             heads = text["num_attention_heads"]
             return cls(
@@ -58,7 +58,7 @@ class ModelSpec:
                 hidden_size=text["hidden_size"],
                 layers=text["num_hidden_layers"],
                 kv_heads=text.get("num_key_value_heads") or heads,
-                head_dim=text["hidden_size"] // heads,
+                head_dim=text.get("head_dim") or text["hidden_size"] // heads,
                 context=text["max_position_embeddings"],
                 eos_token_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
                 family=family(directory, config),

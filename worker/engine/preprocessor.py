@@ -28,7 +28,7 @@ class EncodedMedium:
     Attributes:
         grid: (t, h, w) in patches.
         patches: uint8 [t·h·w, P].
-        embeds: float32 [V, H], if the medium was encoded before.
+        embeds: float32 [V, 1 + D, H] (see `Runner.vision`), if the medium was encoded before.
     """
 
     key: Key
@@ -43,7 +43,7 @@ class Media:
 
     Attributes:
         vision_tokens: number of vision tokens of all media together.
-        embeds: float32 [V, H] of each medium that was encoded before, else None.
+        embeds: float32 [V, 1 + D, H] of each medium that was encoded before, else None.
     """
 
     parts: list[FramesPart]
@@ -143,10 +143,17 @@ class Preprocessor:
                 f"{self._runner.longest_prompt}."
             )
         positions, delta = self._family.positions(vision, media.parts)
+        if (most := int(positions.max())) >= self._runner.positions:
+            raise TooLong(
+                f"The prompt's media last too long: their times reach position {most}; this worker's limit is "
+                f"{self._runner.positions - 1}."
+            )
+        # The last token is never fed, so it needs neither a row of the cache nor a position.
+        room = min(context, self._runner.positions - delta) - len(tokens) + 1
         return PreparedPrompt(
             tokens, positions, delta, np.flatnonzero(vision).astype(np.int32),
             tuple(self._medium(*one, frames) for one in zip(media.parts, media.grids, media.embeds, strict=True)),
-            min(options.max_new_tokens, context - len(tokens) + 1),  # the last token is never fed, so it needs no row
+            min(options.max_new_tokens, room),
             grammar,
         )
 

@@ -20,7 +20,7 @@ def key_of(part: FramesPart) -> Key:
 
 
 class VisionCache:
-    """An LRU cache of embeddings, float32 [V, H], of at most `limit` bytes. May be used from any thread."""
+    """An LRU cache of embeddings, float32 [V, 1 + D, H], of at most `limit` bytes. May be used from any thread."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._bytes = limit, 0

@@ -30,7 +30,8 @@ class Prompt:
     Attributes:
         tokens: int32 [L].
         positions: int32 [3, L], M-RoPE.
-        vision: float32 [V, H], the embeddings that replace those of `tokens[places]`.
+        vision: float32 [V, 1 + D, H], see `Runner.vision`. The first embedding of each vision token replaces that of
+            `tokens[places]`. The others are added to its hidden state, one after each of the first D layers.
         places: int32 [V], increasing.
     """
 
@@ -82,6 +83,10 @@ class Runner(Protocol):
     def hidden(self) -> int:
         """Width H of the language model."""
 
+    @property
+    def positions(self) -> int:
+        """Rows of the nets' rotary tables: each position must be below it."""
+
     def vision(self, media: Sequence[tuple[Bytes, Grid]]) -> list[Float]:
         """Vision tokens of some media. Values that are not finite in one medium do not reach another.
 
@@ -89,7 +94,7 @@ class Runner(Protocol):
             media: of each, its patches, uint8 [t·h·w, P], as `Family.patches` returns them, and its (t, h, w).
 
         Returns:
-            float32 [V, H] of each medium.
+            float32 [V, 1 + D, H] of each medium; D is the family's `deepstack`.
         """
 
     def together(self, lengths: Sequence[int]) -> int:

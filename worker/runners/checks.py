@@ -27,21 +27,23 @@ def check_tokens(spec: ModelSpec, tokens: Int, positions: Int, table: int) -> No
     require(positions.min() >= 0 and positions.max() < table, "no such position")
 
 
-def check_prompts(spec: ModelSpec, slots: int, context: int, prompts: Sequence[Prompt]) -> None:
-    """Check the arguments of `Runner.prefill`, for a runner with `slots` slots of `context` tokens."""
+def check_prompts(spec: ModelSpec, slots: int, context: int, table: int, prompts: Sequence[Prompt]) -> None:
+    """Check the arguments of `Runner.prefill`, for a runner with `slots` slots of `context` tokens, and rotary tables
+    of `table` rows."""
     require(len({prompt.slot for prompt in prompts}) == len(prompts) > 0, "slots must be distinct, and at least one")
     for prompt in prompts:
         length = len(prompt.tokens)
         require(0 <= prompt.slot < slots, f"there is no slot {prompt.slot}")
         require(0 < length < context, f"a prompt of {length} tokens does not fit")
-        check_tokens(spec, prompt.tokens, prompt.positions, context)
+        check_tokens(spec, prompt.tokens, prompt.positions, table)
         check_vision(spec, length, prompt.vision, prompt.places)
 
 
 def check_step(
-    spec: ModelSpec, used: Int, context: int, slots: Sequence[int], tokens: Int, positions: Int
+    spec: ModelSpec, used: Int, context: int, table: int, slots: Sequence[int], tokens: Int, positions: Int
 ) -> tuple[Int, Int]:
-    """Check the arguments of `Runner.decode`. `used`: the tokens that each slot holds, of `context` at most.
+    """Check the arguments of `Runner.decode`. `used`: the tokens that each slot holds, of `context` at most; `table`:
+    rows of the rotary tables.
 
     Returns:
         int32 [n] slots, and int32 [n] tokens that each of them holds.
@@ -51,15 +53,16 @@ def check_step(
     rows = np.array(slots, np.int32)
     lengths = used[rows]
     require(lengths.min() > 0 and lengths.max() < context, "a slot is empty or full")
-    check_tokens(spec, tokens, positions, context)
+    check_tokens(spec, tokens, positions, table)
     require(len(tokens) == len(rows), "each slot needs one token")
     return rows, lengths
 
 
 def check_vision(spec: ModelSpec, length: int, vision: Float, places: Int) -> None:
-    """Check `vision`, float32 [V, H]: one row for each of `places` in a prompt of `length` tokens."""
+    """Check `vision`, float32 [V, 1 + D, H]: one for each of `places` in a prompt of `length` tokens."""
     require(vision.dtype == np.float32, "vision embeddings must be float32")
-    require(vision.shape == (len(places), spec.hidden_size), "the vision embeddings do not match their places")
+    wanted = len(places), 1 + spec.family.deepstack, spec.hidden_size
+    require(vision.shape == wanted, "the vision embeddings do not match their places")
     require(np.isin(places, np.arange(length)).all(), "a vision token's place is outside the prompt")
 
 

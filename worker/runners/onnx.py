@@ -22,6 +22,8 @@ from .logits import Float, HostLogits, Int
 
 MAX_CONTEXT = 8192
 """The attention scores of a prompt take heads × tokens² × 4 bytes per layer: 3 GB for a 2B model at this length."""
+MAX_POSITIONS = 32768
+"""Rows of the rotary table that deploy/models exports, for a context that is longer."""
 MAX_PATCHES = 4096
 """The same for the patches of one temporal grid: 896 × 896 pixels, 1 GB with 16 heads."""
 _COLUMNS = 64
@@ -44,6 +46,7 @@ class OnnxRunner:
         self._spec = spec
         self.slots, self.hidden = slots, spec.hidden_size
         self.context, self.max_patches = min(spec.context, MAX_CONTEXT), MAX_PATCHES
+        self.positions = min(spec.context, MAX_POSITIONS)
         self.max_side = None  # the rotary table has a row for each patch of the longest side of a frame
         self.longest_prompt, self.greedy_only = self.context - 1, False
         best = 1 if spec.hidden_size < _NARROW else os.cpu_count() or 1
@@ -71,7 +74,9 @@ class OnnxRunner:
             for net, value in zip(others, values, strict=True)
         }
         grids = pixels.reshape(t, h * w, -1).astype(np.float32)
-        return np.concatenate([self._vit.run(None, {patches.name: one, **feeds}, _FREED)[0] for one in grids])
+        return np.concatenate([
+            np.stack(self._vit.run(None, {patches.name: one, **feeds}, _FREED), axis=1) for one in grids
+        ])
 
     def together(self, lengths: Sequence[int]) -> int:
         """See `base.Runner.together`. One: the nets run at a prompt's own length, so a shared call would save no
@@ -80,7 +85,7 @@ class OnnxRunner:
 
     def prefill(self, prompts: Sequence[Prompt]) -> HostLogits:
         """See `base.Runner.prefill`; runs each prompt at its own length."""
-        check_prompts(self._spec, self.slots, self.context, prompts)
+        check_prompts(self._spec, self.slots, self.context, self.positions, prompts)
         ends = np.concatenate([self._prefill(prompt) for prompt in prompts])
         return HostLogits(self._lm_head.run(None, {"hidden": ends})[0])
 
@@ -90,12 +95,14 @@ class OnnxRunner:
         self._lengths[slot] = 0
         self._fit(length + 1)
         hidden, feeds = self._embed(prompt.tokens[None], prompt.positions[:, None])
-        hidden[0, prompt.places] = prompt.vision
+        hidden[0, prompt.places] = prompt.vision[:, 0]
         empty = self._cache[0, 0, :1, :, :0]
         feeds |= {"mask": causal_mask([0], length), "past_k": empty, "past_v": empty}
-        for cache, block in zip(self._cache, self._blocks, strict=True):
+        for index, (cache, block) in enumerate(zip(self._cache, self._blocks, strict=True), 1):
             hidden, k, v = block.run(None, {"hidden": hidden, **feeds})
             cache[0, slot, :, :length], cache[1, slot, :, :length] = k[0].swapaxes(0, 1), v[0].swapaxes(0, 1)
+            if index < prompt.vision.shape[1]:
+                hidden[0, prompt.places] += prompt.vision[:, index]
         self._lengths[slot] = length
         return hidden[:, -1]
 
@@ -103,7 +110,9 @@ class OnnxRunner:
         self, slots: Sequence[int], tokens: Int, positions: Int, meanwhile: Callable[[], None] = nothing
     ) -> HostLogits:
         """See `base.Runner.decode`; rows of slots that are not in `slots` are computed too, and dropped."""
-        rows, lengths = check_step(self._spec, self._lengths, self.context, slots, tokens, positions)
+        rows, lengths = check_step(
+            self._spec, self._lengths, self.context, self.positions, slots, tokens, positions
+        )
         self._fit(int(lengths.max()) + 1)
         batch, columns = int(rows.max()) + 1, self._cache.shape[4]
         ids, places = np.zeros((batch, 1), np.int32), np.zeros((3, batch, 1), np.int32)
@@ -161,6 +170,9 @@ class OnnxRunner:
         found = (inputs["past_k"][1], inputs["past_k"][3], vocabulary, self._vit.get_outputs()[0].shape[-1])
         if found != (spec.kv_heads, spec.head_dim, spec.vocab_size, spec.hidden_size):
             raise Unsupported(f"The nets in {spec.directory}/onnx do not match its config.json: {found}.")
+        takes, gives = spec.family.vit_elements(1, 1)
+        if (len(self._vit.get_inputs()), len(self._vit.get_outputs())) != (len(takes), len(gives)):
+            raise Unsupported(f"{spec.directory}/onnx/vit.onnx is not the ViT that its config.json asks for. {_EXPORT}")
 
 
 class _Loader:

@@ -51,7 +51,7 @@ class PromptNets:
         slots, bounds = [prompt.slot for prompt in prompts], np.cumsum([0, *(len(prompt.tokens) for prompt in prompts)])
         tokens = np.concatenate([prompt.tokens for prompt in prompts])
         positions = np.concatenate([prompt.positions for prompt in prompts], axis=1)
-        vision = np.concatenate([prompt.vision for prompt in prompts])
+        vision = np.concatenate([prompt.vision[:, 0] for prompt in prompts])
         places = np.concatenate([prompt.places + first for prompt, first in zip(prompts, bounds, strict=False)])
         most = self._layout.prompts[-1]
         for start in range(0, len(tokens), most):

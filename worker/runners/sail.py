@@ -50,6 +50,7 @@ class SailRunner:
         self._spec, self._sail, self._tpu = spec, sail, tpu
         self.slots, self.hidden = layout.slots, spec.hidden_size
         self.context, self.longest_prompt = layout.context, layout.longest_prompt
+        self.positions = layout.context
         self.max_patches, self.max_side, self.greedy_only = layout.patches[-1], layout.side, layout.chooses
         self.device = f"{getattr(sail, 'DEVICE', 'BM1684X')}, device {tpu}"
         self._lengths = np.zeros(self.slots, np.int32)
@@ -85,7 +86,7 @@ class SailRunner:
     def prefill(self, prompts: Sequence[Prompt]) -> Logits:
         """See `base.Runner.prefill`. As many prompts as `together` says share a launch of each net. The mask does not
         stop values that are not finite: after these, the slots are cleared, and each prompt runs alone."""
-        check_prompts(self._spec, self.slots, self.context, prompts)
+        check_prompts(self._spec, self.slots, self.context, self.positions, prompts)
         lengths = [len(prompt.tokens) for prompt in prompts]
         if max(lengths) > self.longest_prompt:
             raise TooLong(f"The prompt has {max(lengths)} tokens; this worker's limit is {self.longest_prompt}.")
@@ -110,7 +111,9 @@ class SailRunner:
     ) -> Logits:
         """See `base.Runner.decode`. Copies only tokens, positions and a mask to the device. Slots that are not in
         `slots` are computed too, and their output is dropped."""
-        rows, lengths = check_step(self._spec, self._lengths, self.context, slots, tokens, positions)
+        rows, lengths = check_step(
+            self._spec, self._lengths, self.context, self.positions, slots, tokens, positions
+        )
         step, chip = self._step, self._chip
         ids, places = np.zeros(self.slots, np.int32), np.zeros((3, self.slots), np.int32)
         ids[rows], places[:, rows] = tokens, positions

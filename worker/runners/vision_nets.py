@@ -54,7 +54,7 @@ class VisionNets:
         self._chip.run("vit", [pixels, *self._positions_and_mask(size, grids)], [self._embeds])
         ends = np.cumsum([family.vision_tokens((1, h, w)) for h, w in grids]).tolist()
         used_embeds = self._chip.view(self._embeds, [ends[-1], self._embeds.shape()[-1]])
-        return np.split(self._chip.read(used_embeds), ends[:-1])
+        return np.split(self._chip.read(used_embeds)[:, None], ends[:-1])
 
     def _positions_and_mask(self, size: int, grids: Sequence[tuple[int, int]]) -> list[Any]:
         """The ViT's inputs after the patches, with the leading dims of 1 that the net has."""

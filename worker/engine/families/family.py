@@ -51,6 +51,11 @@ class Family(Protocol):
         """P, the number of values in a patch."""
 
     @property
+    def deepstack(self) -> int:
+        """D, the number of the language model's first layers after which further vision features are added to the
+        hidden states."""
+
+    @property
     def end_tokens(self) -> tuple[str, ...]:
         """Texts of tokens that always end an answer, even if the model's files do not name them."""
 
@@ -61,7 +66,8 @@ class Family(Protocol):
         """The number of vision tokens V of a medium with this grid."""
 
     def patches(self, frames: Frames) -> Frames:
-        """Cut a medium's frames, uint8 [n, height, width, 3], into patches, uint8 [t·h·w, P], in the ViT's order."""
+        """Cut a medium's frames, uint8 [n, height, width, 3], into patches, uint8 [t·h·w, P], in the ViT's order: those
+        of a temporal grid follow those of the one before it."""
 
     def pixel_values(self, patches: Frames) -> Float:
         """Normalised patches, float32 [n, P], for a ViT that does not normalise patches itself."""
@@ -95,8 +101,8 @@ class Family(Protocol):
         """
 
     def vit_inputs(self, grids: Sequence[tuple[int, int]], size: int) -> tuple[npt.NDArray[np.generic], ...]:
-        """The ViT's inputs after the patches, in the net's order. The patches of each temporal grid follow those of the
-        one before it, and see only their own grid.
+        """The ViT's inputs after the patches, in the net's order. Patches see only their own temporal grid. The ViT's
+        vision tokens lie in the order of transformers, whatever the order of its patches.
 
         Args:
             grids: the rows and columns of each grid.
@@ -104,8 +110,8 @@ class Family(Protocol):
         """
 
     def vit_elements(self, size: int, hidden: int) -> tuple[Sizes, Sizes]:
-        """The number of elements of each input of the ViT, the patches included, and of each output, when the net takes
-        `size` patches and the language model's width is `hidden`."""
+        """The number of elements of each input of the ViT, the patches included, and of each of its 1 + D outputs, when
+        the net takes `size` patches and the language model's width is `hidden`."""
 
     def max_side(self, maker: Maker, size: int, tables: Sequence[int]) -> int:
         """Most patches along a side of a frame that a bmodel's ViT can place.

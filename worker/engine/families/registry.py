@@ -7,9 +7,13 @@ from pathlib import Path
 
 from ...model_files.json_files import Json
 from .family import Family
+from .qwen2_5_vl import Qwen25VL
 from .qwen2_vl import Qwen2VL
+from .qwen3_vl import Qwen3VL
 
-FAMILIES: Mapping[str, Callable[[Path, Json], Family]] = {"qwen2_vl": Qwen2VL.read}
+FAMILIES: Mapping[str, Callable[[Path, Json], Family]] = {
+    "qwen2_vl": Qwen2VL.read, "qwen2_5_vl": Qwen25VL.read, "qwen3_vl": Qwen3VL.read,
+}
 """By the `model_type` in config.json: a function that reads a model's family from its directory and its config.json. It
 raises Unsupported, KeyError, TypeError or ValueError for files that do not fit."""
 

@@ -1,0 +1,98 @@
+"""Qwen2.5-VL (arXiv 2502.13923), as transformers 4.49, which introduced it, has it.
+
+Most layers of its ViT see windows of 112 × 112 pixels. In M-RoPE's time, a second counts as `tokens_per_second`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sailq.shared.frames import Frames
+from sailq.shared.jobs import FramesPart
+
+from ...model_files.json_files import Json
+from ...runners.logits import Float, Int
+from ..mrope import Box, rope_index
+from .common import Common, block_mask
+from .family import Bools, Sizes
+
+_FPS = 2.0
+"""Frames a second of a video without times, as in transformers' processor and qwen-vl-utils."""
+
+
+@dataclass(frozen=True)
+class Qwen25VL(Common):
+    """See `Family` and `Common`.
+
+    Attributes:
+        window_size: pixels along a side of a window.
+        tokens_per_second: what a second counts in M-RoPE's time.
+    """
+
+    max_pixels: int = 28 * 28 * 16384
+    window_size: int = 112
+    tokens_per_second: float = 2
+
+    @classmethod
+    def fields(cls, directory: Path, config: Json) -> dict[str, Any]:
+        vision = config["vision_config"]
+        return super().fields(directory, config) | {
+            "window_size": vision.get("window_size", cls.window_size),
+            "tokens_per_second": vision.get("tokens_per_second", 4),  # transformers' default; published models state 2
+        }
+
+    def patches(self, frames: Frames) -> Frames:
+        """The patches of each temporal grid, window after window."""
+        patches = super().patches(frames)
+        h, w = frames.shape[1] // self.patch_size, frames.shape[2] // self.patch_size
+        order, _ = self._windows(h, w)
+        groups = patches.reshape(-1, len(order), self.merge_size**2 * self.patch_dim)
+        return groups[:, order].reshape(patches.shape)
+
+    def positions(self, vision: Bools, media: Sequence[FramesPart]) -> tuple[Int, int]:
+        merge = self.merge_size
+        return rope_index(vision, [
+            Box(self._times(medium, t), h // merge, w // merge)
+            for medium, (t, h, w) in ((medium, self.grid(medium)) for medium in media)
+        ])
+
+    def _times(self, medium: FramesPart, grids: int) -> list[int]:
+        """The times of temporal grids, in float32 as in the release. (4.50 and later round the seconds of a grid down
+        to whole ones first, which makes all times of a clip of more than two frames a second 0.)"""
+        seconds = np.float32(self.temporal_patch_size / (medium.fps or _FPS))
+        times: list[int] = (np.arange(grids) * seconds * np.float32(self.tokens_per_second)).astype(np.int64).tolist()
+        return times
+
+    def vit_inputs(self, grids: Sequence[tuple[int, int]], size: int) -> tuple[Int, Float, Float, Int]:
+        """int32 [size, 2]: row and column of each patch; float32 [size, size], two masks: one hides other grids, the
+        other other windows, too; int32 [size / merge²]: where each vision token lies among those of the windows."""
+        merged = self.merge_size**2
+        positions, reverse = self.vit_positions(grids, size), np.arange(size // merged, dtype=np.int32)
+        windows: list[int] = []
+        start = 0
+        for h, w in grids:
+            order, sizes = self._windows(h, w)
+            end = start + len(order)
+            own = positions[start * merged : end * merged].reshape(len(order), -1)
+            positions[start * merged : end * merged] = own[order].reshape(-1, 2)
+            reverse[start:end] = start + np.argsort(order)
+            windows += [tokens * merged for tokens in sizes]
+            start = end
+        return positions, block_mask([h * w for h, w in grids], size), block_mask(windows, size), reverse
+
+    def _windows(self, h: int, w: int) -> tuple[Int, list[int]]:
+        """The vision tokens of a temporal grid of `h` × `w` patches, window after window, and the tokens of each
+        window. Windows at the right and at the bottom may be smaller."""
+        side = self.window_size // (self.merge_size * self.patch_size)
+        rows, columns = (axis.ravel() for axis in np.indices((h // self.merge_size, w // self.merge_size)))
+        window = rows // side * (w // self.merge_size) + columns // side
+        return np.argsort(window, kind="stable").astype(np.int32), np.unique(window, return_counts=True)[1].tolist()
+
+    def vit_elements(self, size: int, hidden: int) -> tuple[Sizes, Sizes]:
+        tokens = size // self.merge_size**2
+        return (size * self.patch_dim, size * 2, size * size, size * size, tokens), (tokens * hidden,)
