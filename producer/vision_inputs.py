@@ -1,7 +1,7 @@
 """Converts sophon-demo's `--vision_inputs` JSON, in both forms, to message parts for `messages.prepare`.
 
-Newer: `[{"type": "video", "video": "clip.mp4", "nframes": 2}, {"type": "image", "image": "a.jpg"}]`; in Qwen2_5-VL's
-sample, `[{"type": "video_url", "video_url": {"url": "clip.mp4"}}, {"type": "image_url", "image_url": {"url": "a.jpg"},
+Newer: `[{"type": "video", "video": "clip.mp4", "nframes": 2}, {"type": "image", "image": "a.jpg"}]`; in one of its
+samples, `[{"type": "video_url", "video_url": {"url": "clip.mp4"}}, {"type": "image_url", "image_url": {"url": "a.jpg"},
 "max_side": 420, "resize_type": "INTER_LINEAR"}]`.
 Older: `{"video": [{"path": "clip.mp4", "preprocess_config": {"resized_height": 140, "resized_width": 210,
 "video_sample_num": 2}}], "image": []}`; a `path` may be a list of images.

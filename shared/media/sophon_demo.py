@@ -1,7 +1,7 @@
 """sophon-demo's own options for images: `max_side` and `resize_type`.
 
-Their meaning is that of its sample/Qwen2_5-VL, python/vision_process.py (`compute_image_size`, `process_vision_info`)
-and python/README.md. There, an image without either is resized by its rule for `max_side` 0 with INTER_LINEAR; here it
+Their meaning is that of the vision_process.py in the one sample that has them (`compute_image_size`,
+`process_vision_info`) and of the README.md beside it. There, an image without either is resized by its rule for `max_side` 0 with INTER_LINEAR; here it
 is resized as qwen-vl-utils does.
 """
 
