@@ -1,4 +1,4 @@
-"""Reads a Qwen2-VL checkpoint: transformers' model without data, and its tensors as views of their files."""
+"""Reads a checkpoint: transformers' model without data, and its tensors as views of their files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding, Qwen2VLVisionRotaryEmbedding
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .exit_codes import Failure
+from .families.registry import FAMILIES
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F16", "BF16", "F32"}
@@ -50,9 +50,9 @@ class Checkpoint:
     """A directory with config.json and one or several safetensors files.
 
     Attributes:
-        config: a Qwen2VLConfig; tied embeddings are its `tie_word_embeddings`.
+        config: transformers' configuration; tied embeddings are its `tie_word_embeddings`.
         processor: fields of preprocessor_config.json, with transformers' defaults.
-        model: a Qwen2VLForConditionalGeneration whose parameters lie on the `meta` device: they have names and
+        model: transformers' model, whose parameters lie on the `meta` device: they have names and
             shapes but no data, which `tensor` reads. Its rotary embeddings are real.
 
     Raises:
@@ -107,14 +107,16 @@ def _skeleton(directory: Path) -> Any:
     fields = _json(directory / "config.json")
     if fields is None:
         raise ExportError(f"{directory} holds no config.json.")
-    if fields.get("model_type") != "qwen2_vl":
-        raise ExportError(f"{directory} holds a {fields.get('model_type')!r} model; only qwen2_vl is exported.")
+    kind = fields.get("model_type")
+    if kind not in FAMILIES:
+        raise ExportError(f"{directory} holds a {kind!r} model; only {', '.join(FAMILIES)} are exported.")
     try:
-        config: Any = Qwen2VLConfig.from_dict(fields)
+        config: Any = AutoConfig.for_model(**fields)
         with torch.device("meta"):
-            model: Any = Qwen2VLForConditionalGeneration(config)
-        model.model.language_model.rotary_emb = Qwen2VLRotaryEmbedding(config.text_config)
-        model.model.visual.rotary_pos_emb = Qwen2VLVisionRotaryEmbedding(config.vision_config)
+            model: Any = AutoModelForImageTextToText.from_config(config)
+        text, visual = model.model.language_model, model.model.visual
+        text.rotary_emb = type(text.rotary_emb)(config.text_config)
+        visual.rotary_pos_emb = type(visual.rotary_pos_emb)(config.vision_config)
     except Exception as error:  # each field has its own validators
         cause = " ".join(str(error).split())
         raise ExportError(f"{directory}/config.json is invalid: {cause}") from None

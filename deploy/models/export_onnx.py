@@ -1,4 +1,4 @@
-"""Export a Qwen2-VL checkpoint as the ONNX nets that the runners use.
+"""Export a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint as the ONNX nets that the runners use.
 
     python -m deploy.models.export_onnx --model_path DIR --dynamic --out DIR/onnx
     python -m deploy.models.export_onnx --model_path DIR --dynamic --quantize w4 --out DIR/onnx
@@ -6,7 +6,7 @@
 
 `--out` gets `vit`, `embedding`, `block_i` (prefill), `block_cache_i` (decode) and `lm_head`, named and shaped as in
 sophon-demo, and one `weights.bin` that they share: each parameter once, fp32. They are static, for the TPU's compiler,
-and `embedding_cache` and `greedy_head` join; see `qwen2_vl_layout.Sizes`. With `--dynamic` the axes are open, for a
+and `embedding_cache` and `greedy_head` join; see `layout.Sizes`. With `--dynamic` the axes are open, for a
 CPU: `embedding` also computes the angles of the positions, and `block_i` also decodes. `--quantize w4` then stores
 matrices with 4 bits a weight, the ViT's with 8. Any checkpoint of transformers' or the hub's needs little memory: the
 nets are traced without data, and the weights go through a slice at a time.
@@ -28,14 +28,14 @@ import torch
 
 from . import exit_codes, quantize_onnx
 from .checkpoint import Checkpoint, ExportError, locate
-from .qwen2_vl_layout import Net, Sizes, cut
+from .layout import Net, Sizes, cut
 from .weights import WEIGHTS, WeightsFile
 
 _W4 = "w4"
 _BITS, _VIT_BITS = 4, 8
 """Of a weight under --quantize w4."""
 _PARTIAL = ".partial"
-_NET = re.compile(r"(vit|embedding(_cache)?|block(_cache)?_\d+|lm_head|greedy_head|flush)(@\d+)?\.onnx")
+_NET = re.compile(r"(vit|embedding(_cache)?|block(_cache)?_\d+|lm_head|greedy_head|flush|add)(@\d+)?\.onnx")
 
 
 def export(model_path: Path, out: Path, sizes: Sizes | None, opset: int = 17, quantize: bool = False) -> None:
@@ -130,7 +130,8 @@ def _sizes(arguments: argparse.Namespace) -> Sizes | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.models.export_onnx", description="Export a Qwen2-VL checkpoint as ONNX nets."
+        prog="python -m deploy.models.export_onnx",
+        description="Export a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint as ONNX nets.",
     )
     add, default = parser.add_argument, Sizes()
     add("-m", "--model_path", default="Qwen/Qwen2-VL-7B-Instruct",

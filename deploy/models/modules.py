@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .weights import Lazy
+from .lazy import Lazy
+
+
+def floats(*shape: int) -> Tensor:
+    """A tensor without data, for tracing."""
+    return torch.empty(shape, device="meta")
+
+
+def ints(*shape: int) -> Tensor:
+    """An int32 tensor without data, for tracing."""
+    return torch.empty(shape, dtype=torch.int32, device="meta")
 
 
 class Linear(nn.Module):

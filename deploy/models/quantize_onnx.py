@@ -15,7 +15,8 @@ from onnx import helper
 from torch import Tensor
 
 from .blocks import BLOCK
-from .weights import Lazy, WeightsFile
+from .lazy import Lazy
+from .weights import WeightsFile
 
 _DOMAIN = "com.microsoft"
 _INT8 = 4

@@ -7,36 +7,17 @@ from typing import BinaryIO
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .blocks import Blocks, quantize
 from .checkpoint import Checkpoint
+from .lazy import Lazy, whole
 
 WEIGHTS = "weights.bin"
 _ALIGN = 64
 _SLICE = 16 * 2**20
 """The elements that are converted and written at a time: 64 MB of float32."""
 _TYPES = {torch.float32: onnx.TensorProto.FLOAT, torch.uint8: onnx.TensorProto.UINT8}
-
-
-def _whole(source: Tensor) -> Tensor:
-    return source
-
-
-class Lazy(nn.Parameter):
-    """A parameter on the `meta` device. `derive` computes its data from those of `source` when they are written.
-
-    `source` is a parameter of a checkpoint's model, or a tensor with data. Small results may be computed;
-    large ones should be views.
-    """
-
-    source: Tensor
-    derive: Callable[[Tensor], Tensor]
-
-    def __new__(cls, source: Tensor, derive: Callable[[Tensor], Tensor] = _whole) -> Lazy:
-        parameter: Lazy = super().__new__(cls, derive(source.detach().to("meta")), requires_grad=False)
-        parameter.source, parameter.derive = source, derive
-        return parameter
 
 
 class WeightsFile:
@@ -49,13 +30,13 @@ class WeightsFile:
 
     def initializer(self, name: str, parameter: Tensor) -> onnx.TensorProto:
         """An ONNX initializer of this name whose data, float32, are in the file."""
-        ((offset, tensor),) = self._store(parameter, parameter, _whole, _float32)
+        ((offset, tensor),) = self._store(parameter, parameter, whole, _float32)
         return _initializer(name, offset, tensor)
 
     def quantized(self, name: str, parameter: Tensor, bits: int, transposed: bool) -> list[onnx.TensorProto]:
         """ONNX initializers NAME.values, NAME.scales and NAME.zeros: see `Blocks`. Its rows are those of the matrix, or
         of the matrix `transposed`."""
-        turned: Callable[[Tensor], Tensor] = torch.t if transposed else _whole
+        turned: Callable[[Tensor], Tensor] = torch.t if transposed else whole
         stored = self._store((parameter, bits, transposed), parameter, turned, lambda rows: quantize(rows, bits))
         return [_initializer(f"{name}.{field}", *one) for field, one in zip(Blocks._fields, stored, strict=True)]
 

@@ -1,8 +1,8 @@
 """sophon-demo's own options for images: `max_side` and `resize_type`.
 
-Their meaning is that of the vision_process.py in the one sample that has them (`compute_image_size`,
-`process_vision_info`) and of the README.md beside it. There, an image without either is resized by its rule for `max_side` 0 with INTER_LINEAR; here it
-is resized as qwen-vl-utils does.
+Their meaning is that of vision_process.py in the one of its samples that has them (`compute_image_size`,
+`process_vision_info`) and of the README.md beside it. There, an image without either is resized by the rule for
+`max_side` 0 with INTER_LINEAR; here it is resized as qwen-vl-utils does.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from deploy.models import exit_codes
 from deploy.models.checkpoint import Checkpoint
 from deploy.models.export_onnx import export_net
-from deploy.models.qwen2_vl_layout import Sizes, cut
+from deploy.models.layout import Sizes, cut
 from deploy.models.weights import WEIGHTS, WeightsFile
 from sailq.worker.model_files.bmodel import read_bmodel
 from sailq.worker.planning.timings import Net, Timing
@@ -63,7 +63,7 @@ OPSET = 17
 _NOISE = 2**24
 """Random numbers that weights are filled with, over and over, each from another start: equal ones would be made one."""
 _FREE_GB = 15
-_SOURCES = ("compile_net.sh", "export_onnx.py", "modules.py", "qwen2_vl_layout.py", "qwen2_vl_nets.py", "tpu_env.sh",
+_SOURCES = ("compile_net.sh", "export_onnx.py", "modules.py", "layout.py", "decoder_nets.py", "tpu_env.sh",
             "weights.py")
 
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import Compile
 from tiny import BATCHED, GREEDY, LLM_CONVERT, RIGHT_SIZED, load
 
-from deploy.models.qwen2_vl_layout import RECENT
+from deploy.models.layout import RECENT
 from sailq.shared.errors import Unsupported
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
 from sailq.worker.engine.engine import Engine

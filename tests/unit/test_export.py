@@ -16,7 +16,7 @@ from qwen2vl import random_model
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from deploy.models import checkpoint, export_onnx
-from deploy.models.qwen2_vl_layout import RECENT
+from deploy.models.layout import RECENT
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.model_files.model_paths import resolve
 

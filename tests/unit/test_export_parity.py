@@ -16,7 +16,7 @@ from exporting import CONFIG, run, tensors, write
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.cache_utils import DynamicCache
 
-from deploy.models.qwen2_vl_layout import RECENT
+from deploy.models.layout import RECENT
 from sailq.worker.engine.patches import grid_positions
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners.inputs import causal_mask, past_mask

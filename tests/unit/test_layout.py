@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bmodel_files import qwen2_vl, write_bmodel
 
-from deploy.models import qwen2_vl_nets
+from deploy.models.families import vision_nets
 from sailq.shared.errors import Unsupported
 from sailq.worker.engine.families.common import LONGEST_SIDE
 from sailq.worker.engine.model import ModelSpec
@@ -83,7 +83,7 @@ def test_a_file_for_two_devices_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_rows_of_our_table_are_the_exporters() -> None:
-    assert qwen2_vl_nets.MAX_GRID == VISION_TABLE
+    assert vision_nets.LONGEST_SIDE == LONGEST_SIDE
 
 
 def test_the_longest_side_is_that_of_the_rotary_table(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The nets that a Qwen2-VL is split into, and the names and shapes of their inputs and outputs."""
+"""The nets that a model is split into, and the names and shapes of their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from . import qwen2_vl_nets as nets
+from . import decoder_nets as nets
 from .checkpoint import Checkpoint, ExportError
+from .families.registry import FAMILIES
+from .modules import floats, ints
 
 RECENT = 16
 """Rows of each slot that several slots keep together: few cost little attention, many are flushed seldom."""
+MAX_POSITIONS = 32768
+"""Most rows of a rotary table for a CPU."""
+_TABLE_ROWS = 32
+"""A static rotary table has a multiple of as many rows: a bmodel states the size of its tables in whole pages of 4096
+bytes, and a row has 128."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ def cut(checkpoint: Checkpoint, sizes: Sizes | None) -> Iterator[Net]:
         static.append(parts.block_cache(f"block_cache_{layer}", layer, batch, length))
     if batch > 1:
         static.append(parts.flush(batch))
+    if parts.deepstack:
+        static += [parts.add(f"add{at}", tokens) for at, tokens in prompts.items()]
     static += [parts.lm_head(batch), parts.greedy_head(batch)]
     yield from (net._replace(axes={}) for net in static)
 
@@ -99,46 +107,46 @@ class _Parts:
 
     def __init__(self, checkpoint: Checkpoint, sizes: Sizes | None) -> None:
         model, processor, self._spec = checkpoint.model, checkpoint.processor, checkpoint.config.text_config
-        text = model.model.language_model
+        text, family = model.model.language_model, FAMILIES[checkpoint.config.model_type]
         self.layers = len(text.layers)
-        self._vit = nets.Vit(
+        self._vit = family.vit(
             model.model.visual, processor["rescale_factor"], processor["image_mean"], processor["image_std"]
         )
+        self.deepstack = len(self._vit.outputs) - 1
         self._embedding = nets.Embedding(text.embed_tokens.weight)
-        self._rotary = nets.Rotary(text.rotary_emb, sizes.seq_length if sizes else self._spec.max_position_embeddings)
+        rows = min(self._spec.max_position_embeddings, MAX_POSITIONS)
+        if sizes:
+            rows = -(-sizes.seq_length * family.positions_per_token // _TABLE_ROWS) * _TABLE_ROWS
+        self._rotary = nets.Rotary(text.rotary_emb, rows, family.interleaved)
         self._decoder = text.layers
         self._layers = [nets.Layer(layer, self._rotary) for layer in text.layers]
         self._lm_head = nets.LmHead(text.norm, model.lm_head.weight)
 
     def vit(self, name: str, patches: int) -> Net:
-        return Net(
-            name, self._vit,
-            {"pixels": _floats(patches, self._vit.patch_embed.weight.shape[0]), "pos_ids": _ints(patches, 2),
-             "mask": _floats(1, patches, patches)},
-            ("embeds",), {"pixels": {0: "N"}, "pos_ids": {0: "N"}, "mask": {1: "N", 2: "N"}, "embeds": {0: "M"}},
-        )
+        inputs, axes = self._vit.inputs(patches)
+        return Net(name, self._vit, inputs, self._vit.outputs, axes | {name: {0: "M"} for name in self._vit.outputs})
 
     def embedding(self, name: str, batch: int, length: int) -> Net:
         return Net(
-            name, self._embedding, {"input_ids": _ints(batch, length)}, ("hidden",)
+            name, self._embedding, {"input_ids": ints(batch, length)}, ("hidden",)
         )
 
     def cpu_embedding(self, name: str, batch: int, length: int) -> Net:
         outputs = ("hidden", "cos", "sin")
         return Net(
             name, nets.CpuEmbedding(self._embedding, self._rotary),
-            {"input_ids": _ints(batch, length), "position_ids": _ints(3, batch, length)}, outputs,
+            {"input_ids": ints(batch, length), "position_ids": ints(3, batch, length)}, outputs,
             {"position_ids": {1: "B", 2: "S"}, **{name: {0: "B", 1: "S"} for name in ("input_ids", *outputs)}},
         )
 
     def cpu_block(self, name: str, layer: int) -> Net:
         module, batch, length, columns = nets.CpuLayer(self._decoder[layer], self._rotary), 2, 5, 3
-        past = _floats(batch, module.kv_heads, columns, module.dim)
-        angles = _floats(batch, length, 1, module.dim)
+        past = floats(batch, module.kv_heads, columns, module.dim)
+        angles = floats(batch, length, 1, module.dim)
         return Net(
             name, nets.CpuBlock(module),
-            {"hidden": _floats(batch, length, self._spec.hidden_size), "cos": angles, "sin": angles,
-             "mask": _floats(batch, 1, length, columns + length), "past_k": past, "past_v": past},
+            {"hidden": floats(batch, length, self._spec.hidden_size), "cos": angles, "sin": angles,
+             "mask": floats(batch, 1, length, columns + length), "past_k": past, "past_v": past},
             ("hidden_out", "k", "v"),
             {"mask": {0: "B", 2: "S", 3: "T"}, **{name: {0: "B", 2: "L"} for name in ("past_k", "past_v")},
              **{name: {0: "B", 1: "S"} for name in ("hidden", "cos", "sin", "hidden_out", "k", "v")}},
@@ -147,8 +155,8 @@ class _Parts:
     def block(self, name: str, layer: int, batch: int, length: int) -> Net:
         return Net(
             name, nets.Block(self._layers[layer]),
-            {"hidden": _floats(batch, length, self._spec.hidden_size), "position_ids": _ints(3, batch, length),
-             "mask": _floats(batch, 1, length, length)},
+            {"hidden": floats(batch, length, self._spec.hidden_size), "position_ids": ints(3, batch, length),
+             "mask": floats(batch, 1, length, length)},
             ("hidden_out", "k", "v"),
         )
 
@@ -158,33 +166,29 @@ class _Parts:
         past = (batch, columns, module.kv_heads, module.dim)
         return Net(
             name, nets.BlockCache(module),
-            {"hidden": _floats(batch, 1, self._spec.hidden_size), "position_ids": _ints(3, batch, 1),
-             "mask": _floats(batch, 1, 1, columns + (RECENT if recent else 0) + 1),
-             "past_k": _floats(*past), "past_v": _floats(*past), **recent},
+            {"hidden": floats(batch, 1, self._spec.hidden_size), "position_ids": ints(3, batch, 1),
+             "mask": floats(batch, 1, 1, columns + (RECENT if recent else 0) + 1),
+             "past_k": floats(*past), "past_v": floats(*past), **recent},
             ("hidden_out", "k", "v"),
         )
+
+    def add(self, name: str, length: int) -> Net:
+        hidden = floats(1, length, self._spec.hidden_size)
+        return Net(name, nets.Add(), {"hidden": hidden, "features": hidden}, ("hidden_out",))
 
     def flush(self, batch: int) -> Net:
         rows = tuple(f"{kv}_{slot}" for kv in "kv" for slot in range(batch))
         return Net("flush", nets.Flush(batch), self._recent(self._layers[0], batch), rows)
 
     def _recent(self, module: nets.Layer, batch: int) -> dict[str, Tensor]:
-        return {name: _floats(RECENT, batch, module.kv_heads, module.dim) for name in ("recent_k", "recent_v")}
+        return {name: floats(RECENT, batch, module.kv_heads, module.dim) for name in ("recent_k", "recent_v")}
 
     def lm_head(self, batch: int) -> Net:
         return Net(
-            "lm_head", self._lm_head, {"hidden": _floats(batch, self._spec.hidden_size)},
+            "lm_head", self._lm_head, {"hidden": floats(batch, self._spec.hidden_size)},
             ("logits",), {"hidden": {0: "B"}, "logits": {0: "B"}},
         )
 
     def greedy_head(self, batch: int) -> Net:
-        logits = _floats(batch, self._spec.vocab_size)
+        logits = floats(batch, self._spec.vocab_size)
         return Net("greedy_head", nets.GreedyHead(), {"logits": logits}, ("token", "sum"))
-
-
-def _floats(*shape: int) -> Tensor:
-    return torch.empty(shape, device="meta")
-
-
-def _ints(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.int32, device="meta")

@@ -1,4 +1,4 @@
-"""Qwen2-VL as the nets that are exported: small modules over the parameters of transformers' model.
+"""The language model as the nets that are exported: small modules over the parameters of transformers' model.
 
 Built from a `Checkpoint.model`, they have no data: they are traced, never run.
 
@@ -9,92 +9,32 @@ half-precision angle of 1000 rad is off by half a radian.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .lazy import Lazy
 from .modules import Linear, LongLinear, RMSNorm, attend, reshape, rotate
-from .weights import Lazy
-
-MAX_GRID = 8192 // 14 + 1
-"""Rows of the vision rotary table: patches along the longest side of a frame that may reach a worker."""
-
-
-class VisionBlock(nn.Module):
-    def __init__(self, block: Any) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = block.norm1, block.norm2
-        attn = block.attn
-        self.q, self.k, self.v = (Linear.of(attn.qkv, part, 3) for part in range(3))
-        self.proj = Linear.of(attn.proj)
-        self.fc1, self.fc2, self.act = Linear.of(block.mlp.fc1), Linear.of(block.mlp.fc2), block.mlp.act
-        self.heads, self.dim = attn.num_heads, attn.head_dim
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        y = self.norm1(x)
-        shape = (1, -1, self.heads, self.dim)
-        q = rotate(self.q(y).reshape(shape), cos, sin)
-        k = rotate(self.k(y).reshape(shape), cos, sin)
-        y = attend(q, k, self.v(y).reshape(shape), mask)
-        x = x + self.proj(y.reshape(-1, self.heads * self.dim))
-        mlp: Tensor = self.fc2(self.act(self.fc1(self.norm2(x))))
-        return x + mlp
-
-
-class Vit(nn.Module):
-    """pixels [N, 1176] in 0..255, pos_ids int32 [N, 2] (row, column), mask [1, N, N] -> [N / merge², H].
-
-    Patch N lies where transformers' processor puts it. Rescaling and normalisation are folded into the patch
-    embedding, in float64: W ((p·r - m) / s) = (W·r/s) p - W (m/s), r the rescale factor, m and s the mean and
-    standard deviation of p's channel.
-    """
-
-    def __init__(self, visual: Any, rescale: float, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        config = visual.config
-        per_channel = config.temporal_patch_size * config.patch_size**2
-        m, s = (torch.tensor(v, dtype=torch.float64).repeat_interleave(per_channel) for v in (mean, std))
-        weight = visual.patch_embed.proj.weight
-        self.patch_embed = Linear(
-            Lazy(weight, lambda w: (w.flatten(1).double() * (rescale / s).to(w.device)).float().t()),
-            Lazy(weight, lambda w: -(w.flatten(1).double() @ (m / s).to(w.device)).float()),
-        )
-        angles = torch.outer(torch.arange(MAX_GRID).float(), visual.rotary_pos_emb.inv_freq)
-        self.cos, self.sin = Lazy(angles.cos()), Lazy(angles.sin())
-        self.blocks = nn.ModuleList(VisionBlock(block) for block in visual.blocks)
-        merger = visual.merger
-        self.ln_q, self.merged = merger.ln_q, merger.hidden_size
-        self.fc1, self.act, self.fc2 = Linear.of(merger.mlp[0]), merger.mlp[1], Linear.of(merger.mlp[2])
-
-    def forward(self, pixels: Tensor, pos_ids: Tensor, mask: Tensor) -> Tensor:
-        x = self.patch_embed(pixels)
-        cos, sin = self._angles(self.cos, pos_ids), self._angles(self.sin, pos_ids)
-        for block in self.blocks:
-            x = block(x, cos, sin, mask.unsqueeze(1))
-        merged: Tensor = self.fc2(self.act(self.fc1(self.ln_q(x).reshape(-1, self.merged))))
-        return merged
-
-    def _angles(self, table: Tensor, pos_ids: Tensor) -> Tensor:
-        """Rows then columns, twice: [1, N, 1, head dim]."""
-        half = functional.embedding(pos_ids, table).reshape(1, -1, 1, 2 * table.shape[-1])
-        return torch.cat((half, half), dim=-1)
 
 
 class Rotary(nn.Module):
-    """M-RoPE (Qwen2-VL, 2.1): each section of the frequencies turns with its own of three positions.
+    """M-RoPE (arXiv 2409.12191, section 2.1): each frequency turns with one of three positions.
 
-    A position is below `context`: it never exceeds the number of the tokens before it.
+    Args:
+        rotary: transformers' module.
+        rows: of the tables: positions must be below it.
+        interleaved: whether frequencies take the positions by turns, and not in three sections.
     """
 
-    def __init__(self, rotary: Any, context: int) -> None:
+    def __init__(self, rotary: Any, rows: int, interleaved: bool) -> None:
         super().__init__()
-        angles = torch.outer(torch.arange(context).float(), rotary.inv_freq)
+        angles = torch.outer(torch.arange(rows).float(), rotary.inv_freq)
         scale = rotary.attention_scaling
         self.cos, self.sin = Lazy(angles.cos() * scale), Lazy(angles.sin() * scale)
         self.sections = [int(size) for size in rotary.mrope_section]
+        self.interleaved = interleaved
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         return self._pick(self.cos, position_ids), self._pick(self.sin, position_ids)
@@ -103,11 +43,23 @@ class Rotary(nn.Module):
         """table [context, dim / 2], position_ids [3, B, S] -> [B, S, 1, dim]. Gathered once: on a TPU each Gather has a
         copy of its table."""
         rows = functional.embedding(position_ids, table)
+        if self.interleaved:
+            half = sum(rows[axis] * mask for axis, mask in enumerate(self._turns(table.shape[-1])))
+            return torch.cat((half, half), dim=-1).unsqueeze(2)
         parts, start = [], 0
         for index, size in enumerate(self.sections):
             parts.append(rows[index % 3, ..., start : start + size])
             start += size
         return torch.cat(parts * 2, dim=-1).unsqueeze(2)
+
+    def _turns(self, frequencies: int) -> Tensor:
+        """[3, frequencies]: 1 where a frequency turns with a position, else 0. Height and width have every third one,
+        as far as their sections go; time has the others."""
+        turns = torch.zeros(3, frequencies)
+        for axis in (1, 2):
+            turns[axis, axis : 3 * self.sections[axis] : 3] = 1
+        turns[0] = 1 - turns[1] - turns[2]
+        return turns
 
 
 class Layer(nn.Module):
@@ -124,13 +76,16 @@ class Layer(nn.Module):
         )
         self.gate, self.up, self.down = Linear.of(mlp.gate_proj), Linear.of(mlp.up_proj), LongLinear.of(mlp.down_proj)
         self.act = mlp.act_fn
-        self.heads, self.kv_heads, self.dim = attn.num_heads, attn.num_key_value_heads, attn.head_dim
+        self.dim = attn.head_dim
+        self.heads, self.kv_heads = (proj.out_features // self.dim for proj in (attn.q_proj, attn.k_proj))
+        norms = (getattr(attn, name, None) for name in ("q_norm", "k_norm"))
+        self.q_norm, self.k_norm = (nn.Identity() if norm is None else RMSNorm(norm) for norm in norms)
 
     def qkv(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.input_norm(hidden)
         q, k, v = (self.split(linear(x), heads) for linear, heads in (
             (self.q, self.heads), (self.k, self.kv_heads), (self.v, self.kv_heads)))
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        return rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v
 
     def finish(self, hidden: Tensor, attention: Tensor) -> Tensor:
         """The rest of the layer, from the attention's result [B, S, heads, dim]."""
@@ -250,6 +205,13 @@ class CpuBlock(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.layer.qkv(hidden, cos, sin)
         return self.layer.finish(hidden, self.layer.attend(q, k, v, mask, past_k, past_v)), k, v
+
+
+class Add(nn.Module):
+    """hidden, features [1, S, H] -> their sum: vision features that are added after a layer."""
+
+    def forward(self, hidden: Tensor, features: Tensor) -> Tensor:
+        return hidden + features
 
 
 class Flush(nn.Module):

@@ -1,0 +1,1 @@
+"""Model families: the vision towers that are exported, one module for each family."""
