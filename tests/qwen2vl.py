@@ -1,4 +1,4 @@
-"""Oracles: transformers' own Qwen2-VL on torch, and a small model with random weights, exported once."""
+"""Oracles: transformers' own Qwen2-VL on torch, small models of all families with random weights, and prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import atexit
 import functools
 import hashlib
 import importlib.util
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,36 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from release import CLOCKS
+from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from deploy.models import export_onnx
+from deploy.models import export_onnx, random_checkpoint
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.model_files.model_paths import resolve
-
-_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
 
 
 @functools.cache
-def random_model() -> Path:
-    """A model directory: sailq-tiny's tokenizer, random weights with wide logits, grouped heads, its nets."""
-    source, out = resolve("sailq-tiny"), Path(tempfile.mkdtemp(prefix="sailq-random-"))
+def random_model(family: str = "qwen2_vl", tied: bool = True, context: int = 512) -> Path:
+    """A model directory: random weights with wide logits, grouped heads, sailq-tiny's tokenizer, its nets for a CPU."""
+    out = Path(tempfile.mkdtemp(prefix="sailq-random-"))
     atexit.register(shutil.rmtree, out, ignore_errors=True)
-    config = json.loads((source / "config.json").read_text())
-    config |= {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-               "max_position_embeddings": 512, "initializer_range": 0.1}
-    config["vision_config"] |= {"depth": 2, "hidden_size": 256, "initializer_range": 0.05}
-    torch.manual_seed(1)
-    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**config))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(0, 0.1)
-    model.half().save_pretrained(out)
-    for name in _FILES:
-        shutil.copy(source / name, out)
+    random_checkpoint.write(out, family, tied=tied, seed=1, context=context)
     export(out)
     return out
 
@@ -121,12 +106,14 @@ class Oracle:
 class Prompts:
     """Random conversations: text, images, videos, several media, several turns. Deterministic by seed.
 
-    As they are, no clip has more temporal grids than rows or columns: all releases of transformers give the same
-    positions. Clips of LONG and SMALL have more.
+    As they are, no clip has more temporal grids than rows or columns: all releases of transformers give Qwen2-VL the
+    same positions. Clips of LONG and SMALL have more. The sizes are of 28 pixels for each side of a vision token.
     """
 
     SIZES = ((84, 84), (84, 112), (112, 84), (56, 84), (28, 84))
     SMALL = ((56, 56), (28, 56), (28, 28), (56, 84), (28, 84))
+    WINDOWS = ((112, 112), (140, 168), (84, 252), (224, 112), (168, 140), (196, 56), (28, 140))
+    """Windows of 112 pixels, full and not."""
     SHORT, LONG = range(1, 6), range(16, 50, 2)
     QUESTIONS = (
         "What do you see?", "How many shapes are there?", "Describe the clip in one sentence.", "什么颜色？",
@@ -134,11 +121,14 @@ class Prompts:
     )
 
     def __init__(
-        self, seed: int, lengths: Sequence[int] = SHORT, sizes: Sequence[tuple[int, int]] = SIZES
+        self, seed: int, lengths: Sequence[int] = SHORT, sizes: Sequence[tuple[int, int]] = SIZES, *,
+        unit: int = 28, timed: bool = False,
     ) -> None:
-        """`lengths`: of clips, in frames. `sizes`: (height, width) of all media."""
+        """`lengths`: of clips, in frames. `sizes`: (height, width) of all media, which are scaled by unit / 28.
+        `timed`: four of five clips have times."""
         self._random = np.random.default_rng(seed)
-        self._lengths, self._sizes = lengths, sizes
+        self._lengths, self._timed = lengths, timed
+        self._sizes = [(height * unit // 28, width * unit // 28) for height, width in sizes]
 
     def conversation(self) -> tuple[list[Message], dict[str, Frames]]:
         frames: dict[str, Frames] = {}
@@ -162,7 +152,26 @@ class Prompts:
         digest = hashlib.sha256(array).hexdigest()  # like a blob's digest, which is the key of the vision cache
         frames[digest] = array
         kind = "video" if video else "image"
-        return FramesPart(type=kind, blob=digest, frames=count, height=height, width=width)
+        part = FramesPart(type=kind, blob=digest, frames=count, height=height, width=width)
+        return self._with_times(part) if video and self._timed else part
+
+    def _with_times(self, part: FramesPart) -> FramesPart:
+        """Half of them with whole seconds from one pair of frames to the next, others at any rate from 0.2 to 30 frames
+        a second, regular or not."""
+        clock = float(self._random.choice(CLOCKS))
+        kind = self._random.choice(["none", "whole", "whole", "regular", "irregular"])
+        steps = np.full(part.frames - 1, int(self._random.integers(1, int(5 * clock) + 1)))
+        if kind == "none":
+            return part
+        if kind == "irregular":
+            steps = self._random.integers(0, steps + 1)
+        fps = clock / max(1, float(np.mean(steps))) if len(steps) else None
+        if kind == "whole" and fps:
+            clock = float(self._random.choice([clock for clock in CLOCKS if clock % 1 == 0]))
+            fps = 1 / float(self._random.choice([0.5, 1, 1.5, 2, 3, 5]))
+            steps = np.full(part.frames - 1, round(clock / fps))
+        times = tuple(float(number) / clock for number in np.cumsum([0, *steps]))
+        return FramesPart(**part.model_dump() | {"times": times, "fps": fps})
 
     def frames(self, count: int, height: int, width: int) -> Frames:
         """A coloured rectangle on a plain ground, somewhere else in each frame."""

@@ -1,7 +1,8 @@
 """The original release as an oracle: older transformers, each in an environment of its own beside `.venv`.
 
-Qwen2-VL was trained and released with transformers 4.45; 4.57.1 is the last release before 5, which changed its
-positions. An environment is made when first asked for (150 MB, no second torch: it shares that of `.venv`) and kept.
+Each family was trained and released with some release of transformers: Qwen2-VL with 4.45, Qwen2.5-VL with 4.49 and
+Qwen3-VL with 4.57. 4.57.1 is the last release before 5, which changed the positions of the first two. An environment is
+made when first asked for (150 MB, no second torch: it shares that of `.venv`) and kept.
 """
 
 from __future__ import annotations
@@ -24,10 +25,16 @@ from sailq.shared.frames import Frames
 from sailq.shared.jobs import Message
 
 ROOT = Path(__file__).parents[1]
-FIRST, LAST = "4.45.1", "4.57.1"
-"""sophon-demo pins the first."""
-PACKAGES = {FIRST: ["transformers==4.45.1"], LAST: ["transformers==4.57.1", "torchvision==0.28.0"]}
-"""torchvision is the one that belongs to torch 2.13.0. 4.45.1 needs none."""
+LAST = "4.57.1"
+RELEASES = {"qwen2_vl": ("4.45.1", LAST), "qwen2_5_vl": ("4.49.0", LAST), "qwen3_vl": (LAST,)}
+"""By family: the release that introduced it, and the last one before 5. sophon-demo pins the first of Qwen2-VL's."""
+PACKAGES = {
+    "4.45.1": ["transformers==4.45.1"], "4.49.0": ["transformers==4.49.0"],
+    LAST: ["transformers==4.57.1", "torchvision==0.28.0"],
+}
+"""torchvision is the one that belongs to torch 2.13.0. The others need none."""
+CLOCKS = (30.0, 25.0, 24.0, 29.97, 12.5, 8.0)
+"""Frames a second of the files that the prompts' clips are of: a frame's time is its number in the file / a clock."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,8 @@ class Answer:
     """What one prompt became.
 
     Attributes:
-        tokens: int [L]; `positions`: int [3, L]; `delta`: as `rope_index` has them.
-        images, videos: `pixel_values` [patches, 1176], all media of a kind together; None unless asked for.
+        tokens: int [L]; `positions`: int [3, L]; `delta`: as `Family.positions` has them.
+        images, videos: `pixel_values` [patches, P], all media of a kind together; None unless asked for.
         answer: the greedy tokens, the end token included; empty unless asked for.
     """
 
@@ -67,9 +74,10 @@ def ask(
     version: str, model: Path, prompts: Sequence[Sequence[Message]], frames: Mapping[str, Frames], *,
     patches: bool = False, max_new_tokens: int = 0,
 ) -> list[Answer]:
-    """Each prompt's answer. Frames that `frames` lacks are black."""
+    """Each prompt's answer by the model in the directory `model`. Frames that `frames` lacks are black. The times of a
+    medium's frames must be those of one of `CLOCKS`."""
     request = {
-        "kind": "prompts", "model": str(model), "patches": patches, "max_new_tokens": max_new_tokens,
+        "kind": "prompts", "model": str(model), "patches": patches, "max_new_tokens": max_new_tokens, "clocks": CLOCKS,
         "prompts": [[message.model_dump(mode="json") for message in messages] for messages in prompts],
     }
     found = run(version, request, frames)

@@ -8,6 +8,7 @@ See `release.py` for what each kind of request asks and answers.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -37,41 +38,73 @@ def with_torchvision() -> None:
 class Release:
     """The processor and the model of a directory, fp32, in this environment's transformers."""
 
-    def __init__(self, directory: Path) -> None:
-        from transformers import Qwen2TokenizerFast, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor
-        from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
+    def __init__(self, directory: Path, clocks: list[float]) -> None:
+        import transformers
 
-        tokenizer = Qwen2TokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
-        parts = {"image_processor": Qwen2VLImageProcessor.from_pretrained(directory, do_resize=False)}
+        config, processor, tokenizer = (
+            json.loads((directory / name).read_text("utf-8"))
+            for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json")
+        )
+        self.family, self.clocks = config["model_type"], clocks
+        own = directory / "chat_template.jinja"
+        self.template = own.read_text("utf-8") if own.exists() else tokenizer["chat_template"]
+        images = getattr(transformers, processor["image_processor_type"])
+        parts = {"image_processor": images.from_pretrained(directory, do_resize=False)}
+        video, kind = directory / "video_preprocessor_config.json", "Qwen2VLVideoProcessor"
+        if video.exists():
+            kind = json.loads(video.read_text("utf-8"))["video_processor_type"]
         try:
-            from transformers import Qwen2VLVideoProcessor
-        except ImportError:  # 4.45: the image processor does both
+            videos = getattr(transformers, kind)
+        except AttributeError:  # before 4.52: the image processor does both
             pass
         else:
-            parts["video_processor"] = Qwen2VLVideoProcessor.from_pretrained(directory, do_resize=False)
-        self.template = (directory / "chat_template.jinja").read_text("utf-8")
-        self.processor = Qwen2VLProcessor(**parts, tokenizer=tokenizer)
-        self.model = Qwen2VLForConditionalGeneration.from_pretrained(directory, torch_dtype=torch.float32).eval()
+            parts["video_processor"] = videos.from_pretrained(directory, do_resize=False)
+        module = importlib.import_module(f"transformers.models.{self.family}.processing_{self.family}")
+        fast = transformers.Qwen2TokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
+        self.processor = getattr(module, processor["processor_class"])(**parts, tokenizer=fast)
+        model = getattr(transformers, config["architectures"][0])
+        self.model = model.from_pretrained(directory, torch_dtype=torch.float32).eval()
 
-    def inputs(self, messages: list[dict[str, Any]], frames: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    def inputs(self, messages: list[dict[str, Any]], frames: dict[str, np.ndarray]) -> dict[str, Any]:
         """What the processor makes of a conversation whose frames have their final size."""
         text = self.processor.tokenizer.apply_chat_template(
             messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
         )
         media: dict[str, list[Any]] = {"image": [], "video": []}
-        for part in (part for message in messages for part in message["content"] if part["type"] in media):
+        parts = [part for message in messages for part in message["content"] if part["type"] in media]
+        for part in parts:
             size = part["frames"], part["height"], part["width"], 3
             array = frames.get(part["blob"], np.broadcast_to(np.uint8(0), size))
             assert array.shape == size, (array.shape, size)
             media[part["type"]].append(array[0] if part["type"] == "image" else array)
+        times = self.times([part for part in parts if part["type"] == "video"])
         return self.processor(
-            text=[text], images=media["image"] or None, videos=media["video"] or None, return_tensors="pt"
+            text=[text], images=media["image"] or None, videos=media["video"] or None, return_tensors="pt", **times
         )
 
-    def positions(self, inputs: dict[str, torch.Tensor]) -> tuple[np.ndarray, int]:
+    def times(self, videos: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the family's processor takes to know the frames' times. Two frames a second where they are unknown, as
+        qwen-vl-utils has it."""
+        if not videos or self.family == "qwen2_vl":
+            return {}
+        if self.family == "qwen2_5_vl":
+            return {"fps": [video.get("fps") or 2.0 for video in videos]}
+        return {"video_metadata": [self.metadata(video) for video in videos], "do_sample_frames": False}
+
+    def metadata(self, video: dict[str, Any]) -> dict[str, Any]:
+        """The numbers of a video's frames in its file, and the file's frames a second: a frame's time is exactly its
+        number / fps."""
+        count, times = video["frames"], video.get("times")
+        if not times:
+            return {"total_num_frames": count, "fps": 2.0, "frames_indices": list(range(count))}
+        numbers = {clock: [round(time * clock) for time in times] for clock in self.clocks}
+        clock = next(c for c in self.clocks if [number / c for number in numbers[c]] == list(times))
+        return {"total_num_frames": numbers[clock][-1] + 1, "fps": clock, "frames_indices": numbers[clock]}
+
+    def positions(self, inputs: dict[str, Any]) -> tuple[np.ndarray, int]:
         """[3, L], and the delta."""
         index = getattr(self.model, "get_rope_index", None) or self.model.model.get_rope_index
-        grids = {key: value for key, value in inputs.items() if key.endswith("grid_thw")}
+        grids = {key: value for key, value in inputs.items() if key.endswith("grid_thw") or key == "second_per_grid_ts"}
         length = inputs["input_ids"].shape[1]
         if not grids:
             return np.tile(np.arange(length), (3, 1)), 0
@@ -79,14 +112,14 @@ class Release:
         return found[:, 0].numpy(), int(delta)
 
     @torch.no_grad()
-    def greedy(self, inputs: dict[str, torch.Tensor], tokens: int) -> list[int]:
+    def greedy(self, inputs: dict[str, Any], tokens: int) -> list[int]:
         """The answer's tokens, the end token included."""
         out = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
         return [int(token) for token in out[0, inputs["input_ids"].shape[1] :]]
 
 
 def prompts(request: dict[str, Any], frames: dict[str, np.ndarray]) -> dict[str, Any]:
-    release, answers = Release(Path(request["model"])), {}
+    release, answers = Release(Path(request["model"]), request["clocks"]), {}
     for number, messages in enumerate(request["prompts"]):
         inputs = release.inputs(messages, frames)
         answers[f"{number}.tokens"] = inputs["input_ids"][0].numpy()
@@ -129,7 +162,7 @@ def sampling(request: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str
     """Probabilities of each row of logits [n, V] after a prompt, with `generate`'s own processors in its own order."""
     from transformers import GenerationConfig
 
-    model = Release(Path(request["model"])).model
+    model = Release(Path(request["model"]), []).model
     prompt, rows = (torch.from_numpy(arrays[name]) for name in ("prompt", "logits"))
     answers = {}
     for number, options in enumerate(request["options"]):

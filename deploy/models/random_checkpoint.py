@@ -3,9 +3,9 @@
     python -m deploy.models.random_checkpoint --family qwen2_5_vl --out DIR
     python -m deploy.models.random_checkpoint --family qwen3_vl --untied_head --out DIR
 
-It has what the family's published models have, in small: its kinds of layers, its shapes of heads, its tensor names and
-its files as the hub's repositories hold them. Its tokenizer is sailq-tiny's. Its answers mean nothing, but they depend on
-every part of the prompt, and the best token leads by far more than half precision rounds.
+It has what the family's published models have, in small: the kinds of layers, the shapes of heads, the names of tensors
+and the files, as the hub's repositories hold them. Its tokenizer is sailq-tiny's. Its answers mean nothing, but they
+depend on every part of the prompt.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -36,6 +37,9 @@ _CLIP: dict[str, Any] = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
 _HALF: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+_OLDER = ("qwen2_vl", "qwen2_5_vl")
+"""The families whose checkpoints on the hub are older than the names that transformers gives their tensors."""
 
 Files = dict[str, dict[str, Any]]
 """The JSON files of a directory, by name."""
@@ -104,8 +108,8 @@ def _qwen2_vl(tied: bool, context: int) -> tuple[Files, str]:
 
 
 def _qwen2_5_vl(tied: bool, context: int) -> tuple[Files, str]:
-    """Windows of 4 × 4 vision tokens in two of four layers. The MLP's width is no multiple of 64, as in the published 3B
-    and 7B (3420)."""
+    """Windows of 4 × 4 vision tokens in two of four layers. The MLP's width is no multiple of 64, as in the published
+    3B and 7B (3420)."""
     config = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", **_text(tied, context),
         "vision_config": {
@@ -183,15 +187,15 @@ def _qwen2_template() -> str:
 
 def _weights(directory: Path, seed: int) -> dict[str, torch.Tensor]:
     """float16 weights of the model that config.json describes, by the names of the hub's checkpoints."""
-    config = AutoConfig.from_pretrained(directory)
+    config, auto = AutoConfig.from_pretrained(directory), cast(Any, AutoModelForImageTextToText)
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
-    generator = torch.Generator().manual_seed(seed)
-    prefixes = {} if config.model_type == "qwen3_vl" else {"model.language_model.": "model.", "model.visual.": "visual."}
+        model = auto.from_config(config)
+    random = np.random.default_rng(seed)  # the same numbers on every machine
+    prefixes = {"model.language_model.": "model.", "model.visual.": "visual."} if config.model_type in _OLDER else {}
     weights = {}
     for name, parameter in model.named_parameters():
         mean, deviation = _distribution(name, parameter.shape)
-        value = torch.normal(mean, deviation, parameter.shape, generator=generator)
+        value = torch.from_numpy(random.standard_normal(tuple(parameter.shape), np.float32)) * deviation + mean
         prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
         weights[prefixes.get(prefix, "") + name.removeprefix(prefix)] = value.half()
     return weights
@@ -227,9 +231,9 @@ def main(command: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.models.random_checkpoint",
-        description="Write a checkpoint of a few million random float16 weights, with the files and the tensor names of "
-        "the family's published models: config.json, processor and tokenizer files, model.safetensors. Then export it "
-        "(export_onnx), compile it (compile.sh) or load it with transformers. Its answers mean nothing.",
+        description="Write a checkpoint of a few million random float16 weights, with the files and the tensor names "
+        "of the family's published models: config.json, processor and tokenizer files, model.safetensors. Then export "
+        "it (export_onnx), compile it (compile.sh) or load it with transformers. Its answers mean nothing.",
     )
     add = parser.add_argument
     add("--family", choices=tuple(FAMILIES), required=True,
