@@ -34,7 +34,7 @@ class Rotary(nn.Module):
         scale = rotary.attention_scaling
         self.cos, self.sin = Lazy(angles.cos() * scale), Lazy(angles.sin() * scale)
         self.sections = [int(size) for size in rotary.mrope_section]
-        self.interleaved = interleaved
+        self.turns = Lazy(self._turns(len(rotary.inv_freq))) if interleaved else None
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         return self._pick(self.cos, position_ids), self._pick(self.sin, position_ids)
@@ -43,9 +43,9 @@ class Rotary(nn.Module):
         """table [context, dim / 2], position_ids [3, B, S] -> [B, S, 1, dim]. Gathered once: on a TPU each Gather has a
         copy of its table."""
         rows = functional.embedding(position_ids, table)
-        if self.interleaved:
-            half = sum(rows[axis] * mask for axis, mask in enumerate(self._turns(table.shape[-1])))
-            return torch.cat((half, half), dim=-1).unsqueeze(2)
+        if self.turns is not None:
+            time, height, width = rows * self.turns
+            return torch.cat((time + height + width,) * 2, dim=-1).unsqueeze(2)
         parts, start = [], 0
         for index, size in enumerate(self.sections):
             parts.append(rows[index % 3, ..., start : start + size])
@@ -53,11 +53,11 @@ class Rotary(nn.Module):
         return torch.cat(parts * 2, dim=-1).unsqueeze(2)
 
     def _turns(self, frequencies: int) -> Tensor:
-        """[3, frequencies]: 1 where a frequency turns with a position, else 0. Height and width have every third one,
-        as far as their sections go; time has the others."""
-        turns = torch.zeros(3, frequencies)
+        """[3, 1, 1, frequencies]: 1 where a frequency turns with a position, else 0. Height and width have every third
+        one, as far as their sections go; time has the others."""
+        turns = torch.zeros(3, 1, 1, frequencies)
         for axis in (1, 2):
-            turns[axis, axis : 3 * self.sections[axis] : 3] = 1
+            turns[axis, ..., axis : 3 * self.sections[axis] : 3] = 1
         turns[0] = 1 - turns[1] - turns[2]
         return turns
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..lazy import Lazy
 from ..modules import Linear, floats, ints
 from .vision_nets import Axes, VisionAttention, VisionTower
 
@@ -47,7 +48,7 @@ class Vit(VisionTower):
 
     def __init__(self, visual: Any, rescale: float, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(visual, rescale, mean, std)
-        self.position = visual.pos_embed.weight
+        self.position = Lazy(visual.pos_embed.weight)
         self.blocks = nn.ModuleList(VisionBlock(block) for block in visual.blocks)
         self.merger = Merger(visual.merger)
         self.mergers = nn.ModuleList(map(Merger, visual.deepstack_merger_list))

@@ -13,7 +13,7 @@ from ..lazy import Lazy
 from ..modules import Linear, attend, floats, ints, rotate
 
 LONGEST_SIDE = 8192
-"""Pixels along the longest side of a frame that may reach a worker. The rotary tables have a row for each patch of it."""
+"""Pixels along the longest side of a frame that may reach a worker. Rotary tables have a row for each patch of it."""
 
 Axes = dict[str, dict[int, str]]
 
