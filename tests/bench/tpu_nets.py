@@ -1,10 +1,10 @@
-"""How long a Qwen2-VL's nets take on a BM1684X, and how much memory: the compiler's estimate of nets exported and
+"""How long a model's nets take on a BM1684X, and how much memory: the compiler's estimate of nets exported and
 compiled as any other.
 
 The weights are random, written from the config alone. There is one decoder layer, because all take the same time. The
 ViT is compiled with one block and with two, because TPU-MLIR takes more than 24 GB of memory to simplify all its 32:
-its time is that of one block and 31 times the difference. All 32, compiled once without simplifying, take the same
-60.0935 ms at 160 patches.
+its time is that of one block and 31 times the difference. All 32 of a Qwen2-VL, compiled once without simplifying, take
+the same 60.0935 ms at 160 patches. A Qwen3-VL has three blocks, whose features are the deepstack's, and four.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from deploy.models import exit_codes
 from deploy.models.checkpoint import Checkpoint
@@ -41,30 +41,68 @@ QUANTIZE, LM_HEAD = "w4f16", "w8f16"
 """compile.sh's --quantize and --lm_head_quantize."""
 
 
-def _config(**sizes: Any) -> dict[str, Any]:
+def _qwen2_vl(**sizes: Any) -> dict[str, Any]:
+    return _flat("qwen2_vl", sizes, {
+        "depth": 32, "embed_dim": 1280, "hidden_size": sizes["hidden_size"], "mlp_ratio": 4, "num_heads": 16,
+    })
+
+
+def _qwen2_5_vl(**sizes: Any) -> dict[str, Any]:
+    return _flat("qwen2_5_vl", sizes, {
+        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+        "out_hidden_size": sizes["hidden_size"], "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
+        "tokens_per_second": 2,
+    })
+
+
+def _flat(kind: str, sizes: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
     return {
-        "model_type": "qwen2_vl", "torch_dtype": "float16", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+        "model_type": kind, "torch_dtype": "float16", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, **sizes,
+        "vision_config": vision,
+    }
+
+
+def _qwen3_vl(vision: dict[str, Any], **sizes: Any) -> dict[str, Any]:
+    text = {
+        "model_type": "qwen3_vl_text", "dtype": "float16", "max_position_embeddings": 262144, "rms_norm_eps": 1e-6,
+        "rope_theta": 5000000, "head_dim": 128, "vocab_size": 151936, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}, **sizes,
+    }
+    return {
+        "model_type": "qwen3_vl", "tie_word_embeddings": sizes["tie_word_embeddings"], "text_config": text,
         "vision_config": {
-            "depth": 32, "embed_dim": 1280, "hidden_size": sizes["hidden_size"], "mlp_ratio": 4, "num_heads": 16},
+            "model_type": "qwen3_vl", "num_heads": 16, "num_position_embeddings": 2304, "patch_size": 16,
+            "out_hidden_size": sizes["hidden_size"], **vision,
+        },
     }
 
 
 CONFIGS = {
-    "qwen2-vl-7b": _config(
+    "qwen2-vl-7b": _qwen2_vl(
         tie_word_embeddings=False, vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
         num_attention_heads=28, num_key_value_heads=4),
-    "qwen2-vl-2b": _config(
+    "qwen2-vl-2b": _qwen2_vl(
         tie_word_embeddings=True, vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
         num_attention_heads=12, num_key_value_heads=2),
+    "qwen2.5-vl-7b": _qwen2_5_vl(
+        tie_word_embeddings=False, vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
+        num_attention_heads=28, num_key_value_heads=4),
+    "qwen3-vl-4b": _qwen3_vl(
+        {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]},
+        tie_word_embeddings=True, hidden_size=2560, intermediate_size=9728),
+    "qwen3-vl-8b": _qwen3_vl(
+        {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]},
+        tie_word_embeddings=False, hidden_size=4096, intermediate_size=12288),
 }
-"""What determines the sizes in the config.json of Qwen/Qwen2-VL-7B-Instruct and Qwen/Qwen2-VL-2B-Instruct."""
+"""What determines the sizes in the config.json of the Instruct models of these names on the hub."""
 OPSET = 17
 _NOISE = 2**24
 """Random numbers that weights are filled with, over and over, each from another start: equal ones would be made one."""
 _FREE_GB = 15
 _SOURCES = ("compile_net.sh", "export_onnx.py", "modules.py", "layout.py", "decoder_nets.py", "tpu_env.sh",
-            "weights.py")
+            "weights.py", "lazy.py", "families/vision_nets.py", "families/{family}.py")
 
 
 class BenchError(exit_codes.Failure):
@@ -109,7 +147,7 @@ class Bench:
         if net.net != "vit":
             return self._compiled(net, self._model)
         one, two = (self._compiled(net, model) for model in (self._shallow, self._model))
-        more = self._config["vision_config"]["depth"] - 1
+        more = self._config["vision_config"]["depth"] - _shallowest(self._config)
         grown = {
             name: round(value + more * (getattr(two, name) - value), 6)
             for name, value in asdict(one).items() if name != "neurons"  # blocks compute in the same memory
@@ -136,21 +174,34 @@ class Bench:
             raise BenchError(f"compiling needs {_FREE_GB} GB in {self._kept}, where {free:.0f} GB are free")
         call(str(MODELS / "tpu_env.sh"))
         self._work.mkdir()
-        write_checkpoint(self._model, _with_depths(self._config, 1, 2))
+        depth = _shallowest(self._config)
+        write_checkpoint(self._model, _with_depths(self._config, 1, depth + 1))
         self._shallow.mkdir()
-        (self._shallow / "config.json").write_text(json.dumps(_with_depths(self._config, 1, 1)))
+        (self._shallow / "config.json").write_text(json.dumps(_with_depths(self._config, 1, depth)))
         (self._shallow / "model.safetensors").symlink_to(self._model / "model.safetensors")
 
     def _key(self, net: Net) -> str:
         """A digest of everything that determines a net's time."""
-        sources = ((MODELS / name).read_text() for name in _SOURCES)
+        names = (name.format(family=self._config["model_type"]) for name in _SOURCES)
+        sources = ((MODELS / name).read_text() for name in names)
         made_of = [repr(net), QUANTIZE, LM_HEAD, json.dumps(self._config), *sources]
         return hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
 
 
+def _shallowest(config: dict[str, Any]) -> int:
+    """The least blocks of a ViT with all of its outputs."""
+    return max(1, len(config["vision_config"].get("deepstack_visual_indexes", ())))
+
+
 def _with_depths(config: dict[str, Any], layers: int, vision: int) -> dict[str, Any]:
-    """The same model with fewer layers."""
-    return config | {"num_hidden_layers": layers, "vision_config": config["vision_config"] | {"depth": vision}}
+    """The same model with fewer layers, and as many outputs of the ViT."""
+    tower = config["vision_config"] | {"depth": vision}
+    if "deepstack_visual_indexes" in tower:
+        tower["deepstack_visual_indexes"] = list(range(_shallowest(config)))
+    text = {"num_hidden_layers": layers}
+    if "text_config" in config:
+        text = {"text_config": config["text_config"] | text}
+    return config | text | {"vision_config": tower}
 
 
 def compiler() -> str:
@@ -166,15 +217,16 @@ def write_checkpoint(directory: Path, config: dict[str, Any]) -> None:
     text = json.dumps(config)
     (partial / "config.json").write_text(text)
     with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**json.loads(text)))  # a copy, as the call changes it
-    tensors = {hub_name(name): random_weights(parameter.shape, number)
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**json.loads(text)))  # it changes a copy
+    named = str if "text_config" in config else hub_name
+    tensors = {named(name): random_weights(parameter.shape, number)
                for number, (name, parameter) in enumerate(model.named_parameters())}
     save_file(tensors, partial / "model.safetensors")
     partial.rename(directory)
 
 
 def hub_name(name: str) -> str:
-    """A parameter's name in the hub's files, from transformers' name."""
+    """A parameter's name in the hub's older files, from transformers' name. The newer ones have transformers'."""
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 

@@ -16,7 +16,6 @@ from sailq.shared.errors import BadRequest, TooLong, Unsupported
 from sailq.shared.estimates import MeasuredJob, estimate
 from sailq.worker.doctor import ion_heaps
 from sailq.worker.doctor.ion_heaps import MB
-from sailq.worker.engine.families.registry import UNCONFIGURED
 from sailq.worker.model_files.bmodel import Weight
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.planning.memory import Block, Sizes, blocks, place
@@ -42,6 +41,7 @@ SMALL = Timings("small", "tpu_mlir 0", "w4f16", "w8f16", CONFIG, {
 })
 WORK = Workload(frames=2, height=140, width=140, grids=3, patches=100, vision_tokens=50, prompt=70, answer=11)
 SIZES = Sizes(slots=4, context=256, prompts=(80, 160), patches=(100, 200), vision_quantize="f16")
+FAMILY = find("qwen2-vl-7b")[1]
 SPLIT = {"npu": 7615 * MB, "vpu": 2048 * MB, "vpp": 2048 * MB}
 
 
@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused(sizes: list[int]) -> None:
     ((1, 100, 100), (1, 112, 112, 1, 64, 16, 42)),  # an image
 ])
 def test_a_clip_is_sized_as_a_producer_does(clip: tuple[int, int, int], expected: tuple[int, ...]) -> None:
-    work = workload(UNCONFIGURED, clip, 5, 60)
+    work = workload(FAMILY, clip, 5, 60)
     assert (work.frames, work.height, work.width, work.grids, work.patches, work.vision_tokens, work.prompt) == expected
 
 
@@ -131,11 +131,11 @@ def test_a_clip_is_sized_as_a_producer_does(clip: tuple[int, int, int], expected
 ])
 def test_a_job_that_cannot_be_is_refused(clip: tuple[int, int, int], question: int, answer: int) -> None:
     with pytest.raises(BadRequest):
-        workload(UNCONFIGURED, clip, question, answer)
+        workload(FAMILY, clip, question, answer)
 
 
 def test_the_fastest_comes_first_and_each_holds_a_job() -> None:
-    found = configurations(find("qwen2-vl-7b")[0], workload(UNCONFIGURED, (2, 140, 210), 5, 60), SPLIT, "w8f16")
+    found = configurations(find("qwen2-vl-7b")[0], workload(FAMILY, (2, 140, 210), 5, 60), SPLIT, "w8f16")
 
     rates = [one.rate.captions_per_hour for one in found]
     assert rates == sorted(rates, reverse=True) and len(found) > 10
@@ -149,7 +149,7 @@ def test_the_fastest_comes_first_and_each_holds_a_job() -> None:
 
 def test_a_longer_answer_and_smaller_heaps_leave_fewer_slots() -> None:
     timings, _ = find("qwen2-vl-7b")
-    work = workload(UNCONFIGURED, (2, 140, 210), 5, 400)
+    work = workload(FAMILY, (2, 140, 210), 5, 400)
     tight = {"npu": 6900 * MB, "vpu": 0, "vpp": 0}
     assert configurations(timings, work, SPLIT, "w8f16")[0].sizes.slots == 64
     assert configurations(timings, work, tight, "w8f16")[0].sizes.slots < 64
@@ -160,7 +160,7 @@ def test_a_longer_answer_and_smaller_heaps_leave_fewer_slots() -> None:
 def test_a_job_that_no_timed_net_holds_is_too_long() -> None:
     timings, _ = find("qwen2-vl-7b")
     with pytest.raises(TooLong, match="20096"):
-        configurations(timings, workload(UNCONFIGURED, (2, 140, 210), 5, 20_000), SPLIT, "w8f16")
+        configurations(timings, workload(FAMILY, (2, 140, 210), 5, 20_000), SPLIT, "w8f16")
 
 
 # Models

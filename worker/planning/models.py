@@ -7,14 +7,15 @@ from typing import Any
 
 from sailq.shared.errors import Unsupported
 
+from ..engine.families.common import text_config
 from ..engine.families.family import Family
-from ..engine.families.registry import UNCONFIGURED
+from ..engine.families.registry import FAMILIES
 from ..engine.model import ModelSpec
 from ..model_files.json_files import Json, read_object
 from .timings import RECORDED, Timings
 
-_TEXT = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-_VISION = ("embed_dim", "mlp_ratio", "num_heads", "depth")
+_TEXT = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+_VISION = ("embed_dim", "hidden_size", "intermediate_size", "mlp_ratio", "num_heads", "depth")
 
 
 def timed() -> dict[str, Timings]:
@@ -35,7 +36,8 @@ def find(model: str) -> tuple[Timings, Family]:
     config = read_object(directory / "config.json")
     if config is None:
         if model in known:
-            return known[model], UNCONFIGURED
+            timings = known[model]
+            return timings, FAMILIES[timings.config["model_type"]](RECORDED, timings.config)
         raise Unsupported(
             f"Unknown model {model!r}: it is neither a directory with a config.json nor one of the models with known "
             f"times ({', '.join(known)})."
@@ -51,5 +53,6 @@ def find(model: str) -> tuple[Timings, Family]:
 
 
 def _sizes(config: Json) -> tuple[Any, ...]:
-    text, vision = {**config, **config.get("text_config", {})}, config.get("vision_config", {})
-    return *(text.get(name) for name in _TEXT), *(vision.get(name) for name in _VISION)
+    text, vision = text_config(config), config.get("vision_config", {})
+    sizes = *(text.get(name) for name in _TEXT), *(vision.get(name) for name in _VISION)
+    return config.get("model_type"), *sizes

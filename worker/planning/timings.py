@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from sailq.shared.errors import Unsupported
 
+from ..engine.families.common import text_config
+
 RECORDED = Path(__file__).parent / "bm1684x"
 """A file for each model. `make bench-tpu` writes it."""
 HOST_SHARE = 0.05
@@ -97,16 +99,20 @@ class Timings:
 
     def with_layers(self, layers: int) -> Timings:
         """The same model with another number of decoder layers."""
-        return replace(self, config={**self.config, "num_hidden_layers": layers})
+        config = {**self.config, "num_hidden_layers": layers}
+        if "text_config" in config:
+            config["text_config"] = {**config["text_config"], "num_hidden_layers": layers}
+        return replace(self, config=config)
 
     @property
     def layers(self) -> int:
-        return int(self.config["num_hidden_layers"])
+        return int(text_config(self.config)["num_hidden_layers"])
 
     @property
     def embedding_bytes(self) -> int:
         """The table of the embeddings, in half precision."""
-        return int(self.config["vocab_size"] * self.config["hidden_size"] * 2)
+        text = text_config(self.config)
+        return int(text["vocab_size"] * text["hidden_size"] * 2)
 
     def step(self, slots: int, context: int) -> float:
         """One token for each of `slots` slots, whose caches have `context` columns."""

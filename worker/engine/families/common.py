@@ -68,8 +68,8 @@ class Common:
         vision, processor = config["vision_config"], _image_processor(directory)
         size = processor.get("size", {})
         return {
-            "image_token_id": config["image_token_id"],
-            "video_token_id": config["video_token_id"],
+            "image_token_id": config.get("image_token_id", cls.image_token_id),
+            "video_token_id": config.get("video_token_id", cls.video_token_id),
             "patch_size": vision.get("patch_size", cls.patch_size),
             "merge_size": vision.get("spatial_merge_size", cls.merge_size),
             "temporal_patch_size": vision.get("temporal_patch_size", cls.temporal_patch_size),
