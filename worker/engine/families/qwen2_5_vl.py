@@ -65,7 +65,8 @@ class Qwen25VL(Common):
         """The times of temporal grids, in float32 as in the release. (4.50 and later round the seconds of a grid down
         to whole ones first, which makes all times of a clip of more than two frames a second 0.)"""
         seconds = np.float32(self.temporal_patch_size / (medium.fps or _FPS))
-        times: list[int] = (np.arange(grids) * seconds * np.float32(self.tokens_per_second)).astype(np.int64).tolist()
+        index = np.arange(grids, dtype=np.float32)
+        times: list[int] = (index * seconds * np.float32(self.tokens_per_second)).astype(np.int64).tolist()
         return times
 
     def vit_inputs(self, grids: Sequence[tuple[int, int]], size: int) -> tuple[Int, Float, Float, Int]:
