@@ -27,11 +27,18 @@ from sailq.worker.engine.model import ModelSpec
 
 @functools.cache
 def random_model(family: str = "qwen2_vl", tied: bool = True, context: int = 512) -> Path:
-    """A model directory: random weights with wide logits, grouped heads, sailq-tiny's tokenizer, its nets for a CPU."""
+    """`random_checkpoint_of` the family, and its nets for a CPU."""
+    out = random_checkpoint_of(family, tied, context)
+    export(out)
+    return out
+
+
+@functools.cache
+def random_checkpoint_of(family: str, tied: bool = True, context: int = 512) -> Path:
+    """A model directory: random weights with wide logits, grouped heads, sailq-tiny's tokenizer."""
     out = Path(tempfile.mkdtemp(prefix="sailq-random-"))
     atexit.register(shutil.rmtree, out, ignore_errors=True)
     random_checkpoint.write(out, family, tied=tied, seed=1, context=context)
-    export(out)
     return out
 
 
