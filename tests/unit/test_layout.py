@@ -15,7 +15,8 @@ from sailq.worker.engine.families.common import LONGEST_SIDE
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.model_files.bmodel import BmodelNet, BmodelTensor, Stage, Weight, read_bmodel
 from sailq.worker.model_files.model_paths import resolve
-from sailq.worker.runners.layout import Layout, read_layout
+from sailq.worker.runners.layout import Layout
+from sailq.worker.runners.layout_checks import read_layout
 
 ROOT = Path(__file__).parents[2]
 VISION_TABLE = LONGEST_SIDE // 14 + 1

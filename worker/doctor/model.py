@@ -15,7 +15,7 @@ from ..model_files.bmodel import read_bmodel
 from ..model_files.model_paths import NAMES, resolve
 from ..model_files.published import PUBLISHED, Published
 from ..runners.devices import only_bmodel
-from ..runners.layout import CHIP, read_layout
+from ..runners.layout_checks import CHIP, read_layout
 
 _NETS = "onnx"
 _HUB = "Qwen/Qwen2-VL-2B-Instruct"

@@ -13,7 +13,8 @@ from sailq.shared.errors import Unsupported
 
 from ..engine.model import ModelSpec
 from ..runners.devices import only_bmodel
-from ..runners.layout import Layout, read_layout
+from ..runners.layout import Layout
+from ..runners.layout_checks import read_layout
 from .bmodel import Bmodel, BmodelNet, read_bmodel
 
 _BITS = (4, 8, 16, 32)
@@ -60,9 +61,9 @@ def quantisation(bmodel: Bmodel) -> str | None:
     such layer, or its weights have no names.
     """
     net = bmodel.nets.get("block_cache_0")
-    if net is None or len(net.stages[0].outputs) < 2 or not all(t.shape for t in net.stages[0].outputs):
+    if net is None or len(net.stages[0].inputs) < 4 or not all(t.shape for t in net.stages[0].inputs):
         return None
-    hidden, row = net.stages[0].outputs[0], net.stages[0].outputs[1]
+    hidden, row = net.stages[0].inputs[0], net.stages[0].inputs[3]
     matrices = [weight for weight in bmodel.weights.get(net.name, ()) if weight.name.endswith("MatMul.weight")]
     size = hidden.shape[-1] * prod(row.shape[-2:])
     if not matrices or not size:

@@ -1,12 +1,15 @@
 """The cache of a SAIL runner: what a decode step reads, and where it writes.
 
-Both kinds keep the keys and values of a layer in that net's own input memory, because from other memory the runtime
+All kinds keep the keys and values of a layer in that net's own input memory, because from other memory the runtime
 would copy all of them at each step. A step writes its new rows in place: their views are the net's outputs.
 
 A view costs an x86 core 3 µs, and a box's core, assumed 8 times slower, 24. With one slot, a step makes two for each
 layer. Several slots would need two for each slot and layer. So their newest rows lie together: a row of `recent`,
 [R, slots, heads, dim], has those of one step, and the views of all R rows are made once. After R steps the net `flush`
 moves them to the slots' own rows. The order of rows in a cache does not matter: keys contain their positions.
+
+llm_convert's `--batch` has no such nets. A step writes the new row of each slot into the last of the slot's rows, and
+two copies for each slot and layer move it to its place.
 """
 
 from __future__ import annotations
@@ -52,6 +55,9 @@ class Cache(Protocol):
             lengths: int32 [n], the tokens that each of them holds.
         """
 
+    def store(self, rows: Int, lengths: Int) -> None:
+        """Add the new rows to their slots. Called after the runs of `step`, with the same arguments."""
+
     def release(self, slot: int) -> None:
         """Forget the slot's rows."""
 
@@ -81,6 +87,9 @@ class OneSlotCache:
         columns = smallest(self._layout.caches, used)
         self._chip.write(memory.masks[columns], past_mask(1, columns, rows, lengths))
         return list(memory.runs(columns, self._pasts[columns], self._views(self._shape, used)))
+
+    def store(self, rows: Int, lengths: Int) -> None:
+        """Nothing to add: the step wrote the row in its place."""
 
     def _views(self, shape: Sequence[int], row: int) -> list[list[Any]]:
         """Each layer's keys and values from a row on."""
@@ -133,10 +142,11 @@ class BatchedCache:
         if self._row == self._layout.recent:
             self._flush()
         self._chip.write(self._memory.masks[self._layout.context], self._mask)
-        runs = self._runs[self._row]
-        self._mask[rows, self._layout.context + self._row] = self._seen  # from the next step on
+        return self._runs[self._row]
+
+    def store(self, rows: Int, lengths: Int) -> None:
+        self._mask[rows, self._layout.context + self._row] = self._seen
         self._row += 1
-        return runs
 
     def release(self, slot: int) -> None:
         self._mask[slot, :-1] = self._hidden
@@ -196,8 +206,56 @@ class BatchedCache:
         self._mask[slot, free] = self._seen
 
 
+class LastRowCache:
+    """See `Cache`. A slot's last row is read like the others once its place is the last one: then it stays there. Until
+    then each step writes it anew before it reads it."""
+
+    def __init__(self, layout: Layout, chip: Chip, memory: StepMemory) -> None:
+        self._layout, self._chip, self._memory = layout, chip, memory
+        self.layers = [_inputs(layout, chip, layer, _PAST) for layer in range(layout.layers)]
+        self._runs = list(memory.runs(layout.context, self.layers, [[]] * layout.layers))
+        self._seen, self._hidden = chip.encode(np.array([0, MASKED], np.float32), layout.mask_dtype)
+        self._mask = np.full((layout.slots, layout.context), self._hidden)
+        self._mask[:, -1] = self._seen
+
+    def start(self, slot: int, row: int) -> int:
+        return (slot * self._layout.context + row) * self._layout.row
+
+    def fill(self, slot: int, length: int) -> None:
+        self.release(slot)
+        self._mask[slot, :length] = self._seen
+
+    def step(self, rows: Int, lengths: Int) -> Sequence[Run]:
+        self._chip.write(self._memory.masks[self._layout.context], self._mask)
+        return self._runs
+
+    def store(self, rows: Int, lengths: Int) -> None:
+        """Copy the last row of each slot to its place."""
+        last, size = self._layout.context - 1, self._layout.row
+        moves = [
+            (self.start(slot, last), self.start(slot, place))
+            for slot, place in zip(rows.tolist(), lengths.tolist(), strict=True) if place != last
+        ]
+        for cache in chain(*self.layers):
+            for source, target in moves:
+                self._chip.copy(cache, source, cache, target, size)
+        self._mask[rows, lengths] = self._seen
+
+    def release(self, slot: int) -> None:
+        self._mask[slot, :-1] = self._hidden
+
+    def clear(self, slot: int) -> None:
+        self.release(slot)
+        size = self._layout.context * self._layout.row
+        zeros = self._chip.zeros(size, self._layout.cache_dtype)
+        for cache in chain(*self.layers):
+            self._chip.copy(zeros, 0, cache, self.start(slot, 0), size)
+
+
 def open_cache(layout: Layout, chip: Chip, memory: StepMemory) -> Cache:
     """The cache of a layout, empty."""
+    if layout.last_row:
+        return LastRowCache(layout, chip, memory)
     return (BatchedCache if layout.slots > 1 else OneSlotCache)(layout, chip, memory)
 
 

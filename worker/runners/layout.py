@@ -1,32 +1,29 @@
 """Recognises the layout of a bmodel's nets by their names and shapes. These are the layouts that `SailRunner` can run:
 
-| kind                | made by                              | known by                                          |
-|---------------------|--------------------------------------|---------------------------------------------------|
-| sophon-demo         | sophon-demo, deploy/models           | position_ids 3 x 1 x S                            |
-| llm_convert static  | TPU-MLIR's llm_convert.py            | position_ids 3 x S                                |
-| llm_convert dynamic | `--dynamic`                          | block_0 takes real lengths, and perhaps no mask   |
-| llm_convert history | `--use_history_kv`                   | block_kv_0: prefill on top of a cache             |
-| batched             | deploy/models, `--batch`             | block_cache_0 has a row for each slot, and `flush` |
+| kind                | made by                    | known by                                                     |
+|---------------------|----------------------------|--------------------------------------------------------------|
+| sophon-demo         | sophon-demo, deploy/models | position_ids 3 x 1 x S                                       |
+| llm_convert static  | TPU-MLIR's llm_convert.py  | position_ids 3 x S                                           |
+| llm_convert dynamic | `--dynamic`                | block_0 takes real lengths, and perhaps no mask              |
+| llm_convert history | `--use_history_kv`         | block_kv_0: prefill on top of a cache                        |
+| llm_convert batched | `--batch`                  | block_cache_0 has a row for each slot, and gives states only |
+| batched             | deploy/models, `--batch`   | block_cache_0 has a row for each slot, and `flush`           |
 
 Any of them may have stages: several prompt lengths, ViT sizes, or cache lengths of a step (`--chunk_length`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from sailq.shared.errors import Unsupported
-
-from ..engine.families.family import Family, Maker, Sizes
-from ..engine.families.registry import UNCONFIGURED
-from ..engine.model import ModelSpec
+from ..engine.families.family import Family, Maker
 from ..model_files.bmodel import Bmodel, BmodelNet, BmodelTensor, Stage
 
-CHIP = "BM1684X"
 _TABLE = "tpu.Gather.source"
 """How TPU-MLIR names a table in the file."""
+_PAGE = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -35,16 +32,23 @@ class Layout:
 
     Attributes:
         kind: its name, for people to read.
+        family: the `model_type` of its family.
         slots: sequences that are decoded together.
         context: rows of a slot's cache.
-        recent: rows that several slots keep together (see `kv_cache`); 0 for one slot.
+        positions: rows of the decoder's rotary table.
+        recent: rows that several slots keep together (see `kv_cache`); 0 if there are none.
+        last_row: a step writes a token's keys and values into the last row of its slot, and `embedding_cache` and
+            `lm_head` take one slot at a time.
         prompts: lengths at which tokens are prefilled, increasing; the last is the longest at once.
         patches: sizes of the ViT, increasing.
         side: most patches along a frame's side.
+        deepstack: layers after which more vision features are added: the outputs of the ViT after the first.
+        adds: lengths at which the net `add` adds them, increasing.
         caches: cache rows that a step can read, increasing; the last is `context`.
         dynamic_prompt, dynamic_vision: the nets run at the real length; its sizes are limits.
         history: prefill can go on after a first part (`block_kv_i`), so prompts may be as long as the context.
         masked: prefill takes a mask; else the nets are causal by themselves.
+        vision_masked: the ViT takes a mask for its patches; else a launch takes one grid.
         chooses: `lm_head` returns the argmax token, no logits.
         greedy_head: there is a net that computes the argmax of the logits, and perhaps their sum.
         raw_pixels: the ViT takes 0..255; else normalised pixels.
@@ -53,17 +57,23 @@ class Layout:
     """
 
     kind: str
+    family: str
     slots: int
     context: int
+    positions: int
     recent: int
+    last_row: bool
     prompts: tuple[int, ...]
     patches: tuple[int, ...]
     side: int
+    deepstack: int
+    adds: tuple[int, ...]
     caches: tuple[int, ...]
     dynamic_prompt: bool
     dynamic_vision: bool
     history: bool
     masked: bool
+    vision_masked: bool
     chooses: bool
     greedy_head: bool
     raw_pixels: bool
@@ -74,6 +84,11 @@ class Layout:
     def longest_prompt(self) -> int:
         """Most tokens of a prompt; at least one more must fit for the answer."""
         return self.context - 1 if self.history else min(self.prompts[-1], self.context - 1)
+
+    @property
+    def rows(self) -> int:
+        """Slots that `embedding_cache` and `lm_head` take at a time."""
+        return 1 if self.last_row else self.slots
 
     @property
     def cache_dtype(self) -> str:
@@ -91,179 +106,111 @@ class Layout:
     def stage(self, net: str, size: int) -> Stage:
         """The stage of a block or embedding whose first input has `size` rows. A dynamic net has only one."""
         stages = self.nets[net].stages
-        return next((stage for stage in stages if _rows(stage.inputs[0]) == size), stages[0])
+        return next((stage for stage in stages if rows_of(stage.inputs[0]) == size), stages[0])
 
     def step(self, rows: int) -> Stage:
         """The stage of `block_cache_0` that reads a cache of `rows`."""
         return next(stage for stage in self.nets["block_cache_0"].stages if stage.inputs[3].shape[1] == rows)
 
+    def adding(self, size: int) -> Stage:
+        """The smallest stage of `add` that takes `size` tokens."""
+        stages = self.nets["add"].stages
+        return min((stage for stage in stages if prod(stage.inputs[0].shape) >= size * self.hidden), key=_elements)
 
-def read_layout(bmodel: Bmodel, spec: ModelSpec | None = None) -> Layout:
-    """The layout of a bmodel, checked for what `SailRunner` needs and, if given, against `spec`.
-
-    Raises:
-        Unsupported: another chip, missing nets, shapes or dtypes that do not fit each other or `spec`.
-    """
-    if bmodel.chip != CHIP:
-        raise Unsupported(f"{bmodel.path} is compiled for {bmodel.chip or 'an unknown chip'}, not for the {CHIP}.")
-    if bmodel.devices > 1:
-        raise Unsupported(
-            f"{bmodel.path} is compiled for {bmodel.devices} devices, but a worker uses one: use a file for one device."
-        )
-    layers = sum(name.startswith("block_cache_") for name in bmodel.nets)
-    if spec is not None and layers != spec.layers:
-        raise Unsupported(
-            f"{bmodel.path} has {layers} nets block_cache_*; {spec.directory}/config.json states {spec.layers} layers."
-        )
-    _require_nets(bmodel, layers)
-    try:
-        family = spec.family if spec else UNCONFIGURED
-        layout = _layout(bmodel, layers, family)
-        complaint = next(_complaints(layout, spec, family), None)
-    except IndexError:
-        raise Unsupported(f"{bmodel.path} has the net names of a model, but an unknown layout.") from None
-    if complaint:
-        raise Unsupported(f"{bmodel.path} does not fit {spec.directory if spec else 'itself'}: {complaint}.")
-    return layout
+    @property
+    def hidden(self) -> int:
+        """Elements of a hidden state."""
+        return prod(self.nets["lm_head"].stages[0].inputs[0].shape) // self.rows
 
 
-def _require_nets(bmodel: Bmodel, layers: int) -> None:
-    names = ["vit", "embedding", "embedding_cache", "lm_head"]
-    names += [f"{kind}_{index}" for index in range(max(layers, 1)) for kind in ("block", "block_cache")]
-    for name in names:
-        if name not in bmodel.nets:
-            raise Unsupported(f"{bmodel.path} is not a complete model: it lacks the net {name}.")
-
-
-def _layout(bmodel: Bmodel, layers: int, family: Family) -> Layout:
+def describe(bmodel: Bmodel, name: str, family: Family) -> Layout:
+    """The layout of a bmodel that has the nets of a model of this family. Raises IndexError if they are of no known
+    layout."""
     nets = bmodel.nets
     block, step, vit = nets["block_0"], nets["block_cache_0"], nets["vit"]
-    first, cached = block.stages[0], step.stages[0]
-    slots, context = cached.inputs[3].shape[0], max(stage.inputs[3].shape[1] for stage in step.stages)
-    if slots > 1 and len(cached.inputs) == 5:
-        raise Unsupported(f"{bmodel.path} was compiled by an older version of sailq: compile it again.")
-    history = "block_kv_0" in nets
+    first, cached, view = block.stages[0], step.stages[0], vit.stages[0]
+    slots, context = slots_of(bmodel), max(stage.inputs[3].shape[1] for stage in step.stages)
+    hidden = prod(cached.inputs[0].shape) // slots
+    history, last_row = "block_kv_0" in nets, slots > 1 and len(cached.outputs) == 1
     if slots > 1:
-        kind = f"batched, {slots} slots"
+        kind = f"{'llm_convert ' if last_row else ''}batched, {slots} slots"
     elif len(first.inputs[1].shape) == 3:
         kind = "sophon-demo"
     else:
         kind = f"llm_convert {'history' if history else 'dynamic' if block.dynamic else 'static'}"
-    lengths = {_rows(stage.inputs[0]) for stage in block.stages} & {
-        _rows(stage.inputs[0]) for stage in nets["embedding"].stages
-    }
-    scores = nets["lm_head"].stages[0].outputs[0]
-    chooses = prod(scores.shape) == slots
-    raw_pixels = vit.stages[0].inputs[0].name == "pixels"
+    lengths = _lengths(block.stages) & _lengths(nets["embedding"].stages)
+    scores, rows = nets["lm_head"].stages[0].outputs[0], 1 if last_row else slots
+    chooses = prod(scores.shape) == rows
+    raw_pixels = view.inputs[0].name == "pixels"
     maker: Maker = "deploy/models" if raw_pixels else "llm_convert" if kind.startswith("llm") else "sophon-demo"
     patches = tuple(sorted(stage.inputs[0].shape[0] for stage in vit.stages))
-    tables = [weight.bytes for weight in bmodel.weights.get("vit", ()) if weight.name == _TABLE]
+    takes, _ = family.vit_elements(patches[-1], hidden)
+    adds = nets["add"].stages if "add" in nets else ()
     return Layout(
-        kind, slots, context,
-        recent=cached.inputs[5].shape[0] if slots > 1 else 0,
+        kind, name, slots, context,
+        positions=_positions(maker, context, cached.inputs[3].shape[-1], _tables(bmodel, "block_cache_0")),
+        recent=cached.inputs[5].shape[0] if len(cached.inputs) > 5 else 0,
+        last_row=last_row,
         prompts=tuple(sorted(lengths)),
         patches=patches,
-        side=family.max_side(maker, patches[-1], tables),
+        side=family.max_side(maker, patches[-1], _tables(bmodel, "vit")),
+        deepstack=len(view.outputs) - 1,
+        adds=tuple(sorted(prod(stage.inputs[0].shape) // hidden for stage in adds)),
         caches=tuple(sorted(stage.inputs[3].shape[1] for stage in step.stages)),
         dynamic_prompt=block.dynamic, dynamic_vision=vit.dynamic, history=history,
         masked=len(first.inputs) == 3,
+        vision_masked=not (vit.dynamic and takes[-1] == patches[-1] ** 2 and len(view.inputs) == len(takes) - 1),
         chooses=chooses,
-        greedy_head=not chooses and "greedy_head" in nets and _takes(nets["greedy_head"].stages[0], scores, slots),
+        greedy_head=not chooses and "greedy_head" in nets and _takes(nets["greedy_head"].stages[0], scores, rows),
         raw_pixels=raw_pixels,
-        layers=layers, nets=nets,
+        layers=sum(name.startswith("block_cache_") for name in nets), nets=nets,
     )
 
 
-def _takes(greedy_head: Stage, scores: BmodelTensor, slots: int) -> bool:
-    """Whether greedy_head takes lm_head's output unchanged and gives one token per slot, and perhaps a sum. If not, the
-    host chooses."""
-    given, made = greedy_head.inputs, greedy_head.outputs
-    return (
-        len(given) == 1 and 0 < len(made) < 3 and (given[0].shape, given[0].dtype) == (scores.shape, scores.dtype)
-        and [(prod(tensor.shape), tensor.dtype) for tensor in made] == [(slots, "i32"), (slots, "f32")][: len(made)]
-    )
+def _elements(stage: Stage) -> int:
+    """Of a stage's first input."""
+    return prod(stage.inputs[0].shape)
 
 
-def _rows(tensor: BmodelTensor) -> int:
+def slots_of(bmodel: Bmodel) -> int:
+    """The sequences that are decoded together. Raises IndexError if the net for it has an unknown shape."""
+    slots = bmodel.nets["block_cache_0"].stages[0].inputs[3].shape[0]
+    if not slots:
+        raise IndexError
+    return slots
+
+
+def rows_of(tensor: BmodelTensor) -> int:
     """The number of tokens S of a tensor [1, S] or [1, S, H]."""
     return tensor.shape[1]
 
 
-def _complaints(layout: Layout, spec: ModelSpec | None, family: Family) -> Iterator[str]:
-    """Complaints about what the runner would pass but a net does not take. The ViT is checked against `family`, and the
-    other nets against `spec`, or else against the bmodel's own first nets."""
-    nets, slots, context = layout.nets, layout.slots, layout.context
-    if not layout.prompts:
-        yield "embedding and block_0 have no length in common"
-        return
-    if layout.prompts[-1] > context:
-        yield f"prompts of {layout.prompts[-1]} tokens are longer than the cache of {context}"
-    if layout.history and context % layout.prompts[-1]:
-        yield f"a cache of {context} is not a multiple of the {layout.prompts[-1]} tokens that are prefilled at once"
-    if slots > 1 and len(layout.caches) > 1:  # the part of a cache for all slots would not be contiguous
-        yield f"{slots} slots go with one length of the cache, not with {layout.caches}"
-    if slots > 1 and "flush" not in nets:
-        yield f"{slots} slots need the net flush"
-        return
-    cached = nets["block_cache_0"].stages[0]
-    hidden, row = prod(cached.inputs[0].shape) // slots, prod(cached.inputs[3].shape[2:])
-    vocabulary = 1 if layout.chooses else prod(nets["lm_head"].stages[0].outputs[0].shape) // slots
-    if spec is not None:
-        wanted = (spec.hidden_size, spec.kv_heads * spec.head_dim, 1 if layout.chooses else spec.vocab_size)
-        if (hidden, row, vocabulary) != wanted:
-            yield (
-                f"hidden size, cache row and vocabulary are {hidden}, {row} and {vocabulary}, not "
-                f"{wanted[0]}, {wanted[1]} and {wanted[2]}"
-            )
-    for name, sizes in _sizes(layout, family, hidden, row, vocabulary):
-        for index, stage in enumerate(nets[name].stages):
-            found = tuple(tuple(prod(t.shape) for t in tensors) for tensors in (stage.inputs, stage.outputs))
-            if found not in sizes:
-                yield f"stage {index} of {name} takes and gives {found} elements, where {sizes[0]} were expected"
-    yield from _dtype_complaints(layout)
+def _lengths(stages: Iterable[Stage]) -> set[int]:
+    return {rows_of(stage.inputs[0]) for stage in stages}
 
 
-def _sizes(
-    layout: Layout, family: Family, hidden: int, row: int, vocabulary: int
-) -> Iterator[tuple[str, list[tuple[Sizes, Sizes]]]]:
-    """The number of elements of each net's inputs and outputs, one pair for each size of the net."""
-    slots, context = layout.slots, layout.context
-    yield "vit", [family.vit_elements(n, hidden) for n in layout.patches]
-    lengths = {_rows(stage.inputs[0]) for name in ("embedding", "block_0") for stage in layout.nets[name].stages}
-    yield "embedding", [((n,), (n * hidden,)) for n in sorted(lengths)]
-    yield "embedding_cache", [((slots,), (slots * hidden,))]
-    yield "lm_head", [((slots * hidden,), (slots * vocabulary,))]
-    for index in range(layout.layers):
-        yield f"block_{index}", [
-            ((n * hidden, 3 * n, *((n * n,) if layout.masked else ())), (n * hidden, n * row, n * row))
-            for n in sorted(lengths)
-        ]
-        if layout.history:
-            yield f"block_kv_{index}", [
-                ((n * hidden, 3 * n, context * row, context * row), (n * hidden, n * row, n * row)) for n in lengths
-            ]
-        recent = layout.recent * slots * row
-        yield f"block_cache_{index}", [
-            ((slots * hidden, 3 * slots, slots * (n + layout.recent + 1), *(2 * (slots * n * row,)),
-              *(2 * (recent,) if recent else ())), (slots * hidden, slots * row, slots * row))
-            for n in layout.caches
-        ]
-    if layout.recent:
-        yield "flush", [((recent, recent), 2 * slots * (layout.recent * row,))]
+def _tables(bmodel: Bmodel, net: str) -> list[int]:
+    """Bytes of the tables in a net."""
+    return [weight.bytes for weight in bmodel.weights.get(net, ()) if weight.name == _TABLE]
 
 
-def _dtype_complaints(layout: Layout) -> Iterator[str]:
-    """Complaints about dtypes: all hidden states must have one dtype, and so must all of the cache."""
-    hidden = layout.nets["lm_head"].stages[0].inputs[0].dtype
-    for name, net in layout.nets.items():
-        for stage in net.stages:
-            if name.startswith("embedding") and stage.outputs[0].dtype != hidden:
-                yield f"{name} gives hidden states of another dtype than lm_head takes"
-            if name.startswith("block_"):
-                cache = (*(stage.inputs[3:] if name.startswith("block_cache_") else ()), *stage.outputs[1:])
-                if {stage.inputs[0].dtype, stage.outputs[0].dtype} != {hidden}:
-                    yield f"{name} takes or gives hidden states of another dtype than lm_head"
-                if {tensor.dtype for tensor in cache} != {layout.cache_dtype}:
-                    yield f"{name} takes or gives cache rows of another dtype than block_cache_0"
-            if name == "flush" and {tensor.dtype for tensor in (*stage.inputs, *stage.outputs)} != {layout.cache_dtype}:
-                yield "flush takes or gives cache rows of another dtype than block_cache_0"
+def _positions(maker: Maker, context: int, head_dim: int, tables: list[int]) -> int:
+    """Rows of the decoder's rotary table, beyond which it reads other memory.
+
+    There is one for each row of the cache, and deploy/models adds more for a family whose positions exceed the number
+    of tokens. The file states the table's size in whole pages. The last page has at least one row. A row has a
+    half-precision number for each of a half of a head's dimensions.
+    """
+    if maker != "deploy/models" or not head_dim:
+        return context
+    return max(context, min(((bytes - _PAGE) // head_dim + 1 for bytes in tables), default=context))
+
+
+def _takes(greedy_head: Stage, scores: BmodelTensor, rows: int) -> bool:
+    """Whether greedy_head takes lm_head's output unchanged and gives one token per row, and perhaps a sum. If not, the
+    host chooses."""
+    given, made = greedy_head.inputs, greedy_head.outputs
+    return (
+        len(given) == 1 and 0 < len(made) < 3 and (given[0].shape, given[0].dtype) == (scores.shape, scores.dtype)
+        and [(prod(tensor.shape), tensor.dtype) for tensor in made] == [(rows, "i32"), (rows, "f32")][: len(made)]
+    )

@@ -8,6 +8,7 @@ every argument before a call. The behaviour of SAIL 3.10.7 was read in its sourc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from ..engine.patches import Grid
 from ..model_files.bmodel import read_bmodel
 from .base import Bytes, Prompt, nothing
 from .checks import check_media, check_prompts, check_step
-from .chip import Chip, count_tpus
+from .chip import Chip, Run, count_tpus
 from .kv_cache import open_cache
-from .layout import read_layout
+from .layout_checks import read_layout
 from .logits import UNUSABLE, Choose, ChosenTokens, DeviceLogits, Float, Int, Logits
 from .packing import prompts_together
 from .prompt_nets import PromptNets
-from .runner_memory import HeadMemory, StepMemory
+from .runner_memory import HeadMemory, SlotNet, StepMemory
 from .sensors import Readings, read
 from .vision_nets import VisionNets
 
@@ -50,7 +51,7 @@ class SailRunner:
         self._spec, self._sail, self._tpu = spec, sail, tpu
         self.slots, self.hidden = layout.slots, spec.hidden_size
         self.context, self.longest_prompt = layout.context, layout.longest_prompt
-        self.positions = layout.context
+        self.positions = layout.positions
         self.max_patches, self.max_side, self.greedy_only = layout.patches[-1], layout.side, layout.chooses
         self.device = f"{getattr(sail, 'DEVICE', 'BM1684X')}, device {tpu}"
         self._lengths = np.zeros(self.slots, np.int32)
@@ -67,8 +68,7 @@ class SailRunner:
         self._chip = Chip(self._sail, self._tpu, bmodel)
         self._vision = VisionNets(layout, self._chip, self._spec.family)
         self._step = StepMemory(layout, self._chip)
-        self._head = HeadMemory(layout, self._chip)
-        self._ends = self._chip.view(self._step.last, self._head.shape)
+        self._head = HeadMemory(layout, self._chip, self._step.last)
         self._cache = open_cache(layout, self._chip, self._step)
         self._prompt = PromptNets(layout, self._chip, self._spec, self._cache.layers, self._cache.start)
 
@@ -104,7 +104,8 @@ class SailRunner:
         for slot, length in zip(slots, lengths, strict=True):
             self._cache.fill(slot, length)
         # The host samples the first token: it checks all scores, so it finds a broken row of lm_head's weights.
-        return self._logits(self._head.ends, range(len(prompts)), None)
+        head = self._head
+        return self._logits(head.of_ends, head.ends, range(len(prompts)), None)
 
     def decode(
         self, slots: Sequence[int], tokens: Int, positions: Int, meanwhile: Callable[[], None] = nothing
@@ -114,17 +115,18 @@ class SailRunner:
         rows, lengths = check_step(
             self._spec, self._lengths, self.context, self.positions, slots, tokens, positions
         )
-        step, chip = self._step, self._chip
+        step, chip, head = self._step, self._chip, self._head
         ids, places = np.zeros(self.slots, np.int32), np.zeros((3, self.slots), np.int32)
         ids[rows], places[:, rows] = tokens, positions
-        chip.write(step.ids, ids)
-        chip.write(step.positions, places)
+        step.write(ids, places)
         layers = self._cache.step(rows, lengths)
-        chip.run_all([step.embed])
+        chip.run_all(step.embed.runs(slots))
         meanwhile()
         chip.run_all(layers)
+        self._cache.store(rows, lengths)
         self._lengths[rows] += 1
-        return self._logits(self._ends, list(slots), self._choose if self._layout.greedy_head else None)
+        choose = None if head.choose is None else partial(self._choose, head.choose.runs(slots))
+        return self._logits(head.of_last, head.last, list(slots), choose)
 
     def release(self, slot: int) -> None:
         """See `base.Runner.release`."""
@@ -145,22 +147,20 @@ class SailRunner:
         ends = self._chip.view(self._head.ends, [count, self.hidden], row * self.hidden)
         return bool(np.isfinite(self._chip.read(ends)).all())
 
-    def _logits(self, hidden: Any, rows: Sequence[int], choose: Choose | None) -> Logits:
-        """Run lm_head on a row for each slot. `rows`: the indices of the rows that are used. One run reads the weights
-        once."""
-        head = self._head
-        self._chip.run("lm_head", [hidden], [head.scores])
+    def _logits(self, net: SlotNet, hidden: Any, rows: Sequence[int], choose: Choose | None) -> Logits:
+        """Run lm_head on rows of `hidden`."""
+        scores = self._head.scores
+        self._chip.run_all(net.runs(rows))
         if not self.greedy_only:
-            return DeviceLogits(self._chip, head.scores, rows, self._spec.vocab_size, choose)
-        tokens = self._chip.read(head.scores).reshape(-1)[rows]
+            return DeviceLogits(self._chip, scores, rows, self._spec.vocab_size, choose)
+        tokens = self._chip.read(scores).reshape(-1)[rows]
         known = (tokens >= 0) & (tokens < self._spec.vocab_size)
         finite = np.isfinite(self._chip.read(hidden).reshape(self.slots, -1)[rows]).all(axis=1)
         return ChosenTokens(np.where(known & finite, tokens, UNUSABLE).astype(np.int32))
 
-    def _choose(self) -> tuple[Int, Float | None]:
-        """The argmax of each row of the last lm_head, int32 [slots], and the sum of its scores, float32 [slots], if the
-        file computes it."""
-        head = self._head
-        self._chip.run("greedy_head", [head.scores], head.chosen)
-        tokens, *sums = (self._chip.read(chosen).reshape(-1) for chosen in head.chosen)
+    def _choose(self, runs: Sequence[Run]) -> tuple[Int, Float | None]:
+        """The argmax of each row that these runs of greedy_head compute, int32 [slots], and the sum of its scores,
+        float32 [slots], if the file computes it."""
+        self._chip.run_all(runs)
+        tokens, *sums = (self._chip.read(chosen).reshape(-1) for chosen in self._head.chosen)
         return tokens, sums[0] if sums else None

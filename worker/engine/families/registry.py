@@ -17,5 +17,11 @@ FAMILIES: Mapping[str, Callable[[Path, Json], Family]] = {
 """By the `model_type` in config.json: a function that reads a model's family from its directory and its config.json. It
 raises Unsupported, KeyError, TypeError or ValueError for files that do not fit."""
 
-UNCONFIGURED: Family = Qwen2VL()
-"""What a bmodel without a config.json is checked against."""
+UNCONFIGURED: Mapping[str, Family] = {"qwen2_vl": Qwen2VL(), "qwen2_5_vl": Qwen25VL(), "qwen3_vl": Qwen3VL()}
+"""Also by `model_type`: families with the sizes of the published models. A bmodel without a config.json is checked
+against them."""
+
+
+def model_type(family: Family) -> str:
+    """The `model_type` of a family's models."""
+    return next(name for name, one in UNCONFIGURED.items() if type(one) is type(family))
