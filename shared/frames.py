@@ -15,9 +15,9 @@ from .errors import BadMedia, CodecError
 from .jobs import MAX_FRAMES, Record, parse
 
 MAX_BLOB_BYTES = 64 * 1024 * 1024
-MAX_PIXELS = 128_000 * 28 * 28 * 2
-"""Frames × height × width of one blob: a token shows 28 × 28 pixels of two frames, and qwen-vl-utils sizes videos for
-128,000 tokens. 602 MB once decoded."""
+MAX_PIXELS = 128_000 * 32 * 32 * 2
+"""Frames × height × width of one blob: a token shows up to 32 × 32 pixels of two frames, and qwen-vl-utils sizes videos
+for 128,000 tokens. 786 MB once decoded, which only a model with such a context asks for."""
 QUALITY, SMALL_QUALITY, SMALL_PIXELS = 90, 95, 1 << 19
 """JPEG quality; the quality of small blobs; and the most pixels of a small blob, which is small at any quality. 4
 frames of 420 × 644 with a camera's grain take 256 KB; `python -m tests.bench.jpeg` prints what each choice costs."""

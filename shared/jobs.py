@@ -226,7 +226,8 @@ class ModelCard(Record):
     Attributes:
         context: rows of a conversation's cache: the prompt and all of the answer but its last token.
         max_patches: most vision patches of one temporal grid (an image, or two frames of a video), or None.
-        min_pixels, max_pixels: a frame's default size limits, height × width.
+        min_pixels, max_pixels: limits of an image's size, height × width, as the model's files state them; `sizing`
+            says what they are for.
         patch_size: pixels along a side of a patch.
         merge_size: patches along a side of a vision token.
         temporal_patch_size: frames in a patch.

@@ -53,7 +53,7 @@ def read_clip(source: Path | bytes, options: Options, budget: Budget) -> Sampled
     """
     with open_video(source) as (container, stream):
         clip = _Clip(source, container, stream)
-        slots, fps = clip.timeline.choose(options)
+        slots, fps = clip.timeline.choose(options, budget.group)
         height, width = clip.size
         size = sizing.video_size(height, width, len(slots), options, budget.card)
         budget.check(len(slots), *size)

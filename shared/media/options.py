@@ -52,11 +52,13 @@ class Options(StrictModel, title="Video and image options"):
     ] = None
     resized_height: Annotated[
         int | None, Flag("PIXELS"),
-        Field(ge=1, le=_LARGEST, description="Frame height, rounded to a multiple of 28. Needs resized_width."),
+        Field(ge=1, le=_LARGEST, description="Frame height, rounded to a multiple of the model's 28 or 32. Needs "
+              "resized_width."),
     ] = None
     resized_width: Annotated[
         int | None, Flag("PIXELS"),
-        Field(ge=1, le=_LARGEST, description="Frame width, rounded to a multiple of 28. Needs resized_height."),
+        Field(ge=1, le=_LARGEST, description="Frame width, rounded to a multiple of the model's 28 or 32. Needs "
+              "resized_height."),
     ] = None
     min_pixels: Annotated[
         int | None, Flag("N", "the model's"),
@@ -67,7 +69,7 @@ class Options(StrictModel, title="Video and image options"):
         Field(ge=1, le=_LARGEST, description="Shrink frames that have more pixels (height × width)."),
     ] = None
     total_pixels: Annotated[
-        float | None, Flag("N", "90316800"),
+        float | None, Flag("N", "115200 tokens"),
         Field(gt=0, description="Maximum of height × width × frames / 2 of a video. min_pixels takes precedence."),
     ] = None
     max_side: Annotated[

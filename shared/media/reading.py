@@ -56,21 +56,21 @@ def read_video(
     base: Path | None = None,
     budget: Budget | None = None,
 ) -> Sampled:
-    """Read a video's sampled frames, an even number of them.
+    """Read a video's sampled frames, whole groups of them (see `sizing.group_of`).
 
     Args:
         source: path, `file://` URL, bytes or data URL of a video file; or an array uint8 [frames, height, width, 3],
-            RGB; or a list of images of one size. All frames of an array or a list are kept; if their number is odd, the
-                last is repeated. `fps` is their number per second.
+            RGB; or a list of images of one size. All frames of an array or a list are kept, and the last is repeated
+            until they fill the last group. `fps` is their number per second.
         base, budget: as for `read_image`.
     """
     budget = budget or Budget()
     with about(source):
         source = jpeg_sequence(source) or source
         if isinstance(source, np.ndarray):
-            video = _timed(_read_array(source, options, budget), len(source), options)
+            video = _timed(_read_array(source, options, budget), options)
         elif isinstance(source, (list, tuple)):
-            video = _timed(_read_list(source, options, base, budget), len(source), options)
+            video = _timed(_read_list(source, options, base, budget), options)
         else:
             video = read_clip(load(source, base), options, budget)
         count, height, width, _ = video.frames.shape
@@ -89,13 +89,13 @@ def _load(source: Any, base: Path | None) -> Image:
     return images.decode(data if isinstance(data, bytes) else data.read_bytes())
 
 
-def _timed(frames: Frames, count: int, options: Options) -> Sampled:
-    """`frames`, whose last may be a repetition, with their times if `fps` is given."""
+def _timed(frames: Frames, options: Options) -> Sampled:
+    """`frames` with their times if `fps` is given. A repeated frame has the next time, as in qwen-vl-utils."""
     if options.fps is None:
         return Sampled(frames)
-    if options.fps == 0 or math.isinf(count / options.fps):
+    if options.fps == 0 or math.isinf(len(frames) / options.fps):
         raise BadRequest(f"The fps of given frames must be above 0, not {options.fps:g}.")
-    return Sampled(frames, tuple(min(at, count - 1) / options.fps for at in range(len(frames))), options.fps)
+    return Sampled(frames, tuple(at / options.fps for at in range(len(frames))), options.fps)
 
 
 def _read_array(array: npt.NDArray[Any], options: Options, budget: Budget) -> Frames:
@@ -105,7 +105,7 @@ def _read_array(array: npt.NDArray[Any], options: Options, budget: Budget) -> Fr
         )
     count, height, width, _ = array.shape
     limits.check_size(height, width)
-    count += count % sizing.FRAME_FACTOR
+    count += -count % budget.group
     size = sizing.video_size(height, width, count, options, budget.card)
     budget.check(count, *size)
     frames = [resize(frame, *size) for frame in array]
@@ -115,7 +115,7 @@ def _read_array(array: npt.NDArray[Any], options: Options, budget: Budget) -> Fr
 def _read_list(sources: Sequence[ImageSource], options: Options, base: Path | None, budget: Budget) -> Frames:
     if not sources:
         raise BadMedia("A video needs at least one image.")
-    count = len(sources) + len(sources) % sizing.FRAME_FACTOR
+    count = len(sources) + -len(sources) % budget.group
     frames: list[Image] = []
     first = size = (0, 0)
     for source in sources:

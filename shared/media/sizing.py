@@ -4,6 +4,10 @@ The rules, constants and refusals are those of qwen-vl-utils 0.0.14 (`smart_resi
 `calculate_video_frame_range`, `fetch_image`, `fetch_video`), and `video_sample_num` is sophon-demo's. The sizes of
 patches and vision tokens are those of the model's `ModelCard`. Two things are ours: an option out of its own range (a
 negative time, a NaN) is refused where qwen-vl-utils would clamp it, and a card can lower the size defaults.
+
+The published models are used with qwen-vl-utils, whose sizes are final: the recipes of Qwen3-VL, LLM-TPU and
+sophon-demo pass `do_resize=False` to the processor. The least sizes in their processor files have no effect there, nor
+here.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from .options import Options as Options
 
 NO_OPTIONS = Options()
 FRAME_FACTOR = 2
-"""Frames that share one layer of patches."""
+"""Frames that share one layer of patches, if the model is unknown."""
 MAX_RATIO = 200
 IMAGE_MIN_TOKENS, IMAGE_MAX_TOKENS = 4, 16384
 VIDEO_MIN_TOKENS, VIDEO_MAX_TOKENS = 128, 768
@@ -47,6 +51,11 @@ def clip_size(text: str) -> tuple[int, int, int]:
 def factor_of(card: ModelCard | None) -> int:
     """Pixels along a side of a vision token; 28 if the model is unknown."""
     return card.patch_size * card.merge_size if card else 28
+
+
+def group_of(card: ModelCard | None) -> int:
+    """Frames that share one layer of patches; 2 if the model is unknown."""
+    return card.temporal_patch_size if card else FRAME_FACTOR
 
 
 def smart_resize(
@@ -86,8 +95,10 @@ def image_size(
     `limited`: whether the card's limits apply; else qwen-vl-utils' do.
     """
     factor = factor_of(card)
-    limits = (card.min_pixels, card.max_pixels) if card and limited else _image_limits(factor)
-    return _image_size(height, width, options, limits, factor)
+    low, high = _image_limits(factor)
+    if card and limited:
+        low, high = card.min_pixels if _has_own_sizes(card) else low, card.max_pixels
+    return _image_size(height, width, options, (low, high), factor)
 
 
 def list_size(height: int, width: int, options: Options, card: ModelCard | None = None) -> tuple[int, int]:
@@ -117,23 +128,23 @@ def video_size(
     """(height, width) that each of `frames` kept frames is resized to. Raises BadRequest or BadMedia.
 
     A frame gets at least 128 tokens and at most 768, and less where all frames together would pass `total_pixels`,
-    counted once for each pair.
-
-    The processor files of the published models state a least of `IMAGE_MIN_TOKENS`, which qwen-vl-utils does not
-    apply to videos. A card that states another least, or a most below 128 tokens, is of a model with sizes of its
-    own, such as sailq-tiny: its least holds.
+    counted once for each group of frames that share patches.
     """
     factor = factor_of(card)
     token = factor * factor
-    least = VIDEO_MIN_TOKENS * token
-    own = card is not None and (card.min_pixels != IMAGE_MIN_TOKENS * token or card.max_pixels < least)
-    low: float = card.min_pixels if card and own else least
+    low: float = card.min_pixels if card and _has_own_sizes(card) else VIDEO_MIN_TOKENS * token
     low = low if options.min_pixels is None else options.min_pixels
     total = MAX_TOKENS * token * 0.9 if options.total_pixels is None else options.total_pixels
-    limit = max(min(VIDEO_MAX_TOKENS * token, total / frames * FRAME_FACTOR), int(low * 1.05))
+    limit = max(min(VIDEO_MAX_TOKENS * token, total / frames * group_of(card)), int(low * 1.05))
     wanted = card.max_pixels if card else limit
     wanted = wanted if options.max_pixels is None else options.max_pixels
     return _size(height, width, options, low, min(wanted, limit), factor)
+
+
+def _has_own_sizes(card: ModelCard) -> bool:
+    """Whether the model is small and has sizes of its own, as sailq-tiny: its most is below qwen-vl-utils' least of a
+    video's frame. Its least holds, too."""
+    return card.max_pixels < VIDEO_MIN_TOKENS * factor_of(card) ** 2
 
 
 def _size(height: int, width: int, options: Options, low: float, high: float, factor: int) -> tuple[int, int]:
@@ -177,42 +188,46 @@ def _asked(options: Options) -> str:
     return f"from {options.video_start or 0:g} s to {options.video_end:g} s"
 
 
-def frame_count(options: Options, total: int, fps: float) -> int:
-    """How many of `total` frames to keep: even, from 2 to `total`. Raises BadRequest or BadMedia."""
+def frame_count(options: Options, total: int, fps: float, group: int = FRAME_FACTOR) -> int:
+    """How many of `total` frames to keep: a multiple of `group` (see `group_of`), from `group` to `total`. Raises
+    BadRequest or BadMedia."""
     if options.nframes is not None and options.fps is not None:
         raise BadRequest("nframes and fps cannot be combined.")
-    if total < FRAME_FACTOR:
-        raise BadMedia(f"A video needs at least {FRAME_FACTOR} frames; this one has {total}.")
+    if total < group:
+        raise BadMedia(f"A video needs at least {group} frames; this one has {total}.")
     if options.nframes is not None:
-        count = round(options.nframes / FRAME_FACTOR) * FRAME_FACTOR
+        count = round(options.nframes / group) * group
     else:
         low = MIN_FRAMES if options.min_frames is None else options.min_frames
         high = min(MAX_FRAMES, total) if options.max_frames is None else options.max_frames
         wanted = total / fps * (FPS if options.fps is None else options.fps)
-        wanted = max(wanted, math.ceil(low / FRAME_FACTOR) * FRAME_FACTOR)
-        wanted = min(wanted, math.floor(high / FRAME_FACTOR) * FRAME_FACTOR, total)
-        count = math.floor(wanted / FRAME_FACTOR) * FRAME_FACTOR
-    if not FRAME_FACTOR <= count <= total:
-        raise BadRequest(f"The options ask for {count} frames; the clip allows {FRAME_FACTOR} to {total}.")
+        wanted = max(wanted, math.ceil(low / group) * group)
+        wanted = min(wanted, math.floor(high / group) * group, total)
+        count = math.floor(wanted / group) * group
+    if not group <= count <= total:
+        raise BadRequest(f"The options ask for {count} frames; the clip allows {group} to {total}.")
     return count
 
 
-def frame_indices(options: Options, total: int, fps: float) -> list[int]:
-    """Frame numbers to keep, evenly spread over the range, ascending; an even number of them.
+def frame_indices(options: Options, total: int, fps: float, group: int = FRAME_FACTOR) -> list[int]:
+    """Frame numbers to keep, evenly spread over the range, ascending; whole groups (see `group_of`) of them.
 
-    `video_sample_num` n keeps the frames 0, n, 2n, ... of those (sophon-demo's stride). An odd number that is
-    left loses its last frame, because frames enter the model in pairs; a single one is taken twice.
+    `video_sample_num` n keeps the frames 0, n, 2n, ... of those (sophon-demo's stride). The frames that are left and
+    fill no group are dropped; if there is no whole group, the last of them is repeated.
     """
     first, last = frame_range(options, total, fps)
-    return _stride(options, spread(first, last, frame_count(options, last - first + 1, fps)))
+    return _stride(options, spread(first, last, frame_count(options, last - first + 1, fps, group)), group)
 
 
-def frame_slots(options: Options, ticks: Sequence[int], base: Fraction) -> tuple[list[int], float]:
+def frame_slots(
+    options: Options, ticks: Sequence[int], base: Fraction, group: int = FRAME_FACTOR
+) -> tuple[list[int], float]:
     """(numbers of the frames to keep, kept frames a second) for a clip without a constant rate.
 
     Args:
         ticks: when each frame is shown, ascending from 0; not all at once.
         base: seconds of a tick.
+        group: see `group_of`.
 
     Times are spread over the range as `frame_indices` spreads numbers, exactly; the frame for a time is the last one
     that is not shown after it. Raises BadRequest when the times leave nothing, or for more frames than there are.
@@ -226,25 +241,27 @@ def frame_slots(options: Options, ticks: Sequence[int], base: Fraction) -> tuple
         raise BadRequest(f"This clip has no frames {_asked(options)}: its last frame is shown at {float(last):.2f} s.")
     shown = bisect_right(ticks, end / base) - bisect_right(ticks, begin / base) + 1
     seconds = end - begin + mean
-    count = frame_count(options, max(shown, FRAME_FACTOR), float(max(shown, FRAME_FACTOR) / seconds))
-    at = [begin + (end - begin) * place / (count - 1) for place in range(count)]
-    kept = _stride(options, [bisect_right(ticks, second / base) - 1 for second in at])
+    shown = max(shown, group)
+    count = frame_count(options, shown, float(shown / seconds), group)
+    at = [begin + (end - begin) * place / max(count - 1, 1) for place in range(count)]
+    kept = _stride(options, [bisect_right(ticks, second / base) - 1 for second in at], group)
     return kept, float(len(kept) / seconds)
 
 
-def _stride(options: Options, kept: list[int]) -> list[int]:
+def _stride(options: Options, kept: list[int], group: int) -> list[int]:
     kept = kept[:: options.video_sample_num or 1]
-    if len(kept) == 1:
-        return kept * FRAME_FACTOR
-    return kept[: len(kept) // FRAME_FACTOR * FRAME_FACTOR]
+    kept += kept[-1:] * (group - len(kept))
+    return kept[: len(kept) // group * group]
 
 
 def spread(first: int, last: int, count: int) -> list[int]:
-    """`torch.linspace(first, last, count).round().long()`, `count` >= 2, to the last bit.
+    """`torch.linspace(first, last, count).round().long()` to the last bit.
 
     torch counts in float32 from both ends towards the middle and fuses the multiplication with the addition;
     float64 rounded once gives the same. Rounding is half to even.
     """
+    if count == 1:
+        return [first]
     step = np.float64((np.float32(last) - np.float32(first)) / np.float32(count - 1))
     place = np.arange(count)
     ends = np.float64(np.float32(first)), np.float64(np.float32(last))
@@ -258,18 +275,19 @@ class Budget:
     Attributes:
         card: the model that will read the media, or None.
         factor: pixels along a side of a vision token.
+        group: frames that share one layer of patches.
         tokens: vision tokens of the media spent so far.
         automatic: number of further images whose size depends on the remaining tokens (a `max_side` of 0 or -1).
     """
 
     def __init__(self, card: ModelCard | None = None) -> None:
         self.card = card
-        self.factor = factor_of(card)
+        self.factor, self.group = factor_of(card), group_of(card)
         self.tokens = 0
         self.automatic = 0
 
     def check(self, frames: int, height: int, width: int) -> int:
-        """The tokens of a medium of this size. An image counts as one pair of frames.
+        """The tokens of a medium of this size. An image counts as one group of frames.
 
         Raises TooLong above the model's patches or context or `MAX_TOKENS`, BadRequest above a job's limits, or for a
         size that the model does not take.
@@ -279,7 +297,7 @@ class Budget:
             raise BadRequest(f"{medium}: the limits are {MAX_FRAMES} frames and {MAX_SIDE} pixels per side.")
         if height % self.factor or width % self.factor:
             raise BadRequest(f"{medium}: the model takes multiples of {self.factor} pixels.")
-        tokens = math.ceil(frames / FRAME_FACTOR) * height * width // self.factor**2
+        tokens = math.ceil(frames / self.group) * height * width // self.factor**2
         if tokens > MAX_TOKENS:
             raise TooLong(f"{medium} need {tokens} tokens; the limit is {MAX_TOKENS}.")
         if self.card is None:

@@ -34,27 +34,29 @@ class Timeline:
     rate: Fraction | None
 
     def seconds(self, slot: int) -> float:
-        """When a frame is shown, counted from the clip's first."""
-        return round(float((self.ticks[slot] - self.ticks[0]) * self.base), 6)
+        """When a frame is shown, counted from the clip's first: at a constant rate as qwen-vl-utils counts, and not in
+        the container's ticks, which may be milliseconds."""
+        at = (self.ticks[slot] - self.ticks[0]) * self.base if self.rate is None else slot / self.rate
+        return round(float(at), 6)
 
     def without(self, lost: Container[int], stream: VideoStream) -> Timeline:
         """The timeline of the frames whose packets are not among `lost`."""
         kept = [slot for slot, number in enumerate(self.numbers) if number not in lost]
         return _timeline([self.numbers[slot] for slot in kept], [self.ticks[slot] for slot in kept], stream)
 
-    def choose(self, options: Options) -> tuple[list[int], float | None]:
+    def choose(self, options: Options, group: int) -> tuple[list[int], float | None]:
         """(slots of the frames to keep, kept frames a second). Raises BadRequest for what the clip cannot meet.
 
         At a constant rate these are the frames that qwen-vl-utils keeps. At any other, times are spread evenly as it
         spreads frame numbers, and the frame for a time is the last one with a timestamp not after it. The only frame of
-        a clip is kept twice, without a rate.
+        a clip is repeated, without a rate. `group`: see `sizing.group_of`.
         """
         total = len(self.ticks)
         if total == 1:
-            return [0] * sizing.frame_count(options, sizing.FRAME_FACTOR, 1.0), None
+            return [0] * sizing.frame_count(options, group, 1.0, group), None
         if self.rate is None:
-            return sizing.frame_slots(options, [tick - self.ticks[0] for tick in self.ticks], self.base)
-        slots = sizing.frame_indices(options, total, float(self.rate))
+            return sizing.frame_slots(options, [tick - self.ticks[0] for tick in self.ticks], self.base, group)
+        slots = sizing.frame_indices(options, total, float(self.rate), group)
         first, last = sizing.frame_range(options, total, float(self.rate))
         return slots, len(slots) / (last - first + 1) * float(self.rate)
 

@@ -59,19 +59,25 @@ def _reader(clip: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
     start, end, count = qwen.calculate_video_frame_range(clip, total, fps)
     kept = qwen.smart_nframes(clip, total_frames=count, video_fps=fps)
     indices = torch.linspace(start, end, kept).round().long().tolist()[:: clip.get("video_sample_num", 1)]
-    frames = max(2, len(indices) // 2 * 2)  # our rule for the frames that a stride leaves
-    indices = (indices * 2)[:frames] if len(indices) == 1 else indices[:frames]
-    return torch.empty((len(indices), 3, height, width), device="meta"), {"frames_indices": indices}, fps
+    if "video_sample_num" in clip:  # our rule for the frames that a stride leaves
+        indices = indices * 2 if len(indices) == 1 else indices[: len(indices) // 2 * 2]
+    sample_fps = len(indices) / max(count, 1e-6) * fps
+    about = {"fps": fps, "frames_indices": indices}
+    return torch.empty((len(indices), 3, height, width), device="meta"), about, sample_fps
 
 
 qwen.VIDEO_READER_BACKENDS["torchvision"] = _reader
 
+CARDS = {
+    "qwen2.5-vl": ModelCard(name="a", context=qwen.MODEL_SEQ_LEN, min_pixels=3136, max_pixels=12845056, patch_size=14),
+    "qwen3-vl": ModelCard(name="b", context=qwen.MODEL_SEQ_LEN, min_pixels=65536, max_pixels=16777216, patch_size=16),
+}
+"""Models with the limits of the published preprocessor_config.json, whose context limits nothing: LLM-TPU's copies,
+models/Qwen2_5_VL/config and models/Qwen3_VL/config. Qwen2-VL's file has the limits of the first."""
 
-def card(patch: int) -> ModelCard:
-    """A model of this patch size, with qwen-vl-utils' own limits of an image, whose context limits nothing."""
-    token = (2 * patch) ** 2
-    least, most = qwen.IMAGE_MIN_TOKEN_NUM * token, qwen.IMAGE_MAX_TOKEN_NUM * token
-    return ModelCard(name="oracle", context=qwen.MODEL_SEQ_LEN, min_pixels=least, max_pixels=most, patch_size=patch)
+
+def patch_of(card: ModelCard | None) -> int:
+    return card.patch_size if card else 14
 
 
 def clip_plan(
@@ -85,6 +91,20 @@ def clip_plan(
     except REFUSALS:
         return None
     return about["frames_indices"], tuple(video.shape[2:])
+
+
+def times(about: dict[str, Any]) -> list[float]:
+    """When each frame is shown, in seconds, as Qwen3-VL's processor counts it from the metadata of a clip or a list."""
+    return [index / about["fps"] for index in about["frames_indices"]]
+
+
+def clip_times(total: int, fps: float, options: dict[str, Any]) -> tuple[list[float], float]:
+    """(when each frame is shown, frames a second) of a clip, which Qwen3-VL's and Qwen2.5-VL's processors get."""
+    (_, about), sample_fps = qwen.fetch_video(
+        {"video": "clip", "clip": (total, fps, 280, 420), **options}, return_video_metadata=True,
+        return_video_sample_fps=True,
+    )
+    return times(about), sample_fps
 
 
 def list_size(images: list[Any], options: dict[str, Any], patch: int = 14) -> tuple[int, ...] | None:

@@ -67,7 +67,8 @@ def test_frames_are_those_of_a_sequential_decode(tmp_path: Path) -> None:
             assert np.array_equal(frames, np.stack(expected)), (path.name, given)
 
 
-def test_clips_get_the_frames_and_sizes_of_qwen_vl_utils(tmp_path: Path) -> None:
+@pytest.mark.parametrize("card", [None, *oracle.CARDS.values()], ids=["unknown", *oracle.CARDS])
+def test_clips_get_the_frames_sizes_and_times_of_qwen_vl_utils(card: ModelCard | None, tmp_path: Path) -> None:
     rng, read = random.Random(1), 0
     for turn in range(20):
         count, height, width = rng.randrange(2, 40), 2 * rng.randrange(8, 90), 2 * rng.randrange(8, 90)
@@ -76,19 +77,37 @@ def test_clips_get_the_frames_and_sizes_of_qwen_vl_utils(tmp_path: Path) -> None
             given: dict[str, Any] = {"nframes": rng.randrange(1, 20)} if rng.random() < 0.5 else {"fps": 8}
             if rng.random() < 0.5:
                 given |= {"min_pixels": rng.randrange(30_000), "max_pixels": rng.randrange(1, 60_000)}
-            expected = oracle.clip_plan(count, FPS, height, width, given)
+            if rng.random() < 0.5:
+                given |= {"video_start": rng.uniform(0, 1), "video_end": rng.uniform(0.5, 3)}
+            expected = oracle.clip_plan(count, FPS, height, width, given, oracle.patch_of(card))
             try:
-                shape = frames_of(str(path), Options(**given)).shape
+                video = read_video(str(path), Options(**given), budget=Budget(card))
             except SailqError:
                 assert expected is None, given
-            else:
-                assert expected is not None and shape == (len(expected[0]), *expected[1], 3), given
-                read += 1
+                continue
+            assert expected is not None and video.frames.shape == (len(expected[0]), *expected[1], 3), given
+            times, fps = oracle.clip_times(count, FPS, given)
+            assert video.times == pytest.approx(times, abs=1e-6) and video.fps == pytest.approx(fps, abs=1e-6)
+            read += 1
     assert 20 < read < 95
 
 
-@pytest.mark.parametrize(("patch", "card"), [(14, None), (16, oracle.card(16))])
-def test_lists_of_images_get_the_sizes_of_qwen_vl_utils(patch: int, card: ModelCard | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fps", [2.0, 5.0])
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_lists_of_images_have_the_times_of_qwen_vl_utils(count: int, fps: float, tmp_path: Path) -> None:
+    """qwen-vl-utils names the rate sample_fps. An odd list's last image is repeated, at a time of its own."""
+    paths = [write_image(tmp_path / f"{number}.png", coded(number)) for number in range(count)]
+    (_, about), theirs = oracle.qwen.fetch_video(
+        {"video": paths, "sample_fps": fps}, return_video_metadata=True, return_video_sample_fps=True
+    )
+    ours = read_video(paths, Options(fps=fps))
+    assert ours.times == pytest.approx(oracle.times(about), abs=1e-6) and ours.fps == theirs == fps
+    untimed = read_video(paths)
+    assert (untimed.times, untimed.fps) == ((), None)
+
+
+@pytest.mark.parametrize("card", [None, *oracle.CARDS.values()], ids=["unknown", *oracle.CARDS])
+def test_lists_of_images_get_the_sizes_of_qwen_vl_utils(card: ModelCard | None, tmp_path: Path) -> None:
     rng, read = random.Random(2), 0
     for turn in range(60):
         height, width = rng.randrange(8, 300), rng.randrange(8, 300)
@@ -100,7 +119,7 @@ def test_lists_of_images_get_the_sizes_of_qwen_vl_utils(patch: int, card: ModelC
             given = {"min_pixels": rng.randrange(30_000), "max_pixels": rng.randrange(1, 90_000), "fps": 1.0}
         elif rng.random() < 0.4:
             given = {"resized_height": rng.randrange(1, 300), "resized_width": rng.randrange(1, 300)}
-        expected = oracle.list_size([Image.open(path) for path in paths], given, patch)
+        expected = oracle.list_size([Image.open(path) for path in paths], given, oracle.patch_of(card))
         try:
             ours = read_video(paths, Options(**given), budget=Budget(card)).frames.shape[:3]
         except SailqError:

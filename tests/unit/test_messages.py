@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ import pytest
 import qwen_oracle as oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from media_files import HEIGHT, SAME_SIZE, WIDTH, coded, number_of, write_clip, write_image
+from media_files import FPS, FRAMES, HEIGHT, SAME_SIZE, WIDTH, coded, number_of, write_clip, write_image
 from PIL import Image
 
+from sailq.producer.openai_api.messages import plain_messages
+from sailq.producer.vision_inputs import to_parts
 from sailq.shared.codec import decode, encode
 from sailq.shared.errors import BadMedia, BadRequest, SailqError, TooLong, Unsupported
 from sailq.shared.frames import decode_frames
@@ -26,6 +29,7 @@ from sailq.shared.jobs import FramesPart, Job, ModelCard, TextPart
 from sailq.shared.media import sources
 from sailq.shared.media.messages import Prepared, prepare
 from sailq.shared.media.parts import read_part
+from sailq.worker.queue.front_door import read_messages
 
 CARD = ModelCard(name="tiny", context=64, max_patches=200, min_pixels=784, max_pixels=16 * 784)
 
@@ -87,6 +91,61 @@ def test_the_records_travel_and_hold_no_path(folder: Path) -> None:
     data = encode(job)
     assert decode(Job, data) == job
     assert b"png" not in data and str(folder).encode() not in data
+
+
+def write_gif(path: Path) -> Path:
+    """As many frames as the clip has. A GIF counts in 1/100 s, so that 25 a second is exact."""
+    frames = [Image.fromarray(coded(number)[:, :, ::-1]) for number in range(FRAMES)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 // FPS, loop=0)
+    return path
+
+
+def gateways(part: dict[str, Any]) -> Any:
+    """A part as the gateway passes it to `prepare`."""
+    return plain_messages(user(part), local_files=False)[0]["content"][0]
+
+
+WAYS: dict[str, Callable[[Path, dict[str, Any]], Any]] = {
+    "path": lambda path, given: video(str(path), **given),
+    "Path": lambda path, given: video(path, **given),
+    "file URL": lambda path, given: video(f"file://{path}", **given),
+    "bytes": lambda path, given: video(path.read_bytes(), **given),
+    "GIF": lambda path, given: video(write_gif(path.with_suffix(".gif")), **given),
+    "gateway": lambda path, given: gateways(
+        {"type": "video_url", "video_url": {"url": data_url(path, "video/mp4")}, **given}
+    ),
+    "sophon-demo, newer": lambda path, given: to_parts(
+        json.dumps([{"type": "video_url", "video_url": {"url": str(path)}, **given}])
+    )[0],
+    "sophon-demo, older": lambda path, given: to_parts(
+        json.dumps({"video": [{"path": str(path), "preprocess_config": given}], "image": []})
+    )[0],
+}
+
+
+@pytest.mark.parametrize("given", [
+    {"nframes": 6}, {"fps": 3.0}, {"fps": 2.0, "video_start": 0.5, "video_end": 1.9},
+    {"video_sample_num": 2, "nframes": 8},
+], ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_gives_a_clip_the_times_and_the_rate_of_qwen_vl_utils(
+    folder: Path, way: str, given: dict[str, Any]
+) -> None:
+    """Times are seconds of the whole clip, whatever part of it is taken."""
+    part = prepare(user(WAYS[way](folder / "clip.mp4", given)), base=folder).messages[0].content[0]
+    times, fps = oracle.clip_times(FRAMES, FPS, given)
+    assert isinstance(part, FramesPart) and part.times == pytest.approx(times, abs=1e-6)
+    assert part.fps == pytest.approx(fps, abs=1e-6)
+
+
+def test_a_worker_that_reads_a_clip_itself_gives_it_the_same_times(folder: Path) -> None:
+    """A job of RQ's own `enqueue` has its clip as a data URL, or as a part that `Client.upload` has returned."""
+    sent = user(video(data_url(folder / "clip.mp4", "video/mp4"), nframes=6))
+    part = read_messages(sent, CARD).messages[0].content[0]
+    times, fps = oracle.clip_times(FRAMES, FPS, {"nframes": 6})
+    assert isinstance(part, FramesPart) and part.times == pytest.approx(times, abs=1e-6)
+    assert part.fps == pytest.approx(fps, abs=1e-6)
+    assert read_messages(user(part.model_dump()), CARD).messages[0].content[0] == part
 
 
 def test_one_blob_for_one_content(folder: Path) -> None:
@@ -346,7 +405,7 @@ def test_an_array_of_frames_keeps_all_of_them_and_their_times() -> None:
     prepared = prepare(user(video(frames, fps=4, **SAME_SIZE)))
     part = prepared.messages[0].content[0]
     assert isinstance(part, FramesPart)
-    assert (part.type, part.times, part.fps) == ("video", (0.0, 0.25, 0.5, 0.5), 4.0)
+    assert (part.type, part.times, part.fps) == ("video", (0.0, 0.25, 0.5, 0.75), 4.0)
     assert frames_of(prepared) == [3, 9, 200, 200]
     untimed = prepare(user(video(frames, **SAME_SIZE))).messages[0].content[0]
     assert isinstance(untimed, FramesPart) and (untimed.times, untimed.fps) == ((), None)

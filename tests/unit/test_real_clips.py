@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import qwen_oracle as oracle
 from numbered import GOP, KINDS, TICK, TURNS, Pixels, Variant, number_shown, shows, write, write_at
 from PIL import Image
 
@@ -60,6 +61,30 @@ def spoiled(packet: av.Packet, data: bytes) -> av.Packet:
     other.pts, other.dts, other.time_base, other.duration = packet.pts, packet.dts, packet.time_base, packet.duration
     other.is_keyframe = packet.is_keyframe
     return other
+
+
+@pytest.mark.parametrize("kind", KIND)
+def test_times_and_rates_are_those_of_qwen_vl_utils(tmp_path: Path, kind: str) -> None:
+    path = clip(tmp_path / f"clip.{KIND[kind].suffix}", kind)
+    for given in ({"nframes": 8}, {"fps": 4.0}, {"fps": 10.0, "video_start": 0.7, "video_end": 1.9}):
+        video = read_video(path, Options(**given, **SIZE))
+        times, fps = oracle.clip_times(60, 25, given)
+        assert video.times == pytest.approx(times, abs=1e-6) and video.fps == pytest.approx(fps, abs=1e-6), given
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "avi"])
+def test_times_are_exact_where_a_container_counts_in_milliseconds(tmp_path: Path, suffix: str) -> None:
+    path, rate = tmp_path / f"clip.{suffix}", Fraction(30000, 1001)
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=rate, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for number in range(90):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(shows(number), format="rgb24")))
+        output.mux(stream.encode())
+    for given in ({"nframes": 8}, {"fps": 4.0}, {"nframes": 6, "video_start": 0.7, "video_end": 1.9}):
+        video = read_video(path, Options(**given, **SIZE))
+        times, fps = oracle.clip_times(90, float(rate), given)
+        assert video.times == pytest.approx(times, abs=1e-6) and video.fps == pytest.approx(fps, abs=1e-6), given
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [("mp4", "mp4 h264"), ("ts", "ts h264"), ("ts", "ts hevc"),

@@ -19,8 +19,8 @@ from sailq.worker.engine.model import ModelSpec
 from sailq.worker.model_files.model_paths import resolve
 
 CARD = ModelCard(name="tiny", context=512, max_patches=1024, min_pixels=4 * 784, max_pixels=64 * 784)
-CARDS = {14: None, 16: oracle.card(16)}
-"""By the size of a patch: a card with qwen-vl-utils' own limits, or none."""
+CARDS = {"unknown": None, **oracle.CARDS}
+"""Published models, and none."""
 
 
 def attempt(function: Callable[..., Any], *given: Any, **named: Any) -> Any:
@@ -61,11 +61,11 @@ def size_options(rng: random.Random) -> dict[str, Any]:
 
 
 def our_plan(
-    total: int, fps: float, height: int, width: int, given: dict[str, Any], patch: int
+    total: int, fps: float, height: int, width: int, given: dict[str, Any], card: ModelCard | None
 ) -> tuple[Any, ...]:
     options = Options(**given)
-    indices = sizing.frame_indices(options, total, fps)
-    return indices, sizing.video_size(height, width, len(indices), options, CARDS[patch])
+    indices = sizing.frame_indices(options, total, fps, sizing.group_of(card))
+    return indices, sizing.video_size(height, width, len(indices), options, card)
 
 
 def test_smart_resize_equals_qwen_vl_utils() -> None:
@@ -91,10 +91,10 @@ def test_frames_and_sizes_of_clips_equal_qwen_vl_utils() -> None:
         total = rng.choice([1, 2, 3, 5, rng.randrange(1, 100), rng.randrange(1, 100_000)])
         fps = rng.choice([1.0, 7.5, 12, 25, 30, 30000 / 1001, 59.94, rng.uniform(0.5, 120)])
         height, width = rng.choice([(240, 320), (1080, 1920), (rng.randrange(1, 3000), rng.randrange(1, 99))])
-        given, patch = time_options(rng, total, fps) | size_options(rng), rng.choice([*CARDS])
-        expected = oracle.clip_plan(total, fps, height, width, given, patch)
-        ours = attempt(our_plan, total, fps, height, width, given, patch)
-        assert ours == expected, (total, fps, height, width, given, patch)
+        given, model = time_options(rng, total, fps) | size_options(rng), rng.choice([*CARDS])
+        expected = oracle.clip_plan(total, fps, height, width, given, oracle.patch_of(CARDS[model]))
+        ours = attempt(our_plan, total, fps, height, width, given, CARDS[model])
+        assert ours == expected, (total, fps, height, width, given, model)
         refused += ours is None
     print(f"\nfigure: frame numbers and sizes against qwen-vl-utils: 2000 clips equal, {refused} of them refusals")
     assert 300 < refused < 1700
@@ -126,16 +126,33 @@ def test_spread_is_torch_linspace_to_the_last_bit() -> None:
         assert sizing.spread(first, last, count) == torch.linspace(first, last, count).round().long().tolist()
 
 
-@pytest.mark.parametrize("patch", CARDS)
-def test_sizes_of_images_equal_qwen_vl_utils(patch: int) -> None:
+@pytest.mark.parametrize("group", [1, 3, 4])
+def test_a_model_with_other_groups_of_frames_gets_whole_ones(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No such model is published; the arithmetic is qwen-vl-utils' with another constant."""
+    monkeypatch.setattr(oracle.qwen, "FRAME_FACTOR", group)
+    rng, refused = random.Random(5), 0
+    for _ in range(1000):
+        total, fps = rng.choice([rng.randrange(1, 50), rng.randrange(1, 9000)]), rng.choice([5.0, 24, 29.97])
+        given = time_options(rng, total, fps) | size_options(rng)
+        given.pop("video_sample_num", None)
+        card = oracle.CARDS["qwen3-vl"].model_copy(update={"temporal_patch_size": group})
+        ours = attempt(our_plan, total, fps, 240, 320, given, card)
+        assert ours == oracle.clip_plan(total, fps, 240, 320, given, card.patch_size), (total, fps, given)
+        refused += ours is None
+    assert 100 < refused < 900
+    assert Budget(card).check(group + 1, 64, 96) == 12
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_sizes_of_images_equal_qwen_vl_utils(card: ModelCard | None) -> None:
     rng, refused = random.Random(4), 0
     for _ in range(150):
         height, width = (rng.choice([rng.randrange(1, 60), rng.randrange(1, 1200)]) for _ in range(2))
         given = size_options(rng)
         if given.get("resized_height", 0) + given.get("resized_width", 0) > 10_000:
             continue  # PIL would allocate it
-        expected = oracle.image_size(Image.new("RGB", (width, height)), given, patch)
-        ours = attempt(sizing.image_size, height, width, Options(**given), CARDS[patch])
+        expected = oracle.image_size(Image.new("RGB", (width, height)), given, oracle.patch_of(card))
+        ours = attempt(sizing.image_size, height, width, Options(**given), card)
         assert ours == expected, (height, width, given)
         refused += ours is None
     assert 10 < refused < 140
@@ -174,20 +191,25 @@ def test_a_card_gives_the_limits_that_a_message_leaves_open() -> None:
     assert sizing.video_size(2000, 2000, 4, Options(), generous) == without
 
 
-RELEASE = CARD.model_copy(update={"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 16384})
-"""As the processor files of Qwen2-VL's releases have it."""
-
-
-@pytest.mark.parametrize("card", [None, RELEASE])
-@pytest.mark.parametrize(("clip", "expected"), [
-    ((252, 336), (280, 392)), ((10, 10), (336, 336)), ((280, 392), (280, 392)), ((2160, 3840), (560, 1008)),
+@pytest.mark.parametrize("model", CARDS)
+@pytest.mark.parametrize(("clip", "of_14", "of_16"), [
+    ((252, 336), (280, 392), (320, 448)), ((10, 10), (336, 336), (384, 384)), ((320, 448), (308, 448), (320, 448)),
+    ((2160, 3840), (560, 1008), (640, 1152)),
 ])
 def test_a_videos_frame_has_at_least_128_tokens_by_default(
-    card: ModelCard | None, clip: tuple[int, int], expected: tuple[int, int]
+    model: str, clip: tuple[int, int], of_14: tuple[int, int], of_16: tuple[int, int]
 ) -> None:
-    given: dict[str, Any] = {"nframes": 4}
-    assert sizing.video_size(*clip, 4, Options(**given), card) == expected
-    assert oracle.clip_plan(100, 25.0, *clip, given)[1] == expected
+    given, patch = {"nframes": 4}, oracle.patch_of(CARDS[model])
+    expected = {14: of_14, 16: of_16}[patch]
+    assert sizing.video_size(*clip, 4, Options(**given), CARDS[model]) == expected
+    plan = oracle.clip_plan(100, 25.0, *clip, given, patch)
+    assert plan is not None and plan[1] == expected
+
+
+def test_the_least_in_a_published_processor_file_has_no_effect() -> None:
+    """The recipes pass do_resize=False: 256 × 256 would be Qwen3-VL's processor's size of this image."""
+    assert sizing.image_size(100, 100, Options(), oracle.CARDS["qwen3-vl"]) == (96, 96)
+    assert oracle.image_size(Image.new("RGB", (100, 100)), {}, 16) == (96, 96)
 
 
 def test_a_model_whose_files_state_sizes_of_their_own_has_them_for_videos_too() -> None:
@@ -196,7 +218,7 @@ def test_a_model_whose_files_state_sizes_of_their_own_has_them_for_videos_too() 
     assert sizing.video_size(252, 336, 4, Options(), tiny) == (84, 112)
     assert sizing.video_size(10, 10, 4, Options(), tiny) == (84, 84)
     assert sizing.video_size(252, 336, 4, Options(), CARD) == (168, 252)  # its maximum is less than 128 tokens
-    assert sizing.video_size(252, 336, 4, Options(min_pixels=784), RELEASE) == (252, 336)
+    assert sizing.video_size(252, 336, 4, Options(min_pixels=784), oracle.CARDS["qwen2.5-vl"]) == (252, 336)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +271,7 @@ def test_a_budget_refuses_what_the_model_cannot_hold(
 
 
 def test_a_budget_counts_the_models_own_tokens() -> None:
-    budget = Budget(oracle.card(16))
+    budget = Budget(oracle.CARDS["qwen3-vl"])
     assert budget.check(2, 64, 96) == 6
     with pytest.raises(BadRequest, match="multiples of 32"):
         budget.check(2, 56, 84)
