@@ -12,7 +12,8 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 name='' out=models list=
-hub_files='config.json generation_config.json preprocessor_config.json tokenizer.json tokenizer_config.json'
+# Qwen2.5-VL's tokenizer_config.json has another chat template, for texts alone.
+hub_files='chat_template.json config.json generation_config.json preprocessor_config.json tokenizer.json tokenizer_config.json'
 
 stop() { echo "download.sh: $*" >&2; exit 1; }
 

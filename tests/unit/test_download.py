@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -21,7 +22,7 @@ from sailq.worker.model_files.published import PUBLISHED
 TREE = Path(__file__).parents[2]
 SCRIPT = TREE / "deploy/models/download.sh"
 BMODEL = (TREE / "tests/data/nets.bmodel").read_bytes()
-SEVEN, TWO = PUBLISHED
+SEVEN, TWO = PUBLISHED[:2]
 FILE = SEVEN.bmodel.rsplit("/")[-1]
 
 FAKE_DFSS = """
@@ -217,7 +218,7 @@ def test_a_model_without_configs_says_what_to_add(environment: dict[str, str], t
     done = download(environment, tmp_path, TWO.name)
 
     assert done.returncode == 0, done.stderr
-    assert f"hf download {TWO.hub} config.json" in done.stdout
+    assert f"hf download {TWO.hub} chat_template.json config.json" in done.stdout
     assert [path.suffix for path in (tmp_path / TWO.name).iterdir()] == [".bmodel"]
 
 
@@ -297,6 +298,23 @@ def test_the_list_names_all_and_what_must_be_added(environment: dict[str, str], 
 
     assert done.returncode == 0 and done.stderr == ""
     said = {line.split(":")[0]: line for line in done.stdout.splitlines() if not line.startswith(" ")}
-    assert list(said) == [SEVEN.name, TWO.name] and TWO.hub in done.stdout
+    assert list(said) == [model.name for model in PUBLISHED]
+    assert all(model.hub in done.stdout for model in PUBLISHED if not model.configs)
     assert all(fact in said[SEVEN.name] for fact in ("int4", "1536", "7 GB"))
     assert all(fact in said[TWO.name] for fact in ("w4bf16", "2048"))
+
+
+def test_the_names_and_facts_are_those_of_the_files() -> None:
+    """A published file's name states its model, quantisation, context, chip, slots, and whether it is dynamic."""
+    assert len({model.name for model in PUBLISHED}) == len({model.bmodel for model in PUBLISHED}) == len(PUBLISHED)
+    for model in PUBLISHED:
+        stated = re.fullmatch(
+            r"(?P<family>qwen[\d.]+-vl-\d+b)(-instruct)?\S*?_(?P<quantisation>int4|w4bf16)_seq(?P<context>\d+)(_bm1684x)?"
+            r"_1dev(_(?P<slots>\d)b)?(_(?P<dynamic>dyn|dynamic)|_static)?(_\d+)*.bmodel", model.bmodel.rsplit("/")[-1],
+        )
+        assert stated is not None, model.bmodel
+        assert model.name.startswith(stated["family"]) and stated["family"] in model.hub.lower()
+        facts = {stated["quantisation"], f"context {stated['context']}"}
+        facts |= {f"{stated['slots']} slots"} if stated["slots"] else set()
+        facts |= {"dynamic"} if stated["dynamic"] else set()
+        assert {part.split(" of ")[0] for part in model.about.split(", ")} == facts

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
+from transformers.processing_utils import ProcessorMixin
 
 from sailq.shared.errors import Unsupported
 from sailq.worker.engine.tokenizer import Tokenizer
@@ -118,6 +119,30 @@ def test_any_characters_have_the_tokens_that_transformers_gives(pair: tuple[Toke
 def test_the_control_tokens_are_those_of_transformers(pair: tuple[Tokenizer, Any]) -> None:
     ours, theirs = pair
     assert set(ours.control) == set(theirs.all_special_tokens) and len(set(ours.control)) == len(ours.control)
+
+
+@pytest.mark.parametrize("files", [
+    ("tokenizer_config.json",), ("tokenizer_config.json", "chat_template.jinja"),
+    ("tokenizer_config.json", "chat_template.jinja", "chat_template.json"),
+], ids=lambda files: str(files[-1]))
+def test_the_processors_template_goes_before_the_tokenizers(tmp_path: Path, files: tuple[str, ...]) -> None:
+    """Qwen2.5-VL's tokenizer_config.json has a template for texts alone, and chat_template.json the one for media."""
+
+    def change(directory: Path) -> None:
+        config = json.loads((directory / "tokenizer_config.json").read_text())
+        (directory / "chat_template.jinja").unlink()
+        (directory / "preprocessor_config.json").write_text("{}")
+        for name in files:
+            template = f"from {name}"
+            kept = {**(config if "tokenizer" in name else {}), "chat_template": template}
+            (directory / name).write_text(template if name.endswith(".jinja") else json.dumps(kept))
+
+    directory = copy(tmp_path, change)
+    of_processor = ProcessorMixin.get_processor_dict(str(directory))[0].get("chat_template")
+    of_tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True).chat_template
+    if files[-1] != "chat_template.json":  # its tokenizers do not read this file
+        assert of_processor in (None, of_tokenizer)
+    assert Tokenizer(directory).render([]) == (of_processor or of_tokenizer) == f"from {files[-1]}"
 
 
 def test_a_template_may_refuse(tmp_path: Path) -> None:

@@ -126,11 +126,14 @@ def _template(directory: Path, config: Mapping[str, Any]) -> Template:
         raise jinja2.TemplateError(message)
 
     source: Any
-    try:
-        source = (directory / "chat_template.jinja").read_text("utf-8")
-    except FileNotFoundError:
-        source = config.get("chat_template")
-    except (OSError, ValueError) as error:
+    try:  # in the order of transformers' processors
+        if (older := directory / "chat_template.json").is_file():
+            source = json.loads(older.read_text("utf-8"))["chat_template"]
+        elif (newer := directory / "chat_template.jinja").is_file():
+            source = newer.read_text("utf-8")
+        else:
+            source = config.get("chat_template")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise Unsupported(f"The chat template in {directory} cannot be read: {error}.") from None
     if isinstance(source, list):  # a list of templates, each with a name
         source = next((one.get("template") for one in source if one.get("name") == "default"), None)
