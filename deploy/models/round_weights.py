@@ -1,4 +1,4 @@
-"""Round a Qwen2-VL checkpoint's weights as TPU-MLIR does, to see on a CPU what a quantisation costs before compiling.
+"""Round a checkpoint's weights as TPU-MLIR does, to see on a CPU what a quantisation costs before compiling.
 
     python -m deploy.models.round_weights --model_path DIR --out DIR2 --quantize w4f16
     python -m deploy.models.export_onnx --dynamic --model_path DIR2 --out DIR2/onnx
@@ -32,7 +32,8 @@ _MATRIX = re.compile(
     r"model\.(language_model\.)?layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj\.weight"
 )
 _VISION_MATRIX = re.compile(
-    r"(model\.)?visual\.(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])|merger\.mlp\.[02])\.weight"
+    r"(model\.)?visual\.(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.((linear_)?fc[12]|(gate|up|down)_proj))|merger\.mlp\.[02]"
+    r"|(merger|deepstack_merger_list\.\d+)\.linear_fc[12])\.weight"
 )
 VISION_GROUP = 64
 """Weights that share a scale in the ViT. The compiler leaves matrices whose rows do not divide into such groups in half
@@ -141,7 +142,7 @@ def round_checkpoint(directory: Path, out: Path, plan: Plan) -> None:
     """Write the copy of `directory`, rounded, as the new directory `out`: settings, tokenizer and safetensors files.
 
     Raises:
-        ExportError: `directory` has no Qwen2-VL checkpoint, its matrices cannot be split into such groups, or `out`
+        ExportError: `directory` has no checkpoint, its matrices cannot be split into such groups, or `out`
             exists.
     """
     if plan.layers and plan.layers.group < 1:
@@ -225,7 +226,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.models.round_weights",
-        description="Copy a Qwen2-VL checkpoint with its weights rounded as TPU-MLIR rounds them.",
+        description="Copy a checkpoint with its weights rounded as TPU-MLIR rounds them.",
         epilog="A CPU worker runs DIR2 after: "
                "python -m deploy.models.export_onnx --dynamic --model_path DIR2 --out DIR2/onnx",
     )

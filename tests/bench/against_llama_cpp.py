@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def _compare(folder: Path) -> int:
-    from tests.bench.two_billion import CONFIG
+    from tests.bench.real_sizes import CONFIG
 
     ours, theirs = folder / "random-2b", folder / "random-2b.gguf"
     if not theirs.exists():
@@ -79,7 +79,7 @@ def _compare(folder: Path) -> int:
 
 
 def _make(ours: Path, theirs: Path, config: dict[str, Any]) -> None:
-    from tests.bench.two_billion import export, write
+    from tests.bench.real_sizes import export, write
 
     free = shutil.disk_usage(ours.parent).free / 1e9
     if free < _GB:

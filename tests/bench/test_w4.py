@@ -30,7 +30,7 @@ LEAST = {"one answer, decoding": 3.0, "8 answers, decoding": 2.0, "8 captions, w
 @pytest.fixture(scope="module")
 def models() -> Iterator[dict[str, Path]]:
     """Directories of one checkpoint, with float32 and with 4-bit nets."""
-    from tests.bench.two_billion import export, write
+    from tests.bench.real_sizes import export, write
 
     folder = Path(tempfile.mkdtemp(prefix="sailq-2b-"))
     try:

@@ -13,9 +13,12 @@ import pytest
 import torch
 from exporting import CONFIG, SMALL, hub_name, run, tensors, write
 from safetensors import safe_open
+from torch import nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from deploy.models import round_weights
+from deploy.models import random_checkpoint, round_weights
+from deploy.models.checkpoint import Checkpoint
+from deploy.models.families.registry import FAMILIES
 
 W4, W4_BF16, W8 = (round_weights.SCHEMES[name] for name in ("w4f16", "w4bf16", "w8f16"))
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
@@ -141,6 +144,19 @@ def test_the_vits_matrices_are_rounded_in_groups_where_their_rows_divide_into_th
         expected = round_weights.rounded(before[name][1].float().numpy(), W8, 64)
         assert torch.equal(after[name][1].float(), torch.from_numpy(expected))
         assert after[name][1].dtype == torch.float16
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_matrices_of_every_family_are_its_linear_layers(family: str, tmp_path: Path) -> None:
+    """But for lm_head."""
+    random_checkpoint.write(tmp_path / "model", family, tied=False)
+    model = Checkpoint(tmp_path / "model").model.model
+    linear = {f"model.{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    plan = round_weights.Plan(round_weights.Rounding(W4, 1), round_weights.Rounding(W8, 1))
+    shapes = {f"model.{name}": parameter.shape for name, parameter in model.named_parameters()}
+    rounded = {name: plan.of(name, shape) for name, shape in shapes.items()}
+    assert {name for name, found in rounded.items() if found} == linear.keys()
+    assert {found.scheme for name, found in rounded.items() if found and ".visual." in name} == {W8}
 
 
 def test_a_files_metadata_stay(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:

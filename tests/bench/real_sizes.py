@@ -1,4 +1,4 @@
-"""A Qwen2-VL-2B with random weights, written without holding it in memory."""
+"""Models of real sizes with random weights, written without holding them in memory."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from sailq.worker.model_files.model_paths import resolve
 from tests.bench.tpu_nets import CONFIGS, hub_name, random_weights
 
 ROOT = Path(__file__).parents[2]
 
-CONFIG = CONFIGS["qwen2-vl-2b"]
+MODEL = "qwen2-vl-2b"
+CONFIG = CONFIGS[MODEL]
 _SHARD = 256 * 2**20
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json",
           "generation_config.json")
 _TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "eos_token_id")
 
 
-def write(directory: Path) -> int:
+def write(directory: Path, model: str = MODEL) -> int:
     """Write a float16 checkpoint with the hub's names and sailq-tiny's tokenizer, shard by shard. Returns its bytes.
+    `model`: one of `tpu_nets.CONFIGS`.
 
     Seeded. The scores of the end tokens are 0, which is never the highest: every answer is as long as it may be.
     """
     source = resolve("sailq-tiny")
     tiny = json.loads((source / "config.json").read_text())
-    config = CONFIG | {name: tiny[name] for name in _TOKENS}
+    config = CONFIGS[model] | {name: tiny[name] for name in _TOKENS}
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
     for name in _FILES:
@@ -58,13 +60,14 @@ def export(model: Path, out: Path, *options: str) -> None:
 def _shards(config: Mapping[str, Any]) -> Iterator[dict[str, torch.Size]]:
     """The shapes of tensors that are stored together, by name."""
     with torch.device("meta"):
-        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**json.loads(json.dumps(config))))
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**json.loads(json.dumps(config))))
+    named = str if "text_config" in config else hub_name
     shard: dict[str, torch.Size] = {}
     for name, parameter in model.named_parameters():
         if shard and sum(map(torch.Size.numel, shard.values())) + parameter.numel() > _SHARD:
             yield shard
             shard = {}
-        shard[hub_name(name)] = parameter.shape
+        shard[named(name)] = parameter.shape
     yield shard
 
 
@@ -72,6 +75,6 @@ def _weight(name: str, shape: torch.Size, ends: list[int]) -> torch.Tensor:
     if len(shape) == 1 and "norm" in name:
         return torch.ones(shape, dtype=torch.float16)
     weight = random_weights(shape, sum(name.encode()) * 4099)
-    if name == "model.embed_tokens.weight":
+    if name.endswith("embed_tokens.weight"):
         weight[ends] = 0
     return weight
