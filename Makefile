@@ -49,7 +49,7 @@ bench-host: .venv/dev  ## Time what the host costs a BM1684X at a step, against 
 bench-w4: .venv/dev  ## Compare a 2B-size model's 4-bit nets with float32 ones on a CPU; half an hour, 18 GB of disk
 	$(BIN)/python -m pytest -m bench tests/bench/test_w4.py
 
-bench-tpu: .venv/dev  ## Print the compiler's estimates for Qwen2-VL-7B on a BM1684X beside published figures; hours; an interrupted run goes on where it stopped
+bench-tpu: .venv/dev  ## Print the compiler's estimates for real sizes on a BM1684X beside published figures; hours; an interrupted run goes on where it stopped
 	$(BIN)/python -m tests.bench.bm1684x --out bench-out
 
 bench-fleet: .venv/dev  ## Measure one server with up to 1,000 simulated boxes; eight minutes on an idle machine
