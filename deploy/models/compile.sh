@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compile a Qwen2-VL checkpoint into one bmodel for the BM1684X:
+# Compile a checkpoint of Qwen2-VL, Qwen2.5-VL or Qwen3-VL into one bmodel for the BM1684X:
 #
 #     deploy/models/compile.sh --model_path DIR [--quantize w4f16] [--batch 8] [...]
 #
@@ -94,7 +94,7 @@ check_options() {
     case $route in
         onnx) [ ${#converter[@]} = 0 ] || wrong "options after -- need --route llm_convert" ;;
         llm_convert)
-            [ "$batch" = 1 ] || wrong "--route llm_convert makes wrong bmodels for --batch above 1: use --route onnx"
+            [ "$batch" = 1 ] || wrong "--route llm_convert fails or makes wrong bmodels for --batch above 1: use --route onnx"
             [ "$lm_head_quantize$vision_quantize" = "$half$half" ] || wrong "--lm_head_quantize and --vision_quantize need --route onnx"
             [ -z "$prefill_lengths$vision_lengths" ] || wrong "--prefill_lengths and --vision_lengths need --route onnx; llm_convert has -- --dynamic" ;;
         *) wrong "unknown route '$route': use onnx or llm_convert" ;;
@@ -105,7 +105,7 @@ check_options() {
 origin() {
     echo "$route $seq_length $vision_seq_length $prefill_lengths $vision_lengths $batch $quantize $lm_head_quantize $vision_quantize" "${converter[@]}"
     stat -L -c '%n %s %Y' "$model_path"/*.json "$model_path"/*.safetensors
-    cat "$here"/*.py "$here"/*.sh | cksum
+    cat "$here"/*.py "$here"/families/*.py "$here"/*.sh | cksum
 }
 
 by_onnx() {
@@ -139,12 +139,14 @@ by_onnx() {
 
 by_llm_convert() {
     local made side
-    # llm_convert.py takes the ViT's size in pixels, multiples of 28 for each side: 28 x 28 pixels are 4 patches.
-    side=$((vision_seq_length / 4))
+    # llm_convert.py takes the ViT's size in pixels: a square of 2 x 2 patches for each 4 patches.
+    side=$(grep -o '"patch_size": *[0-9]*' "$model_path/config.json" | head -n 1) || true
+    side=${side##*[: ]}
+    side=$((2 * ${side:-14}))
     echo "converting"
     rm -rf "$work/llm" && mkdir "$work/llm"
     PYTHONPATH=$tpu_env/no_torch llm_convert.py --model_path "$model_path" --seq_length "$seq_length" --quantize "$quantize" --chip bm1684x \
-        --max_pixels "28,$((28 * side))" --out_dir "$work/llm" "${converter[@]}" >"$work/llm_convert.log" 2>&1 ||
+        --max_pixels "$side,$((side * vision_seq_length / 4))" --out_dir "$work/llm" "${converter[@]}" >"$work/llm_convert.log" 2>&1 ||
         stop "llm_convert.py failed; $work/llm_convert.log ends with: $(tail -n 3 "$work/llm_convert.log")"
     made=$(compgen -G "$work/llm/*.bmodel") || stop "llm_convert.py exited with 0 but wrote no bmodel; see $work/llm_convert.log"
     mv "$made" "$work/$name.bmodel"

@@ -58,7 +58,7 @@ without_torch() {
     : >"$1/python/llm/__init__.py"  # the original imports the converters of all models, and some need torch
     mkdir -p "$env/no_torch"  # only on llm_convert.py's PYTHONPATH: other tools check whether torch exists
     cat >"$env/no_torch/torch.py" <<'PYTHON'
-"""Replaces torch: to convert a Qwen2-VL, llm_convert.py uses only these names."""
+"""Replaces torch: to convert the families that sailq serves, llm_convert.py uses only these names."""
 float16, bfloat16, float32 = "float16", "bfloat16", "float32"
 PYTHON
 }

@@ -23,7 +23,6 @@ from ..model_files.bmodel import Bmodel, BmodelNet, BmodelTensor, Stage
 
 _TABLE = "tpu.Gather.source"
 """How TPU-MLIR names a table in the file."""
-_PAGE = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -197,13 +196,13 @@ def _tables(bmodel: Bmodel, net: str) -> list[int]:
 def _positions(maker: Maker, context: int, head_dim: int, tables: list[int]) -> int:
     """Rows of the decoder's rotary table, beyond which it reads other memory.
 
-    There is one for each row of the cache, and deploy/models adds more for a family whose positions exceed the number
-    of tokens. The file states the table's size in whole pages. The last page has at least one row. A row has a
-    half-precision number for each of a half of a head's dimensions.
+    There is one for each row of the cache. deploy/models adds more for a family whose positions may exceed the number
+    of tokens, and fills whole pages, in which the file states the table's size. A row has a half-precision number for
+    each of a half of a head's dimensions.
     """
     if maker != "deploy/models" or not head_dim:
         return context
-    return max(context, min(((bytes - _PAGE) // head_dim + 1 for bytes in tables), default=context))
+    return max(context, min((bytes // head_dim for bytes in tables), default=context))
 
 
 def _takes(greedy_head: Stage, scores: BmodelTensor, rows: int) -> bool:
