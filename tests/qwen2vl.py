@@ -167,7 +167,7 @@ class Prompts:
         a second, regular or not."""
         clock = float(self._random.choice(CLOCKS))
         kind = self._random.choice(["none", "whole", "whole", "regular", "irregular"])
-        steps = np.full(part.frames - 1, int(self._random.integers(1, int(5 * clock) + 1)))
+        steps = np.full(part.frames - 1, int((5 * clock) ** self._random.random()))
         if kind == "none":
             return part
         if kind == "irregular":

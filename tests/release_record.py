@@ -62,8 +62,8 @@ def greedy_prompts(family: str = "qwen2_vl") -> list[Conversation]:
 
 
 def whole_seconds(messages: Sequence[Message]) -> bool:
-    """Whether a pair of frames of each video takes whole seconds. 4.57.1 rounds them down for Qwen2.5-VL, as neither
-    the release that introduced it, nor Qwen's training code, nor vLLM does."""
+    """Whether a pair of frames of each video takes whole seconds. For Qwen2.5-VL, 4.57.1 drops a second's fraction.
+    Neither the release that introduced it nor Qwen's training code nor vLLM does."""
     videos = [part for m in messages for part in m.content if isinstance(part, FramesPart) and part.type == "video"]
     return all((2 / (video.fps or 2.0)) % 1 == 0 for video in videos)
 
@@ -91,8 +91,8 @@ def main(families: Sequence[str]) -> None:
         version = release.RELEASES[family][0 if family == "qwen2_5_vl" else -1]
         prompts, conversations = position_prompts(family), greedy_prompts(family)
         asked = [prompts.conversation()[0] for _ in range(RECORDED)]
-        told_positions = release.ask(version, model(family), asked, {})
-        positions = [told(one.tokens, one.positions, one.delta) for one in told_positions]
+        found = release.ask(version, model(family), asked, {})
+        positions = [told(one.tokens, one.positions, one.delta) for one in found]
         answers = release.ask(
             version, model(family), [messages for messages, _ in conversations], frames_of(conversations),
             max_new_tokens=TOKENS,

@@ -97,9 +97,9 @@ def write(out: Path, family: str, *, tied: bool = True, seed: int = 0, context: 
 
 def _qwen2_vl(tied: bool, context: int) -> tuple[Files, str]:
     config = {
-        "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", **_text(tied, context),
+        "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", **_text(tied, context, 256, 2),
         "vision_config": {
-            "depth": 2, "embed_dim": 160, "hidden_size": 512, "num_heads": 2, "mlp_ratio": 4,
+            "depth": 2, "embed_dim": 160, "hidden_size": 256, "num_heads": 2, "mlp_ratio": 4,
             "hidden_act": "quick_gelu", "in_chans": 3, "patch_size": 14, "spatial_patch_size": 14,
             "spatial_merge_size": 2, "temporal_patch_size": 2, "model_type": "qwen2_vl",
         },
@@ -111,7 +111,8 @@ def _qwen2_5_vl(tied: bool, context: int) -> tuple[Files, str]:
     """Windows of 4 × 4 vision tokens in two of four layers. The MLP's width is no multiple of 64, as in the published
     3B and 7B (3420)."""
     config = {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", **_text(tied, context),
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl",
+        **_text(tied, context, 512, 4),
         "vision_config": {
             "depth": 4, "hidden_act": "silu", "hidden_size": 160, "intermediate_size": 428, "num_heads": 2,
             "in_chans": 3, "out_hidden_size": 512, "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14,
@@ -162,12 +163,12 @@ FAMILIES: dict[str, Callable[[bool, int], tuple[Files, str]]] = {
 """By `model_type`: the files of a family's checkpoint and its chat template, for a tied head or not and a context."""
 
 
-def _text(tied: bool, context: int) -> dict[str, Any]:
-    """The language model's fields of a config.json without a text_config."""
+def _text(tied: bool, context: int, width: int, heads: int) -> dict[str, Any]:
+    """The language model's fields of a config.json without a text_config. Two heads share keys and values."""
     return {
         "attention_dropout": 0.0, "bos_token_id": _PAD, "eos_token_id": _END, **_TOKENS, "hidden_act": "silu",
-        "hidden_size": 512, "initializer_range": 0.02, "intermediate_size": 512, "max_position_embeddings": context,
-        "max_window_layers": 2, "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2,
+        "hidden_size": width, "initializer_range": 0.02, "intermediate_size": 512, "max_position_embeddings": context,
+        "max_window_layers": 2, "num_attention_heads": heads, "num_hidden_layers": 2, "num_key_value_heads": heads // 2,
         "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": context, "tie_word_embeddings": tied,
         "torch_dtype": "float16", "use_cache": True, "use_sliding_window": False,
         "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "vocab_size": _VOCABULARY,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from exporting import SMALL, run
 from qwen2vl import Oracle, Prompts, options, random_model
-from release_record import GREEDY, LONG, RECORD, TOKENS, greedy_prompts
+from release_record import GREEDY, LONG, TOKENS, greedy_prompts, recorded
 
 from sailq.shared.errors import BadMedia, BadRequest, TooLong, Unsupported
 from sailq.shared.frames import Frames
@@ -53,9 +53,9 @@ def test_greedy_equals_the_release_on_two_hundred_prompts() -> None:
     transformers 4.57.1's `generate` are recorded; `test_release.py` asks for them again."""
     engine = Engine.load(resolve("sailq-tiny"), slots=4)
     chosen = options(max_new_tokens=TOKENS)
-    recorded = json.loads(RECORD.read_text())["greedy"]
+    answers = recorded("qwen2_vl")["greedy"]
     results = _run(engine, [(engine.prepare(*one, chosen), chosen) for one in greedy_prompts()])
-    same = [tokens == expected for (tokens, _), expected in zip(results, recorded, strict=True)]
+    same = [tokens == expected for (tokens, _), expected in zip(results, answers, strict=True)]
     print(f"\nfigure: greedy tokens against transformers 4.57.1's generate: {sum(same)} of {GREEDY} sequences "
           f"identical, {sum(same[-LONG:])} of the {LONG} with 16 to 48 frames")
     assert sum(same) >= 0.995 * GREEDY

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from qwen2vl import Oracle, random_model
-from release_record import RECORD, RECORDED, position_prompts, told
+from release_record import RECORDED, position_prompts, recorded, told
 
 from deploy.models.tiny import batches, pool
 from sailq.producer.samples.dataset import NFRAMES
@@ -63,9 +61,9 @@ def _box(t: int, h: int, w: int) -> Box:
 def test_positions_of_whole_conversations_are_those_of_the_release() -> None:
     """4.45.1 and 4.57.1 gave the same. `test_release.py` asks them again, and more."""
     engine, prompts = Engine.load(resolve("sailq-tiny"), threads=1), position_prompts()
-    recorded = json.loads(RECORD.read_text())["positions"]
-    assert len(recorded) == RECORDED
-    for number, expected in enumerate(recorded):
+    positions = recorded("qwen2_vl")["positions"]
+    assert len(positions) == RECORDED
+    for number, expected in enumerate(positions):
         prepared = engine.prepare(*prompts.conversation(), GenerationOptions())
         assert told(prepared.tokens, prepared.positions, prepared.rope_delta) == expected, number
 

@@ -1,0 +1,187 @@
+"""Each family against the release that introduced it, as recorded (tests/release_record.py), on the CPU's nets.
+
+`test_release.py` asks the releases again, and more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import release
+import torch
+from qwen2vl import options, random_checkpoint_of, random_model
+from release_record import CONTEXT, GREEDY, RECORDED, UNITS, greedy_prompts, model, position_prompts, recorded, told
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from sailq.shared.jobs import FramesPart, GenerationOptions, Message, media_parts
+from sailq.worker.engine.chat_tokenizer import ChatTokenizer
+from sailq.worker.engine.engine import Engine
+from sailq.worker.engine.model import ModelSpec
+from sailq.worker.engine.preprocessor import PreparedPrompt
+from sailq.worker.engine.request import Request
+from sailq.worker.engine.scheduler import Scheduler
+from sailq.worker.model_files.model_paths import resolve
+
+NEWER = ("qwen2_5_vl", "qwen3_vl")
+"""`test_engine.py` and `test_mrope.py` compare Qwen2-VL with its record."""
+SLOTS = 3
+
+
+def served(family: str) -> Path:
+    """`model`, with nets."""
+    return resolve("sailq-tiny") if family == "qwen2_vl" else random_model(family, context=CONTEXT)
+
+
+def encoded(family: str, conversations: Sequence[Sequence[Message]]) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    """Tokens, positions and delta of each prompt."""
+    spec = ModelSpec.load(model(family))
+    tokenizer, found = ChatTokenizer(spec), []
+    for messages in conversations:
+        tokens, vision = tokenizer.encode(messages)
+        found.append((tokens, *spec.family.positions(vision, media_parts(messages))))
+    return found
+
+
+def first_prompts(family: str) -> list[list[Message]]:
+    """Those whose tokens and positions are recorded."""
+    prompts = position_prompts(family)
+    return [prompts.conversation()[0] for _ in range(RECORDED)]
+
+
+@pytest.mark.parametrize("family", NEWER)
+def test_tokens_and_positions_are_those_of_the_release(family: str) -> None:
+    """Images, clips of up to 64 frames from 0.2 to 30 frames a second, regular or not, mixed, several turns."""
+    expected = recorded(family)["positions"]
+    assert [told(*one) for one in encoded(family, first_prompts(family))] == expected
+
+
+@pytest.mark.parametrize("family", NEWER)
+def test_greedy_tokens_are_those_of_the_release(family: str) -> None:
+    """Every eighth prompt; `test_release.py` compares all."""
+    engine = Engine.load(served(family), slots=4, threads=1)
+    some = range(0, GREEDY, 8)
+    answers, conversations, chosen = recorded(family)["greedy"], greedy_prompts(family), options(max_new_tokens=24)
+    work = [(engine.prepare(*conversations[number], chosen), chosen) for number in some]
+    same = [tokens == answers[number] for tokens, number in zip(together(engine, work), some, strict=True)]
+    assert sum(same) >= 0.995 * len(same)
+
+
+def together(engine: Engine, work: Sequence[tuple[PreparedPrompt, GenerationOptions]]) -> list[list[int]]:
+    """The tokens of each answer, all submitted at once."""
+    scheduler, requests = Scheduler(engine), [Request(*one) for one in work]
+    for request in requests:
+        scheduler.submit(request)
+    while any(request.outcome is None for request in requests):
+        scheduler.step()
+    return [request.generation.tokens if request.generation else [] for request in requests]
+
+
+@pytest.mark.parametrize("family", release.RELEASES)
+def test_slots_at_different_positions_answer_as_alone(family: str) -> None:
+    """One prompt is admitted at every third step and one at every fourth: they take slots, wait, and end at different
+    steps. The last has media that the vision cache holds. Each answer is what `generate` of the release gave alone."""
+    engine = Engine.load(served(family), slots=SLOTS, threads=1)
+    answers, conversations = recorded(family)["greedy"], greedy_prompts(family)
+    chosen = [number for number, (_, frames) in enumerate(conversations) if frames and len(answers[number]) > 12][:8]
+    chosen.append(chosen[0])
+    scheduler, requests, lengths = Scheduler(engine), list[Request](), [12, 5, 9, 7, 11, 4, 8, 10, 12]
+    began, ended = dict[int, int](), dict[int, int]()
+    step, most = 0, 0
+    while len(ended) < len(chosen):
+        if len(requests) < len(chosen) and (step % 3 == 0 or step % 4 == 0):
+            wanted = options(max_new_tokens=lengths[len(requests)])
+            requests.append(Request(engine.prepare(*conversations[chosen[len(requests)]], wanted), wanted))
+            scheduler.submit(requests[-1])
+        scheduler.step()
+        running = [request for request in requests if request.generation and request.outcome is None]
+        most = max(most, len({len(r.prepared.tokens) + len(r.generation.tokens) for r in running if r.generation}))
+        for number, request in enumerate(requests):
+            if request.generation:
+                began.setdefault(number, step)
+            if request.outcome:
+                ended.setdefault(number, step)
+        step += 1
+    assert most == SLOTS and len(set(began.values())) > 4 and len(set(ended.values())) > 4
+    assert scheduler.counts.media_reused > 0
+    for number, request, length in zip(chosen, requests, lengths, strict=True):
+        assert request.generation and request.generation.tokens == answers[number][:length], number
+
+
+@pytest.mark.parametrize("family", NEWER)
+def test_transformers_5_agrees_but_on_text_after_a_clip_that_is_long_in_time(family: str) -> None:
+    """It continues Qwen2.5-VL's text at max(h, w) after a clip's start, also where the clip's time went further, as no
+    release before it and as no weights were trained. Qwen3-VL's clips have no length in time."""
+    spec, prompts = ModelSpec.load(model(family)), first_prompts(family)[:80]
+    differ, expected = 0, 0
+    for messages, (tokens, ours, delta) in zip(prompts, encoded(family, prompts), strict=True):
+        media = media_parts(messages)
+        theirs, their_delta = newest(family, spec, tokens, media)
+        longest = max((extent(spec, medium) for medium in media), default=0)
+        expected += longest > 0
+        if np.array_equal(ours, theirs):
+            assert delta == their_delta and longest == 0
+        else:
+            differ += 1
+            end = np.flatnonzero((ours != theirs).any(0))[0]
+            assert longest > 0 and tokens[end] not in (894, 895)
+    assert differ == expected and (differ > 20) == (family == "qwen2_5_vl")
+
+
+def extent(spec: ModelSpec, medium: FramesPart) -> int:
+    """By how much the largest time of a medium exceeds its rows and columns of vision tokens; 0: by nothing."""
+    t, h, w = spec.family.grid(medium)
+    if medium.type == "image" or not hasattr(spec.family, "tokens_per_second"):
+        return 0
+    return max(0, int((t - 1) * 2 / (medium.fps or 2) * 2) + 1 - max(h, w) // 2)
+
+
+def newest(family: str, spec: ModelSpec, tokens: np.ndarray, media: Sequence[FramesPart]) -> tuple[np.ndarray, int]:
+    """Positions of the installed transformers."""
+    ids, kinds, given = torch.tensor(tokens).long()[None], {"image": 894, "video": 895}, dict[str, Any]()
+    types = sum((ids == token) * number for number, token in enumerate(kinds.values(), 1))
+    for kind in kinds:
+        grids = [spec.family.grid(medium) for medium in media if medium.type == kind]
+        given[f"{kind}_grid_thw"] = torch.tensor(grids) if grids else None
+    if family == "qwen2_5_vl":
+        given["second_per_grid_ts"] = [2 / (medium.fps or 2.0) for medium in media if medium.type == "video"]
+    theirs: Any = {"qwen2_5_vl": Qwen2_5_VLModel, "qwen3_vl": Qwen3VLModel}[family]
+    vision = SimpleNamespace(spatial_merge_size=2, tokens_per_second=2)
+    itself = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
+    itself.get_vision_position_ids = theirs.get_vision_position_ids.__get__(itself)
+    positions, delta = theirs.get_rope_index(itself, ids, types, **given)
+    return positions[:, 0].numpy(), int(delta)
+
+
+def test_prompts_have_windows_that_are_not_full_and_all_kinds_of_times() -> None:
+    """So that the comparisons above can fail."""
+    for family in NEWER:
+        media = [medium for messages in first_prompts(family) for medium in media_parts(messages)]
+        videos = [medium for medium in media if medium.type == "video"]
+        assert {(medium.height * 28 // UNITS[family]) % 112 for medium in media} >= {0, 28, 56, 84}
+        assert max(video.frames for video in videos) >= 63
+        rates = [video.fps for video in videos if video.fps]
+        assert min(rates) <= 0.25 and max(rates) >= 25 and any(not video.times for video in videos)
+        gaps = [len({round(gap, 6) for gap in np.diff(video.times).tolist()}) for video in videos]
+        assert max(gaps) > 10 and gaps.count(1) > 50
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", release.RELEASES)
+def test_a_random_checkpoint_is_whole(family: str, tied: bool) -> None:
+    """transformers finds each tensor under the hub's name."""
+    from safetensors import safe_open
+    from transformers import AutoModelForImageTextToText
+
+    directory = random_checkpoint_of(family, tied, CONTEXT)
+    _, info = AutoModelForImageTextToText.from_pretrained(directory, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with safe_open(directory / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    language = "model.language_model." if family == "qwen3_vl" else "model."
+    assert f"{language}embed_tokens.weight" in names and ("lm_head.weight" in names) != tied
