@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import flatbuffers
@@ -62,6 +63,57 @@ def qwen2_vl(
         *([net("greedy_head", Stage((scores,), chosen))] if greedy else []),
         net("vit", *views),
     ]
+
+
+def of_family(
+    nets: Iterable[BmodelNet], family: str, *, patches: tuple[int, ...] = (16,), hidden: int = 256, masked: bool = True,
+    dynamic: bool = False, lengths: tuple[int, ...] = (64,), flat: bool = True, dtype: str = "f16",
+) -> list[BmodelNet]:
+    """The nets of `qwen2_vl` with another family's ViT, and `add` where it needs one.
+
+    Args:
+        masked: whether the ViT takes a mask of its grids.
+        lengths, flat: tokens that `add` takes, and whether its tensors have one dimension, as llm_convert's.
+    """
+
+    def stage(n: int) -> Stage:
+        given: dict[str, tuple[tuple[int, ...], str]] = {
+            "input_states": ((n, 1536 if family == "qwen3_vl" else 1176), "f32"), "position_ids": ((n, 2), "i32"),
+        }
+        mask = {"mask": ((1, 1, n, n), "f32")} if masked else {}
+        if family == "qwen3_vl":
+            given |= {"pos_idx": ((n, 4), "i32"), "pos_weight": ((n, 4, 1), "f32"), **mask}
+        elif family == "qwen2_5_vl":
+            given |= {**mask, "window_mask": ((1, 1, n, n), "f32"), "reverse_index": ((n // 4,), "i32")}
+        else:
+            given |= mask
+        made = [BmodelTensor(f"out_{i}", (n // 4, hidden), dtype) for i in range(4 if family == "qwen3_vl" else 1)]
+        return Stage(tuple(BmodelTensor(name, *one) for name, one in given.items()), tuple(made))
+
+    vit = BmodelNet("vit", tuple(map(stage, patches)), dynamic, 0)
+    rows = [BmodelTensor("x", (n * hidden,) if flat else (1, n, hidden), dtype) for n in lengths]
+    add = [BmodelNet("add", tuple(Stage((row, row), (row,)) for row in rows), False, 1)] if family == "qwen3_vl" else []
+    return [*(net for net in nets if net.name != "vit"), vit, *add]
+
+
+def last_row(nets: Iterable[BmodelNet], slots: int) -> list[BmodelNet]:
+    """The nets of `qwen2_vl` for one slot in the layout of llm_convert's `--batch`, for so many."""
+
+    def changed(net: BmodelNet) -> BmodelNet:
+        if not net.name.startswith("block_"):
+            return net
+        (hidden, places, mask, *past), outputs = net.stages[0].inputs, net.stages[0].outputs
+        if net.name.startswith("block_cache_"):
+            columns, row = past[0].shape[1], past[0].shape[2:]
+            inputs = (
+                replace(hidden, shape=(slots, 1, hidden.shape[2])), replace(places, shape=(slots, 3, 1)),
+                replace(mask, shape=(slots, 1, 1, columns)),
+                *(replace(one, shape=(slots, columns, *row)) for one in past),
+            )
+            return replace(net, stages=(Stage(inputs, (replace(outputs[0], shape=inputs[0].shape),)),))
+        return replace(net, stages=(Stage((hidden, replace(places, shape=(1, 3, places.shape[-1])), mask), outputs),))
+
+    return [changed(net) for net in nets]
 
 
 def write_bmodel(

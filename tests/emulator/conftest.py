@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import families
 import pytest
 from asking import prepared
+from compiling import ROOT, compile_
 from tiny import COMPILED, GREEDY
 
 from sailq.producer.samples import TASKS, write_samples
@@ -16,7 +19,6 @@ from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.model_files.model_paths import resolve
 
-ROOT = Path(__file__).parents[2]
 SEED = 7
 
 Compile = Callable[..., Path]
@@ -48,18 +50,11 @@ def environment() -> Path:
     place = subprocess.check_output([ROOT / "deploy/models/tpu_env.sh"], text=True).strip()
     os.environ["TPU_ENV"] = place  # workers find it from any working directory
     if process := os.environ.get("PYTEST_XDIST_WORKER"):
-        for options in COMPILED if process == "gw0" else COMPILED[::-1]:
-            compile_(*options)
+        jobs = [partial(compile_, *options) for options in COMPILED]
+        jobs += [partial(families.compiled, *one) for one in families.CHECKED]
+        for job in jobs if process == "gw0" else jobs[::-1]:
+            job()
     return Path(place)
-
-
-def compile_(*options: str) -> Path:
-    """Compiles sailq-tiny with these options of compile.sh; what is there, or is being made, is not made again."""
-    command = [str(ROOT / "deploy/models/compile.sh"), "--model_path", str(resolve("sailq-tiny")),
-               "--out", str(ROOT / "models/BM1684X"), "--jobs", "2", *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from compiling import ROOT, compile_
+from last_row import compile_last_row
 
 from deploy.models import export_onnx, random_checkpoint
 from sailq.shared.frames import Frames
@@ -17,22 +19,37 @@ from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.preprocessor import PreparedPrompt
 
-ROOT = Path(__file__).parents[2]
 OPTIONS = GenerationOptions(max_new_tokens=8)
-CONTEXT, PATCHES, SLOTS = 96, 64, 2
-"""`SLOTS`: of the layout of llm_convert's --batch."""
-_SIZES = ("--seq_length", str(CONTEXT), "--vision_seq_length", str(PATCHES))
-_CONVERTED = (*_SIZES, "--route", "llm_convert")
-LAYOUTS = {
-    "ours": (*_SIZES, "--prefill_lengths", "32"),
-    "ours, 4 slots": (*_SIZES, "--prefill_lengths", "32", "--batch", "4"),
-    "llm_convert static": _CONVERTED,
-    "llm_convert --dynamic": (*_CONVERTED, "--", "--dynamic"),
-    "llm_convert --use_history_kv": (*_CONVERTED, "--", "--use_history_kv", "--chunk_length", "48"),
-}
-"""compile.sh's options. The first has all families in it, see `test_tokens` for sailq-tiny."""
 NEWER = ("qwen2_5_vl", "qwen3_vl")
 """Families that sailq-tiny is not of."""
+_CONTEXT, _PATCHES, _SLOTS = 96, 64, 2
+"""`_SLOTS`: of `LAST_ROW`."""
+_SIZES = ("--seq_length", str(_CONTEXT), "--vision_seq_length", str(_PATCHES))
+_OURS, _CONVERTED = (*_SIZES, "--prefill_lengths", "32"), (*_SIZES, "--route", "llm_convert")
+LAST_ROW, HISTORY = "llm_convert --batch", "llm_convert --use_history_kv"
+"""Layouts: `last_row` makes the first; with the second, a prompt is prefilled in parts of 32 tokens."""
+LAYOUTS = {
+    "ours": _OURS,
+    "ours, 4 slots": (*_OURS, "--batch", "4"),
+    "llm_convert static": _CONVERTED,
+    "llm_convert --dynamic": (*_CONVERTED, "--", "--dynamic"),
+    LAST_ROW: (),
+    HISTORY: (*_CONVERTED, "--", "--use_history_kv", "--chunk_length", "32"),
+}
+CHECKED = [
+    ("qwen2_vl", LAST_ROW), *((family, layout) for family in NEWER for layout in LAYOUTS if layout != HISTORY),
+    ("qwen3_vl", HISTORY),
+]
+"""The families and layouts whose tokens are compared; `test_tokens` has those of sailq-tiny. The tests compile no
+others."""
+
+
+def compiled(family: str, layout: str) -> Path:
+    """The bmodel of a random model."""
+    model = random_model(family)
+    if layout == LAST_ROW:
+        return compile_last_row(model, _SLOTS, _CONTEXT, _PATCHES)
+    return compile_(*LAYOUTS[layout], model=model)
 
 
 @cache
@@ -54,8 +71,8 @@ def random_model(family: str) -> Path:
     return model
 
 
-def prompts(engine: Engine, family: str) -> list[PreparedPrompt]:
-    """A clip whose frames are 2 seconds apart, and an image of several windows in a text, as an engine takes them."""
+def prompts(engine: Engine, text: str = "") -> list[PreparedPrompt]:
+    """A clip whose frames are 2 seconds apart, an image of several windows in a text, and `text` if there is one."""
     unit = engine.card.patch_size * engine.card.merge_size
     random = np.random.default_rng(5)
     clip = random.integers(0, 256, (4, 2 * unit, 3 * unit, 3), np.uint8)
@@ -66,6 +83,8 @@ def prompts(engine: Engine, family: str) -> list[PreparedPrompt]:
         [Message(role="user", content=(parts[0], TextPart(text="Go.")))],
         [Message(role="user", content=(TextPart(text="See"), parts[1], TextPart(text="!")))],
     ]
+    if text:
+        messages.append([Message(role="user", content=(TextPart(text=text),))])
     return [engine.prepare(message, frames, OPTIONS) for message in messages]
 
 

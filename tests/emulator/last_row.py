@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from compiling import ROOT
 from torch import Tensor, nn
 
 from deploy.models import export_onnx
@@ -27,7 +28,6 @@ from deploy.models.modules import attend, floats, ints
 from deploy.models.weights import WEIGHTS, WeightsFile
 from sailq.worker.model_files.flatbuffer import Buffer
 
-ROOT = Path(__file__).parents[2]
 _HEADER = 64
 
 
@@ -60,21 +60,21 @@ class LastRow(nn.Module):
         return layer.finish(hidden, attend(q, layer.repeat(k), layer.repeat(v), mask)), k, v
 
 
-def compile_last_row(model: Path, environment: Path, slots: int, context: int, patches: int) -> Path:
+def compile_last_row(model: Path, slots: int, context: int, patches: int) -> Path:
     """The bmodel of a checkpoint, in half precision. What is there, or is being made, is not made again."""
     digest = hashlib.sha256(repr((slots, context, patches)).encode())
-    for file in sorted([*model.iterdir(), *(ROOT / "deploy/models").rglob("*.py"), Path(__file__)]):
-        digest.update(file.read_bytes() if file.is_file() else b"")
+    for file in sorted([*model.glob("*.*"), *(ROOT / "deploy/models").rglob("*.py"), Path(__file__)]):
+        digest.update(file.read_bytes())
     bmodel = ROOT / f"models/BM1684X/{model.name}_last-row_{digest.hexdigest()[:16]}.bmodel"
     bmodel.parent.mkdir(parents=True, exist_ok=True)
     with bmodel.with_suffix(".lock").open("w") as lock, TemporaryDirectory(dir=bmodel.parent) as work:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not bmodel.exists():
-            _compile(model, environment, Path(work), slots, context, patches).rename(bmodel)
+            _compile(model, Path(work), slots, context, patches).rename(bmodel)
     return bmodel
 
 
-def _compile(model: Path, environment: Path, work: Path, slots: int, context: int, patches: int) -> Path:
+def _compile(model: Path, work: Path, slots: int, context: int, patches: int) -> Path:
     nets, checkpoint = list[str](), Checkpoint(model)
     checkpoint.processor.update({"rescale_factor": 1, "image_mean": [0] * 3, "image_std": [1] * 3})
     with (work / WEIGHTS).open("wb") as file:
@@ -83,9 +83,9 @@ def _compile(model: Path, environment: Path, work: Path, slots: int, context: in
             export_onnx.export_net(net, weights, work, opset=17)
             nets.append(net.name)
     with ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(lambda net: _compile_net(net, environment, work), nets))
+        parts = list(pool.map(lambda net: _compile_net(net, work), nets))
     whole = work / "whole.bmodel"
-    _run(environment, work, "model_tool", "--combine", *map(str, parts), "-o", str(whole))
+    _run(work, "model_tool", "--combine", *map(str, parts), "-o", str(whole))
     return whole
 
 
@@ -114,7 +114,7 @@ def _nets(checkpoint: Checkpoint, slots: int, context: int, patches: int) -> Ite
             yield net
 
 
-def _compile_net(net: str, environment: Path, work: Path) -> Path:
+def _compile_net(net: str, work: Path) -> Path:
     folder = work / net
     folder.mkdir()
     bmodel, name = folder / f"{net}.bmodel", net.split("@")[0]
@@ -125,9 +125,9 @@ def _compile_net(net: str, environment: Path, work: Path) -> Path:
         options.remove("--quant_output")
     if net == "greedy_head":
         options = ["--quantize", "F32"]
-    _run(environment, folder, "model_transform.py", "--model_name", name, "--model_def", str(work / f"{net}.onnx"),
+    _run(folder, "model_transform.py", "--model_name", name, "--model_def", str(work / f"{net}.onnx"),
          "--mlir", f"{net}.mlir")
-    _run(environment, folder, "model_deploy.py", "--mlir", f"{net}.mlir", *options, "--chip", "bm1684x", "--model",
+    _run(folder, "model_deploy.py", "--mlir", f"{net}.mlir", *options, "--chip", "bm1684x", "--model",
          bmodel.name)
     if net.startswith("block_cache_"):
         _hide_outputs(bmodel)
@@ -145,8 +145,8 @@ def _hide_outputs(bmodel: Path) -> None:
     bmodel.write_bytes(data)
 
 
-def _run(environment: Path, folder: Path, *command: str) -> None:
+def _run(folder: Path, *command: str) -> None:
     """The compiler's kernel cache, in HOME, has no lock."""
-    variables = os.environ | {"PATH": f"{environment}/bin:{os.environ['PATH']}", "HOME": str(folder)}
+    variables = os.environ | {"PATH": f"{os.environ['TPU_ENV']}/bin:{os.environ['PATH']}", "HOME": str(folder)}
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"

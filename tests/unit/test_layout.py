@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bmodel_files import qwen2_vl, write_bmodel
+from bmodel_files import last_row, of_family, qwen2_vl, write_bmodel
 
 from deploy.models.families import vision_nets
 from sailq.shared.errors import Unsupported
 from sailq.worker.engine.families.common import LONGEST_SIDE
+from sailq.worker.engine.families.registry import UNCONFIGURED
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.model_files.bmodel import BmodelNet, BmodelTensor, Stage, Weight, read_bmodel
 from sailq.worker.model_files.model_paths import resolve
@@ -102,6 +103,85 @@ def test_the_longest_side_is_that_of_the_rotary_table(tmp_path: Path) -> None:
     for pages, side in ((6, VISION_TABLE), (5, 512), (1, 102)):
         weights = {"vit": [Weight("tpu.Gather.source", pages * 4096)] * 2}
         assert read_layout(read_bmodel(write_bmodel(tmp_path / "a.bmodel", ours, weights))).side == side
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_family_is_that_of_the_vit(family: str, tmp_path: Path, spec: ModelSpec) -> None:
+    nets = of_family(qwen2_vl(), family)
+    for against in (None, replace(spec, family=UNCONFIGURED[family])):
+        found = layout(tmp_path, nets, against)
+        assert (found.family, found.vision_masked) == (family, True)
+        assert (found.deepstack, found.adds) == ((3, (64,)) if family == "qwen3_vl" else (0, ()))
+
+
+@pytest.mark.parametrize(("stated", "made"), [
+    ("qwen3_vl", "qwen2_vl"), ("qwen2_vl", "qwen3_vl"), ("qwen2_5_vl", "qwen2_vl"), ("qwen2_vl", "qwen2_5_vl"),
+    ("qwen3_vl", "qwen2_5_vl"), ("qwen2_5_vl", "qwen3_vl"),
+])
+def test_a_file_of_another_family_than_its_config_is_refused(
+    stated: str, made: str, tmp_path: Path, spec: ModelSpec
+) -> None:
+    for masked in (True, False) if made == "qwen3_vl" else (True,):
+        with pytest.raises(Unsupported, match=rf"a\.bmodel is a {made} model.*config\.json states {stated}\."):
+            layout(tmp_path, of_family(qwen2_vl(), made, masked=masked), replace(spec, family=UNCONFIGURED[stated]))
+
+
+def test_vision_features_that_are_missing_are_reported(tmp_path: Path, spec: ModelSpec) -> None:
+    nets, deep = of_family(qwen2_vl(), "qwen3_vl"), replace(spec, family=UNCONFIGURED["qwen3_vl"])
+    for outputs in (1, 3):
+        few = changed(nets, "vit", lambda stage, n=outputs: replace(stage, outputs=stage.outputs[:n]))  # type: ignore[misc]
+        for against in (deep, None):
+            with pytest.raises(Unsupported, match=f"vit gives {outputs} outputs, not 4"):
+                layout(tmp_path, few, against)
+    with pytest.raises(Unsupported, match=r"lacks the net add\."):
+        layout(tmp_path, [net for net in nets if net.name != "add"], deep)
+    with pytest.raises(Unsupported, match="add takes 32 tokens, but prompts have up to 64"):
+        layout(tmp_path, of_family(qwen2_vl(), "qwen3_vl", lengths=(32,)), deep)
+    with pytest.raises(Unsupported, match="stage 1 of add"):
+        layout(tmp_path, of_family(qwen2_vl(), "qwen3_vl", lengths=(64, 48)), deep)
+    with pytest.raises(Unsupported, match="add takes or gives hidden states of another dtype"):
+        layout(tmp_path, of_family(qwen2_vl(dtype="bf16"), "qwen3_vl"), deep)
+
+
+def test_add_may_have_a_stage_for_each_length(tmp_path: Path) -> None:
+    nets = of_family(qwen2_vl(prompts=(64, 16, 32)), "qwen3_vl", lengths=(64, 16, 32), flat=False)
+    found = layout(tmp_path, nets)
+    assert found.adds == (16, 32, 64)
+    assert [found.adding(size).inputs[0].shape[1] for size in (1, 16, 17, 64)] == [16, 16, 32, 64]
+
+
+def test_only_a_dynamic_vit_may_lack_the_mask(tmp_path: Path) -> None:
+    assert not layout(tmp_path, of_family(qwen2_vl(), "qwen3_vl", masked=False, dynamic=True)).vision_masked
+    with pytest.raises(Unsupported, match="of vit"):
+        layout(tmp_path, of_family(qwen2_vl(), "qwen3_vl", masked=False))
+    for dynamic in (False, True):  # its last input is no mask
+        with pytest.raises(Unsupported, match="of vit"):
+            layout(tmp_path, of_family(qwen2_vl(), "qwen2_5_vl", masked=False, dynamic=dynamic))
+
+
+def test_slots_whose_new_rows_are_their_last_take_one_row_of_the_others_nets(
+    tmp_path: Path, spec: ModelSpec
+) -> None:
+    found = layout(tmp_path, last_row(qwen2_vl(greedy=True), 3), spec)
+    assert (found.kind, found.slots, found.rows) == ("llm_convert batched, 3 slots", 3, 1)
+    assert (found.context, found.positions, found.recent) == (64, 64, 0)
+    assert found.last_row and found.greedy_head and not found.chooses
+    assert found.longest_prompt == 63
+    assert layout(tmp_path, last_row(qwen2_vl(vocabulary=1), 3)).chooses
+    for name in ("block_cache_1", "lm_head", "embedding_cache"):
+        with pytest.raises(Unsupported, match=f"of {name}"):
+            layout(tmp_path, changed(last_row(qwen2_vl(), 3), name, lambda stage: Stage(
+                tuple(replace(one, shape=(5, *one.shape[1:])) for one in stage.inputs), stage.outputs)), spec)
+
+
+def test_positions_are_the_rows_of_the_decoders_table(tmp_path: Path) -> None:
+    """deploy/models' table has more rows than the cache where positions count seconds."""
+    ours, others = qwen2_vl(), of_family(qwen2_vl(), "qwen2_5_vl")
+    for pages, rows in ((1, 64), (2, 64), (8, 256)):
+        weights = {"block_cache_0": [Weight("tpu.Gather.source", pages * 4096)] * 2}
+        for nets, positions in ((ours, rows), (others, 64)):
+            found = read_layout(read_bmodel(write_bmodel(tmp_path / "a.bmodel", nets, weights)))
+            assert found.positions == positions
 
 
 @pytest.mark.parametrize("name", ["vit", "embedding", "embedding_cache", "lm_head", "block_1"])
