@@ -81,7 +81,7 @@ def test_names_and_shapes(name: str) -> None:
 def test_each_weight_is_stored_once() -> None:
     directory = random_model()
     files = sorted(path.name for path in (directory / "onnx").iterdir())
-    layers = json.loads((directory / "config.json").read_text())["text_config"]["num_hidden_layers"]
+    layers = json.loads((directory / "config.json").read_text())["num_hidden_layers"]
     blocks = [f"block_{index}.onnx" for index in range(layers)]
     assert files == sorted([*blocks, "vit.onnx", "embedding.onnx", "lm_head.onnx", "weights.bin"])
     model = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
