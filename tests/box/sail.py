@@ -116,6 +116,8 @@ class EngineLLM:
             made = [rows for recent in given for rows in recent.swapaxes(0, 1)]
         elif graph.startswith("embedding"):
             made = self._embed(given[0], np.zeros((3, *given[0].shape), np.int32))[:1]
+        elif graph == "add":
+            made = [sum(given)]
         elif graph.startswith("block_"):
             made = self._block(graph.replace("_cache", ""), *given)
         else:
@@ -135,7 +137,14 @@ class EngineLLM:
 
     def _block(self, name, hidden, positions, mask, *past):
         """A CPU's net takes angles instead of positions, a past for a prompt too, heads before columns, and no recent
-        rows."""
+        rows. If the mask is no wider than the past, the new rows belong in the past's last row."""
+        in_place = len(past) == 2 and mask.shape[-1] == past[0].shape[1]
+        last_rows = [rows[:, -1:] for rows in past] if in_place else []
+        if in_place:
+            past = [rows[:, :-1] for rows in past]
+            positions = positions.swapaxes(0, 1)
+        if positions.shape[:2] == (1, 3):  # of a prompt in the same layout
+            positions = positions.swapaxes(0, 1)
         angles = self._embed(np.zeros(positions.shape[1:], np.int32), positions)[1:]
         if len(past) == 4:
             past = [np.concatenate((past[i], past[i + 2].swapaxes(0, 1)), axis=1) for i in (0, 1)]
@@ -143,7 +152,10 @@ class EngineLLM:
             _, kv_heads, _, dim = self._nets[name].get_inputs()[4].shape
             past = [np.zeros((1, 0, kv_heads, dim), np.float32)] * 2
         past = [rows.swapaxes(1, 2) for rows in past]
-        return self._run(name, hidden, *angles, mask, *past)
+        made = self._run(name, hidden, *angles, mask, *past)
+        for last, rows in zip(last_rows, made[1:], strict=False):
+            last[...] = rows
+        return made[:1] if in_place else made
 
 
 def fault():

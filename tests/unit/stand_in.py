@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime  # noqa: F401 (the stand-in takes the loaded module)
-from bmodel_files import qwen2_vl, write_bmodel
+from bmodel_files import last_row, of_family, qwen2_vl, write_bmodel
 from qwen2vl import random_model
 
 from sailq.worker.engine.model import ModelSpec
@@ -37,13 +37,25 @@ def stand_in(folder: Path) -> Any:
 
 
 def open_runners(
-    sail: Any, folder: Path, *, slots: int = 1, recent: int = 16, dynamic: bool = False
+    sail: Any, folder: Path, *, slots: int = 1, recent: int = 16, dynamic: bool = False, in_place: bool = False,
+    family: str = "qwen2_vl", lengths: tuple[int, ...] = (PROMPT,), flat: bool = False,
 ) -> tuple[SailRunner, OnnxRunner]:
-    """Both with as many slots. `dynamic`: prompts are prefilled at their real length."""
-    model = ModelSpec.load(random_model())
+    """Both with as many slots.
+
+    Args:
+        dynamic: prompts are prefilled at their real length.
+        in_place: a step writes its rows into the last of each slot, as with llm_convert's --batch.
+        lengths: at which prompts are prefilled.
+        flat: `add` has one length and one dimension, as llm_convert's.
+    """
+    model = ModelSpec.load(random_model(family))
     (folder / "onnx").symlink_to(model.directory / "onnx")
-    nets = qwen2_vl(layers=model.layers, slots=slots, context=CONTEXT, recent=recent, prompts=(PROMPT,),
+    nets = qwen2_vl(layers=model.layers, slots=1 if in_place else slots, context=CONTEXT, recent=recent,
+                    prompts=lengths, hidden=model.hidden_size, row=(model.kv_heads, model.head_dim),
                     vocabulary=model.vocab_size, dtype="f32")
+    nets = last_row(nets, slots) if in_place else nets
+    nets = of_family(nets, family, hidden=model.hidden_size, lengths=lengths[-1:] if flat else lengths, flat=flat,
+                     dtype="f32")
     if dynamic:
         nets = [replace(net, dynamic=net.name.startswith("block_") and "cache" not in net.name) for net in nets]
     file = write_bmodel(folder / "a.bmodel", nets)
@@ -55,19 +67,23 @@ class Both:
 
     def __init__(self, runners: tuple[SailRunner, OnnxRunner], seed: int) -> None:
         self.runners, self.random = runners, np.random.default_rng(seed)
+        self._deepstack = runners[0]._layout.deepstack
         self.lengths: dict[int, int] = {}
 
-    def prompts(self, lengths: dict[int, int]) -> list[Prompt]:
-        """Random ones of these lengths, by slot."""
-        nothing = np.empty((0, 1, self.runners[0].hidden), np.float32), np.empty(0, np.int32)
-        return [
-            Prompt(slot, self._tokens(length), np.tile(np.arange(length, dtype=np.int32), (3, 1)), *nothing)
-            for slot, length in lengths.items()
-        ]
+    def prompts(self, lengths: dict[int, int], vision: float = 0) -> list[Prompt]:
+        """Random ones of these lengths, by slot. `vision`: the share of their tokens that are vision tokens."""
+        made = []
+        for slot, length in lengths.items():
+            places = np.flatnonzero(self.random.random(length) < vision).astype(np.int32)
+            shape = len(places), 1 + self._deepstack, self.runners[0].hidden
+            features = self.random.normal(0, 0.5, shape).astype(np.float32)
+            positions = np.tile(np.arange(length, dtype=np.int32), (3, 1))
+            made.append(Prompt(slot, self._tokens(length), positions, features, places))
+        return made
 
-    def prefill(self, lengths: dict[int, int]) -> None:
-        """Lengths of prompts by slot."""
-        prompts = self.prompts(lengths)
+    def prefill(self, lengths: dict[int, int], vision: float = 0) -> None:
+        """Lengths of prompts by slot; `vision`: see `prompts`."""
+        prompts = self.prompts(lengths, vision)
         self._same(*(runner.prefill(prompts) for runner in self.runners), rows=range(len(prompts)))
         self.lengths |= lengths
 

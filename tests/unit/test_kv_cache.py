@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from stand_in import CONTEXT, PROMPT, Both, open_runners, stand_in
 
-from sailq.worker.runners.kv_cache import BatchedCache
+from sailq.worker.runners.kv_cache import BatchedCache, LastRowCache
 from sailq.worker.runners.onnx import OnnxRunner
 from sailq.worker.runners.sail import SailRunner
 
@@ -30,8 +30,10 @@ def runners(sail: Any, tmp_path: Path) -> tuple[SailRunner, OnnxRunner]:
 @pytest.mark.parametrize("seed", range(4))
 def test_any_order_of_calls_gives_the_cpu_runners_scores(seed: int, runners: tuple[SailRunner, OnnxRunner]) -> None:
     """Several prompts at once, answers up to the end of the context, slots that skip steps, and slots used again."""
-    both = Both(runners, seed)
-    random = np.random.default_rng(seed)
+    in_any_order(Both(runners, seed), np.random.default_rng(seed))
+
+
+def in_any_order(both: Both, random: np.random.Generator) -> None:
     for _ in range(120):
         free = [slot for slot in range(SLOTS) if slot not in both.lengths]
         full = [slot for slot, length in both.lengths.items() if length == CONTEXT]
@@ -43,6 +45,26 @@ def test_any_order_of_calls_gives_the_cpu_runners_scores(seed: int, runners: tup
         elif both.lengths:
             count = len(both.lengths) if random.random() < 0.7 else int(random.integers(1, len(both.lengths) + 1))
             both.decode([int(slot) for slot in random.permutation(list(both.lengths))[:count]])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_a_step_writes_last_get_to_their_places(seed: int, sail: Any, tmp_path: Path) -> None:
+    """As with llm_convert's --batch."""
+    both = Both(open_runners(sail, tmp_path, slots=SLOTS, in_place=True), seed)
+    assert isinstance(both.runners[0]._cache, LastRowCache)
+    in_any_order(both, np.random.default_rng(seed))
+
+
+def test_cleared_slots_of_that_layout_hold_no_nan(sail: Any, tmp_path: Path) -> None:
+    both = Both(open_runners(sail, tmp_path, slots=2, in_place=True), 0)
+    both.prefill({0: 5, 1: 5})
+    both.decode([0, 1])
+    for tensor in (tensor for layer in both.runners[0]._cache.layers for tensor in layer):
+        tensor.data[0] = np.nan
+    both.release(0, clear=True)
+    both.prefill({0: 3})
+    for _ in range(4):
+        both.decode([0, 1])
 
 
 def test_an_answer_fills_the_context(runners: tuple[SailRunner, OnnxRunner], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,21 @@ def test_dynamic_nets_with_a_mask_take_prompts_of_any_length(tmp_path: Path) -> 
         both.decode([0])
 
 
+@pytest.mark.parametrize("flat", [False, True], ids=["a length each", "one flat length"])
+def test_features_are_added_at_the_places_of_each_prompts_vision_tokens(flat: bool, tmp_path: Path) -> None:
+    """Alone, and beside other prompts; with and without vision tokens; at several lengths, in any order."""
+    runners = open_runners(
+        stand_in(tmp_path), tmp_path, slots=4, recent=4, family="qwen3_vl", lengths=(PROMPT // 4, PROMPT), flat=flat
+    )
+    assert runners[0].together([7, 5, 9]) == 3
+    both = Both(runners, 0)
+    for lengths, vision in (
+        ({2: 7, 0: 5, 1: 9}, 0.5), ({2: PROMPT}, 0.9), ({1: 6}, 0.5), ({0: 20, 3: 3}, 0), ({3: 25}, 0.2),
+    ):
+        both.prefill(lengths, vision)
+        both.decode(list(both.lengths))
+
+
 class NotedNet:
     """The embedding. Attributes: `ids`: the last run's tokens."""
 
