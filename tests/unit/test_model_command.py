@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bmodel_files import qwen2_vl, write_bmodel
+from bmodel_files import last_row, of_family, qwen2_vl, write_bmodel
 from commands import Done, invoke, refused, told
 
 from sailq.shared.errors import Unsupported
@@ -49,6 +49,7 @@ def test_a_bmodel_is_described_in_words(directory: Path) -> None:
     numbers = {name: re.findall(r"\b\d+\b", said[name]) for name in ("layout", "context", "prompt", "patches")}
     assert (numbers["layout"], numbers["context"]) == (["3"], ["128"])
     assert (numbers["prompt"], numbers["patches"]) == (["127", "32", "128"], ["48", "16", "48"])
+    assert said["family"].split() == ["qwen2_vl"]
     assert "sophon-demo" in said["layout"] and "f16" in said["quantisation"]
     assert "BM1684X" in lines[0]
 
@@ -79,6 +80,7 @@ def test_json_has_every_number(directory: Path) -> None:
     said = json.loads(output(invoke("model", "inspect", "--json", directory)))
 
     assert (said["layout"], said["slots"], said["context"], said["longest_prompt"]) == ("sophon-demo", 1, 128, 127)
+    assert said["family"] == "qwen2_vl"
     assert (said["prompts"], said["patches"], said["chip"]) == ([32, 128], [16, 48], "BM1684X")
     assert said["nets"][0]["stages"][1]["inputs"][0] == {"name": "hidden", "shape": [1, 128, 256], "dtype": "f16"}
 
@@ -88,6 +90,15 @@ def test_batched_nets_have_slots(tmp_path: Path) -> None:
 
     assert found.layout is not None and found.problem is None
     assert found.layout.slots == 4
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_the_family_is_recognised_without_a_config(family: str, tmp_path: Path) -> None:
+    """Also with nets that the layout of llm_convert's --batch has."""
+    nets = of_family(last_row(qwen2_vl(), 2), family)
+    said = json.loads(output(invoke("model", "inspect", "--json", write_bmodel(tmp_path / "b.bmodel", nets))))
+
+    assert (said["family"], said["layout"], said["slots"]) == (family, "llm_convert batched, 2 slots", 2)
 
 
 def test_nets_of_another_model_are_listed_and_the_missing_ones_named() -> None:

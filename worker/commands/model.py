@@ -68,7 +68,7 @@ def inspect(
     nets: Annotated[bool, typer.Option("--nets", help="Also list the nets with their inputs and outputs.")] = False,
     json: Json = False,
 ) -> None:
-    """Show what a bmodel contains: layout, sizes, quantisation, memory, nets. Needs no device.
+    """Show what a bmodel contains: family, layout, sizes, quantisation, memory, nets. Needs no device.
 
     In a model directory, config.json must match the bmodel. Loading the bmodel
     takes the device memory that is shown. A worker needs more for its own
@@ -142,6 +142,7 @@ def _page(found: Inspection) -> Group:
         at = "its real length" if layout.dynamic_prompt else " or ".join(map(str, layout.prompts))
         real = ", run at the real number of patches" if layout.dynamic_vision else ""
         chosen = "the argmax token; it cannot sample" if layout.chooses else "logits"
+        table.add_row("family", layout.family)
         table.add_row("layout", f"{layout.kind}, {layout.layers} layers")
         table.add_row("slots", str(layout.slots))
         table.add_row("context", f"{layout.context} tokens" + _others("a step reads", layout.caches))
@@ -192,14 +193,14 @@ def _as_json(found: Inspection) -> dict[str, Any]:
     bmodel, layout = found.bmodel, found.layout
     said: dict[str, Any] = {
         "path": str(bmodel.path), "bytes": found.file_bytes, "chip": bmodel.chip, "devices": bmodel.devices,
-        "layout": None, "problem": found.problem, "quantisation": found.quantisation,
+        "layout": None, "family": None, "problem": found.problem, "quantisation": found.quantisation,
     }
     if layout is not None:
         said |= {
-            "layout": layout.kind, "layers": layout.layers, "slots": layout.slots, "context": layout.context,
-            "longest_prompt": layout.longest_prompt, "prompts": layout.prompts, "patches": layout.patches,
-            "caches": layout.caches, "dynamic_prompt": layout.dynamic_prompt, "dynamic_vision": layout.dynamic_vision,
-            "history": layout.history, "chooses": layout.chooses,
+            "layout": layout.kind, "family": layout.family, "layers": layout.layers, "slots": layout.slots,
+            "context": layout.context, "longest_prompt": layout.longest_prompt, "prompts": layout.prompts,
+            "patches": layout.patches, "caches": layout.caches, "dynamic_prompt": layout.dynamic_prompt,
+            "dynamic_vision": layout.dynamic_vision, "history": layout.history, "chooses": layout.chooses,
         }
     return {
         **said,

@@ -51,12 +51,12 @@ def models(folder: Path) -> Iterator[Model]:
 
 
 def in_words(found: Inspection) -> str:
-    """`sophon-demo, w4f16, context 512`, or why the worker cannot drive it."""
+    """Its family, then `sophon-demo, w4f16, context 512`, or why the worker cannot drive it."""
     layout = found.layout
     if layout is None:
         return found.problem or ""
     kind = found.quantisation or quantisation_by_name(found.bmodel.path)
-    return ", ".join(word for word in (layout.kind, kind, f"context {layout.context}") if word)
+    return ", ".join(word for word in (layout.family, layout.kind, kind, f"context {layout.context}") if word)
 
 
 def _in_folder(folder: Path) -> Iterator[Model]:
