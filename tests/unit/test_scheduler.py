@@ -397,7 +397,7 @@ def test_listeners_hear_the_whole_text_and_times_add_up() -> None:
 def test_one_request_failing_leaves_the_others_tokens_alone() -> None:
     """With the real model: three conversations, alone and beside one that breaks in the middle."""
     engine = Engine.load(random_model(), slots=4, threads=1)
-    prompts = Prompts(8)
+    prompts = Prompts(9)
     prepared = [engine.prepare(*prompts.conversation(), options()) for _ in range(4)]
 
     def texts(broken: bool) -> list[list[int]]:

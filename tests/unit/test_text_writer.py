@@ -35,7 +35,7 @@ def writer() -> Iterator[TextWriter]:
 def started(engine: Engine, tokens: int, stop: tuple[str, ...] = (), hold: threading.Event | None = None) -> Request:
     """A request, whose `on_text` keeps the text, after `hold` is set."""
     options = GenerationOptions(max_new_tokens=tokens, stop=list(stop))
-    prepared = engine.prepare([Message(role="user", content=(TextPart(text="Hi"),))], {}, options)
+    prepared = engine.prepare([Message(role="user", content=(TextPart(text="Hello"),))], {}, options)
     texts: list[str] = []
 
     def keep(text: str) -> None:
