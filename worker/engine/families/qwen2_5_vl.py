@@ -62,8 +62,8 @@ class Qwen25VL(Common):
         ])
 
     def _times(self, medium: FramesPart, grids: int) -> list[int]:
-        """The times of temporal grids, in float32 as in the release. (4.50 and later round the seconds of a grid down
-        to whole ones first, which makes all times of a clip of more than two frames a second 0.)"""
+        """The times of temporal grids, in float32 as in the release. (4.57.1 first drops the fraction of a grid's
+        seconds, which makes all times of a clip of more than two frames a second 0. 4.50 does not.)"""
         seconds = np.float32(self.temporal_patch_size / (medium.fps or _FPS))
         index = np.arange(grids, dtype=np.float32)
         times: list[int] = (index * seconds * np.float32(self.tokens_per_second)).astype(np.int64).tolist()
