@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,11 @@ from qwen2vl import options, random_checkpoint_of, random_model
 from release_record import CONTEXT, GREEDY, RECORDED, UNITS, greedy_prompts, model, position_prompts, recorded, told
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+from transformers.vision_utils import (
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, media_parts
 from sailq.worker.engine.chat_tokenizer import ChatTokenizer
@@ -27,6 +34,7 @@ from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.request import Request
 from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve
+from sailq.worker.runners.base import MASKED
 
 NEWER = ("qwen2_5_vl", "qwen3_vl")
 """`test_engine.py` and `test_mrope.py` compare Qwen2-VL with its record."""
@@ -48,6 +56,7 @@ def encoded(family: str, conversations: Sequence[Sequence[Message]]) -> list[tup
     return found
 
 
+@functools.cache
 def first_prompts(family: str) -> list[list[Message]]:
     """Those whose tokens and positions are recorded."""
     prompts = position_prompts(family)
@@ -111,6 +120,46 @@ def test_slots_at_different_positions_answer_as_alone(family: str) -> None:
     assert scheduler.counts.media_reused > 0
     for number, request, length in zip(chosen, requests, lengths, strict=True):
         assert request.generation and request.generation.tokens == answers[number][:length], number
+
+
+GRIDS = [(8, 12), (2, 2), (18, 6), (10, 10), (24, 4), (16, 16), (2, 40)]
+"""Rows and columns of patches."""
+
+
+def test_windows_are_those_of_transformers() -> None:
+    """Several grids and padding in one launch: places, both masks, and the order of the vision tokens."""
+    family, patches = ModelSpec.load(model("qwen2_5_vl")).family, sum(h * w for h, w in GRIDS)
+    positions, full, window, reverse = family.vit_inputs(GRIDS, patches + 64)
+    grids = torch.tensor([[1, h, w] for h, w in GRIDS])
+    order, ends = get_vision_window_index(grids, 2, 112, 14)
+    assert np.array_equal(reverse[: patches // 4], order.argsort().numpy())
+    places = get_vision_position_ids(grids, 2).reshape(-1, 4, 2)[order].reshape(-1, 2)
+    assert np.array_equal(positions[:patches], places.numpy())
+    for mask, bounds in ((window, ends.tolist()), (full, np.cumsum([0, *(h * w for h, w in GRIDS)]).tolist())):
+        expected = np.zeros(mask.shape, bool)
+        for start, end in pairwise([*bounds, patches + 64]):
+            expected[start:end, start:end] = True
+        assert np.array_equal(mask == 0, expected) and set(np.unique(mask[~expected])) == {MASKED}
+
+
+def test_interpolated_positions_are_those_of_transformers() -> None:
+    """5 computes corners and weights in another way, with the same sums. 4.57.1 takes `torch.linspace`."""
+    family, patches = ModelSpec.load(model("qwen3_vl")).family, sum(h * w for h, w in GRIDS)
+    positions, corners, weights, _ = family.vit_inputs(GRIDS, patches + 64)
+    grids = torch.tensor([[1, h, w] for h, w in GRIDS])
+    assert np.array_equal(positions[:patches], get_vision_position_ids(grids, 2).numpy())
+    theirs = get_vision_interpolation_indices_and_weights(grids, 48, mode="bilinear", align_corners=True,
+                                                          spatial_merge_size=2)
+    ours = torch.tensor(corners[:patches]), torch.tensor(weights[:patches, :, 0])
+    table = torch.randn(48 * 48, 16, generator=torch.Generator().manual_seed(1))
+    sums = [(table[places.long()] * shares[..., None]).sum(1) for places, shares in (ours, theirs)]
+    assert (sums[0] - sums[1]).abs().max() <= 1e-4 < sums[0].std()
+    for side in range(2, 300, 2):
+        at = torch.linspace(0, 47, side)
+        rows = get_vision_position_ids(torch.tensor([[1, side, 2]]), 2)[:, 0]
+        _, found, shares, _ = family.vit_inputs([(side, 2)], 2 * side)
+        assert np.array_equal(found[:, 0] // 48, at.int()[rows].numpy())
+        assert np.abs(shares[:, 2:].sum((1, 2)) - (at - at.int())[rows].numpy()).max() <= 1e-6
 
 
 @pytest.mark.parametrize("family", NEWER)
