@@ -27,14 +27,18 @@ Entry = tuple[bytes, Mapping[bytes, bytes]]
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a job's text.
+    """A piece of a job's text, or of the thought before it.
 
-    `restarted`: set on the first piece of a new attempt. Discard the text that was read before.
+    Attributes:
+        text: empty if the piece is of the thought.
+        restarted: set on the first piece of a new attempt. Discard all that was read before.
+        reasoning: the piece of the thought, of a model that thinks.
     """
 
     text: str
     attempt: int
     restarted: bool = False
+    reasoning: str = ""
 
 
 class Inbox:
@@ -91,7 +95,8 @@ class StreamReader:
         self.position = b"0"
         self.ended = False
         self._attempt = 0
-        self._length = 0
+        self._lengths = {b"text": 0, b"reasoning": 0}
+        """Characters read of the newest attempt."""
 
     def feed(self, entries: Iterable[Entry]) -> list[Chunk]:
         """The chunks in entries read after `position`. Updates `position`."""
@@ -101,19 +106,22 @@ class StreamReader:
             if b"end" in fields:
                 self.ended = True
                 break
+            kind = b"text" if b"text" in fields else b"reasoning"
             try:
-                attempt, at, text = int(fields[b"attempt"]), int(fields[b"at"]), fields[b"text"].decode()
+                attempt, at, text = int(fields[b"attempt"]), int(fields[b"at"]), fields[kind].decode()
             except (KeyError, ValueError):
                 continue  # not written by sailq
             restarted = False
             if attempt > self._attempt:
                 restarted = self._attempt > 0
-                self._attempt, self._length = attempt, 0
-            if attempt < self._attempt or at + len(text) <= self._length:
+                self._attempt, self._lengths = attempt, dict.fromkeys(self._lengths, 0)
+            length = self._lengths[kind]
+            if attempt < self._attempt or at + len(text) <= length:
                 continue  # a superseded attempt, or an entry written twice
-            new = text[max(0, self._length - at) :]
-            self._length = at + len(text)
-            chunks.append(Chunk(new, attempt, restarted))
+            new = text[max(0, length - at) :]
+            self._lengths[kind] = at + len(text)
+            said = {"text": new} if kind == b"text" else {"text": "", "reasoning": new}
+            chunks.append(Chunk(**said, attempt=attempt, restarted=restarted))
         return chunks
 
 

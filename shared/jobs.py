@@ -117,11 +117,21 @@ class Job(Record):
 
 
 class Usage(Record):
-    """Tokens. `prompt_tokens` counts all of the prompt, its `vision_tokens` included."""
+    """Tokens. `prompt_tokens` counts all of the prompt, its `vision_tokens` included; `completion_tokens` all that was
+    generated, the `reasoning_tokens` of the thought included."""
 
     prompt_tokens: int = 0
     vision_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @model_serializer(mode="wrap")
+    def _without_no_thought(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A producer from before there were thoughts reads every result that has none."""
+        fields: dict[str, Any] = dump(self)
+        if not fields["reasoning_tokens"]:
+            del fields["reasoning_tokens"]
+        return fields
 
 
 class Timings(Record):
@@ -183,12 +193,19 @@ class Attempt(Record):
 
 
 class Result(Record):
-    """How a job ended. `history`: its last attempts, where they say why it has no answer."""
+    """How a job ended.
+
+    Attributes:
+        text: the answer.
+        reasoning: the thought before it, of a model that thinks. It is no part of the conversation.
+        history: its last attempts, where they say why it has no answer.
+    """
 
     job: str
     conversation: str
     turn: int
     text: str = ""
+    reasoning: str = ""
     finish_reason: FinishReason
     error: Failure | None = None
     usage: Usage = Usage()
@@ -203,11 +220,12 @@ class Result(Record):
     finished_at: float
 
     @model_serializer(mode="wrap")
-    def _without_empty_history(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A producer from before there were histories reads every result that has none."""
+    def _without_empty_fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A producer from before there were histories and thoughts reads every result that has none."""
         fields: dict[str, Any] = dump(self)
-        if not fields["history"]:
-            del fields["history"]
+        for name in ("history", "reasoning"):
+            if not fields[name]:
+                del fields[name]
         return fields
 
 

@@ -95,6 +95,19 @@ def _say(text: str) -> None:
         raise OutputLost(f"The output cannot be written: {error.strerror}.") from None
 
 
-def print_piece(text: str) -> None:
-    """Prints a piece of an answer as it comes."""
-    _say(text)
+class AnswerPrinter:
+    """Prints an answer to stdout as it comes. On a terminal, the thought before it is shown dimmed."""
+
+    def __init__(self) -> None:
+        self._in_thought = False
+
+    def thought(self, piece: str) -> None:
+        if sys.stdout.isatty():
+            _say(f"\x1b[2m{piece}\x1b[0m")
+            self._in_thought = True
+
+    def text(self, piece: str) -> None:
+        if self._in_thought:
+            _say("\n\n")
+            self._in_thought = False
+        _say(piece)

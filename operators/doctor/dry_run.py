@@ -55,7 +55,7 @@ def _call(name: str, queue: str) -> tuple[list[str], list[str]]:
         "finish": ([_JOB, _RESULT], [_ID, "id or none", *["1"] * 5, "finished", *["1"] * 6]),
         "release": ([_JOB], [_ID, _ID, "1", "1"]),
         "recover": ([waiting], [_ID, *["1"] * 5]),
-        "say": ([_STREAM], ["1"] * 4),
+        "say": ([_STREAM], ["1"] * 5),
     }[name]
 
 

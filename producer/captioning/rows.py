@@ -29,9 +29,11 @@ def media_fields(prepared: Prepared | None) -> Row:
 
 
 def as_row(result: Result) -> Row:
-    """A result as plain JSON values: `text`, `metrics` (seconds, tokens), `error` and the worker that answered."""
+    """A result as plain JSON values: `text`, the thought before it (`reasoning`), `metrics` (seconds, tokens), `error`
+    and the worker that answered."""
     return {
         "text": result.text,
+        "reasoning": result.reasoning,
         "conversation": result.conversation,
         "turn": result.turn,
         "job": result.job,
@@ -63,6 +65,7 @@ def failed_row(error: SailqError) -> Row:
     """A row of the same shape for a clip that failed before it had a result."""
     return {
         "text": "",
+        "reasoning": "",
         "conversation": None,
         "turn": None,
         "job": None,

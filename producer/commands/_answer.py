@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sailq.shared import terminal
 
@@ -17,10 +16,18 @@ GRACE_SECONDS = 5.0
 """Seconds that a caller waits, after a job's deadline, for the worker to report it."""
 
 
-def receive(
-    client: Client, job: str, *, timeout: float | None = None, show: Callable[[str], None] | None = None
-) -> Result:
-    """Waits for the job's result, and passes all of its text to `show` as it comes.
+class Printer(Protocol):
+    """Prints an answer as it comes: `terminal.AnswerPrinter`, or another."""
+
+    def thought(self, piece: str) -> None:
+        """Print a piece of the thought before the answer."""
+
+    def text(self, piece: str) -> None:
+        """Print a piece of the answer."""
+
+
+def receive(client: Client, job: str, printer: Printer | None = None, *, timeout: float | None = None) -> Result:
+    """Waits for the job's result, and passes all of its text and thought to `printer` as they come.
 
     Cancels the job on Ctrl-C, and if nothing comes for `timeout` seconds.
     """
@@ -29,26 +36,32 @@ def receive(
     patience = None if timeout is None else timeout + GRACE_SECONDS
     shown = ""
     try:
-        if show is not None:
+        if printer is not None:
             for chunk in client.stream(job, patience):
                 if chunk.restarted:
-                    show("\n")
+                    printer.text("\n")
                     shown = ""
-                show(chunk.text)
-                shown += chunk.text
+                if chunk.reasoning:
+                    printer.thought(chunk.reasoning)
+                if chunk.text:
+                    printer.text(chunk.text)
+                    shown += chunk.text
         result = client.wait(job, patience)
     except (KeyboardInterrupt, WaitTimeout):
         with suppress(SailqError):
             client.cancel(job)
         raise
-    if show is not None and result.text != shown:
-        show(result.text.removeprefix(shown) if result.text.startswith(shown) else f"\n{result.text}")
+    if printer is not None and result.text != shown:
+        printer.text(result.text.removeprefix(shown) if result.text.startswith(shown) else f"\n{result.text}")
     return result
 
 
 def timings(result: Result) -> str:
-    """A line with time to first token, tokens/s and total time."""
+    """A line with time to first token, tokens/s and total time. It begins with a warning if all tokens are of the
+    thought."""
     said = []
+    if result.reasoning and not result.text and result.finish_reason == "length":
+        said.append("the thought took all tokens: see --max-new-tokens")
     if result.timings.time_to_first_token is not None:
         said.append(f"first token after {result.timings.time_to_first_token:.2f} s")
     if result.tokens_per_second is not None:

@@ -59,7 +59,9 @@ def ask(
     before all images. --vision-inputs can give another order.
 
     With --json the result is one JSON object. With --json and --stream, one
-    {"chunk": text} for each piece of the answer comes before it.
+    {"chunk": text} for each piece of the answer comes before it, and one
+    {"reasoning": text} for each piece of the thought of a model that thinks.
+    On a terminal, --stream shows the thought dimmed.
 
     \b
     Examples:
@@ -102,8 +104,8 @@ def ask(
                 stream=stream,
                 wait=wait,
             )
-            show = (lambda text: terminal.print_json({"chunk": text})) if json else terminal.print_piece
-            result = receive(client, handle.job, timeout=timeout, show=show if stream else None)
+            printer = _JsonPrinter() if json else terminal.AnswerPrinter()
+            result = receive(client, handle.job, printer if stream else None, timeout=timeout)
         row = as_row(result)
         reason = why(row)
         if json:
@@ -116,3 +118,19 @@ def ask(
         if reason is not None:
             raise SailqError(reason)
         terminal.note(timings(result))
+
+
+class _JsonPrinter:
+    """Prints each piece of an answer as a JSON object."""
+
+    def thought(self, piece: str) -> None:
+        self._print("reasoning", piece)
+
+    def text(self, piece: str) -> None:
+        self._print("chunk", piece)
+
+    @staticmethod
+    def _print(name: str, piece: str) -> None:
+        from sailq.shared import terminal
+
+        terminal.print_json({name: piece})

@@ -41,7 +41,8 @@ def chat(
     """Chat about videos and images. The model sees earlier questions and answers.
 
     Each line is one question. --video and --image come with the first question.
-    /help lists the chat's own commands. Questions can be piped in. The exit code
+    On a terminal, the thought of a model that thinks is shown dimmed. It is not
+    part of the conversation. /help lists the chat's own commands. Questions can be piped in. The exit code
     is then 1 if one of them was not answered.
 
     \b
@@ -154,7 +155,7 @@ class _Chat:
         )
         self._conversation = handle.conversation
         try:
-            result = receive(self._client, handle.job, show=terminal.print_piece)
+            result = receive(self._client, handle.job, terminal.AnswerPrinter())
             reason = why(as_row(result))
         except KeyboardInterrupt:
             reason = "The answer was stopped; the conversation continues."

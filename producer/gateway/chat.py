@@ -6,13 +6,13 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from secrets import randbelow
-from typing import Any
+from typing import Any, Literal
 
 from sailq.shared import keys
 from sailq.shared.connection import server_errors
@@ -37,6 +37,7 @@ _READ_SECONDS = 60.0
 _OUTAGE_SECONDS = 60.0
 """How long requests wait for a server that is away: longer than a failover, or a restart that loads its data."""
 _PAUSE_SECONDS = 0.5
+_Kind = Literal["thought", "text"]
 _log = logging.getLogger("sailq.gateway")
 
 
@@ -106,39 +107,48 @@ class Chat:
 
     async def pieces(self, ticket: Ticket) -> AsyncGenerator[dict[str, Any], None]:
         """The response's chunks, as the text comes. Raises ApiError also after the first chunk."""
-        completion, sent = ticket.completion, ""
+        completion = ticket.completion
+        said: dict[_Kind, str] = {"thought": "", "text": ""}
+        make: dict[_Kind, Callable[[str], dict[str, Any]]] = {
+            "thought": completion.thought, "text": completion.piece,
+        }
         with api_errors(), self._given_up(ticket):
             async with aclosing(self._texts(ticket.job)) as texts:
-                async for text in texts:
-                    if len(text) > len(sent) and text.startswith(sent):
-                        if not sent:
-                            yield completion.first()
-                        yield completion.piece(text[len(sent):])
-                        sent = text
+                async for so_far in texts:
+                    for kind, text in so_far.items():
+                        if len(text) > len(said[kind]) and text.startswith(said[kind]):
+                            if not any(said.values()):
+                                yield completion.first()
+                            yield make[kind](text[len(said[kind]):])
+                            said[kind] = text
             result = self._answered(ticket, await self._result(ticket.job))
-            if not sent:
+            if not any(said.values()):
                 yield completion.first()
-            if not result.text.startswith(sent):
+            whole: dict[_Kind, str] = {"thought": result.reasoning, "text": result.text}
+            if not all(whole[kind].startswith(text) for kind, text in said.items()):
                 raise ApiError(500, "The answer began again on another worker and differs.", code="restarted",
                                type="server_error")
-            if result.text != sent:
-                yield completion.piece(result.text[len(sent):])
+            for kind, text in whole.items():
+                if text != said[kind]:
+                    yield make[kind](text[len(said[kind]):])
             yield completion.last(result)
             if ticket.request.includes_usage:
                 yield completion.usage(result)
 
-    async def _texts(self, job: str) -> AsyncGenerator[str, None]:
-        """All of the job's text so far, each time that there is more. It begins again with another attempt, and when
-        the server was away."""
+    async def _texts(self, job: str) -> AsyncGenerator[dict[_Kind, str], None]:
+        """All of the job's thought and text so far, each time that there is more. They begin again with another
+        attempt, and when the server was away."""
         outage = Outage()
         while True:
-            text = ""
+            thought = text = ""
             try:
                 async with aclosing(self.client.stream(job)) as pieces:
                     async for piece in pieces:
-                        text = piece.text if piece.restarted else text + piece.text
+                        if piece.restarted:
+                            thought = text = ""
+                        thought, text = thought + piece.reasoning, text + piece.text
                         outage.end()
-                        yield text
+                        yield {"thought": thought, "text": text}
                 return
             except ServerUnavailable as error:
                 await outage.outlast(error)

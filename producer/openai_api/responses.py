@@ -27,7 +27,10 @@ class Completion:
             **self._head("chat.completion"),
             "choices": [{
                 "index": 0,
-                "message": {"role": "assistant", "content": result.text, "refusal": None},
+                "message": {
+                    "role": "assistant", "content": result.text, "refusal": None,
+                    **(_thought(result.reasoning) if result.reasoning else {}),
+                },
                 "logprobs": None,
                 "finish_reason": result.finish_reason,
             }],
@@ -41,6 +44,10 @@ class Completion:
 
     def piece(self, text: str) -> dict[str, Any]:
         return self._chunk({"content": text})
+
+    def thought(self, text: str) -> dict[str, Any]:
+        """A piece of the thought before the answer."""
+        return self._chunk(_thought(text))
 
     def last(self, result: Result) -> dict[str, Any]:
         """The chunk that ends an answer."""
@@ -70,10 +77,18 @@ class Completion:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
+def _thought(text: str) -> dict[str, str]:
+    """vLLM's field of a message and of a delta, by its name and by the name that it had before vLLM 0.11.2."""
+    return {"reasoning": text, "reasoning_content": text}
+
+
 def usage(result: Result) -> dict[str, Any]:
     used = result.usage
-    return {
+    counts: dict[str, Any] = {
         "prompt_tokens": used.prompt_tokens,
         "completion_tokens": used.completion_tokens,
         "total_tokens": used.prompt_tokens + used.completion_tokens,
     }
+    if used.reasoning_tokens:
+        counts["completion_tokens_details"] = {"reasoning_tokens": used.reasoning_tokens}
+    return counts

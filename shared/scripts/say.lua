@@ -1,11 +1,14 @@
 -- say: adds generated text to the streams of running jobs, one entry each.
 --
 -- KEYS  the streams (sailq:stream:ID)
+-- KEYS may name a stream twice: its thought and its text
 -- ARGV  1 TTL of a stream after its newest entry, in seconds
---       2... for each stream: the fields attempt, at and text of its new entry
+--       2... for each stream: the fields attempt and at of its new entry, the name of the third (text or reasoning),
+--       and what it holds
 -- Returns nothing
 
 for i, stream in ipairs(KEYS) do
-  try('XADD', stream, '*', 'attempt', ARGV[3 * i - 1], 'at', ARGV[3 * i], 'text', ARGV[3 * i + 1])
+  local attempt, at, field, text = unpack(ARGV, 4 * i - 2, 4 * i + 1)
+  try('XADD', stream, '*', 'attempt', attempt, 'at', at, field, text)
   redis.call('EXPIRE', stream, ARGV[1])
 end

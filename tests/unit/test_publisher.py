@@ -45,6 +45,34 @@ def test_text_generated_during_an_outage_is_written_after_it(
     assert "".join(chunk.text for chunk in chunks) == "before, during, after"
 
 
+def test_a_thought_is_written_before_its_text_and_read_apart(connection: redis.Redis) -> None:
+    text, thought = Stream("job", 1), Stream("job", 1, "reasoning")
+    publisher = Publisher(connection, 60)
+    publisher.close()  # its thread would flush between two calls
+    for stream, piece in ((thought, "one, "), (text, "three"), (thought, "two")):
+        publisher.put(stream, piece)
+    publisher.flush()
+    publisher.put(text, ", four")
+    publisher.flush()
+    entries = connection.xrange(keys.stream("job"))
+    chunks = StreamReader().feed([*entries, *entries])  # as after a lost reply
+    assert [(chunk.reasoning, chunk.text) for chunk in chunks] == [("one, two", ""), ("", "three"), ("", ", four")]
+
+
+def test_another_attempt_begins_thought_and_text_again() -> None:
+    def entry(attempt: int, at: int, **said: str) -> tuple[bytes, dict[bytes, bytes]]:
+        fields = {"attempt": str(attempt), "at": str(at), **said}
+        return b"1-0", {name.encode(): value.encode() for name, value in fields.items()}
+
+    chunks = StreamReader().feed([
+        entry(1, 0, reasoning="old "), entry(1, 0, text="old"), entry(2, 0, reasoning="ne"),
+        entry(1, 4, reasoning="late"), entry(2, 0, reasoning="new "), entry(2, 0, text="new"),
+    ])
+    assert [(chunk.reasoning, chunk.text, chunk.restarted) for chunk in chunks] == [
+        ("old ", "", False), ("", "old", False), ("ne", "", True), ("w ", "", False), ("", "new", False),
+    ]
+
+
 def test_tokens_of_all_streams_are_sent_together(
     connection: redis.Redis, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from sailq.shared.errors import BadRequest
 from sailq.shared.jobs import FramesPart, Message, media_parts
 
 from .model import ModelSpec
+from .text import ThoughtMarks
 from .tokenizer import Tokenizer
+
+_QUESTION = {"role": "user", "content": [{"type": "text", "text": "?"}]}
 
 
 class ChatTokenizer:
@@ -20,6 +24,7 @@ class ChatTokenizer:
 
     Attributes:
         end_tokens: the tokens that end an answer: those that the model's files name, and its family's own.
+        thought: the tokens around the model's thought; None if it does not think. Its chat template tells.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -27,6 +32,7 @@ class ChatTokenizer:
         self._family = spec.family
         own = (self.tokenizer.token(text) for text in spec.family.end_tokens)
         self.end_tokens: frozenset[int] = spec.eos_token_ids.union(token for token in own if token is not None)
+        self.thought = _thought(self.tokenizer)
 
     def encode(self, messages: Sequence[Message]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """Tokens of a conversation, ready for the answer.
@@ -55,6 +61,18 @@ class ChatTokenizer:
                 found = [t for t in self.tokenizer.control if part.type == "text" and t in part.text]
                 if found:
                     raise BadRequest(f"A text contains the model's control token {found[0]}.")
+
+
+def _thought(tokenizer: Tokenizer) -> ThoughtMarks | None:
+    """A template that begins the answer with `<think>` is a thinking model's. One that names `</think>`, to drop the
+    thoughts of earlier turns, is of a model that may think."""
+    begin, end = map(tokenizer.token, ("<think>", "</think>"))
+    if begin is None or end is None:
+        return None
+    opened = False
+    with suppress(Exception):  # a template may refuse any conversation
+        opened = tokenizer.render([_QUESTION]).rstrip().endswith("<think>")
+    return ThoughtMarks(begin, end, opened) if opened or "</think>" in tokenizer.template else None
 
 
 def _plain(message: Message) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from .model import ModelSpec
 from .patches import Grid
 from .preprocessor import EncodedMedium, Media, PreparedPrompt, Preprocessor
 from .sampling import NotFinite, Sampler
-from .text import TextStream
+from .text import AnswerStream
 from .vision_cache import Embeds, Key, VisionCache
 
 VISION_CACHE_BYTES = 128 * 2**20
@@ -149,13 +149,15 @@ class Engine:
         encoded = time.monotonic()
         generations: list[Generation] = []
         prompts: list[Prompt] = []
+        chat = self._chat_tokenizer
         for prepared, options, slot in starts:
             keys = [medium.key for medium in prepared.media]
             generations.append(Generation(
                 prepared, slot, Sampler(options, prepared.tokens),
-                TextStream(self._chat_tokenizer.tokenizer, options.stop, self._chat_tokenizer.end_tokens),
+                AnswerStream(chat.tokenizer, options.stop, chat.end_tokens, chat.thought),
                 None if prepared.grammar is None else prepared.grammar.guide(), encoded - began,
                 reused=len(keys) - len(new.intersection(keys)),
+                thinking=chat.thought is not None and chat.thought.opened,
             ))
             new.difference_update(keys)  # the next request with the same medium reuses it
             if vision.keys() >= set(keys):
@@ -265,6 +267,8 @@ class Engine:
         guide = generation.guide
         if guide is not None:
             guide.accept(token)
+        if (thought := self._chat_tokenizer.thought) is not None and token == thought.end:
+            generation.thinking = False
         generation.inter_token_latency = now - generation.last_token_at if generation.tokens else None
         generation.tokens.append(token)
         generation.last_token_at = now

@@ -9,7 +9,7 @@ from sailq.shared.jobs import FinishReason, Usage
 from .guides import Guide
 from .preprocessor import PreparedPrompt
 from .sampling import Sampler
-from .text import TextStream
+from .text import AnswerStream
 
 
 @dataclass
@@ -17,7 +17,8 @@ class Generation:
     """One answer that is being generated in a slot. Times are `time.monotonic` seconds.
 
     Attributes:
-        guide: keeps the answer in its form; None for a free answer.
+        form: keeps the answer in its form; None for a free answer.
+        thinking: whether the newest token is of a thought that the prompt has opened. Its form is free.
         reused: number of media whose vision tokens were in the vision cache.
         inter_token_latency: seconds between the last two tokens; None until there are two.
         tokens: the tokens chosen so far, the end token included.
@@ -28,8 +29,8 @@ class Generation:
     prepared: PreparedPrompt
     slot: int
     sampler: Sampler
-    stream: TextStream
-    guide: Guide | None
+    stream: AnswerStream
+    form: Guide | None
     vision_encode: float
     reused: int = 0
     prefill: float = 0.0
@@ -39,9 +40,16 @@ class Generation:
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: Exception | None = None
+    thinking: bool = False
+
+    @property
+    def guide(self) -> Guide | None:
+        """What the next token must follow."""
+        return None if self.thinking else self.form
 
     def usage(self, tokens: int) -> Usage:
         """The usage of an answer of so many tokens."""
         return Usage(
-            prompt_tokens=len(self.prepared.tokens), vision_tokens=len(self.prepared.places), completion_tokens=tokens
+            prompt_tokens=len(self.prepared.tokens), vision_tokens=len(self.prepared.places),
+            completion_tokens=tokens, reasoning_tokens=self.stream.reasoning_tokens,
         )

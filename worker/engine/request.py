@@ -19,7 +19,8 @@ class Outcome:
     place.
 
     Attributes:
-        text: all text that `on_text` got; for a cancelled or late request, the text until then.
+        text, reasoning: all that `on_text` and `on_thought` got; for a cancelled or late request, what they got until
+            then.
         error: set if `finish_reason` is neither `stop` nor `length`.
         vision_encode, prefill, decode: see `shared.jobs.Timings`.
         inter_token_latency: mean time between two tokens.
@@ -34,6 +35,7 @@ class Outcome:
     decode: float | None = None
     first_token_at: float | None = None
     inter_token_latency: float | None = None
+    reasoning: str = ""
 
     @classmethod
     def unstarted(cls, reason: FinishReason, error: SailqError | None = None) -> Outcome:
@@ -52,16 +54,19 @@ class Outcome:
             vision_encode=generation.vision_encode, prefill=generation.prefill, decode=decode,
             first_token_at=generation.first_token_at,
             inter_token_latency=decode / (tokens - 1) if tokens > 1 else None,
+            reasoning=generation.stream.reasoning,
         )
 
 
 class Request:
-    """A request for one answer. `on_text` is called on the text writer's thread and must return at once.
+    """A request for one answer. `on_text` and `on_thought` are called on the text writer's thread and must return at
+    once.
 
     Args:
         prepared: from `Engine.prepare`.
         deadline: the `time.monotonic` at which the request ends as `deadline`, or None.
         on_text: gets each piece of text once it is final.
+        on_thought: gets each piece of the thought before the text, in the same way.
 
     Attributes:
         tokens: number of tokens whose text was written, and `last_token_at`, the time of the last.
@@ -74,9 +79,11 @@ class Request:
         deadline: float | None = None,
         priority: Priority = "normal",
         on_text: Callable[[str], None] | None = None,
+        on_thought: Callable[[str], None] | None = None,
     ) -> None:
         self.prepared, self.options = prepared, options
-        self.deadline, self.priority, self.on_text = deadline, priority, on_text
+        self.deadline, self.priority = deadline, priority
+        self.on_text, self.on_thought = on_text, on_thought
         self.generation: Generation | None = None
         self.tokens, self.last_token_at = 0, 0.0
         self.outcome: Outcome | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from typing import NamedTuple
 
 from .tokenizer import Tokenizer
 
@@ -73,3 +74,87 @@ class TextStream:
         longest = min(len(text), max((len(stop) for stop in self._stop), default=1) - 1)
         ends = (size for size in range(longest, 0, -1) if any(s.startswith(text[-size:]) for s in self._stop))
         return next(ends, 0)
+
+
+class ThoughtMarks(NamedTuple):
+    """The tokens around the thought of a thinking model.
+
+    Attributes:
+        begin, end: `<think>` and `</think>`.
+        opened: whether the prompt ends with `begin`; else the model may write it as its first token.
+    """
+
+    begin: int
+    end: int
+    opened: bool
+
+
+class AnswerStream:
+    """The text of an answer, and the thought that a thinking model puts before it, as their tokens come.
+
+    The newlines around a thought, and those before the text after it, are dropped, as the models' chat templates do. A
+    stop text ends the answer in the thought, too, as in vLLM.
+
+    Attributes:
+        reasoning_tokens: number of tokens of the thought, without its marks.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str], end_tokens: Set[int], marks: ThoughtMarks | None = None
+    ) -> None:
+        """`marks`: None for a model that does not think."""
+        self._text, self._thought = TextStream(tokenizer, stop, end_tokens), TextStream(tokenizer, stop, end_tokens)
+        self._marks, self._first = marks, True
+        self._thinking = self._leading = marks is not None and marks.opened
+        """Whether the thought goes on, and whether newlines that come now are dropped."""
+        self._newlines = ""  # those that end the thought, unless more of it follows
+        self._thought_given: list[str] = []
+        self._text_given: list[str] = []
+        self.reasoning_tokens = 0
+
+    @property
+    def text(self) -> str:
+        """All text returned so far."""
+        return "".join(self._text_given)
+
+    @property
+    def reasoning(self) -> str:
+        """All of the thought returned so far."""
+        return "".join(self._thought_given)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text has ended the answer."""
+        return self._text.stopped or self._thought.stopped
+
+    def push(self, token: int) -> tuple[str, str]:
+        """Add one token. Returns what is now final of the thought and of the text."""
+        first, self._first = self._first, False
+        if self._marks is None or not (self._thinking or first and token == self._marks.begin):
+            return self._given(self._text.push(token))
+        if token == self._marks.begin and first:
+            self._thinking = self._leading = True
+            return "", ""
+        if token == self._marks.end:
+            given = self.finish()
+            self._thinking, self._leading = False, True
+            return given
+        self.reasoning_tokens += 1
+        return self._given(self._thought.push(token))
+
+    def finish(self) -> tuple[str, str]:
+        """End the answer. Returns what was held back of the thought and of the text."""
+        return self._given((self._thought if self._thinking else self._text).finish())
+
+    def _given(self, fresh: str) -> tuple[str, str]:
+        if self._leading:
+            fresh = fresh.lstrip("\n")
+            self._leading = not fresh
+        if not self._thinking:
+            self._text_given.append(fresh)
+            return "", fresh
+        fresh = self._newlines + fresh
+        kept = fresh.rstrip("\n")
+        self._newlines = fresh[len(kept) :]
+        self._thought_given.append(kept)
+        return kept, ""

@@ -110,10 +110,13 @@ class TextWriter:
             if piece.token is not None:
                 request.tokens, request.last_token_at = request.tokens + 1, piece.at
                 self._on_token(piece.latency)
-                text = stream.push(piece.token)
+                thought, text = stream.push(piece.token)
                 if reason is not None or stream.stopped:
-                    text += stream.finish()
+                    rest = stream.finish()
+                    thought, text = thought + rest[0], text + rest[1]
                     reason = "stop" if stream.stopped else reason
+                if thought and request.on_thought is not None:
+                    request.on_thought(thought)
                 if text and request.on_text is not None:
                     request.on_text(text)
         except Exception as failure:

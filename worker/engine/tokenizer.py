@@ -30,6 +30,7 @@ class Tokenizer:
     Attributes:
         control: the text of each special token, by its id.
         control_tokens: their ids.
+        template: the source of the chat template.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -45,7 +46,8 @@ class Tokenizer:
         added = sorted(self._backend.get_added_tokens_decoder().items())
         self.control = tuple(token.content for _, token in added if token.special)
         self.control_tokens = tuple(number for number, token in added if token.special)
-        self._template = _template(directory, config)
+        self.template = _template(directory, config)
+        self._template = _compiled(directory, self.template)
         named = {name: _text(config.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
         self._named = {name: text for name, text in named.items() if text is not None}
 
@@ -117,14 +119,8 @@ def _backend(directory: Path, config: Mapping[str, Any]) -> Backend:
     return backend
 
 
-def _template(directory: Path, config: Mapping[str, Any]) -> Template:
-    """The compiled template, in the sandbox and with the options that transformers uses."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
+def _template(directory: Path, config: Mapping[str, Any]) -> str:
+    """The source of the chat template."""
     source: Any
     try:  # in the order of transformers' processors
         if (older := directory / "chat_template.json").is_file():
@@ -139,6 +135,17 @@ def _template(directory: Path, config: Mapping[str, Any]) -> Template:
         source = next((one.get("template") for one in source if one.get("name") == "default"), None)
     if not source:
         raise Unsupported(f"The tokenizer in {directory} has no chat template.")
+    return str(source)
+
+
+def _compiled(directory: Path, source: str) -> Template:
+    """The template, in the sandbox and with the options that transformers uses."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )

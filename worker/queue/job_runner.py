@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..engine.request import Outcome, Request
 from ..engine.scheduler import Scheduler
 from .front_door import read_messages
 from .job_store import Claim, JobStore, attempts, said_before
-from .publisher import Publisher, Stream
+from .publisher import KINDS, Publisher, Stream
 from .refusals import Refusals
 from .shared_lock import SharedLock
 
@@ -117,12 +118,11 @@ class JobRunner:
 
     def _run_claimed(self, job: Job, claim: Claim, claimed_at: float) -> None:
         timings = Timings(queue_wait=max(0.0, claimed_at - job.submitted_at))
-        stream = Stream(job.id, claim.attempt)
         try:
             if claim.fields.get(b"cancel"):
                 outcome = Outcome.unstarted("cancelled")
             else:
-                outcome, timings = self._generate(job, claim, stream, timings)
+                outcome, timings = self._generate(job, claim, timings)
         except DeadlineExceeded as error:
             outcome = Outcome.unstarted("deadline", error)
         except SailqError as error:
@@ -153,7 +153,7 @@ class JobRunner:
                 raise HandedBack
             time.sleep(_OUTAGE_SECONDS)
 
-    def _generate(self, job: Job, claim: Claim, stream: Stream, timings: Timings) -> tuple[Outcome, Timings]:
+    def _generate(self, job: Job, claim: Claim, timings: Timings) -> tuple[Outcome, Timings]:
         if job.model not in self._identity.models:
             raise Unsupported(f"This worker serves {' and '.join(self._identity.models)}, not {job.model!r}.")
         deadline = _deadline(job, claim, self._clock.now())
@@ -164,10 +164,10 @@ class JobRunner:
         fetched = time.monotonic()
         prepared = self._engine.prepare(messages, frames, job.options, media)
         ready = time.monotonic()
-        request = Request(
-            prepared, job.options, deadline, job.priority,
-            (lambda text: self._publisher.put(stream, text)) if job.stream else None,
-        )
+        listeners = [
+            partial(self._publisher.put, Stream(job.id, claim.attempt, kind)) for kind in KINDS if job.stream
+        ]
+        request = Request(prepared, job.options, deadline, job.priority, *listeners)
         with self._lock:
             if self._leaving:
                 raise HandedBack
@@ -206,7 +206,7 @@ class JobRunner:
         rate = (tokens - 1) / outcome.decode if outcome.decode and tokens > 1 else None
         error = outcome.error
         return Result(
-            job=job.id, conversation=job.conversation, turn=job.turn, text=outcome.text,
+            job=job.id, conversation=job.conversation, turn=job.turn, text=outcome.text, reasoning=outcome.reasoning,
             finish_reason=outcome.finish_reason,
             error=None if error is None else Failure(code=error.code, message=str(error)),
             usage=outcome.usage,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass, field
+from typing import Literal
 
 import redis
 
@@ -12,10 +13,12 @@ from sailq.shared import keys
 from sailq.shared.connection import OUTAGES
 from sailq.shared.scripts import script
 
+Kind = Literal["text", "reasoning"]
 FLUSH_SECONDS = 0.05
 """The longest that text waits to be written, in seconds. The first token is written at once."""
 FLUSH_TOKENS = 256
 """Tokens of all streams together that cause a flush at once."""
+KINDS: tuple[Kind, ...] = ("text", "reasoning")
 _OUTAGE_SECONDS = 1.0
 
 _log = logging.getLogger("sailq.publisher")
@@ -23,10 +26,14 @@ _log = logging.getLogger("sailq.publisher")
 
 @dataclass(eq=False)
 class Stream:
-    """One attempt's stream. `sent` counts the characters already written."""
+    """One attempt's text, or its thought. `sent` counts the characters already written.
+
+    `kind`: the field of its entries that holds what is said. Readers that know no thoughts skip entries without a text.
+    """
 
     job: str
     attempt: int
+    kind: Kind = "text"
     sent: int = 0
     pending: list[str] = field(default_factory=list)
 
@@ -34,8 +41,8 @@ class Stream:
 class Publisher:
     """Writes the text of all running jobs in one command per flush.
 
-    Each entry states the character of its attempt at which it begins (`at`), so that readers can skip an entry that was
-    written twice after a lost reply.
+    Each entry states the character of its attempt's text or thought at which it begins (`at`), so that readers can skip
+    an entry that was written twice after a lost reply.
     """
 
     def __init__(self, connection: redis.Redis, ttl: int) -> None:
@@ -67,7 +74,7 @@ class Publisher:
         """
         with self._flushing:
             with self._changed:
-                streams = list(self._dirty)
+                streams = sorted(self._dirty, key=lambda stream: stream.kind)  # a job's thought goes before its text
                 self._dirty.clear()
                 self._waiting = 0
                 texts = ["".join(stream.pending) for stream in streams]
@@ -78,7 +85,7 @@ class Publisher:
             try:
                 self._say(keys=[keys.stream(stream.job) for stream in streams], args=[self._ttl, *(
                     part for stream, text in zip(streams, texts, strict=True)
-                    for part in (stream.attempt, stream.sent, text)
+                    for part in (stream.attempt, stream.sent, stream.kind, text)
                 )])
             except OUTAGES:
                 with self._changed:
