@@ -51,7 +51,7 @@ def environment() -> Path:
     os.environ["TPU_ENV"] = place  # workers find it from any working directory
     if process := os.environ.get("PYTEST_XDIST_WORKER"):
         jobs = [partial(compile_, *options) for options in COMPILED]
-        jobs += [partial(families.compiled, *one) for one in family_bmodels.CHECKED]
+        jobs += [partial(families.compiled, *one) for one in families.CHECKED]
         for job in jobs if process == "gw0" else jobs[::-1]:
             job()
     return Path(place)
