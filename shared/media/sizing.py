@@ -5,8 +5,8 @@ The rules, constants and refusals are those of qwen-vl-utils 0.0.14 (`smart_resi
 patches and vision tokens are those of the model's `ModelCard`. Two things are ours: an option out of its own range (a
 negative time, a NaN) is refused where qwen-vl-utils would clamp it, and a card can lower the size defaults.
 
-The published models are used with qwen-vl-utils, whose sizes are final: the recipes of Qwen3-VL, LLM-TPU and
-sophon-demo pass `do_resize=False` to the processor. The least sizes in their processor files have no effect there, nor
+The published models are used with qwen-vl-utils, whose sizes are final: their own recipes, and those of LLM-TPU and
+sophon-demo, pass `do_resize=False` to the processor. The least sizes in their processor files have no effect there, nor
 here.
 """
 

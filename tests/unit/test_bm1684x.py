@@ -133,5 +133,12 @@ def test_the_recorded_times_meet_the_bounds() -> None:
         assert row.met, row
 
 
+@pytest.mark.parametrize("model", bm1684x.NEWER)
+def test_the_recorded_times_of_the_newer_models_meet_the_bounds(model: str) -> None:
+    for row in bm1684x.newer_rows(timed()[model]):
+        print(f"\nfigure: {model} INT4 on a BM1684X, the compiler's estimate: {row.what}: {row.estimate:.4g}")
+        assert row.met, row
+
+
 def recorded() -> Timings:
     return timed()[bm1684x.MODEL]
