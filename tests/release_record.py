@@ -24,6 +24,8 @@ from sailq.shared.jobs import FramesPart, Message
 from sailq.worker.model_files.model_paths import resolve
 
 RECORDS = {family: Path(__file__).parent / f"data/release-{family}.json" for family in release.RELEASES}
+AUTHORITIES = {"qwen2_vl": release.LAST, "qwen2_5_vl": "4.49.0", "qwen3_vl": release.LAST}
+"""The releases whose answers are recorded. The other release of Qwen2.5-VL differs: see `whole_seconds`."""
 POSITIONS, RECORDED, GREEDY, LONG = 1000, 200, 200, 40
 TOKENS = 24
 """Most of a greedy answer."""
@@ -87,8 +89,7 @@ def told(tokens: npt.NDArray[Any], positions: npt.NDArray[Any], delta: int) -> l
 
 def main(families: Sequence[str]) -> None:
     for family in families or release.RELEASES:
-        # The first release is the authority for Qwen2.5-VL, see `whole_seconds`. Both agree on the others.
-        version = release.RELEASES[family][0 if family == "qwen2_5_vl" else -1]
+        version = AUTHORITIES[family]
         prompts, conversations = position_prompts(family), greedy_prompts(family)
         asked = [prompts.conversation()[0] for _ in range(RECORDED)]
         found = release.ask(version, model(family), asked, {})

@@ -9,6 +9,7 @@ import pytest
 import release
 from qwen2vl import Prompts, options, random_model
 from release_record import (
+    AUTHORITIES,
     CONTEXT,
     GREEDY,
     LONG,
@@ -123,7 +124,12 @@ def test_sampling_probabilities() -> None:
 def test_greedy_tokens_are_the_recorded_ones(family: str, version: str) -> None:
     """`test_engine.py` and the next test compare sailq with the record."""
     conversations, answers = greedy_prompts(family), recorded(family)["greedy"]
-    which = [n for n, one in enumerate(conversations) if not rounds_seconds(family, version) or whole_seconds(one[0])]
+    which: Sequence[int] = range(GREEDY)
+    if rounds_seconds(family, version):
+        which = [number for number in which if whole_seconds(conversations[number][0])]
+    if version == "4.45.1":  # it takes videos with an even number of frames alone
+        media = [media_parts(messages) for messages, _ in conversations]
+        which = [n for n in which if all(part.type == "image" or part.frames % 2 == 0 for part in media[n])]
     asked = [conversations[number] for number in which]
     theirs = release.ask(
         version, model(family), [messages for messages, _ in asked], frames_of(asked), max_new_tokens=TOKENS
@@ -137,7 +143,7 @@ def test_greedy_equals_the_release_on_two_hundred_prompts(family: str) -> None:
     """4 slots: text, images, videos of up to 48 frames with times, several media, several turns."""
     same = _same(Engine.load(random_model(family, context=CONTEXT), slots=4, threads=1), greedy_prompts(family),
                  recorded(family)["greedy"])
-    print(f"\nfigure: {family}: greedy tokens against generate of transformers {release.RELEASES[family][0]}: "
+    print(f"\nfigure: {family}: greedy tokens against generate of transformers {AUTHORITIES[family]}: "
           f"{sum(same)} of {GREEDY} sequences identical, {sum(same[-LONG:])} of the {LONG} with 16 to 48 frames")
     assert sum(same) >= 0.995 * GREEDY
 
@@ -147,7 +153,7 @@ def test_greedy_equals_the_release_with_a_head_of_its_own(family: str) -> None:
     """As the larger published models have it, and Qwen3-VL with their ViT's heads of 72."""
     directory, conversations = random_model(family, tied=False, context=CONTEXT), greedy_prompts(family)[::4]
     theirs = release.ask(
-        release.RELEASES[family][0], directory, [messages for messages, _ in conversations], frames_of(conversations),
+        AUTHORITIES[family], directory, [messages for messages, _ in conversations], frames_of(conversations),
         max_new_tokens=TOKENS,
     )
     same = _same(Engine.load(directory, slots=4, threads=1), conversations, [one.answer for one in theirs])
