@@ -129,7 +129,7 @@ class Usage(Record):
     def _without_no_thought(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A producer from before there were thoughts reads every result that has none."""
         fields: dict[str, Any] = dump(self)
-        if not fields["reasoning_tokens"]:
+        if not fields.get("reasoning_tokens", True):
             del fields["reasoning_tokens"]
         return fields
 
@@ -224,7 +224,7 @@ class Result(Record):
         """A producer from before there were histories and thoughts reads every result that has none."""
         fields: dict[str, Any] = dump(self)
         for name in ("history", "reasoning"):
-            if not fields[name]:
+            if not fields.get(name, True):
                 del fields[name]
         return fields
 

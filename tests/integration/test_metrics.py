@@ -130,7 +130,7 @@ def test_a_scrape_sends_no_command_to_the_server(
     asked = commands()
     for _ in range(100):
         scrape(metrics_port)
-    assert commands() - asked < 50  # its heartbeats, and the commands with which it waits for jobs
+    assert commands() - asked < 100  # its heartbeats, and the commands with which it waits for jobs
 
 
 def test_a_port_in_use_is_reported_before_the_model_is_loaded(redis_url: str, metrics_port: int) -> None:

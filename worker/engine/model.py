@@ -9,8 +9,8 @@ from sailq.shared.errors import Unsupported
 from sailq.shared.jobs import ModelCard
 from sailq.shared.settings import model_name
 
+from ..model_files.config_files import GenerationConfig, TextConfig, checked, text_config
 from ..model_files.json_files import read_object
-from .families.common import text_config
 from .families.family import Family
 from .families.registry import FAMILIES
 
@@ -47,24 +47,23 @@ class ModelSpec:
         family = FAMILIES.get(kind) if isinstance(kind, str) else None
         if family is None:
             raise Unsupported(f"{directory} holds a {kind!r} model; only {', '.join(FAMILIES)} are served.")
-        generation = read_object(directory / "generation_config.json") or {}
-        try:
-            text = text_config(config)
-            eos = generation.get("eos_token_id") or text.get("eos_token_id")
-            heads = text["num_attention_heads"]
-            return cls(
-                directory=directory,
-                vocab_size=text["vocab_size"],
-                hidden_size=text["hidden_size"],
-                layers=text["num_hidden_layers"],
-                kv_heads=text.get("num_key_value_heads") or heads,
-                head_dim=text.get("head_dim") or text["hidden_size"] // heads,
-                context=text["max_position_embeddings"],
-                eos_token_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
-                family=family(directory, config),
+        text = checked(TextConfig, text_config(config), directory / "config.json")
+        path = directory / "generation_config.json"
+        generation = checked(GenerationConfig, read_object(path) or {}, path)
+        eos = generation.eos_token_id or text.eos_token_id
+        spec = cls(
+            directory=directory, vocab_size=text.vocab_size, hidden_size=text.hidden_size,
+            layers=text.num_hidden_layers, kv_heads=text.kv_heads, head_dim=text.dim,
+            context=text.max_position_embeddings,
+            eos_token_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
+            family=family(directory, config),
+        )
+        if spec.family.deepstack > spec.layers:
+            raise Unsupported(
+                f"{directory}/config.json adds vision features after {spec.family.deepstack} layers, but has "
+                f"{spec.layers}."
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Unsupported(f"The model files in {directory} do not fit together: {error!r}.") from None
+        return spec
 
     def card(self, context: int, max_patches: int | None, version: str, greedy_only: bool = False) -> ModelCard:
         """The model card that a worker publishes, with its runner's limits."""

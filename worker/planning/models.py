@@ -7,10 +7,10 @@ from typing import Any
 
 from sailq.shared.errors import Unsupported
 
-from ..engine.families.common import text_config
 from ..engine.families.family import Family
 from ..engine.families.registry import FAMILIES
 from ..engine.model import ModelSpec
+from ..model_files.config_files import text_config
 from ..model_files.json_files import Json, read_object
 from .timings import RECORDED, Timings
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sailq.shared.errors import Unsupported
 
-from ..engine.families.common import text_config
+from ..model_files.config_files import text_config
 
 RECORDED = Path(__file__).parent / "bm1684x"
 """A file for each model. `make bench-tpu` writes it."""

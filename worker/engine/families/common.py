@@ -13,6 +13,7 @@ from sailq.shared.errors import BadRequest, Unsupported
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart
 
+from ...model_files.config_files import Count, Edges, Fields, ImageProcessor, Rope, TextConfig, checked, text_config
 from ...model_files.json_files import Json, read_object
 from ...runners.base import MASKED
 from ...runners.logits import Float, Int
@@ -24,7 +25,15 @@ _SOPHON_DEMO_TABLE = 100
 LONGEST_SIDE = 8192
 """Pixels along the longest side of a frame for which deploy/models exports the ViT's rotary table."""
 _ROPE_TYPES = (None, "default", "mrope")
-_STATED = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "rescale_factor")
+_ALIKE = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "rescale_factor")
+
+
+class VisionConfig(Fields):
+    """The fields of config.json's `vision_config` that all families have. None: the family's own."""
+
+    patch_size: Count | None = None
+    spatial_merge_size: Count | None = None
+    temporal_patch_size: Count | None = None
 
 Self = TypeVar("Self", bound="Common")
 
@@ -59,25 +68,22 @@ class Common:
     @classmethod
     def read(cls: type[Self], directory: Path, config: Json) -> Self:
         """Read config.json, and the processor's files if they are there."""
-        _check_rope(directory, config, cls.interleaved)
-        return cls(**cls.fields(directory, config))
+        path = directory / "config.json"
+        text = checked(TextConfig, text_config(config), path)
+        _check_rope(path, text.rope, cls.interleaved)
+        stated = {
+            "image_token_id": text.image_token_id, "video_token_id": text.video_token_id,
+            **_image_fields(directory), **cls.vision_fields(path, config.get("vision_config")),
+        }
+        return cls(**{name: value for name, value in stated.items() if value is not None})
 
     @classmethod
-    def fields(cls, directory: Path, config: Json) -> dict[str, Any]:
-        """The fields that the files of a model state."""
-        vision, processor = config["vision_config"], _image_processor(directory)
-        size = processor.get("size", {})
+    def vision_fields(cls, path: Path, vision: object) -> dict[str, Any]:
+        """The fields that the `vision_config` of a config.json states; None: not stated. Raises Unsupported."""
+        found = checked(VisionConfig, vision, path, "vision_config")
         return {
-            "image_token_id": config.get("image_token_id", cls.image_token_id),
-            "video_token_id": config.get("video_token_id", cls.video_token_id),
-            "patch_size": vision.get("patch_size", cls.patch_size),
-            "merge_size": vision.get("spatial_merge_size", cls.merge_size),
-            "temporal_patch_size": vision.get("temporal_patch_size", cls.temporal_patch_size),
-            "min_pixels": processor.get("min_pixels") or size.get("shortest_edge") or cls.min_pixels,
-            "max_pixels": processor.get("max_pixels") or size.get("longest_edge") or cls.max_pixels,
-            "rescale": processor.get("rescale_factor", cls.rescale),
-            "mean": tuple(processor.get("image_mean", cls.mean)),
-            "std": tuple(processor.get("image_std", cls.std)),
+            "patch_size": found.patch_size, "merge_size": found.spatial_merge_size,
+            "temporal_patch_size": found.temporal_patch_size,
         }
 
     @property
@@ -152,32 +158,40 @@ def block_mask(sizes: Sequence[int], size: int) -> Float:
     return mask
 
 
-def text_config(config: Json) -> Json:
-    """The language model's fields. The hub's older files are flat; newer ones have them in `text_config`."""
-    return {**config, **config.get("text_config", {})}
-
-
-def _check_rope(directory: Path, config: Json, interleaved: bool) -> None:
+def _check_rope(path: Path, rope: Rope, interleaved: bool) -> None:
     """Raise Unsupported for rotary embeddings that the nets do not have."""
-    text = text_config(config)
-    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    kind = rope.get("rope_type", rope.get("type"))
-    if kind not in _ROPE_TYPES:
-        raise Unsupported(f"{directory}/config.json asks for rotary embeddings of type {kind!r}, which are not served.")
-    if rope.get("mrope_interleaved", interleaved) != interleaved:
-        raise Unsupported(f"{directory}/config.json has mrope_interleaved={not interleaved}, which is another model's.")
+    if rope.type not in _ROPE_TYPES:
+        raise Unsupported(f"{path} asks for rotary embeddings of type {rope.type!r}, which are not served.")
+    if rope.mrope_interleaved not in (None, interleaved):
+        raise Unsupported(f"{path} has mrope_interleaved={rope.mrope_interleaved}, which is another model's.")
 
 
-def _image_processor(directory: Path) -> Json:
-    """The image processor's fields, {} if no file has them. Raises Unsupported if videos are processed differently:
-    the ViT takes both."""
-    both = read_object(directory / "processor_config.json") or {}  # transformers 5 writes all processors into this file
-    image = read_object(directory / "preprocessor_config.json") or both.get("image_processor") or {}
-    video = read_object(directory / "video_preprocessor_config.json") or both.get("video_processor") or {}
-    for name in _STATED:
-        if image and name in video and video[name] != image.get(name, video[name]):
+def _image_fields(directory: Path) -> dict[str, Any]:
+    """The fields of `Common` that the image processor's files state; None: not stated. Raises Unsupported if videos are
+    processed differently: the ViT takes both."""
+    image, video = (
+        _processor(directory, *place) for place in
+        (("preprocessor_config.json", "image_processor"), ("video_preprocessor_config.json", "video_processor"))
+    )
+    for name in _ALIKE:
+        of_image, of_video = getattr(image, name), getattr(video, name)
+        if None not in (of_image, of_video) and of_image != of_video:
             raise Unsupported(
-                f"{directory} processes videos with {name} {video[name]}, and images with {image[name]}: only models "
-                "that process both alike are served."
+                f"{directory} processes videos with {name} {of_video}, and images with {of_image}: only models that "
+                "process both alike are served."
             )
-    return image or video
+    size = image.size or Edges()
+    low, high = image.min_pixels or size.shortest_edge, image.max_pixels or size.longest_edge
+    if low is not None and high is not None and low > high:
+        raise Unsupported(f"The image processor's files in {directory} have a minimum of {low} pixels above {high}.")
+    return {"min_pixels": low, "max_pixels": high, "rescale": image.rescale_factor, "mean": image.image_mean,
+            "std": image.image_std}
+
+
+def _processor(directory: Path, file: str, part: str) -> ImageProcessor:
+    """A processor of images or of videos, from a file of its own, or else from that of transformers 5."""
+    own = read_object(directory / file)
+    if own is not None:
+        return checked(ImageProcessor, own, directory / file)
+    both = read_object(directory / "processor_config.json") or {}
+    return checked(ImageProcessor, both.get(part, {}), directory / "processor_config.json", part)

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
+from sailq.shared.errors import Unsupported
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart
 
-from ...model_files.json_files import Json
+from ...model_files.config_files import Count, Fields, checked
 from ...runners.logits import Float, Int
 from ..mrope import Box, rope_index
 from .common import Common, block_mask
@@ -23,6 +25,13 @@ from .family import Bools, Sizes
 
 _FPS = 2.0
 """Frames a second of a video without times, as in transformers' processor and qwen-vl-utils."""
+
+
+class _VisionConfig(Fields):
+    """The defaults are transformers'; the published models count 2 tokens a second."""
+
+    window_size: Count = 112
+    tokens_per_second: Annotated[float, Field(gt=0, le=1000)] = 4
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,12 @@ class Qwen25VL(Common):
     tokens_per_second: float = 2
 
     @classmethod
-    def fields(cls, directory: Path, config: Json) -> dict[str, Any]:
-        vision = config["vision_config"]
-        return super().fields(directory, config) | {
-            "window_size": vision.get("window_size", cls.window_size),
-            "tokens_per_second": vision.get("tokens_per_second", 4),  # transformers' default; published models state 2
-        }
+    def vision_fields(cls, path: Path, vision: object) -> dict[str, Any]:
+        common, found = super().vision_fields(path, vision), checked(_VisionConfig, vision, path, "vision_config")
+        side = (common["patch_size"] or cls.patch_size) * (common["merge_size"] or cls.merge_size)
+        if found.window_size % side:
+            raise Unsupported(f"{path}: vision_config.window_size {found.window_size} is not a multiple of {side}.")
+        return common | {"window_size": found.window_size, "tokens_per_second": found.tokens_per_second}
 
     def patches(self, frames: Frames) -> Frames:
         """The patches of each temporal grid, window after window."""

@@ -12,14 +12,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from sailq.shared.errors import BadRequest
 from sailq.shared.jobs import FramesPart
 
-from ...model_files.json_files import Json
+from ...model_files.config_files import Count, Fields, checked
 from ...runners.logits import Float, Int
 from ..mrope import Box, rope_index
 from .common import Common, block_mask
@@ -29,6 +30,27 @@ _IMAGE, _VIDEO = "<|image_pad|>", "<|vision_start|><|video_pad|><|vision_end|>"
 _PLACE = re.compile("|".join(map(re.escape, (_VIDEO, "<|video_pad|>", _IMAGE))))
 _INTERVAL = 0.5
 """Seconds between the frames of a video without times, as in qwen-vl-utils."""
+
+
+class _VisionConfig(Fields):
+    """The defaults are transformers'."""
+
+    depth: Count = 27
+    hidden_size: Count = 1152
+    num_heads: Count = 16
+    deepstack_visual_indexes: list[Annotated[int, Field(ge=0)]] = [8, 16, 24]
+    num_position_embeddings: Count = 48 * 48
+
+    @model_validator(mode="after")
+    def _fits(self) -> _VisionConfig:
+        layers = self.deepstack_visual_indexes
+        if sorted(set(layers)) != layers or any(layer >= self.depth for layer in layers):
+            raise ValueError(f"deepstack_visual_indexes {layers} are not layers of {self.depth}, in order")
+        if math.isqrt(self.num_position_embeddings) ** 2 != self.num_position_embeddings:
+            raise ValueError(f"num_position_embeddings {self.num_position_embeddings} is not a square")
+        if self.hidden_size % (4 * self.num_heads):
+            raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads")
+        return self
 
 
 @dataclass(frozen=True)
@@ -51,12 +73,12 @@ class Qwen3VL(Common):
     interleaved = True
 
     @classmethod
-    def fields(cls, directory: Path, config: Json) -> dict[str, Any]:
-        vision = config["vision_config"]
-        return super().fields(directory, config) | {
-            "vision_head_dim": vision["hidden_size"] // vision["num_heads"],
-            "deepstack": len(vision["deepstack_visual_indexes"]),
-            "position_side": math.isqrt(vision["num_position_embeddings"]),
+    def vision_fields(cls, path: Path, vision: object) -> dict[str, Any]:
+        found = checked(_VisionConfig, vision, path, "vision_config")
+        return super().vision_fields(path, vision) | {
+            "vision_head_dim": found.hidden_size // found.num_heads,
+            "deepstack": len(found.deepstack_visual_indexes),
+            "position_side": math.isqrt(found.num_position_embeddings),
         }
 
     def prompt_tokens(

@@ -15,7 +15,7 @@ FAMILIES: Mapping[str, Callable[[Path, Json], Family]] = {
     "qwen2_vl": Qwen2VL.read, "qwen2_5_vl": Qwen25VL.read, "qwen3_vl": Qwen3VL.read,
 }
 """By the `model_type` in config.json: a function that reads a model's family from its directory and its config.json. It
-raises Unsupported, KeyError, TypeError or ValueError for files that do not fit."""
+raises Unsupported for files that do not fit."""
 
 UNCONFIGURED: Mapping[str, Family] = {"qwen2_vl": Qwen2VL(), "qwen2_5_vl": Qwen25VL(), "qwen3_vl": Qwen3VL()}
 """Also by `model_type`: families with the sizes of the published models. A bmodel without a config.json is checked
