@@ -26,6 +26,7 @@ from transformers.vision_utils import (
     get_vision_window_index,
 )
 
+from sailq.shared.errors import TooLong
 from sailq.shared.jobs import FramesPart, GenerationOptions, Message, media_parts
 from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.engine import Engine
@@ -160,6 +161,30 @@ def test_interpolated_positions_are_those_of_transformers() -> None:
         _, found, shares, _ = family.vit_inputs([(side, 2)], 2 * side)
         assert np.array_equal(found[:, 0] // 48, at.int()[rows].numpy())
         assert np.abs(shares[:, 2:].sum((1, 2)) - (at - at.int())[rows].numpy()).max() <= 1e-6
+
+
+@pytest.mark.parametrize("fps", [9e-4, 1e-9, 1e-300, 5e-324])
+def test_a_clip_whose_times_no_position_holds_is_refused(fps: float) -> None:
+    """Whatever a job states: too slow for the nets, for an int32, or for a float32."""
+    engine = Engine.load(served("qwen2_5_vl"), slots=1, threads=1)
+    with pytest.raises(TooLong, match=r"last too long: their times reach position \d+; .* limit is 4095\."):
+        slow(engine, fps)
+
+
+def test_an_answer_ends_where_the_positions_end() -> None:
+    """Long before its context does. Its last token needs no position."""
+    engine = Engine.load(served("qwen2_5_vl"), slots=1, threads=1)
+    prepared = slow(engine, 1 / 1015)
+    last = int(prepared.positions.max())
+    assert 4060 < last < 4095 and prepared.limit == 4096 - last
+    assert 0 < len(together(engine, [(prepared, options())])[0]) <= prepared.limit
+
+
+def slow(engine: Engine, fps: float) -> PreparedPrompt:
+    """A prompt with a clip of two temporal grids, 2 / fps seconds apart."""
+    clip = FramesPart(type="video", blob="0" * 64, frames=4, height=56, width=56, times=(0.0,) * 4, fps=fps)
+    frames = {clip.blob: np.zeros((4, 56, 56, 3), np.uint8)}
+    return engine.prepare([Message(role="user", content=(clip,))], frames, options(max_new_tokens=500))
 
 
 @pytest.mark.parametrize("family", NEWER)

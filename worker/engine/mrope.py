@@ -34,12 +34,13 @@ def rope_index(vision: npt.NDArray[np.bool_], boxes: Sequence[Box]) -> tuple[npt
         boxes: in order. Other tokens lie between two of them.
 
     Returns:
-        int32 [3, L], and the delta: the token at place p ≥ L has position p + delta in all three.
+        int32 [3, L], and the delta: the token at place p ≥ L has position p + delta in all three. A position that is
+        more than an int32 holds is the largest int32: a message may state any times.
 
     Raises:
         ValueError: the vision tokens are not those of the boxes.
     """
-    positions = np.zeros((3, len(vision)), np.int32)
+    positions = np.zeros((3, len(vision)), np.int64)
     at = place = 0
     for times, rows, columns in boxes:
         start = place + int(np.argmax(vision[place:]))
@@ -55,4 +56,5 @@ def rope_index(vision: npt.NDArray[np.bool_], boxes: Sequence[Box]) -> tuple[npt
     if vision[place:].any():
         raise ValueError("There are more vision tokens than the boxes have.")
     positions[:, place:] = np.arange(at, at + len(vision) - place)
-    return positions, int(positions.max(initial=-1)) + 1 - len(vision)
+    delta = int(positions.max(initial=-1)) + 1 - len(vision)
+    return np.minimum(positions, np.iinfo(np.int32).max).astype(np.int32), delta

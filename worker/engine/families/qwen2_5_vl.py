@@ -25,6 +25,8 @@ from .family import Bools, Sizes
 
 _FPS = 2.0
 """Frames a second of a video without times, as in transformers' processor and qwen-vl-utils."""
+_MOST_SECONDS = 2.0**20
+"""The longest time from one temporal grid to the next that is counted: 12 days, for which no context has positions."""
 
 
 class _VisionConfig(Fields):
@@ -73,7 +75,7 @@ class Qwen25VL(Common):
     def _times(self, medium: FramesPart, grids: int) -> list[int]:
         """The times of temporal grids, in float32 as in the release. (4.57.1 first drops the fraction of a grid's
         seconds, which makes all times of a clip of more than two frames a second 0. 4.50 does not.)"""
-        seconds = np.float32(self.temporal_patch_size / (medium.fps or _FPS))
+        seconds = np.float32(min(self.temporal_patch_size / (medium.fps or _FPS), _MOST_SECONDS))
         index = np.arange(grids, dtype=np.float32)
         times: list[int] = (index * seconds * np.float32(self.tokens_per_second)).astype(np.int64).tolist()
         return times
