@@ -137,12 +137,13 @@ class Qwen3VL(Common):
 
     def _between(self, count: int, places: Int) -> tuple[Int, Int, Float]:
         """For patches at `places` along a side of `count` patches: the learned positions before and after each, int32,
-        and how far it lies beyond the first, float32 from 0 to 1. In float32, from both ends, as `torch.linspace`."""
+        and how far it lies beyond the first, float32 from 0 to 1. Equal to the last bit to `torch.linspace`, which
+        counts from both ends and rounds once."""
         last = self.position_side - 1
         step = np.float32(last) / np.float32(count - 1)
         at = np.where(places < count // 2, step * places, last - step * (count - 1 - places)).astype(np.float32)
         before = at.astype(np.int32)
-        return before, np.minimum(before + 1, last).astype(np.int32), at - before
+        return before, np.minimum(before + 1, last).astype(np.int32), (at - before).astype(np.float32)
 
     def vit_elements(self, size: int, hidden: int) -> tuple[Sizes, Sizes]:
         tokens = size // self.merge_size**2
