@@ -3,6 +3,7 @@ files; of a box, whose files this machine lacks, they lie below --root."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -71,7 +72,7 @@ def test_a_missing_model(model: str, fix: str, url: str) -> None:
 @pytest.mark.parametrize(("missing", "words", "brings"), [
     ("tokenizer.json", "tokenizer.json", "tokenizer.json"),
     ("tokenizer_config.json", "tokenizer_config.json", "tokenizer_config.json"),
-    ("chat_template.jinja", "chat template", "tokenizer_config.json"),
+    ("chat_template.jinja", "chat template", "chat_template.json"),
 ])
 def test_a_model_with_missing_files(
     directory: Path, url: str, missing: str, words: str, brings: str, tmp_path: Path
@@ -85,6 +86,25 @@ def test_a_model_with_missing_files(
     tool.chmod(0o755)
     arguments = ("--model", directory, "--device", "emulator", "--metrics-port", 0)
     assert fixed(fix, *arguments, folder=tmp_path, url=url, tools=[tool.parent]).code == 0
+
+
+def test_a_chat_template_may_be_in_a_file_of_its_own(directory: Path, url: str) -> None:
+    """Where Qwen2.5-VL has the one for media."""
+    template = (directory / "chat_template.jinja").read_text()
+    (directory / "chat_template.jinja").unlink()
+    (directory / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert not for_emulator(directory, url).wrong
+
+
+@pytest.mark.parametrize(("family", "hub"), [
+    ("qwen2_vl", "Qwen/Qwen2-VL-2B-Instruct"), ("qwen2_5_vl", "Qwen/Qwen2.5-VL-3B-Instruct"),
+])
+def test_missing_files_are_those_of_the_models_family(directory: Path, url: str, family: str, hub: str) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"model_type": family}))
+    (directory / "tokenizer.json").unlink()
+    fix = for_emulator(directory, url)["model"].fix
+    assert fix == f"hf download {hub} tokenizer.json --local-dir {directory}"
 
 
 def test_a_model_without_the_nets_of_a_cpu(directory: Path, url: str) -> None:

@@ -10,16 +10,15 @@ from sailq.shared.checks import Plan, Verdict, ok, skipped, wrong
 from sailq.shared.devices import CPU
 from sailq.shared.errors import Unsupported
 
+from ..engine.families.registry import model_type
 from ..engine.model import ModelSpec
 from ..model_files.bmodel import read_bmodel
 from ..model_files.model_paths import NAMES, resolve
-from ..model_files.published import PUBLISHED, Published
+from ..model_files.published import PUBLISHED, TOKENIZERS, Published
 from ..runners.devices import only_bmodel
 from ..runners.layout_checks import CHIP, read_layout
 
 _NETS = "onnx"
-_HUB = "Qwen/Qwen2-VL-2B-Instruct"
-"""The tokenizer of all sizes is the same."""
 
 
 def model(plan: Plan) -> Verdict:
@@ -34,10 +33,10 @@ def model(plan: Plan) -> Verdict:
         missing.remove("tokenizer.json")  # the older pair of files
     if missing:
         what = f"{directory} lacks {' and '.join(missing)}; the checkpoint that it was made of has them."
-        return wrong(what, _download(directory, missing))
+        return wrong(what, _download(directory, spec, missing))
     if not _has_chat_template(directory):
-        what = f"The tokenizer in {directory} has no chat template; the checkpoint's tokenizer has one."
-        return wrong(what, _download(directory, ["tokenizer_config.json"]))
+        what = f"{directory} has no chat template; the checkpoint that it was made of has one."
+        return wrong(what, _download(directory, spec, ["chat_template.json"]))
     if plan.device == CPU:
         lacking = [name for name in _net_files(spec) if not (directory / _NETS / name).is_file()]
         if lacking:
@@ -75,7 +74,7 @@ def bmodel(plan: Plan) -> Verdict:
 
 
 def _has_chat_template(directory: Path) -> bool:
-    if (directory / "chat_template.jinja").is_file():
+    if any((directory / name).is_file() for name in ("chat_template.json", "chat_template.jinja")):
         return True
     try:
         return bool(json.loads((directory / "tokenizer_config.json").read_text("utf-8")).get("chat_template"))
@@ -103,9 +102,9 @@ def _get(model: str) -> str:
     return f"deploy/models/download.sh {published.name} --out {quote(folder)}"
 
 
-def _download(directory: Path, names: list[str]) -> str:
+def _download(directory: Path, spec: ModelSpec, names: list[str]) -> str:
     """The shell command that downloads a checkpoint's small files."""
-    hub = next((one.hub for one in PUBLISHED if one.name == directory.name), _HUB)
+    hub = next((one.hub for one in PUBLISHED if one.name == directory.name), TOKENIZERS[model_type(spec.family)])
     return f"hf download {hub} {' '.join(names)} --local-dir {quote(str(directory))}"
 
 

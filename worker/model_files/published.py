@@ -4,6 +4,7 @@ and of sophon-demo's scripts (sample/Qwen2-VL and Qwen3-VL)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 
 _DEMO = "sophon-demo/Qwen2-VL"
@@ -84,6 +85,13 @@ PUBLISHED = (
         "", 0, "Qwen/Qwen3-VL-8B-Instruct", "w4bf16 of a GPTQ checkpoint, context 2048, dynamic",
     ),
 )
+
+TOKENIZERS: Mapping[str, str] = {
+    "qwen2_vl": "Qwen/Qwen2-VL-2B-Instruct", "qwen2_5_vl": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "qwen3_vl": "Qwen/Qwen3-VL-2B-Instruct",
+}
+"""By the `model_type` in config.json: the Hugging Face repository whose tokenizer and chat template are those of all
+sizes of a family's Instruct models."""
 
 if __name__ == "__main__":  # for download.sh: one line per model, fields separated by |
     for model in PUBLISHED:
