@@ -42,8 +42,8 @@ def chat(
 
     Each line is one question. --video and --image come with the first question.
     On a terminal, the thought of a model that thinks is shown dimmed. It is not
-    part of the conversation. /help lists the chat's own commands. Questions can be piped in. The exit code
-    is then 1 if one of them was not answered.
+    part of the conversation. /help lists the chat's own commands. Questions can
+    be piped in. The exit code is then 1 if one of them was not answered.
 
     \b
     Examples:

@@ -1,10 +1,8 @@
 -- say: adds generated text to the streams of running jobs, one entry each.
 --
--- KEYS  the streams (sailq:stream:ID)
--- KEYS may name a stream twice: its thought and its text
+-- KEYS  the stream of each entry (sailq:stream:ID); a stream may get two, of its thought and of its text
 -- ARGV  1 TTL of a stream after its newest entry, in seconds
---       2... for each stream: the fields attempt and at of its new entry, the name of the third (text or reasoning),
---       and what it holds
+--       2... for each entry: its fields attempt and at, the name of the third (text or reasoning), and what it holds
 -- Returns nothing
 
 for i, stream in ipairs(KEYS) do

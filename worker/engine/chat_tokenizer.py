@@ -64,8 +64,11 @@ class ChatTokenizer:
 
 
 def _thought(tokenizer: Tokenizer) -> ThoughtMarks | None:
-    """A template that begins the answer with `<think>` is a thinking model's. One that names `</think>`, to drop the
-    thoughts of earlier turns, is of a model that may think."""
+    """The tokens around a model's thought; None if it does not think.
+
+    A template that begins the answer with `<think>` is a thinking model's. One that names `</think>`, to drop the
+    thoughts of earlier turns, is of a model that may think.
+    """
     begin, end = map(tokenizer.token, ("<think>", "</think>"))
     if begin is None or end is None:
         return None
