@@ -5,11 +5,12 @@
     python -m deploy.models.export_onnx --model_path DIR --out OUT --seq_length 512 --vision_seq_length 600 --batch 4
 
 `--out` gets `vit`, `embedding`, `block_i` (prefill), `block_cache_i` (decode) and `lm_head`, named and shaped as in
-sophon-demo, and one `weights.bin` that they share: each parameter once, fp32. They are static, for the TPU's compiler,
-and `embedding_cache` and `greedy_head` join, with several slots `flush`, and `add` for a model whose vision features are
-added to several layers; see `layout.Sizes`. With `--dynamic` the axes are open, for a CPU: `embedding` also computes the angles of the positions, and `block_i` also decodes. `--quantize w4` then stores
-matrices with 4 bits a weight, the ViT's with 8. Any checkpoint of transformers' or the hub's needs little memory: the
-nets are traced without data, and the weights go through a slice at a time.
+sophon-demo, and one `weights.bin` that they share: each parameter once, fp32. They are static, for the TPU's compiler
+(see `layout.Sizes`), and `embedding_cache` and `greedy_head` join, with several slots `flush`, and `add` for a model
+whose vision features are added after several layers. With `--dynamic` the axes are open, for a CPU: `embedding` also
+computes the angles of the positions, and `block_i` also decodes. `--quantize w4` then stores matrices with 4 bits a
+weight, the ViT's with 8. Any checkpoint of transformers' or the hub's needs little memory: the nets are traced without
+data, and the weights go through a slice at a time.
 """
 
 from __future__ import annotations
