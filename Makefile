@@ -22,7 +22,7 @@ test-proofs: .venv/dev  ## The long proofs: accuracy, parity, crashes, endurance
 	$(BIN)/python -m pytest -m "proof and alone"
 	$(BIN)/python -m pytest $(PARALLEL) -m "proof and not alone"
 
-test-tpu: .venv/dev $(YIELD)  ## Compile sailq-tiny for the BM1684X and run it on that chip's emulator; needs Python 3.10
+test-tpu: .venv/dev $(YIELD)  ## Compile sailq-tiny and random models for the BM1684X and run them on that chip's emulator; needs Python 3.10
 	LD_PRELOAD=$(YIELD) $(BIN)/python -m pytest $(PARALLEL) -m tpu tests/emulator
 
 test-tpu-full: .venv/dev $(YIELD)  ## The same with every prompt and number of slots

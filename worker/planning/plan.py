@@ -98,7 +98,8 @@ def workload(family: Family, clip: tuple[int, int, int], question: int, answer: 
     Budget(card).check(frames, *size)
     t, h, w = grid(family, frames, *size)
     vision = family.vision_tokens((t, h, w))
-    return Workload(frames, *size, t, h * w, vision, vision + TEMPLATE + question, answer)
+    prompt = vision + TEMPLATE + question + (family.tokens_per_grid * t if frames > 1 else 0)
+    return Workload(frames, *size, t, h * w, vision, prompt, answer)
 
 
 def grid(family: Family, frames: int, height: int, width: int) -> Grid:

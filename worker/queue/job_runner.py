@@ -164,10 +164,10 @@ class JobRunner:
         fetched = time.monotonic()
         prepared = self._engine.prepare(messages, frames, job.options, media)
         ready = time.monotonic()
-        listeners = [
-            partial(self._publisher.put, Stream(job.id, claim.attempt, kind)) for kind in KINDS if job.stream
-        ]
-        request = Request(prepared, job.options, deadline, job.priority, *listeners)
+        on_text, on_thought = (
+            partial(self._publisher.put, Stream(job.id, claim.attempt, kind)) if job.stream else None for kind in KINDS
+        )
+        request = Request(prepared, job.options, deadline, job.priority, on_text, on_thought)
         with self._lock:
             if self._leaving:
                 raise HandedBack

@@ -62,6 +62,7 @@ class Common:
 
     end_tokens: ClassVar[tuple[str, ...]] = ("<|im_end|>", "<|endoftext|>")
     """As in sophon-demo's program."""
+    tokens_per_grid: ClassVar[int] = 0
     interleaved: ClassVar[bool] = False
     """Whether the three positions turn the frequencies by turns, and not in three sections."""
 

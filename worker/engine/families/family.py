@@ -56,6 +56,10 @@ class Family(Protocol):
         hidden states."""
 
     @property
+    def tokens_per_grid(self) -> int:
+        """About how many tokens each temporal grid of a video has besides its vision tokens; 0 if it has none."""
+
+    @property
     def end_tokens(self) -> tuple[str, ...]:
         """Texts of tokens that always end an answer, even if the model's files do not name them."""
 

@@ -71,6 +71,8 @@ class Qwen3VL(Common):
     position_side: int = 48
 
     interleaved = True
+    tokens_per_grid = 9
+    """Two markers, and `<10.5 seconds>`, which the published tokenizer splits into 7 tokens."""
 
     @classmethod
     def vision_fields(cls, path: Path, vision: object) -> dict[str, Any]:
