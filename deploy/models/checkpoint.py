@@ -13,18 +13,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from sailq.shared.errors import Unsupported
+from sailq.worker.engine.families.family import Family
+from sailq.worker.engine.model import ModelSpec
+
 from .exit_codes import Failure
-from .families.registry import FAMILIES
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F16", "BF16", "F32"}
 _RENAMED = (("model.language_model.", "model."), ("model.visual.", "visual."))
 """Prefixes of tensor names: those of transformers 5, and those of the hub's checkpoints."""
-_PROCESSOR: dict[str, Any] = {  # transformers' defaults: CLIP's mean and standard deviation
-    "rescale_factor": 1 / 255,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
 
 
 class ExportError(Failure):
@@ -51,7 +49,7 @@ class Checkpoint:
 
     Attributes:
         config: transformers' configuration; tied embeddings are its `tie_word_embeddings`.
-        processor: fields of preprocessor_config.json, with transformers' defaults.
+        processor: how pixel values are normalised, as a worker reads it from the processor's files.
         model: transformers' model, whose parameters lie on the `meta` device: they have names and
             shapes but no data, which `tensor` reads. Its rotary embeddings are real.
 
@@ -60,9 +58,10 @@ class Checkpoint:
     """
 
     def __init__(self, directory: Path) -> None:
+        family = _family(directory)
         self.model = _skeleton(directory)
         self.config = self.model.config
-        self.processor = _PROCESSOR | (_json(directory / "preprocessor_config.json") or {})
+        self.processor = {"rescale_factor": family.rescale, "image_mean": family.mean, "image_std": family.std}
         self._places = self._find(directory)
 
     def tensor(self, parameter: Tensor) -> Tensor:
@@ -101,15 +100,19 @@ class Checkpoint:
         return places
 
 
+def _family(directory: Path) -> Family:
+    """The model's family, as a worker reads it. What no worker would serve is not exported."""
+    try:
+        return ModelSpec.load(directory).family
+    except Unsupported as error:
+        raise ExportError(str(error)) from None
+
+
 def _skeleton(directory: Path) -> Any:
     """transformers' model for a directory's config.json, with float32 parameters without data, and real rotary
     angles."""
     fields = _json(directory / "config.json")
-    if fields is None:
-        raise ExportError(f"{directory} holds no config.json.")
-    kind = fields.get("model_type")
-    if kind not in FAMILIES:
-        raise ExportError(f"{directory} holds a {kind!r} model; only {', '.join(FAMILIES)} are exported.")
+    assert fields is not None  # `_family` has read it
     try:
         config: Any = AutoConfig.for_model(**fields)
         with torch.device("meta"):

@@ -198,6 +198,8 @@ def _with_depths(config: dict[str, Any], layers: int, vision: int) -> dict[str, 
     tower = config["vision_config"] | {"depth": vision}
     if "deepstack_visual_indexes" in tower:
         tower["deepstack_visual_indexes"] = list(range(_shallowest(config)))
+    if "fullatt_block_indexes" in tower:  # a window's mask takes as long as a whole one
+        tower["fullatt_block_indexes"] = []
     text = {"num_hidden_layers": layers}
     if "text_config" in config:
         text = {"text_config": config["text_config"] | text}

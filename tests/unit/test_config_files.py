@@ -62,6 +62,7 @@ def put(files: Files, file: str, path: str, value: object) -> None:
     *(("qwen3_vl", CONFIG, "vision_config.num_position_embeddings", value) for value in (0, -1, 2303, "2")),
     *(("qwen3_vl", CONFIG, "vision_config.num_heads", value) for value in (0, None, 7)),
     *(("qwen2_5_vl", CONFIG, "vision_config.window_size", value) for value in (0, 100, "112")),
+    *(("qwen2_5_vl", CONFIG, "vision_config.fullatt_block_indexes", value) for value in ([99], [-1], "a", None)),
     *(("qwen2_5_vl", CONFIG, "vision_config.tokens_per_second", value) for value in (0, -2, "2", float("nan"), 1e9)),
     *((family, CONFIG, "image_token_id", value) for family in FAMILIES for value in (-1, "5", 10**6)),
     *(("qwen3_vl", file, name, value) for file in (IMAGES, VIDEOS)

@@ -12,6 +12,7 @@ from bmodel_files import last_row, of_family, qwen2_vl, write_bmodel
 from deploy.models.families import vision_nets
 from sailq.shared.errors import Unsupported
 from sailq.worker.engine.families.common import LONGEST_SIDE
+from sailq.worker.engine.families.qwen3_vl import Qwen3VL
 from sailq.worker.engine.families.registry import UNCONFIGURED
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.model_files.bmodel import BmodelNet, BmodelTensor, Stage, Weight, read_bmodel
@@ -224,3 +225,22 @@ def test_nets_of_odd_shapes_are_refused(
     for against in (spec, None):
         with pytest.raises(Unsupported):
             layout(tmp_path, odd, against)
+
+
+@pytest.mark.parametrize(("place", "dtype"), [(0, "i32"), (1, "f32"), (2, "i32")])
+def test_the_vit_takes_whole_numbers_where_the_host_gives_them(
+    tmp_path: Path, spec: ModelSpec, place: int, dtype: str
+) -> None:
+    """SAIL takes the bytes of any tensor of the right size."""
+    nets = changed(qwen2_vl(), "vit", lambda stage: replace(stage, inputs=tuple(
+        replace(tensor, dtype=dtype) if index == place else tensor for index, tensor in enumerate(stage.inputs)
+    )))
+    with pytest.raises(Unsupported, match=f"vit takes .* as {dtype}"):
+        layout(tmp_path, nets, spec)
+
+
+def test_learned_positions_must_lie_in_the_vits_table() -> None:
+    family, table = Qwen3VL(position_side=48, vision_width=128), 48 * 48 * 128 * 2
+    assert family.max_side("deploy/models", 64, [table, 4096]) == 4096 // 32
+    with pytest.raises(Unsupported, match="learned positions"):
+        family.max_side("deploy/models", 64, [table - 4096, 4096])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from typing import Any, get_args
 
 import jinja2
@@ -129,6 +130,21 @@ def test_a_form_is_that_of_the_answer_alone(engines: dict[str, Engine], form: di
     outcome, heard = ask(engines["opened"], structured_outputs=form)
     assert outcome.reasoning == THOUGHT and outcome.text.strip('"') in {"red", "blue"}
     assert heard == [outcome.reasoning, outcome.text] and outcome.finish_reason == "stop"
+
+
+def test_an_end_token_in_the_thought_does_not_leave_the_form_out(engines: dict[str, Engine]) -> None:
+    """After this question the model ends its answer before its thought."""
+    free, _ = ask(engines["opened"], "<think>")
+    assert free.text == "" and free.finish_reason == "stop"
+    outcome, _ = ask(engines["opened"], "<think>", structured_outputs={"choice": ["red", "blue"]})
+    assert outcome.reasoning == free.reasoning
+    assert outcome.text in {"red", "blue"} and outcome.finish_reason == "stop"
+
+
+def test_marks_that_a_form_asks_for_are_text(engines: dict[str, Engine]) -> None:
+    form = r"<think> is no</think> in( [a-z]+)*\."
+    outcome, _ = ask(engines["hybrid"], structured_outputs={"regex": form})
+    assert outcome.reasoning == "" and re.fullmatch(form, outcome.text) and outcome.finish_reason == "stop"
 
 
 def test_guided_and_free_thoughts_share_a_batch(engines: dict[str, Engine]) -> None:

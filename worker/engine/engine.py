@@ -30,7 +30,7 @@ from .model import ModelSpec
 from .patches import Grid
 from .preprocessor import EncodedMedium, Media, PreparedPrompt, Preprocessor
 from .sampling import NotFinite, Sampler
-from .text import AnswerStream
+from .text import AnswerStream, ThoughtMarks
 from .vision_cache import Embeds, Key, VisionCache
 
 VISION_CACHE_BYTES = 128 * 2**20
@@ -154,7 +154,7 @@ class Engine:
             keys = [medium.key for medium in prepared.media]
             generations.append(Generation(
                 prepared, slot, Sampler(options, prepared.tokens),
-                AnswerStream(chat.tokenizer, options.stop, chat.end_tokens, chat.thought),
+                AnswerStream(chat.tokenizer, options.stop, chat.end_tokens, _marks(chat.thought, prepared)),
                 None if prepared.grammar is None else prepared.grammar.guide(), encoded - began,
                 reused=len(keys) - len(new.intersection(keys)),
                 thinking=chat.thought is not None and chat.thought.opened,
@@ -264,11 +264,13 @@ class Engine:
 
     def _append(self, generation: Generation, token: int, now: float) -> None:
         """Add a token to a generation, and end it if the token, its guide or the limit says so."""
-        guide = generation.guide
+        guide, thought = generation.guide, self._chat_tokenizer.thought
         if guide is not None:
             guide.accept(token)
-        if (thought := self._chat_tokenizer.thought) is not None and token == thought.end:
-            generation.thinking = False
+        if thought is not None and generation.thinking:
+            if generation.form is not None and token in self._chat_tokenizer.end_tokens:
+                token = thought.end  # the answer in its form is still to come
+            generation.thinking = token != thought.end
         generation.inter_token_latency = now - generation.last_token_at if generation.tokens else None
         generation.tokens.append(token)
         generation.last_token_at = now
@@ -276,6 +278,11 @@ class Engine:
             generation.finish_reason = "stop"
         elif len(generation.tokens) == generation.prepared.limit:
             generation.finish_reason = "length"
+
+
+def _marks(thought: ThoughtMarks | None, prepared: PreparedPrompt) -> ThoughtMarks | None:
+    """The marks that divide an answer. A thought that no prompt has opened cannot begin an answer with a form."""
+    return None if thought is not None and prepared.grammar is not None and not thought.opened else thought
 
 
 def _needs_argmax(generation: Generation) -> bool:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
+import numpy as np
+
 from sailq.shared.errors import Unsupported
 
 from ..engine.families.family import Family, Sizes
@@ -131,6 +133,12 @@ def _complaints(layout: Layout, spec: ModelSpec | None, family: Family) -> Itera
             if found not in sizes:
                 yield f"stage {index} of {name} takes and gives {found} elements, where {sizes[0]} were expected"
     yield from _dtype_complaints(layout)
+    merge = family.merge_size
+    for stage in nets["vit"].stages:
+        inputs = family.vit_inputs([(merge, merge)], stage.inputs[0].shape[0])
+        for tensor, value in zip(stage.inputs, (np.float32(0), *inputs), strict=False):
+            if tensor.dtype not in (("i32",) if value.dtype == np.int32 else ("f32", "f16", "bf16")):
+                yield f"vit takes {tensor.name} as {tensor.dtype}"
 
 
 def _sizes(

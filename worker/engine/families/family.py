@@ -51,6 +51,18 @@ class Family(Protocol):
         """P, the number of values in a patch."""
 
     @property
+    def rescale(self) -> float:
+        """With `mean` and `std`, how pixel values are normalised: see `patches.normalise`."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """See `rescale`."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """See `rescale`."""
+
+    @property
     def deepstack(self) -> int:
         """D, the number of the language model's first layers after which further vision features are added to the
         hidden states."""

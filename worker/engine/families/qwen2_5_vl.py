@@ -32,6 +32,8 @@ _MOST_SECONDS = 2.0**20
 class _VisionConfig(Fields):
     """The defaults are transformers'; the published models count 2 tokens a second."""
 
+    depth: Count = 32
+    fullatt_block_indexes: list[Annotated[int, Field(ge=0)]] = [7, 15, 23, 31]
     window_size: Count = 112
     tokens_per_second: Annotated[float, Field(gt=0, le=1000)] = 4
 
@@ -55,6 +57,11 @@ class Qwen25VL(Common):
         side = (common["patch_size"] or cls.patch_size) * (common["merge_size"] or cls.merge_size)
         if found.window_size % side:
             raise Unsupported(f"{path}: vision_config.window_size {found.window_size} is not a multiple of {side}.")
+        if any(layer >= found.depth for layer in found.fullatt_block_indexes):
+            raise Unsupported(
+                f"{path}: vision_config.fullatt_block_indexes {found.fullatt_block_indexes} are not layers of "
+                f"{found.depth}."
+            )
         return common | {"window_size": found.window_size, "tokens_per_second": found.tokens_per_second}
 
     def patches(self, frames: Frames) -> Frames:

@@ -17,14 +17,14 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from sailq.shared.errors import BadRequest
+from sailq.shared.errors import BadRequest, Unsupported
 from sailq.shared.jobs import FramesPart
 
 from ...model_files.config_files import Count, Fields, checked
 from ...runners.logits import Float, Int
 from ..mrope import Box, rope_index
 from .common import Common, block_mask
-from .family import Bools, Sizes
+from .family import Bools, Maker, Sizes
 
 _IMAGE, _VIDEO = "<|image_pad|>", "<|vision_start|><|video_pad|><|vision_end|>"
 _PLACE = re.compile("|".join(map(re.escape, (_VIDEO, "<|video_pad|>", _IMAGE))))
@@ -59,6 +59,7 @@ class Qwen3VL(Common):
 
     Attributes:
         position_side: learned positions along a side of their square.
+        vision_width: numbers in a learned position; 0: unknown.
     """
 
     patch_size: int = 16
@@ -69,6 +70,7 @@ class Qwen3VL(Common):
     vision_head_dim: int = 64
     deepstack: int = 3
     position_side: int = 48
+    vision_width: int = 0
 
     interleaved = True
     tokens_per_grid = 9
@@ -78,7 +80,7 @@ class Qwen3VL(Common):
     def vision_fields(cls, path: Path, vision: object) -> dict[str, Any]:
         found = checked(_VisionConfig, vision, path, "vision_config")
         return super().vision_fields(path, vision) | {
-            "vision_head_dim": found.hidden_size // found.num_heads,
+            "vision_head_dim": found.hidden_size // found.num_heads, "vision_width": found.hidden_size,
             "deepstack": len(found.deepstack_visual_indexes),
             "position_side": math.isqrt(found.num_position_embeddings),
         }
@@ -146,6 +148,16 @@ class Qwen3VL(Common):
         at = np.where(places < count // 2, step * places, last - step * (count - 1 - places)).astype(np.float32)
         before = at.astype(np.int32)
         return before, np.minimum(before + 1, last).astype(np.int32), (at - before).astype(np.float32)
+
+    def max_side(self, maker: Maker, size: int, tables: Sequence[int]) -> int:
+        """Also checks that all learned positions fit into the largest table. Raises Unsupported."""
+        needed = self.position_side**2 * self.vision_width * 2
+        if tables and max(tables) < needed:
+            raise Unsupported(
+                f"The largest table of the bmodel's ViT has {max(tables)} bytes; the learned positions of its "
+                f"config.json need {needed}."
+            )
+        return super().max_side(maker, size, tables)
 
     def vit_elements(self, size: int, hidden: int) -> tuple[Sizes, Sizes]:
         tokens = size // self.merge_size**2
