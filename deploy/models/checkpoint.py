@@ -61,7 +61,9 @@ class Checkpoint:
         family = _family(directory)
         self.model = _skeleton(directory)
         self.config = self.model.config
-        self.processor = {"rescale_factor": family.rescale, "image_mean": family.mean, "image_std": family.std}
+        self.processor: dict[str, Any] = {
+            "rescale_factor": family.rescale, "image_mean": family.mean, "image_std": family.std
+        }
         self._places = self._find(directory)
 
     def tensor(self, parameter: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ def _skeleton(directory: Path) -> Any:
     try:
         config: Any = AutoConfig.for_model(**fields)
         with torch.device("meta"):
-            model: Any = AutoModelForImageTextToText.from_config(config)
+            model: Any = AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]
         text, visual = model.model.language_model, model.model.visual
         text.rotary_emb = type(text.rotary_emb)(config.text_config)
         visual.rotary_pos_emb = type(visual.rotary_pos_emb)(config.vision_config)
