@@ -3,7 +3,7 @@ ends only its own answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.preprocessor import PreparedPrompt
 from sailq.worker.engine.sampling import NotFinite
 from sailq.worker.runners import emulator
-from sailq.worker.runners.chip import Chip
+from sailq.worker.runners.chip import Chip, Run
 
 NAN = np.float16(np.nan).tobytes()
 
@@ -76,14 +76,15 @@ def test_a_nan_ends_its_answer_and_its_slot_works_again(
 
 def after_lm_head(change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Applies `change` to the output of each lm_head before it is read."""
-    run = Chip.run
+    run_all = Chip.run_all
 
-    def changed(chip: Chip, net: str, inputs: Any, outputs: Any) -> None:
-        run(chip, net, inputs, outputs)
-        if net == "lm_head":
-            change(outputs[0])
+    def changed(chip: Chip, runs: Sequence[Run]) -> None:
+        for run in runs:
+            run_all(chip, [run])
+            if run.net == "lm_head":
+                change(run.outputs[0])
 
-    monkeypatch.setattr(Chip, "run", changed)
+    monkeypatch.setattr(Chip, "run_all", changed)
 
 
 def test_a_broken_row_of_lm_heads_weights_is_seen(
