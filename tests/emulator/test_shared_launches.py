@@ -36,7 +36,7 @@ def test_clips_share_launches_of_the_vit_and_are_encoded_as_alone(
     together = runner.vision(several)
     assert meter.runs == Counter({"vit": 3})  # 48 patches; 16 + 16 + 8 + 8; 8 + 4
     alone = [runner.vision([one])[0] for one in several]
-    assert [one.shape for one in together] == [(t * h * w // 4, runner.hidden) for _, (t, h, w) in several]
+    assert [one.shape for one in together] == [(t * h * w // 4, 1, runner.hidden) for _, (t, h, w) in several]
     assert all(map(np.array_equal, together, alone))
 
 
@@ -148,7 +148,7 @@ def test_a_prompt_that_is_not_finite_does_not_reach_another(
     engine = load(compiled(*BATCHED))
     runner: Any = engine.runner
     broken = prompt(engine, samples[5], 3)
-    broken.vision[1, 7] = np.nan
+    broken.vision[1, 0, 7] = np.nan
     prompts = [prompt(engine, samples[4], 1), prompt(engine, samples[9], 0)]
     alone = [runner.prefill([one]).row(0).copy() for one in prompts]
     prompts.insert(bad, broken)
