@@ -132,13 +132,7 @@ def _complaints(layout: Layout, spec: ModelSpec | None, family: Family) -> Itera
             found = tuple(tuple(prod(t.shape) for t in tensors) for tensors in (stage.inputs, stage.outputs))
             if found not in sizes:
                 yield f"stage {index} of {name} takes and gives {found} elements, where {sizes[0]} were expected"
-    yield from _dtype_complaints(layout)
-    merge = family.merge_size
-    for stage in nets["vit"].stages:
-        inputs = family.vit_inputs([(merge, merge)], stage.inputs[0].shape[0])
-        for tensor, value in zip(stage.inputs, (np.float32(0), *inputs), strict=False):
-            if tensor.dtype not in (("i32",) if value.dtype == np.int32 else ("f32", "f16", "bf16")):
-                yield f"vit takes {tensor.name} as {tensor.dtype}"
+    yield from _dtype_complaints(layout, family)
 
 
 def _sizes(
@@ -187,8 +181,15 @@ def _step_elements(layout: Layout, columns: int, hidden: int, row: int) -> tuple
     )
 
 
-def _dtype_complaints(layout: Layout) -> Iterator[str]:
-    """Complaints about dtypes: all hidden states must have one dtype, and so must all of the cache."""
+def _dtype_complaints(layout: Layout, family: Family) -> Iterator[str]:
+    """Complaints about dtypes: the ViT must take whole numbers where `family` gives them, all hidden states must have
+    one dtype, and so must all of the cache."""
+    merge = family.merge_size
+    smallest = np.float32(0), *family.vit_inputs([(merge, merge)], merge**2)
+    for stage in layout.nets["vit"].stages:
+        for tensor, value in zip(stage.inputs, smallest, strict=False):  # a ViT without a mask lacks the last
+            if tensor.dtype not in (("i32",) if value.dtype == np.int32 else ("f32", "f16", "bf16")):
+                yield f"vit takes {tensor.name} as {tensor.dtype}"
     hidden = layout.nets["lm_head"].stages[0].inputs[0].dtype
     for name, net in layout.nets.items():
         for stage in net.stages:
