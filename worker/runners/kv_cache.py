@@ -104,11 +104,44 @@ class OneSlotCache:
             self._chip.write(cache, np.zeros(cache.shape(), np.float16))
 
 
-class BatchedCache:
+class _SlotsCache:
+    """What caches of several slots have in common. The mask says which columns a slot sees; the last is always seen."""
+
+    layers: list[list[Any]]
+
+    def __init__(self, layout: Layout, chip: Chip, memory: StepMemory, columns: int) -> None:
+        """`columns`: of the mask."""
+        self._layout, self._chip, self._memory = layout, chip, memory
+        self._seen, self._hidden = chip.encode(np.array([0, MASKED], np.float32), layout.mask_dtype)
+        self._mask = np.full((layout.slots, columns), self._hidden)
+        self._mask[:, -1] = self._seen
+
+    def start(self, slot: int, row: int) -> int:
+        return (slot * self._layout.context + row) * self._layout.row
+
+    def fill(self, slot: int, length: int) -> None:
+        self.release(slot)
+        self._mask[slot, :length] = self._seen
+
+    def release(self, slot: int) -> None:
+        self._mask[slot, :-1] = self._hidden
+
+    def clear(self, slot: int) -> None:
+        self.release(slot)
+        size = self._layout.context * self._layout.row
+        zeros = self._chip.zeros(size, self._layout.cache_dtype)
+        for cache in chain(*self.layers):
+            self._chip.copy(zeros, 0, cache, self.start(slot, 0), size)
+
+    def _write_mask(self) -> None:
+        self._chip.write(self._memory.masks[self._layout.context], self._mask)
+
+
+class BatchedCache(_SlotsCache):
     """See `Cache`. The columns of the mask are the slot's own rows, then the recent ones, then the token itself."""
 
     def __init__(self, layout: Layout, chip: Chip, memory: StepMemory) -> None:
-        self._layout, self._chip, self._memory = layout, chip, memory
+        super().__init__(layout, chip, memory, layout.context + layout.recent + 1)
         pasts = [_inputs(layout, chip, layer, _PAST + _RECENT) for layer in range(layout.layers)]
         self.layers, self._recent = [past[:2] for past in pasts], [past[2:] for past in pasts]
         shape = layout.step(layout.context).outputs[1].shape
@@ -126,37 +159,25 @@ class BatchedCache:
         """Where `flush` writes the rows of slots that are not flushed."""
         self._next = np.zeros(layout.slots, np.int64)
         """Each slot's row at which its next flush begins, a multiple of `layout.recent`, so that views are few."""
-        self._seen, self._hidden = chip.encode(np.array([0, MASKED], np.float32), layout.mask_dtype)
-        self._mask = np.full((layout.slots, layout.context + layout.recent + 1), self._hidden)
-        self._mask[:, -1] = self._seen
-
-    def start(self, slot: int, row: int) -> int:
-        return (slot * self._layout.context + row) * self._layout.row
 
     def fill(self, slot: int, length: int) -> None:
-        self.release(slot)
-        self._mask[slot, :length] = self._seen
+        super().fill(slot, length)
         self._next[slot] = -(-length // self._layout.recent) * self._layout.recent
 
     def step(self, rows: Int, lengths: Int) -> Sequence[Run]:
         if self._row == self._layout.recent:
             self._flush()
-        self._chip.write(self._memory.masks[self._layout.context], self._mask)
+        self._write_mask()
         return self._runs[self._row]
 
     def store(self, rows: Int, lengths: Int) -> None:
         self._mask[rows, self._layout.context + self._row] = self._seen
         self._row += 1
 
-    def release(self, slot: int) -> None:
-        self._mask[slot, :-1] = self._hidden
-
     def clear(self, slot: int) -> None:
-        self.release(slot)
+        super().clear(slot)
         layout = self._layout
-        zeros = self._chip.zeros(layout.context * layout.row, layout.cache_dtype)
-        for cache in chain(*self.layers):
-            self._chip.copy(zeros, 0, cache, self.start(slot, 0), layout.context * layout.row)
+        zeros = self._chip.zeros(layout.row, layout.cache_dtype)
         for recent in chain(*self._recent):
             for row in range(layout.recent):
                 self._chip.copy(zeros, 0, recent, (row * layout.slots + slot) * layout.row, layout.row)
@@ -206,27 +227,17 @@ class BatchedCache:
         self._mask[slot, free] = self._seen
 
 
-class LastRowCache:
+class LastRowCache(_SlotsCache):
     """See `Cache`. A slot's last row is read like the others once its place is the last one: then it stays there. Until
     then each step writes it anew before it reads it."""
 
     def __init__(self, layout: Layout, chip: Chip, memory: StepMemory) -> None:
-        self._layout, self._chip, self._memory = layout, chip, memory
+        super().__init__(layout, chip, memory, layout.context)
         self.layers = [_inputs(layout, chip, layer, _PAST) for layer in range(layout.layers)]
         self._runs = list(memory.runs(layout.context, self.layers, [[]] * layout.layers))
-        self._seen, self._hidden = chip.encode(np.array([0, MASKED], np.float32), layout.mask_dtype)
-        self._mask = np.full((layout.slots, layout.context), self._hidden)
-        self._mask[:, -1] = self._seen
-
-    def start(self, slot: int, row: int) -> int:
-        return (slot * self._layout.context + row) * self._layout.row
-
-    def fill(self, slot: int, length: int) -> None:
-        self.release(slot)
-        self._mask[slot, :length] = self._seen
 
     def step(self, rows: Int, lengths: Int) -> Sequence[Run]:
-        self._chip.write(self._memory.masks[self._layout.context], self._mask)
+        self._write_mask()
         return self._runs
 
     def store(self, rows: Int, lengths: Int) -> None:
@@ -240,16 +251,6 @@ class LastRowCache:
             for source, target in moves:
                 self._chip.copy(cache, source, cache, target, size)
         self._mask[rows, lengths] = self._seen
-
-    def release(self, slot: int) -> None:
-        self._mask[slot, :-1] = self._hidden
-
-    def clear(self, slot: int) -> None:
-        self.release(slot)
-        size = self._layout.context * self._layout.row
-        zeros = self._chip.zeros(size, self._layout.cache_dtype)
-        for cache in chain(*self.layers):
-            self._chip.copy(zeros, 0, cache, self.start(slot, 0), size)
 
 
 def open_cache(layout: Layout, chip: Chip, memory: StepMemory) -> Cache:
