@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ from ..engine.request import Outcome, Request
 from ..engine.scheduler import Scheduler
 from .front_door import read_messages
 from .job_store import Claim, JobStore, attempts, said_before
-from .publisher import KINDS, Publisher, Stream
+from .publisher import Kind, Publisher, Stream
 from .refusals import Refusals
 from .shared_lock import SharedLock
 
@@ -164,10 +165,14 @@ class JobRunner:
         fetched = time.monotonic()
         prepared = self._engine.prepare(messages, frames, job.options, media)
         ready = time.monotonic()
-        on_text, on_thought = (
-            partial(self._publisher.put, Stream(job.id, claim.attempt, kind)) if job.stream else None for kind in KINDS
+
+        def publish(kind: Kind) -> Callable[[str], None] | None:
+            return partial(self._publisher.put, Stream(job.id, claim.attempt, kind)) if job.stream else None
+
+        request = Request(
+            prepared, job.options, deadline, job.priority,
+            on_text=publish("text"), on_thought=publish("reasoning"),
         )
-        request = Request(prepared, job.options, deadline, job.priority, on_text, on_thought)
         with self._lock:
             if self._leaving:
                 raise HandedBack

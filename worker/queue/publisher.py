@@ -18,7 +18,6 @@ FLUSH_SECONDS = 0.05
 """The longest that text waits to be written, in seconds. The first token is written at once."""
 FLUSH_TOKENS = 256
 """Tokens of all streams together that cause a flush at once."""
-KINDS: tuple[Kind, ...] = ("text", "reasoning")
 _OUTAGE_SECONDS = 1.0
 
 _log = logging.getLogger("sailq.publisher")
@@ -74,7 +73,7 @@ class Publisher:
         """
         with self._flushing:
             with self._changed:
-                streams = sorted(self._dirty, key=lambda stream: stream.kind)  # a job's thought goes before its text
+                streams = sorted(self._dirty, key=lambda stream: stream.kind == "text")  # thoughts before texts
                 self._dirty.clear()
                 self._waiting = 0
                 texts = ["".join(stream.pending) for stream in streams]
