@@ -10,7 +10,7 @@ from sailq.shared.jobs import ModelCard
 from sailq.shared.settings import model_name
 
 from ..model_files.config_files import GenerationConfig, TextConfig, checked, text_config
-from ..model_files.json_files import read_object
+from ..model_files.json_files import Json, read_object
 from .families.family import Family
 from .families.registry import FAMILIES
 
@@ -43,6 +43,11 @@ class ModelSpec:
         config = read_object(directory / "config.json")
         if config is None:
             raise Unsupported(f"{directory} holds no model: config.json is missing.")
+        return cls.of(directory, config)
+
+    @classmethod
+    def of(cls, directory: Path, config: Json) -> ModelSpec:
+        """Like `load`, with the directory's config.json at hand."""
         kind = config.get("model_type")
         family = FAMILIES.get(kind) if isinstance(kind, str) else None
         if family is None:
@@ -56,7 +61,7 @@ class ModelSpec:
             layers=text.num_hidden_layers, kv_heads=text.kv_heads, head_dim=text.dim,
             context=text.max_position_embeddings,
             eos_token_ids=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
-            family=family(directory, config),
+            family=family.read(directory, text, config.get("vision_config")),
         )
         if spec.family.deepstack > spec.layers:
             raise Unsupported(

@@ -8,7 +8,6 @@ from typing import Any
 from sailq.shared.errors import Unsupported
 
 from ..engine.families.family import Family
-from ..engine.families.registry import FAMILIES
 from ..engine.model import ModelSpec
 from ..model_files.config_files import text_config
 from ..model_files.json_files import Json, read_object
@@ -37,12 +36,12 @@ def find(model: str) -> tuple[Timings, Family]:
     if config is None:
         if model in known:
             timings = known[model]
-            return timings, FAMILIES[timings.config["model_type"]](RECORDED, timings.config)
+            return timings, ModelSpec.of(RECORDED, timings.config).family
         raise Unsupported(
             f"Unknown model {model!r}: it is neither a directory with a config.json nor one of the models with known "
             f"times ({', '.join(known)})."
         )
-    spec = ModelSpec.load(directory)
+    spec = ModelSpec.of(directory, config)
     for timings in known.values():
         if _sizes(config) == _sizes(timings.config):
             return timings.with_layers(spec.layers), spec.family

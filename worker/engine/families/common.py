@@ -13,8 +13,8 @@ from sailq.shared.errors import BadRequest, Unsupported
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart
 
-from ...model_files.config_files import Count, Edges, Fields, ImageProcessor, Rope, TextConfig, checked, text_config
-from ...model_files.json_files import Json, read_object
+from ...model_files.config_files import Count, Edges, Fields, ImageProcessor, Rope, TextConfig, checked
+from ...model_files.json_files import read_object
 from ...runners.base import MASKED
 from ...runners.logits import Float, Int
 from ..patches import Grid, grid_positions, normalise, patchify
@@ -27,6 +27,8 @@ LONGEST_SIDE = 8192
 _ROPE_TYPES = (None, "default", "mrope")
 _ALIKE = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "rescale_factor")
 
+Self = TypeVar("Self", bound="Common")
+
 
 class VisionConfig(Fields):
     """The fields of config.json's `vision_config` that all families have. None: the family's own."""
@@ -35,7 +37,12 @@ class VisionConfig(Fields):
     spatial_merge_size: Count | None = None
     temporal_patch_size: Count | None = None
 
-Self = TypeVar("Self", bound="Common")
+    def stated(self) -> dict[str, Any]:
+        """The fields of the family (see `Common`). None: not stated."""
+        return {
+            "patch_size": self.patch_size, "merge_size": self.spatial_merge_size,
+            "temporal_patch_size": self.temporal_patch_size,
+        }
 
 
 @dataclass(frozen=True)
@@ -64,28 +71,18 @@ class Common:
     """As in sophon-demo's program."""
     tokens_per_grid: ClassVar[int] = 0
     interleaved: ClassVar[bool] = False
-    """Whether the three positions turn the frequencies by turns, and not in three sections."""
+    vision_config: ClassVar[type[VisionConfig]] = VisionConfig
+    """The fields of the family's `vision_config`."""
 
     @classmethod
-    def read(cls: type[Self], directory: Path, config: Json) -> Self:
-        """Read config.json, and the processor's files if they are there."""
+    def read(cls: type[Self], directory: Path, text: TextConfig, vision: object) -> Self:
         path = directory / "config.json"
-        text = checked(TextConfig, text_config(config), path)
         _check_rope(path, text.rope, cls.interleaved)
         stated = {
             "image_token_id": text.image_token_id, "video_token_id": text.video_token_id,
-            **_image_fields(directory), **cls.vision_fields(path, config.get("vision_config")),
+            **_image_fields(directory), **checked(cls.vision_config, vision, path, "vision_config").stated(),
         }
         return cls(**{name: value for name, value in stated.items() if value is not None})
-
-    @classmethod
-    def vision_fields(cls, path: Path, vision: object) -> dict[str, Any]:
-        """The fields that the `vision_config` of a config.json states; None: not stated. Raises Unsupported."""
-        found = checked(VisionConfig, vision, path, "vision_config")
-        return {
-            "patch_size": found.patch_size, "merge_size": found.spatial_merge_size,
-            "temporal_patch_size": found.temporal_patch_size,
-        }
 
     @property
     def patch_dim(self) -> int:

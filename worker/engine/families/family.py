@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart
 
+from ...model_files.config_files import TextConfig
 from ...runners.logits import Float, Int
 from ..patches import Grid
 
@@ -25,6 +27,19 @@ class Family(Protocol):
 
     A medium is a `FramesPart`: an image or a video as its message states it, with the times of its frames.
     """
+
+    @classmethod
+    def read(cls, directory: Path, text: TextConfig, vision: object) -> Family:
+        """A model's family, from its processor's files, if they are there, and from two parts of its config.json.
+
+        Args:
+            directory: of these files.
+            text: the language model's part.
+            vision: the `vision_config`, unchecked.
+
+        Raises:
+            Unsupported: the files do not fit.
+        """
 
     @property
     def patch_size(self) -> int:
@@ -66,6 +81,10 @@ class Family(Protocol):
     def deepstack(self) -> int:
         """D, the number of the language model's first layers after which further vision features are added to the
         hidden states."""
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether the frequencies of M-RoPE take time, height and width in turn. Otherwise each has a section."""
 
     @property
     def tokens_per_grid(self) -> int:

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from sailq.shared.errors import Unsupported
 from sailq.shared.frames import Frames
 from sailq.shared.jobs import FramesPart
 
-from ...model_files.config_files import Count, Fields, checked
+from ...model_files.config_files import Count
 from ...runners.logits import Float, Int
 from ..mrope import Box, rope_index
-from .common import Common, block_mask
+from .common import Common, VisionConfig, block_mask
 from .family import Bools, Sizes
 
 _FPS = 2.0
@@ -29,13 +27,25 @@ _MOST_SECONDS = 2.0**20
 """The longest time from one temporal grid to the next that is counted: 12 days, for which no context has positions."""
 
 
-class _VisionConfig(Fields):
+class _VisionConfig(VisionConfig):
     """The defaults are transformers'; the published models count 2 tokens a second."""
 
     depth: Count = 32
     fullatt_block_indexes: list[Annotated[int, Field(ge=0)]] = [7, 15, 23, 31]
     window_size: Count = 112
     tokens_per_second: Annotated[float, Field(gt=0, le=1000)] = 4
+
+    @model_validator(mode="after")
+    def _fits(self) -> _VisionConfig:
+        side = (self.patch_size or Qwen25VL.patch_size) * (self.spatial_merge_size or Qwen25VL.merge_size)
+        if self.window_size % side:
+            raise ValueError(f"window_size {self.window_size} is not a multiple of {side}")
+        if any(layer >= self.depth for layer in self.fullatt_block_indexes):
+            raise ValueError(f"fullatt_block_indexes {self.fullatt_block_indexes} are not layers of {self.depth}")
+        return self
+
+    def stated(self) -> dict[str, Any]:
+        return super().stated() | {"window_size": self.window_size, "tokens_per_second": self.tokens_per_second}
 
 
 @dataclass(frozen=True)
@@ -51,18 +61,7 @@ class Qwen25VL(Common):
     window_size: int = 112
     tokens_per_second: float = 2
 
-    @classmethod
-    def vision_fields(cls, path: Path, vision: object) -> dict[str, Any]:
-        common, found = super().vision_fields(path, vision), checked(_VisionConfig, vision, path, "vision_config")
-        side = (common["patch_size"] or cls.patch_size) * (common["merge_size"] or cls.merge_size)
-        if found.window_size % side:
-            raise Unsupported(f"{path}: vision_config.window_size {found.window_size} is not a multiple of {side}.")
-        if any(layer >= found.depth for layer in found.fullatt_block_indexes):
-            raise Unsupported(
-                f"{path}: vision_config.fullatt_block_indexes {found.fullatt_block_indexes} are not layers of "
-                f"{found.depth}."
-            )
-        return common | {"window_size": found.window_size, "tokens_per_second": found.tokens_per_second}
+    vision_config = _VisionConfig
 
     def patches(self, frames: Frames) -> Frames:
         """The patches of each temporal grid, window after window."""

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,10 +19,10 @@ from pydantic import Field, model_validator
 from sailq.shared.errors import BadRequest, Unsupported
 from sailq.shared.jobs import FramesPart
 
-from ...model_files.config_files import Count, Fields, checked
+from ...model_files.config_files import Count
 from ...runners.logits import Float, Int
 from ..mrope import Box, rope_index
-from .common import Common, block_mask
+from .common import Common, VisionConfig, block_mask
 from .family import Bools, Maker, Sizes
 
 _IMAGE, _VIDEO = "<|image_pad|>", "<|vision_start|><|video_pad|><|vision_end|>"
@@ -32,7 +31,7 @@ _INTERVAL = 0.5
 """Seconds between the frames of a video without times, as in qwen-vl-utils."""
 
 
-class _VisionConfig(Fields):
+class _VisionConfig(VisionConfig):
     """The defaults are transformers'."""
 
     depth: Count = 27
@@ -51,6 +50,13 @@ class _VisionConfig(Fields):
         if self.hidden_size % (4 * self.num_heads):
             raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads")
         return self
+
+    def stated(self) -> dict[str, Any]:
+        return super().stated() | {
+            "vision_head_dim": self.hidden_size // self.num_heads, "vision_width": self.hidden_size,
+            "deepstack": len(self.deepstack_visual_indexes),
+            "position_side": math.isqrt(self.num_position_embeddings),
+        }
 
 
 @dataclass(frozen=True)
@@ -72,18 +78,10 @@ class Qwen3VL(Common):
     position_side: int = 48
     vision_width: int = 0
 
+    vision_config = _VisionConfig
     interleaved = True
     tokens_per_grid = 9
     """Two markers, and `<10.5 seconds>`, which the published tokenizer splits into 7 tokens."""
-
-    @classmethod
-    def vision_fields(cls, path: Path, vision: object) -> dict[str, Any]:
-        found = checked(_VisionConfig, vision, path, "vision_config")
-        return super().vision_fields(path, vision) | {
-            "vision_head_dim": found.hidden_size // found.num_heads, "vision_width": found.hidden_size,
-            "deepstack": len(found.deepstack_visual_indexes),
-            "position_side": math.isqrt(found.num_position_embeddings),
-        }
 
     def prompt_tokens(
         self, text: str, media: Sequence[FramesPart], encode: Callable[[str], Sequence[int]]
