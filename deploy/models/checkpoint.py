@@ -49,7 +49,7 @@ class Checkpoint:
 
     Attributes:
         config: transformers' configuration; tied embeddings are its `tie_word_embeddings`.
-        processor: how pixel values are normalised, as a worker reads it from the processor's files.
+        family: as a worker reads it. What no worker would serve is not exported.
         model: transformers' model, whose parameters lie on the `meta` device: they have names and
             shapes but no data, which `tensor` reads. Its rotary embeddings are real.
 
@@ -58,12 +58,9 @@ class Checkpoint:
     """
 
     def __init__(self, directory: Path) -> None:
-        family = _family(directory)
+        self.family = _family(directory)
         self.model = _skeleton(directory)
         self.config = self.model.config
-        self.processor: dict[str, Any] = {
-            "rescale_factor": family.rescale, "image_mean": family.mean, "image_std": family.std
-        }
         self._places = self._find(directory)
 
     def tensor(self, parameter: Tensor) -> Tensor:
@@ -103,7 +100,6 @@ class Checkpoint:
 
 
 def _family(directory: Path) -> Family:
-    """The model's family, as a worker reads it. What no worker would serve is not exported."""
     try:
         return ModelSpec.load(directory).family
     except Unsupported as error:

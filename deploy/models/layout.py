@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from sailq.worker.runners.base import MAX_POSITIONS
+
 from . import decoder_nets as nets
 from .checkpoint import Checkpoint, ExportError
 from .families.registry import FAMILIES
@@ -15,8 +17,6 @@ from .modules import floats, ints
 
 RECENT = 16
 """Rows of each slot that several slots keep together: few cost little attention, many are flushed seldom."""
-MAX_POSITIONS = 32768
-"""Most rows of a rotary table for a CPU."""
 _TABLE_ROWS = 32
 """A static rotary table has a multiple of as many rows: a bmodel states the size of its tables in whole pages of 4096
 bytes, and a row has 128."""
@@ -106,17 +106,14 @@ class _Parts:
     """Makes nets that share their modules, and so their weights."""
 
     def __init__(self, checkpoint: Checkpoint, sizes: Sizes | None) -> None:
-        model, processor, self._spec = checkpoint.model, checkpoint.processor, checkpoint.config.text_config
-        text, family = model.model.language_model, FAMILIES[checkpoint.config.model_type]
+        model, family, self._spec = checkpoint.model, checkpoint.family, checkpoint.config.text_config
+        text, own = model.model.language_model, FAMILIES[checkpoint.config.model_type]
         self.layers = len(text.layers)
-        self._vit = family.vit(
-            model.model.visual, processor["rescale_factor"], processor["image_mean"], processor["image_std"]
-        )
-        self.deepstack = len(self._vit.outputs) - 1
+        self._vit, self.deepstack = own.vit(model.model.visual, family), family.deepstack
         self._embedding = nets.Embedding(text.embed_tokens.weight)
         rows = min(self._spec.max_position_embeddings, MAX_POSITIONS)
         if sizes:
-            rows = -(-sizes.seq_length * family.positions_per_token // _TABLE_ROWS) * _TABLE_ROWS
+            rows = -(-sizes.seq_length * own.positions_per_token // _TABLE_ROWS) * _TABLE_ROWS
         self._rotary = nets.Rotary(text.rotary_emb, rows, family.interleaved)
         self._decoder = text.layers
         self._layers = [nets.Layer(layer, self._rotary) for layer in text.layers]

@@ -13,6 +13,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,6 +27,7 @@ from deploy.models.decoder_nets import Add, Layer
 from deploy.models.layout import Net, Sizes, cut
 from deploy.models.modules import attend, floats, ints
 from deploy.models.weights import WEIGHTS, WeightsFile
+from sailq.worker.engine.families.common import Common
 from sailq.worker.model_files.flatbuffer import Buffer
 
 _HEADER = 64
@@ -76,7 +78,8 @@ def compile_last_row(model: Path, slots: int, context: int, patches: int) -> Pat
 
 def _compile(model: Path, work: Path, slots: int, context: int, patches: int) -> Path:
     nets, checkpoint = list[str](), Checkpoint(model)
-    checkpoint.processor.update({"rescale_factor": 1, "image_mean": [0] * 3, "image_std": [1] * 3})
+    assert isinstance(checkpoint.family, Common)
+    checkpoint.family = replace(checkpoint.family, rescale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
     with (work / WEIGHTS).open("wb") as file:
         weights = WeightsFile(file, checkpoint)
         for net in _nets(checkpoint, slots, context, patches):

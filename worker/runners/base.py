@@ -17,6 +17,8 @@ Bytes = npt.NDArray[np.uint8]
 
 MASKED = -10000.0
 """Added to a masked attention score. It is exact in half precision, where -inf is not safe."""
+MAX_POSITIONS = 32768
+"""Most rows of the rotary table that deploy/models exports for a CPU."""
 
 
 def nothing() -> None:

@@ -15,15 +15,13 @@ from sailq.shared.errors import Unsupported
 
 from ..engine.model import ModelSpec
 from ..engine.patches import Grid
-from .base import Bytes, Prompt, nothing
+from .base import MAX_POSITIONS, Bytes, Prompt, nothing
 from .checks import check_media, check_prompts, check_step
 from .inputs import causal_mask, past_mask
 from .logits import Float, HostLogits, Int
 
 MAX_CONTEXT = 8192
 """The attention scores of a prompt take heads × tokens² × 4 bytes per layer: 3 GB for a 2B model at this length."""
-MAX_POSITIONS = 32768
-"""Rows of the rotary table that deploy/models exports, for a context that is longer."""
 MAX_PATCHES = 4096
 """The same for the patches of one temporal grid: 896 × 896 pixels, 1 GB with 16 heads."""
 _COLUMNS = 64

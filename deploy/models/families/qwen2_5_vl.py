@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from sailq.worker.engine.families.family import Family
 
 from ..modules import Linear, RMSNorm, ints
 from .vision_nets import Axes, VisionAttention, VisionTower
@@ -32,8 +33,8 @@ class Vit(VisionTower):
     grids, and window_mask, which hides other windows, [1, N, N]; reverse_indices int32 [N / merge²], the place of each
     vision token among those of the windows -> [N / merge², H], in the order of transformers."""
 
-    def __init__(self, visual: Any, rescale: float, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(visual, rescale, mean, std)
+    def __init__(self, visual: Any, family: Family) -> None:
+        super().__init__(visual, family)
         self.blocks = nn.ModuleList(VisionBlock(block) for block in visual.blocks)
         self.full = frozenset(visual.config.fullatt_block_indexes)
         merger = visual.merger

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+
+from sailq.worker.engine.families.family import Family
 
 from ..modules import Linear
 from .vision_nets import VisionAttention, VisionTower
@@ -26,8 +27,8 @@ class VisionBlock(nn.Module):
 class Vit(VisionTower):
     """pixels [N, P], pos_ids int32 [N, 2] (row, column), mask [1, N, N] -> [N / merge², H]."""
 
-    def __init__(self, visual: Any, rescale: float, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(visual, rescale, mean, std)
+    def __init__(self, visual: Any, family: Family) -> None:
+        super().__init__(visual, family)
         self.blocks = nn.ModuleList(VisionBlock(block) for block in visual.blocks)
         merger = visual.merger
         self.ln_q, self.merged = merger.ln_q, merger.hidden_size

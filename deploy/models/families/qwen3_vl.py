@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from sailq.worker.engine.families.family import Family
 
 from ..lazy import Lazy
 from ..modules import Linear, floats, ints
@@ -46,8 +47,8 @@ class Vit(VisionTower):
     positions around each patch and their weights, mask [1, N, N] -> [N / merge², H] vision tokens, and as many features
     for each of the language model's first layers."""
 
-    def __init__(self, visual: Any, rescale: float, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(visual, rescale, mean, std)
+    def __init__(self, visual: Any, family: Family) -> None:
+        super().__init__(visual, family)
         self.position = Lazy(visual.pos_embed.weight)
         self.blocks = nn.ModuleList(VisionBlock(block) for block in visual.blocks)
         self.merger = Merger(visual.merger)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from sailq.worker.engine.families.family import Family
 
 from ..lazy import Lazy
 from ..modules import Linear, attend, floats, ints, rotate
@@ -49,14 +50,14 @@ class VisionTower(nn.Module):
 
     outputs: tuple[str, ...] = ("embeds",)
 
-    def __init__(self, visual: Any, rescale: float, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, visual: Any, family: Family) -> None:
         super().__init__()
         config = visual.config
         per_channel = config.temporal_patch_size * config.patch_size**2
-        m, s = (torch.tensor(v, dtype=torch.float64).repeat_interleave(per_channel) for v in (mean, std))
+        m, s = (torch.tensor(v, dtype=torch.float64).repeat_interleave(per_channel) for v in (family.mean, family.std))
         proj = visual.patch_embed.proj
         self.patch_embed = Linear(
-            Lazy(proj.weight, lambda w: (w.flatten(1).double() * (rescale / s).to(w.device)).float().t()),
+            Lazy(proj.weight, lambda w: (w.flatten(1).double() * (family.rescale / s).to(w.device)).float().t()),
             Lazy(proj.weight, lambda w: -(w.flatten(1).double() @ (m / s).to(w.device)).float()),
         )
         self.bias = None if proj.bias is None else Lazy(proj.bias)
