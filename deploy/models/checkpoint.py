@@ -22,7 +22,7 @@ from .exit_codes import Failure
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F16", "BF16", "F32"}
 _RENAMED = (("model.language_model.", "model."), ("model.visual.", "visual."))
-"""Prefixes of tensor names: those of transformers 5, and those of the hub's checkpoints."""
+"""Prefixes of tensor names: those of transformers 5, and those of `older_name`."""
 
 
 class ExportError(Failure):
@@ -42,6 +42,12 @@ def locate(model_path: str) -> Path:
     except (OSError, ValueError) as error:
         cause = str(error).strip().partition("\n")[0]
         raise ExportError(f"{model_path} is not a directory, and cannot be downloaded from the hub: {cause}") from None
+
+
+def older_name(name: str) -> str:
+    """A tensor's name in the hub's checkpoints of Qwen2-VL and Qwen2.5-VL, from transformers' name. Newer checkpoints
+    have transformers'."""
+    return next((old + name.removeprefix(new) for new, old in _RENAMED if name.startswith(new)), name)
 
 
 class Checkpoint:
@@ -86,7 +92,7 @@ class Checkpoint:
                 raise ExportError(f"{path} cannot be read: {error}") from None
         places = {}
         for name, parameter in self.model.named_parameters():
-            names = [name, *(name.replace(new, old, 1) for new, old in _RENAMED if name.startswith(new))]
+            names = [name, older_name(name)]
             found = next((name for name in names if name in stored), None)
             if found is None:
                 raise ExportError(f"{directory} lacks the tensor {names[-1]}, which its config.json calls for.")

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from . import exit_codes
+from .checkpoint import older_name
 from .exit_codes import Failure
 
 _TINY = Path(__file__).parents[2] / "worker/models/sailq-tiny"
@@ -39,7 +40,7 @@ _CLIP: dict[str, Any] = {
 _HALF: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 _OLDER = ("qwen2_vl", "qwen2_5_vl")
-"""The families whose checkpoints on the hub are older than the names that transformers gives their tensors."""
+"""The families of `older_name`."""
 
 Files = dict[str, dict[str, Any]]
 """The JSON files of a directory, by name."""
@@ -192,13 +193,12 @@ def _weights(directory: Path, seed: int) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         model = auto.from_config(config)
     random = np.random.default_rng(seed)  # the same numbers on every machine
-    prefixes = {"model.language_model.": "model.", "model.visual.": "visual."} if config.model_type in _OLDER else {}
+    named = older_name if config.model_type in _OLDER else str
     weights = {}
     for name, parameter in model.named_parameters():
         mean, deviation = _distribution(name, parameter.shape)
         value = torch.from_numpy(random.standard_normal(tuple(parameter.shape), np.float32)) * deviation + mean
-        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-        weights[prefixes.get(prefix, "") + name.removeprefix(prefix)] = value.half()
+        weights[named(name)] = value.half()
     return weights
 
 

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from deploy.models.checkpoint import older_name
 from sailq.worker.model_files.model_paths import resolve
-from tests.bench.tpu_nets import CONFIGS, hub_name, random_weights
+from tests.bench.tpu_nets import CONFIGS, random_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +62,7 @@ def _shards(config: Mapping[str, Any]) -> Iterator[dict[str, torch.Size]]:
     """The shapes of tensors that are stored together, by name."""
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**json.loads(json.dumps(config))))
-    named = str if "text_config" in config else hub_name
+    named = str if "text_config" in config else older_name
     shard: dict[str, torch.Size] = {}
     for name, parameter in model.named_parameters():
         if shard and sum(map(torch.Size.numel, shard.values())) + parameter.numel() > _SHARD:

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from deploy.models import exit_codes
-from deploy.models.checkpoint import Checkpoint
+from deploy.models.checkpoint import Checkpoint, older_name
 from deploy.models.export_onnx import export_net
 from deploy.models.layout import Sizes, cut
 from deploy.models.weights import WEIGHTS, WeightsFile
@@ -220,16 +220,11 @@ def write_checkpoint(directory: Path, config: dict[str, Any]) -> None:
     (partial / "config.json").write_text(text)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**json.loads(text)))  # it changes a copy
-    named = str if "text_config" in config else hub_name
+    named = str if "text_config" in config else older_name
     tensors = {named(name): random_weights(parameter.shape, number)
                for number, (name, parameter) in enumerate(model.named_parameters())}
     save_file(tensors, partial / "model.safetensors")
     partial.rename(directory)
-
-
-def hub_name(name: str) -> str:
-    """A parameter's name in the hub's older files, from transformers' name. The newer ones have transformers'."""
-    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
 def random_weights(shape: torch.Size, start: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalG
 
 from sailq.producer.samples import COLOURS, MOTIONS, SHAPES
 
+from ..checkpoint import older_name
 from .vocabulary import SIZE, SPECIAL
 
 PATCH, MERGE, PAIR = 14, 2, 2
@@ -128,12 +129,7 @@ def save(model: Qwen2VLForConditionalGeneration, out: Path) -> None:
     (out / "preprocessor_config.json").write_text(json.dumps(IMAGE_PROCESSOR, indent=2) + "\n")
     assert model.generation_config is not None
     model.generation_config.save_pretrained(out)
-    names = {"model.visual.": "visual.", "model.language_model.": "model."}
-    weights = {
-        next(new + name.removeprefix(old) for old, new in names.items() if name.startswith(old)): value
-        for name, value in model.state_dict().items()
-        if name != "lm_head.weight"
-    }
+    weights = {older_name(name): value for name, value in model.state_dict().items() if name != "lm_head.weight"}
     data = serialize({name: value.to(torch.float16).contiguous() for name, value in weights.items()}, {"format": "pt"})
     (out / "model.safetensors").write_bytes(data)
 
