@@ -142,8 +142,8 @@ def video_size(
 
 
 def _has_own_sizes(card: ModelCard) -> bool:
-    """Whether the model is small and has sizes of its own, as sailq-tiny: its most is below qwen-vl-utils' least of a
-    video's frame. Its least holds, too."""
+    """Whether the model's maximum is below qwen-vl-utils' minimum for a frame of a video, as sailq-tiny's is. Then the
+    model's minimum replaces qwen-vl-utils', too."""
     return card.max_pixels < VIDEO_MIN_TOKENS * factor_of(card) ** 2
 
 

@@ -281,8 +281,11 @@ class Engine:
 
 
 def _marks(thought: ThoughtMarks | None, prepared: PreparedPrompt) -> ThoughtMarks | None:
-    """The marks that divide an answer. A thought that no prompt has opened cannot begin an answer with a form."""
-    return None if thought is not None and prepared.grammar is not None and not thought.opened else thought
+    """The marks that divide an answer. Unless the prompt opens the thought, an answer in a form has none: its form does
+    not allow `<think>`."""
+    if thought is None or thought.opened or prepared.grammar is None:
+        return thought
+    return None
 
 
 def _needs_argmax(generation: Generation) -> bool:

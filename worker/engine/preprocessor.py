@@ -145,7 +145,7 @@ class Preprocessor:
         positions, delta = self._family.positions(vision, media.parts)
         if (most := int(positions.max())) >= self._runner.positions:
             raise TooLong(
-                f"The prompt's media last too long: it reaches position {most}; this worker's limit is "
+                f"The prompt's media last too long: the prompt reaches position {most}; this worker's limit is "
                 f"{self._runner.positions - 1}."
             )
         # The last token is never fed, so it needs neither a row of the cache nor a position.
