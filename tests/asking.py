@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from sailq.shared.jobs import GenerationOptions, media_parts
 from sailq.shared.media.messages import prepare
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.preprocessor import PreparedPrompt
+from sailq.worker.engine.request import Outcome, Request
+from sailq.worker.engine.scheduler import Scheduler
 
 LONG_ANSWER = {"max_new_tokens": 4000, "temperature": 50.0, "seed": 49}
 """Options by which "Hello" gets 2,029 tokens, all that its context allows: some seconds. Other seeds end far sooner."""
@@ -35,3 +38,15 @@ def answer(engine: Engine, prepared: PreparedPrompt, slot: int, options: Generat
     if generation.error is not None:
         raise generation.error
     return generation.tokens
+
+
+def together(
+    engine: Engine, work: Iterable[tuple[PreparedPrompt, GenerationOptions]]
+) -> list[tuple[list[int], Outcome]]:
+    """Tokens and outcome of each request, all submitted at once."""
+    scheduler, requests = Scheduler(engine), [Request(*one) for one in work]
+    for request in requests:
+        scheduler.submit(request)
+    while any(request.outcome is None for request in requests):
+        scheduler.step()
+    return [(request.generation.tokens if request.generation else [], request.wait(0)) for request in requests]

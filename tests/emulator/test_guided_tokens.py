@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from asking import together
 from conftest import Compile
 from jsonschema import Draft202012Validator
 from tiny import BATCHED, load
 
 from sailq.shared.jobs import GenerationOptions, Message, TextPart
 from sailq.worker.engine.engine import Engine
-from sailq.worker.engine.request import Outcome, Request
-from sailq.worker.engine.scheduler import Scheduler
+from sailq.worker.engine.request import Outcome
 
 QUESTION = [Message(role="user", content=(TextPart(text="What colour do red and blue make?"),))]
 SCHEMA = {
@@ -24,14 +24,8 @@ FORMS: list[dict[str, Any] | None] = [
 ]
 
 
-def answers(engine: Engine, options: list[GenerationOptions]) -> list[tuple[list[int], Outcome]]:
-    scheduler = Scheduler(engine)
-    requests = [Request(engine.prepare(QUESTION, {}, one), one) for one in options]
-    for request in requests:
-        scheduler.submit(request)
-    while any(request.outcome is None for request in requests):
-        scheduler.step()
-    return [(request.generation.tokens, request.wait(0)) for request in requests if request.generation is not None]
+def ask(engine: Engine, options: list[GenerationOptions]) -> list[tuple[list[int], Outcome]]:
+    return together(engine, [(engine.prepare(QUESTION, {}, one), one) for one in options])
 
 
 def test_ten_guided_answers_fit_their_forms_and_are_the_cpu_engines(cpu: Engine, compiled: Compile) -> None:
@@ -42,7 +36,7 @@ def test_ten_guided_answers_fit_their_forms_and_are_the_cpu_engines(cpu: Engine,
     ] + [GenerationOptions(max_new_tokens=32, seed=seed, structured_outputs=FORMS[seed]) for seed in (0, 1)]
     engine = load(compiled(*BATCHED))
     assert not engine.card.greedy_only
-    found, expected = answers(engine, options), answers(cpu, options)
+    found, expected = ask(engine, options), ask(cpu, options)
     guided = 0
     for asked, (tokens, outcome), (cpu_tokens, _) in zip(options, found, expected, strict=True):
         if asked.temperature == 0:

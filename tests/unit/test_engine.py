@@ -10,19 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asking import together
 from exporting import SMALL, run
 from qwen2vl import Oracle, Prompts, options, random_model
 from release_record import GREEDY, LONG, TOKENS, greedy_prompts, recorded
 
 from sailq.shared.errors import BadMedia, BadRequest, TooLong, Unsupported
 from sailq.shared.frames import Frames
-from sailq.shared.jobs import FramesPart, GenerationOptions, Message, TextPart
+from sailq.shared.jobs import FramesPart, Message, TextPart
 from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.engine.preprocessor import PreparedPrompt
-from sailq.worker.engine.request import Outcome, Request
-from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners.base import Prompt
 
@@ -30,17 +28,6 @@ from sailq.worker.runners.base import Prompt
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     return Engine.load(random_model(), slots=4, threads=1)
-
-
-def _run(engine: Engine, work: list[tuple[PreparedPrompt, GenerationOptions]]) -> list[tuple[list[int], Outcome]]:
-    """Tokens and outcome of each request, all submitted at once."""
-    scheduler = Scheduler(engine)
-    requests = [Request(*one) for one in work]
-    for request in requests:
-        scheduler.submit(request)
-    while any(request.outcome is None for request in requests):
-        scheduler.step()
-    return [(r.generation.tokens if r.generation else [], r.wait(0)) for r in requests]
 
 
 def _conversations(seed: int, count: int) -> list[tuple[list[Message], dict[str, Frames]]]:
@@ -54,7 +41,7 @@ def test_greedy_equals_the_release_on_two_hundred_prompts() -> None:
     engine = Engine.load(resolve("sailq-tiny"), slots=4)
     chosen = options(max_new_tokens=TOKENS)
     answers = recorded("qwen2_vl")["greedy"]
-    results = _run(engine, [(engine.prepare(*one, chosen), chosen) for one in greedy_prompts()])
+    results = together(engine, [(engine.prepare(*one, chosen), chosen) for one in greedy_prompts()])
     same = [tokens == expected for (tokens, _), expected in zip(results, answers, strict=True)]
     print(f"\nfigure: greedy tokens against transformers 4.57.1's generate: {sum(same)} of {GREEDY} sequences "
           f"identical, {sum(same[-LONG:])} of the {LONG} with 16 to 48 frames")
@@ -66,7 +53,7 @@ def test_greedy_equals_transformers_with_random_weights(engine: Engine, penalty:
     oracle = Oracle(random_model())
     chosen = options(max_new_tokens=TOKENS, repetition_penalty=penalty)
     conversations = _conversations(7, 25)
-    results = _run(engine, [(engine.prepare(*one, chosen), chosen) for one in conversations])
+    results = together(engine, [(engine.prepare(*one, chosen), chosen) for one in conversations])
     inputs = [oracle.inputs(*one) for one in conversations]
     expected = [oracle.greedy(one, TOKENS, repetition_penalty=penalty) for one in inputs]
     assert [tokens for tokens, _ in results] == expected
@@ -80,16 +67,16 @@ def test_a_batch_answers_as_one_request_alone(engine: Engine, temperature: float
     for seed, one in enumerate(_conversations(3, 9)):
         chosen = options(max_new_tokens=8 + 5 * (seed % 3), temperature=temperature, top_p=0.95, seed=seed)
         work.append((engine.prepare(*one, chosen), chosen))
-    alone = [_run(engine, [one])[0][0] for one in work]
-    assert [tokens for tokens, _ in _run(engine, work)] == alone
+    alone = [together(engine, [one])[0][0] for one in work]
+    assert [tokens for tokens, _ in together(engine, work)] == alone
     backwards = Engine.load(random_model(), slots=3, threads=1)
-    assert [tokens for tokens, _ in _run(backwards, work[::-1])][::-1] == alone
+    assert [tokens for tokens, _ in together(backwards, work[::-1])][::-1] == alone
 
 
 def test_usage_and_finish_reasons(engine: Engine) -> None:
     messages, frames = next(c for c in _conversations(4, 50) if c[1])
     prepared = engine.prepare(messages, frames, options())
-    tokens, outcome = _run(engine, [(prepared, options(max_new_tokens=3))])[0]
+    tokens, outcome = together(engine, [(prepared, options(max_new_tokens=3))])[0]
     assert outcome.usage.prompt_tokens == len(prepared.tokens)
     assert outcome.usage.vision_tokens == sum(np.prod(medium.grid) // 4 for medium in prepared.media) > 0
     assert outcome.usage.completion_tokens == len(tokens)
@@ -99,11 +86,11 @@ def test_usage_and_finish_reasons(engine: Engine) -> None:
 def test_stop_texts_end_an_answer(engine: Engine) -> None:
     chosen = options(max_new_tokens=40)
     for one in _conversations(5, 20):
-        whole = _run(engine, [(engine.prepare(*one, chosen), chosen)])[0][1].text
+        whole = together(engine, [(engine.prepare(*one, chosen), chosen)])[0][1].text
         if len(whole) > 8 and "\N{REPLACEMENT CHARACTER}" not in whole:
             break
     stopping = options(max_new_tokens=40, stop=(whole[4:7],))
-    outcome = _run(engine, [(engine.prepare(*one, stopping), stopping)])[0][1]
+    outcome = together(engine, [(engine.prepare(*one, stopping), stopping)])[0][1]
     assert outcome.finish_reason == "stop" and outcome.text == whole[: whole.index(whole[4:7])]
 
 
@@ -116,7 +103,7 @@ def test_an_answer_ends_where_the_context_is_full(
     question = [Message(role="user", content=(TextPart(text="word " * words),))]
     chosen = options(max_new_tokens=10_000)
     prepared = engine.prepare(question, {}, chosen)
-    tokens, outcome = _run(engine, [(prepared, chosen)])[0]
+    tokens, outcome = together(engine, [(prepared, chosen)])[0]
     assert outcome.finish_reason == "length"
     assert len(prepared.tokens) + len(tokens) - 1 == engine.card.context
 
@@ -137,7 +124,7 @@ def test_the_tokenizers_own_end_tokens_end_an_answer_whatever_the_files_name(
     expected = {"<|im_end|>", "<|endoftext|>", *named}
     assert engine._chat_tokenizer.end_tokens == {tokenizer.token(name) for name in expected}
     question = [Message(role="user", content=(TextPart(text="Hello"),))]
-    tokens, outcome = _run(engine, [(engine.prepare(question, {}, options()), options())])[0]
+    tokens, outcome = together(engine, [(engine.prepare(question, {}, options()), options())])[0]
     assert outcome.finish_reason == "stop" and tokens[-1] == tokenizer.token("<|im_end|>")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import release
 import torch
+from asking import together
 from qwen2vl import options, random_checkpoint_of, random_model
 from release_record import CONTEXT, GREEDY, RECORDED, UNITS, greedy_prompts, model, position_prompts, recorded, told
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
@@ -27,7 +28,7 @@ from transformers.vision_utils import (
 )
 
 from sailq.shared.errors import TooLong
-from sailq.shared.jobs import FramesPart, GenerationOptions, Message, media_parts
+from sailq.shared.jobs import FramesPart, Message, media_parts
 from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.model import ModelSpec
@@ -78,18 +79,8 @@ def test_greedy_tokens_are_those_of_the_release(family: str) -> None:
     some = range(0, GREEDY, 8)
     answers, conversations, chosen = recorded(family)["greedy"], greedy_prompts(family), options(max_new_tokens=24)
     work = [(engine.prepare(*conversations[number], chosen), chosen) for number in some]
-    same = [tokens == answers[number] for tokens, number in zip(together(engine, work), some, strict=True)]
+    same = [tokens == answers[number] for (tokens, _), number in zip(together(engine, work), some, strict=True)]
     assert sum(same) >= 0.995 * len(same)
-
-
-def together(engine: Engine, work: Sequence[tuple[PreparedPrompt, GenerationOptions]]) -> list[list[int]]:
-    """The tokens of each answer, all submitted at once."""
-    scheduler, requests = Scheduler(engine), [Request(*one) for one in work]
-    for request in requests:
-        scheduler.submit(request)
-    while any(request.outcome is None for request in requests):
-        scheduler.step()
-    return [request.generation.tokens if request.generation else [] for request in requests]
 
 
 @pytest.mark.parametrize("family", release.RELEASES)
@@ -177,7 +168,7 @@ def test_an_answer_ends_where_the_positions_end() -> None:
     prepared = slow(engine, 1 / 1015)
     last = int(prepared.positions.max())
     assert 4060 < last < 4095 and prepared.limit == 4096 - last
-    assert 0 < len(together(engine, [(prepared, options())])[0]) <= prepared.limit
+    assert 0 < len(together(engine, [(prepared, options())])[0][0]) <= prepared.limit
 
 
 def slow(engine: Engine, fps: float) -> PreparedPrompt:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from asking import together
 from jsonschema import Draft202012Validator
 from null_runner import NullRunner
 from qwen2vl import Prompts, options, random_model
@@ -20,10 +21,8 @@ from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.generation import Generation
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.engine.preprocessor import PreparedPrompt
-from sailq.worker.engine.request import Outcome, Request
+from sailq.worker.engine.request import Outcome
 from sailq.worker.engine.sampling import NotFinite, Sampler
-from sailq.worker.engine.scheduler import Scheduler
 from sailq.worker.model_files.model_paths import resolve
 from sailq.worker.runners.logits import HostLogits
 
@@ -40,20 +39,9 @@ def guided(form: dict[str, Any], **fields: Any) -> GenerationOptions:
     return options(**{"max_new_tokens": 200, **fields, "structured_outputs": form})
 
 
-def run(engine: Engine, *asked: tuple[PreparedPrompt, GenerationOptions]) -> list[tuple[list[int], Outcome]]:
-    """Tokens and outcome of each request, all submitted at once."""
-    scheduler = Scheduler(engine)
-    requests = [Request(*one) for one in asked]
-    for request in requests:
-        scheduler.submit(request)
-    while any(request.outcome is None for request in requests):
-        scheduler.step()
-    return [(request.generation.tokens if request.generation else [], request.wait(0)) for request in requests]
-
-
 def ask(engine: Engine, form: dict[str, Any], **fields: Any) -> tuple[list[int], Outcome]:
     chosen = guided(form, **fields)
-    return run(engine, (engine.prepare(QUESTION, {}, chosen), chosen))[0]
+    return together(engine, [(engine.prepare(QUESTION, {}, chosen), chosen)])[0]
 
 
 @pytest.mark.parametrize("fields", [
@@ -78,12 +66,12 @@ def test_guided_and_free_answers_share_a_batch_and_each_is_what_it_is_alone(engi
             max_new_tokens=24 + seed, temperature=(0.0, 0.9)[seed % 2], seed=seed, structured_outputs=forms[seed % 5],
         )
         asked.append((engine.prepare(*conversation, chosen), chosen))
-    alone = [run(engine, one)[0] for one in asked]
-    assert [tokens for tokens, _ in run(engine, *asked)] == [tokens for tokens, _ in alone]
+    alone = [together(engine, [one])[0] for one in asked]
+    assert [tokens for tokens, _ in together(engine, asked)] == [tokens for tokens, _ in alone]
     other = Engine.load(random_model(), slots=3, threads=1)
     again = [(other.prepare(*conversation, chosen), chosen)
              for conversation, (_, chosen) in zip(_conversations(10), asked, strict=True)]
-    assert [(tokens, outcome.text) for tokens, outcome in run(other, *again[::-1])][::-1] == [
+    assert [(tokens, outcome.text) for tokens, outcome in together(other, again[::-1])][::-1] == [
         (tokens, outcome.text) for tokens, outcome in alone]
 
 
@@ -126,7 +114,7 @@ def test_tokens_without_an_alternative_take_no_draw_and_are_not_read(
 
 def test_greedy_scores_are_read_only_where_the_argmax_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, chosen = Engine.load(resolve("sailq-tiny"), slots=1, threads=1), options(max_new_tokens=200)
-    free, _ = run(engine, (engine.prepare(QUESTION, {}, chosen), chosen))[0]
+    free, _ = together(engine, [(engine.prepare(QUESTION, {}, chosen), chosen)])[0]
     monkeypatch.setattr(HostLogits, "row", lambda *given: pytest.fail("the scores were read"))
     tokens, outcome = ask(engine, {"regex": r"(.|\n)*"})
     assert tokens == free and outcome.finish_reason == "stop"
@@ -175,8 +163,8 @@ def test_a_grammar_that_exceeds_its_limits_ends_only_its_own_answer(engine: Engi
     free, good = options(max_new_tokens=10), guided({"json": SCHEMA})
     hostile = guided({"grammar": 'start: "a" /(b{1000}){1000}/'})
     asked = [(engine.prepare(QUESTION, {}, chosen), chosen) for chosen in (free, hostile, good)]
-    alone = [run(engine, one)[0][0] for one in (asked[0], asked[2])]
-    (first, _), (_, refused), (last, outcome) = run(engine, *asked)
+    alone = [together(engine, [one])[0][0] for one in (asked[0], asked[2])]
+    (first, _), (_, refused), (last, outcome) = together(engine, asked)
     assert refused.finish_reason == "error" and isinstance(refused.error, BadRequest)
     assert [first, last] == alone and outcome.finish_reason == "stop"
 
@@ -185,7 +173,7 @@ def test_free_answers_start_no_thread_and_wait_for_no_mask() -> None:
     engine = Engine.load(random_model(), slots=2, threads=1)
     before = threading.active_count()
     chosen = options(max_new_tokens=5)
-    run(engine, (engine.prepare(QUESTION, {}, chosen), chosen))
+    together(engine, [(engine.prepare(QUESTION, {}, chosen), chosen)])
     assert threading.active_count() == before and not engine._masks._started
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import release
+from asking import together
 from qwen2vl import Prompts, options, random_model
 from release_record import (
     AUTHORITIES,
@@ -33,9 +34,7 @@ from sailq.worker.engine.chat_tokenizer import ChatTokenizer
 from sailq.worker.engine.engine import Engine
 from sailq.worker.engine.families.family import Family
 from sailq.worker.engine.model import ModelSpec
-from sailq.worker.engine.request import Request
 from sailq.worker.engine.sampling import repetition_penalty, softmax, warp
-from sailq.worker.engine.scheduler import Scheduler
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(3600)]
 
@@ -163,11 +162,6 @@ def test_greedy_equals_the_release_with_a_head_of_its_own(family: str) -> None:
 
 def _same(engine: Engine, conversations: Sequence[Conversation], expected: Sequence[list[int]]) -> list[bool]:
     """Whether each greedy answer is as expected. All requests are submitted at once."""
-    scheduler, chosen = Scheduler(engine), options(max_new_tokens=TOKENS)
-    requests = [Request(engine.prepare(*one, chosen), chosen) for one in conversations]
-    for request in requests:
-        scheduler.submit(request)
-    while any(request.outcome is None for request in requests):
-        scheduler.step()
-    tokens = [request.generation.tokens if request.generation else [] for request in requests]
-    return [one == other for one, other in zip(tokens, expected, strict=True)]
+    chosen = options(max_new_tokens=TOKENS)
+    given = together(engine, [(engine.prepare(*one, chosen), chosen) for one in conversations])
+    return [tokens == other for (tokens, _), other in zip(given, expected, strict=True)]

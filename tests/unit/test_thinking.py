@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import jinja2
 import pytest
+from asking import together
 from thinking import ANSWER, QUESTION, SAID, THOUGHT, Kind, thinking_model
 from transformers import AutoTokenizer
 
@@ -148,16 +149,12 @@ def test_marks_that_a_form_asks_for_are_text(engines: dict[str, Engine]) -> None
 
 
 def test_guided_and_free_thoughts_share_a_batch(engines: dict[str, Engine]) -> None:
-    engine, scheduler = engines["opened"], Scheduler(engines["opened"])
+    engine = engines["opened"]
     chosen = [parse(GenerationOptions, {"structured_outputs": {"choice": ["red", "blue"]}}), GenerationOptions()]
     message = Message(role="user", content=(TextPart(text=QUESTION),))
-    requests = [Request(engine.prepare([message], {}, options), options) for options in chosen]
-    for request in requests:
-        scheduler.submit(request)
-    while any(request.outcome is None for request in requests):
-        scheduler.step()
-    assert [request.wait(0).reasoning for request in requests] == [THOUGHT] * 2
-    assert requests[0].wait(0).text in {"red", "blue"} and requests[1].wait(0).text == ANSWER
+    (_, guided), (_, free) = together(engine, [(engine.prepare([message], {}, options), options) for options in chosen])
+    assert [guided.reasoning, free.reasoning] == [THOUGHT] * 2
+    assert guided.text in {"red", "blue"} and free.text == ANSWER
 
 
 def test_results_without_a_thought_are_those_of_before() -> None:
