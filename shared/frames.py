@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import cv2
@@ -76,20 +77,30 @@ def decode_frames(data: bytes, expected: tuple[int, int, int]) -> Frames:
     count, height, width = expected
     if count * height * width > MAX_PIXELS:
         raise BadMedia(f"{count} frames of {width} × {height} are more than {MAX_PIXELS} pixels.")
-    blob = parse(_Blob, unpack(data, blob_limit(expected)))
-    if blob.size != expected or len(blob.jpeg) != count:
+    size, jpegs = read_jpegs(data, blob_limit(expected))
+    if size != expected:
         raise CodecError("The frames of this blob do not match the job.")
-    for index, jpeg in enumerate(blob.jpeg):
-        if _jpeg_size(jpeg) != (height, width):
-            raise BadMedia(f"Frame {index} of the blob is not a JPEG of {width} × {height}.")
     frames = np.empty((count, height, width, 3), np.uint8)
-    for index, jpeg in enumerate(blob.jpeg):
+    for index, jpeg in enumerate(jpegs):
         # Ignore the EXIF orientation: a rotated frame would have another size.
         image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
             raise BadMedia(f"Frame {index} of the blob cannot be decoded.")
         frames[index] = image[:, :, ::-1]
     return frames
+
+
+def read_jpegs(data: bytes, limit: int = MAX_BLOB_BYTES) -> tuple[tuple[int, int, int], Sequence[bytes]]:
+    """(frames, height, width) of a blob of at most `limit` bytes, and each frame as a JPEG of this size. Decodes none
+    of them. Raises BadRequest or BadMedia."""
+    blob = parse(_Blob, unpack(data, limit))
+    count, height, width = blob.size
+    if len(blob.jpeg) != count:
+        raise CodecError("The number of frames in this blob is not the number that it states.")
+    for index, jpeg in enumerate(blob.jpeg):
+        if _jpeg_size(jpeg) != (height, width):
+            raise BadMedia(f"Frame {index} of the blob is not a JPEG of {width} × {height}.")
+    return blob.size, blob.jpeg
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -25,7 +25,8 @@ CLIPS = PREFIX + "clips"
 CLIP_BYTES = PREFIX + "clip-bytes"
 """Integer: the bytes of all clips."""
 RESULTS = PREFIX + "results"
-"""Stream: `job` and `result` of each finished job, if a worker's settings enable it."""
+"""Stream: an entry for each job that a worker has ended: `job`, its encoded `result`, and of its hash `origin`, `data`,
+`created_at`, `conversation`, `turn` and `clips`. A reader creates it; until then, no job is added."""
 
 
 def queue(model: str) -> str:

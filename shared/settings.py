@@ -52,9 +52,9 @@ class Settings(BaseModel):
     ] = 2 * 2**30
     results_stream: Annotated[
         int, Flag("N"),
-        Field(ge=0, description="Maximum number of results in `sailq:results`, a stream of all finished jobs for "
-              "consumer groups; 0 means no stream."),
-    ] = 0
+        Field(ge=0, description="Maximum number of results in `sailq:results`, the stream of ended jobs. Jobs are "
+              "added once a reader has created it, as `sailq archive` does; 0 means never."),
+    ] = 10_000
     sync_replicas: Annotated[
         int, Flag("N"),
         Field(ge=0, description="Number of replicas that must confirm each submission and each result; 0 means none."),

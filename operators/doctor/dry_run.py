@@ -52,7 +52,7 @@ def _call(name: str, queue: str) -> tuple[list[str], list[str]]:
         "claim": ([waiting], [_ID, _ID, *["1"] * 8]),
         "begin": ([_JOB], [_ID]),
         "renew": ([f"rq:wip:{queue}"], ["1", f"{_ID}:{_ID}", f"{_ID}:{_ID}"]),
-        "finish": ([_JOB, _RESULT], [_ID, "id or none", *["1"] * 5, "finished", *["1"] * 6]),
+        "finish": ([_JOB, _RESULT], [_ID, "id or none", *["1"] * 5, "finished", *["1"] * 7]),
         "release": ([_JOB], [_ID, _ID, "1", "1"]),
         "recover": ([waiting], [_ID, *["1"] * 5]),
         "say": ([_STREAM], ["1"] * 5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -18,7 +19,7 @@ from sailq.shared.media.messages import Prepared
 
 from ..client import Client
 from .inputs import Clip
-from .names import from_text
+from .names import as_text, from_text
 from .readers import Readers
 from .rowfile import RowFile, finished
 from .rows import CAPTIONS, Row, failed, row_of
@@ -206,7 +207,7 @@ class Captioning:
         )
 
     def _asked(self, clip: Clip) -> Request:
-        return Request(clip.messages, self.model, clip.base, {"options": self.options})
+        return Request(clip.messages, self.model, clip.base, {"options": self.options, "metadata": _about(clip)})
 
     def _request(self, clip: Clip) -> str:
         return clip.request(self.model, self.options)
@@ -217,6 +218,14 @@ class Captioning:
             files = answer.get("files", files)
         about = {"index": clip.index, "source": clip.source, "files": files}
         return {**about, **answer, **about, "metadata": dict(clip.metadata), "request": self._request(clip)}
+
+
+def _about(clip: Clip) -> dict[str, Any]:
+    """What an archive of results is told of a clip."""
+    said = {"source": clip.source, **{name: clip.metadata.get(name) for name in ("camera", "time")}}
+    texts = {name: as_text(value) for name, value in said.items() if isinstance(value, str)}
+    numbers = {name: value for name, value in said.items() if isinstance(value, int | float) and math.isfinite(value)}
+    return {**texts, **numbers}
 
 
 def _missing(files: Sequence[Row]) -> bool:

@@ -90,16 +90,36 @@ local function forget_end(id, queue)
   for _, ended in ipairs({ 'finished', 'failed', 'canceled' }) do try('ZREM', 'rq:' .. ended .. ':' .. queue, id) end
 end
 
+-- Seconds that the clips of an ended job are held for the readers of `sailq:results`.
+local READ_SECONDS = 600
+
+-- Adds an ended job to the stream of ended jobs, if a reader has created it, and holds the job's clips for the readers
+-- while clips take less than half of their room. Options as for `conclude`.
+local function publish(id, fields, options)
+  if (options.ended or '0') == '0' then return end
+  local job = {}
+  for _, name in ipairs({ 'origin', 'data', 'created_at', 'conversation', 'turn', 'clips' }) do
+    job[#job + 1], job[#job + 2] = name, fields[name] or ''
+  end
+  local entry = try('XADD', 'sailq:results', 'NOMKSTREAM', 'MAXLEN', '~', options.ended, '*', 'job', id,
+    'result', options.result, unpack(job))
+  if entry and tonumber(redis.call('GET', 'sailq:clip-bytes') or 0) < options.max_bytes / 2 then
+    for clip in words(fields.clips) do hold(clip, 'results:' .. id, false, options.now, READ_SECONDS) end
+  end
+end
+
 -- Ends a job: writes its result, notifies the clients that wait for it, adds its turn to its conversation, removes its
 -- holds on clips, and queues the next turn and RQ's dependents. `fields` is the job's hash. Options, TTLs in seconds:
 --   result: encoded Result. ttl: TTL of the result. status: finished, failed or canceled. now: seconds since the epoch.
 --   ended_at: now, in RQ's text format. kept: TTL of the job's hash if the job sets none. rq: fields and values of RQ's
 --   result. turn: encoded Turn, or ''. conversation_ttl: needed with a turn. stream_ttl: TTL of the text stream.
---   gone: keys to delete, as returned by `end_execution`.
+--   gone: keys to delete, as returned by `end_execution`. ended: maximum entries of the stream of ended jobs; '0' or nil to
+--   add none. max_bytes: maximum total bytes of clips, needed with `ended`.
 local function conclude(id, fields, options)
   local job, queue, now, status = 'rq:job:' .. id, fields.origin or '', options.now, options.status
   local conversation = fields.conversation or id
   redis.call('SET', 'sailq:result:' .. id, options.result, 'EX', options.ttl)
+  publish(id, fields, options)
   if fields.stream == '1' then
     local stream = 'sailq:stream:' .. id
     try('XADD', stream, '*', 'attempt', fields.attempt or '0', 'end', '1')

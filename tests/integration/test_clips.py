@@ -156,12 +156,12 @@ def test_the_sweep_frees_abandoned_clips(
     assert held() == 0
 
 
-def test_finished_results_are_written_to_a_stream_if_enabled(
+def test_ended_jobs_are_added_to_a_stream_once_a_reader_has_created_it(
     client: Client, connection: redis.Redis, answerer: Answerer
 ) -> None:
     answerer.answer(client.submit_prepared(clip(1)).job, "yes")
     assert not connection.exists(keys.RESULTS)
-    store = JobStore(connection, connection, TTLS.model_copy(update={"results_stream": 1000}), "test")
+    store = JobStore(connection, connection, TTLS, "test")
     connection.xgroup_create(keys.RESULTS, "archive", mkstream=True)
     job = client.submit_prepared(clip(1)).job
     claim = take(store, connection, job)

@@ -127,9 +127,10 @@ def test_a_submission_that_was_not_replicated_is_repeated_with_its_id(empty: Sen
 
 def test_a_result_that_was_not_replicated_is_written_again(empty: Sentinels, start_null: Start) -> None:
     url = empty.url("admin")
-    worker = start_null("--decode-ms", "20", url=url, SAILQ_SYNC_REPLICAS="1", SAILQ_RESULTS_STREAM="100")
+    worker = start_null("--decode-ms", "20", url=url, SAILQ_SYNC_REPLICAS="1")
     replicas = [port for port in empty.servers if port != empty.primary()]
     with Client(url) as client:
+        client.connection.xgroup_create(keys.RESULTS, "reader", mkstream=True)
         try:
             job = submit(client, 50)
             next(iter(client.stream(job, 60)))
@@ -237,8 +238,8 @@ def test_5_kills_of_the_primary_lose_and_duplicate_no_job(tmp_path: Path, start_
     """A submission and a result wait for one replica. Each killed server comes back, as a replica."""
     with Sentinels(tmp_path) as sentinels, connect(sentinels.url("admin")) as admin:
         url = sentinels.url("admin")
-        workers = [start_null("--decode-ms", "20", "--slots", "4", url=url, SAILQ_SYNC_REPLICAS="1",
-                              SAILQ_RESULTS_STREAM="10000") for _ in range(3)]
+        workers = [start_null("--decode-ms", "20", "--slots", "4", url=url, SAILQ_SYNC_REPLICAS="1") for _ in range(3)]
+        admin.xgroup_create(keys.RESULTS, "reader", mkstream=True)
         producer = Producer(url)
         producer.start()
         failovers, resumed = [], []

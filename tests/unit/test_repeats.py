@@ -26,7 +26,8 @@ HELLO = Prepared((MESSAGE,), {}, 0)
 @pytest.mark.parametrize("kept", [0, 500])
 def test_a_result_that_is_sent_again_is_written_once(kept: int, client: Client, connection: redis.Redis) -> None:
     """Also of a job of RQ's own, whose hash is kept."""
-    store = JobStore(connection, connection, TTLS.model_copy(update={"results_stream": 10}), "test")
+    connection.xgroup_create(keys.RESULTS, "reader", mkstream=True)
+    store = JobStore(connection, connection, TTLS, "test")
     job = client.submit_prepared(HELLO, conversation="talk").job
     connection.hset(keys.job(job), "result_ttl", kept)
     claim = take(store, connection, job)

@@ -145,7 +145,7 @@ class JobStore:
             [job, execution, encode(result), settings.result_ttl, b"" if turn is None else encode(turn),
              settings.conversation_ttl, settings.stream_ttl, status,
              FAILURE_TTL if status == "failed" else RESULT_TTL, result.finished_at, at(result.finished_at),
-             settings.results_stream, *rq_result(result)],
+             settings.results_stream, settings.max_blob_bytes, *rq_result(result)],
             wanted, self._connection,
         )
         if written and replicas < wanted:

@@ -1,0 +1,1 @@
+"""Keeps the results of all jobs in an SQLite file, longer than the server does, and searches them."""

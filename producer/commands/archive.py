@@ -1,0 +1,160 @@
+"""`sailq archive`: keeps the results of all jobs in a file; exports it, and deletes from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sailq.shared.options import RedisUrl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..archive.store import Archive, Caption
+
+archive = typer.Typer(
+    invoke_without_command=True,
+    help="Keep the results of all jobs in a file, longer than the server does, until stopped.\n\n"
+    "The file is an SQLite database. It has captions, times, cameras, metadata, timings, errors, and the pictures that "
+    "the model saw. Run one such process for each server, as the server's user `worker`. It goes on where it stopped. "
+    "The server keeps the newest 10,000 results for it meanwhile (SAILQ_RESULTS_STREAM).",
+)
+
+File = Annotated[
+    Path, typer.Option("--file", metavar="FILE", envvar="SAILQ_ARCHIVE", help="The archive, an SQLite database.")
+]
+Camera = Annotated[str | None, typer.Option("--camera", metavar="NAME", help="Only this camera.")]
+Since = Annotated[
+    str | None,
+    typer.Option("--since", metavar="TIME", help="Only from this time on: 2026-11-28T10:00, or an age: 15m, 6h, 7d."),
+]
+Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only before this time.")]
+
+
+@archive.callback()
+def run(
+    context: typer.Context,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="FILE", envvar="SAILQ_ARCHIVE", help="The archive; made if it is missing."),
+    ] = None,
+    max_age: Annotated[
+        float | None,
+        typer.Option("--max-age", metavar="DAYS", min=0.001, show_default="no limit", help="Delete older captions."),
+    ] = None,
+    max_size: Annotated[
+        float,
+        typer.Option(
+            "--max-size", metavar="GIB", min=0.001,
+            help="Maximum size. Beyond it, the frames of the oldest clips are deleted, then the oldest captions.",
+        ),
+    ] = 10.0,
+    redis_url: RedisUrl = None,
+) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    from sailq.shared import terminal
+
+    with terminal.command():
+        import logging
+        import threading
+
+        from sailq.shared.connection import address, connect
+        from sailq.shared.errors import BadRequest
+        from sailq.shared.settings import load_settings
+        from sailq.shared.workers import live_workers
+
+        from ..archive.archiver import Archiver
+        from ..archive.retention import Retention
+        from ..archive.store import Archive
+
+        if file is None:
+            raise BadRequest("Name the archive with --file FILE, or in the variable SAILQ_ARCHIVE.")
+        logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.INFO)
+        retention = Retention(None if max_age is None else 86_400 * max_age, round(2**30 * max_size))
+        stop = threading.Event()
+        with connect(load_settings(redis_url=redis_url).redis_url) as connection:
+            live_workers(connection)  # fails now if the server does not answer
+            with Archive(file, create=True) as opened, Archiver(connection, opened, retention) as archiver:
+                terminal.note(f"archiving the results of {address(connection)} to {file}")
+                try:
+                    archiver.run(stop)
+                except KeyboardInterrupt:
+                    terminal.note("the archive has stopped")
+
+
+@archive.command()
+def export(
+    file: File,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", show_default="standard output", help="File for the rows.")
+    ] = None,
+    camera: Camera = None,
+    since: Since = None,
+    until: Until = None,
+) -> None:
+    """Write captions as JSONL, one JSON object per line, the newest first.
+
+    \b
+    Examples:
+      sailq archive export --file captions.db --since 7d > week.jsonl
+      sailq archive export --file captions.db --camera gate --out gate.jsonl
+    """
+    from sailq.shared import terminal
+
+    with terminal.command():
+        from ..archive.store import Archive
+
+        with Archive(file) as opened:
+            rows = (row_of(caption) for caption in _all(opened, camera, since, until))
+            if out is None:
+                for row in rows:
+                    terminal.print_json(row)
+                return
+            from sailq.shared.errors import BadRequest
+
+            try:
+                with out.open("w", encoding="utf-8") as written:
+                    written.writelines(terminal.as_line(row) + "\n" for row in rows)
+            except OSError as error:
+                raise BadRequest(f"{out} cannot be written: {error.strerror}.") from None
+
+
+@archive.command()
+def delete(
+    file: File,
+    camera: Annotated[str, typer.Option("--camera", metavar="NAME", help="The camera.")],
+) -> None:
+    """Delete all captions and pictures of one camera. The archive may be in use meanwhile.
+
+    \b
+    Examples:
+      sailq archive delete --file captions.db --camera garden
+    """
+    from sailq.shared import terminal
+
+    with terminal.command():
+        from ..archive.retention import delete_camera
+        from ..archive.store import Archive
+
+        with Archive(file) as opened:
+            print(f"{delete_camera(opened, camera)} captions deleted")
+
+
+def row_of(caption: Caption) -> dict[str, object]:
+    """A caption as JSON. `time`: seconds since the epoch."""
+    return {"time": caption.time, **vars(caption)}
+
+
+def _all(opened: Archive, camera: str | None, since: str | None, until: str | None) -> Iterator[Caption]:
+    import time
+
+    from ..archive.times import read_time
+
+    now, before = time.time(), None
+    first, last = (None if text is None else read_time(text, now) for text in (since, until))
+    while captions := opened.search(camera=camera, since=first, until=last, before=before, limit=500):
+        yield from captions
+        before = captions[-1].id
