@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from sailq.producer.archive.retention import Retention
 from sailq.producer.gateway.app import create_app
 from sailq.producer.gateway.folder import Folder
 from sailq.producer.gateway.keys import Keys
+from sailq.producer.gateway.page.page import Page
 from sailq.producer.gateway.server import bind, server_of
 from sailq.producer.managed_process import ManagedProcess, sailq_command
 from sailq.producer.media_fetching import MediaFetcher
@@ -64,13 +66,15 @@ def key_file(path: Path, **callers: Mapping[str, object]) -> Path:
 @contextmanager
 def gateway_thread(
     redis_url: str, keys: Path | None = None, max_body: int = 2**20, files: Path | None = None,
-    media_from: Sequence[str] = (), media_seconds: float = 3.0,
+    media_from: Sequence[str] = (), media_seconds: float = 3.0, archive: Path | None = None,
 ) -> Iterator[str]:
     """The URL of a gateway on a thread of this process, which starts at once."""
     fetcher = MediaFetcher(media_from, max_bytes=2**20, max_seconds=media_seconds)
+    known = Keys(keys)
     app = create_app(
-        Settings(redis_url=redis_url), Keys(keys), fetcher, max_body=max_body, local=True,
+        Settings(redis_url=redis_url), known, fetcher, max_body=max_body, local=True,
         folder=None if files is None else Folder(files, 2**30),
+        page=None if archive is None else Page(archive, Retention(), known),
     )
     server = server_of(app)
     with bind("127.0.0.1", 0) as listening:

@@ -24,6 +24,10 @@ class Retention:
     seconds: float | None = None
     bytes: int | None = None
 
+    @classmethod
+    def of(cls, days: float | None, gib: float) -> Retention:
+        return cls(None if days is None else 86_400 * days, round(2**30 * gib))
+
 
 def trim(archive: Archive, retention: Retention, now: float) -> int:
     """Deletes a part of what is beyond the limits, the oldest first. Returns the number of captions from which it has

@@ -73,7 +73,7 @@ def run(
         if file is None:
             raise BadRequest("Name the archive with --file FILE, or in the variable SAILQ_ARCHIVE.")
         logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.INFO)
-        retention = Retention(None if max_age is None else 86_400 * max_age, round(2**30 * max_size))
+        retention = Retention.of(max_age, max_size)
         stop = threading.Event()
         with connect(load_settings(redis_url=redis_url).redis_url) as connection:
             live_workers(connection)  # fails now if the server does not answer

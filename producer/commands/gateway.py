@@ -40,6 +40,22 @@ def gateway(
     files_quota: Annotated[
         int, typer.Option("--files-quota", metavar="GIB", min=1, help="Maximum size of this folder.")
     ] = 10,
+    archive: Annotated[
+        Path | None,
+        typer.Option(
+            "--archive", metavar="FILE", show_default="no page",
+            help="Keep the results of all jobs in this file, as `sailq archive` does, and show them on a page at /.",
+        ),
+    ] = None,
+    archive_max_age: Annotated[
+        float | None,
+        typer.Option(
+            "--archive-max-age", metavar="DAYS", min=0.001, show_default="no limit", help="Delete older captions."
+        ),
+    ] = None,
+    archive_max_size: Annotated[
+        float, typer.Option("--archive-max-size", metavar="GIB", min=0.001, help="Maximum size of the archive.")
+    ] = 10.0,
     media_from: flags.MediaFrom = None,
     max_body: Annotated[
         int, typer.Option("--max-body", metavar="MIB", min=1, max=1024, help="Maximum size of a request.")
@@ -73,6 +89,7 @@ def gateway(
     Examples:
       sailq gateway
       sailq gateway --new-key cameras
+      sailq gateway --archive captions.db
       sailq gateway --host 0.0.0.0 --keys keys.json --files /var/lib/sailq
       sailq gateway --media-from cdn.example.com --media-from 192.168.1.0/24
     """
@@ -84,11 +101,14 @@ def gateway(
         from sailq.shared.errors import BadRequest, Unsupported
         from sailq.shared.settings import load_settings
 
+        from ..archive.retention import Retention
+
         try:
             from ..gateway.addresses import is_local
             from ..gateway.app import create_app
             from ..gateway.folder import Folder
             from ..gateway.keys import Keys, make_key
+            from ..gateway.page.page import Page
             from ..gateway.server import bind, serve
             from ..media_fetching import MediaFetcher
         except ImportError:
@@ -109,13 +129,20 @@ def gateway(
         settings = load_settings(redis_url=redis_url)
         fetcher = MediaFetcher(media_from or [], max_bytes=max_media << 20, max_seconds=media_timeout)
         folder = None if files is None else Folder(files, files_quota << 30)
-        app = create_app(settings, known, fetcher, max_body=max_body << 20, local=is_local(host), folder=folder)
+        retention = Retention.of(archive_max_age, archive_max_size)
+        page = None if archive is None else Page(archive, retention, known)
+        app = create_app(
+            settings, known, fetcher, max_body=max_body << 20, local=is_local(host), folder=folder, page=page
+        )
         logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.INFO)
         logging.getLogger("httpcore").setLevel(logging.WARNING)
         with bind(host, port) as listening:
             scheme = "http" if ssl_certfile is None else "https"
             shown = f"[{host}]" if ":" in host else host
-            terminal.note(f"OpenAI's API is at {scheme}://{shown}:{listening.getsockname()[1]}/v1")
+            address = f"{scheme}://{shown}:{listening.getsockname()[1]}"
+            terminal.note(f"OpenAI's API is at {address}/v1")
+            if page is not None:
+                terminal.note(f"the page is at {address}/")
             try:
                 serve(app, listening, ssl_certfile, ssl_keyfile)
             except KeyboardInterrupt:

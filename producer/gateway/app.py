@@ -28,6 +28,9 @@ from .folder import Folder
 from .keys import Keys
 from .metrics import Metrics
 from .middleware import BodyLimits, Counted, LocalHosts, Stopping
+from .page.page import Page
+from .page.routes import LoginNeeded, login_page
+from .page.routes import router as page_router
 from .state import State
 from .streaming import Disconnected
 
@@ -36,7 +39,8 @@ _FORM_BYTES = 64 * 1024
 
 
 def create_app(
-    settings: Settings, keys: Keys, fetcher: MediaFetcher, *, max_body: int, local: bool, folder: Folder | None = None
+    settings: Settings, keys: Keys, fetcher: MediaFetcher, *, max_body: int, local: bool, folder: Folder | None = None,
+    page: Page | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -44,6 +48,7 @@ def create_app(
         max_body: bytes of a request's body; the files of batches have their own limit.
         local: whether only this machine can reach the gateway.
         folder: for files and batches; without it there are none.
+        page: the page at `/`, and its archive; without it there is none.
     """
     metrics = Metrics()
 
@@ -54,7 +59,10 @@ def create_app(
             with connect(settings.redis_url) as connection:
                 app.state.sailq = State(keys, client, connection, chat, metrics)
                 try:
-                    async with folder.running(settings, keys, fetcher) if folder else nullcontext():
+                    async with (
+                        folder.running(settings, keys, fetcher) if folder else nullcontext(),
+                        page.running(settings) if page else nullcontext(),
+                    ):
                         yield
                 finally:
                     await chat.close()
@@ -71,12 +79,15 @@ def create_app(
     app.add_middleware(Counted, metrics=metrics)
     for kind, handler in {
         ApiError: _api_error, HTTPException: _http_error, RequestValidationError: _invalid,
-        Disconnected: _disconnected, ClientDisconnect: _disconnected, Exception: _unexpected,
+        LoginNeeded: login_page, Disconnected: _disconnected, ClientDisconnect: _disconnected, Exception: _unexpected,
     }.items():
         app.add_exception_handler(kind, handler)
     app.include_router(routes.router)
     if folder is not None:
         app.include_router(folder.router, dependencies=[Depends(routes.caller_of)])
+    if page is not None:
+        app.include_router(page_router)
+        app.state.page, app.state.stopping = page, page.live.end
     return app
 
 

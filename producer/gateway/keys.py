@@ -33,6 +33,7 @@ class ApiKey(StrictModel):
         rate: requests per second, or None: no limit. Several gateways count together.
         burst: requests that may come at once; by default as many as `rate` allows in a second, at least one.
         max_queued: jobs that may wait or run at a time, or None: no limit.
+        page: whether it may log in to the page, which shows the results of all keys.
     """
 
     sha256: Digest
@@ -40,6 +41,7 @@ class ApiKey(StrictModel):
     rate: Annotated[float, Field(gt=0, le=100_000)] | None = None
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     max_queued: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    page: bool = False
 
 
 class Caller:
@@ -54,6 +56,7 @@ class Caller:
         self.rate = key.rate if key else None
         self.burst = (key.burst or max(1, round(key.rate or 1))) if key else 1
         self.max_queued = key.max_queued if key else None
+        self.may_see_page = key is None or key.page
         self._priority: Priority = key.priority if key else "normal"
         self._may_be_first = key is None or key.priority == "high"
 
@@ -103,6 +106,11 @@ class Keys:
         if scheme.lower() != "bearer":
             return None
         return self._callers.get(hashlib.sha256(key.strip().encode()).hexdigest())
+
+    def with_id(self, caller: str) -> Caller | None:
+        """The caller with this id."""
+        self._renew()
+        return self._callers.get(caller)
 
     def named(self, name: str) -> Caller:
         """The caller with this name; one without rights of its own if its key is gone."""

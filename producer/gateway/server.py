@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,20 @@ def server_of(app: FastAPI, certificate: Path | None = None, key: Path | None = 
         config.load()
     except OSError as error:
         raise BadRequest(f"The certificate {certificate} cannot be used: {error.strerror or error}.") from None
-    return uvicorn.Server(config)
+    return _Server(config, getattr(app.state, "stopping", None))
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams of open pages when it stops: it waits for all responses to end."""
+
+    def __init__(self, config: uvicorn.Config, stopping: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._stopping is not None:
+            self._stopping()
+        await super().shutdown(sockets)
 
 
 def _allow_many_connections() -> None:

@@ -381,8 +381,16 @@ def test_another_gateway_goes_on_with_the_batch_of_one_that_leaves(
 
 
 def test_a_gateway_that_fetches_a_medium_for_a_batch_can_be_stopped(
-    redis_url: str, folder: Path, threads_read: None, later: Callable[..., None]
+    redis_url: str, folder: Path, threads_read: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It leaves the batch first, and then waits for what is still being fetched."""
+
+    class Ends(batch_runner._Ends):
+        def __init__(self, status: str | None) -> None:
+            super().__init__(status)
+            fetching.close()
+
+    monkeypatch.setattr(batch_runner, "_Ends", Ends)
     with socket.create_server(("127.0.0.1", 0)) as quiet:
         host = f"127.0.0.1:{quiet.getsockname()[1]}"
         far = [{"type": "image_url", "image_url": {"url": f"http://{host}/a.png"}}]
@@ -390,7 +398,6 @@ def test_a_gateway_that_fetches_a_medium_for_a_batch_can_be_stopped(
             with closing(client_of(url)) as client:
                 batch = begin(client, line("1", far))
             fetching, _ = quiet.accept()
-            later(fetching.close)  # while the gateway stops
     stored = batches.BatchStore(folder).read(batch.id)
     assert stored is not None and stored.status == "in_progress"
 

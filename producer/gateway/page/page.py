@@ -1,0 +1,52 @@
+"""The page and its archive, as parts of the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sailq.shared.connection import connect
+from sailq.shared.settings import Settings
+
+from ...archive.archiver import Archiver
+from ...archive.retention import Retention
+from ...archive.store import Archive
+from ..keys import Keys
+from .live import Live
+from .sessions import Sessions
+from .views import Views
+
+
+class Page:
+    """Archives results while the gateway runs, and shows them."""
+
+    def __init__(self, path: Path, retention: Retention, keys: Keys) -> None:
+        """Raises BadRequest for a file that is not an archive, or that another process writes to."""
+        Archive(path, create=True).close()
+        self._path, self._retention = path, retention
+        self.views, self.sessions = Views(), Sessions(keys)
+        self.live = Live(self.views.event)
+
+    def archive(self) -> Archive:
+        """A connection for one request."""
+        return Archive(self._path)
+
+    @asynccontextmanager
+    async def running(self, settings: Settings) -> AsyncIterator[None]:
+        """Archives inside the block."""
+        stop = threading.Event()
+        self.live.begin()
+        with (
+            connect(settings.redis_url) as connection,
+            Archive(self._path) as archive,
+            Archiver(connection, archive, self._retention, self.live.publish) as archiver,
+        ):
+            archiving = asyncio.create_task(asyncio.to_thread(archiver.run, stop))
+            try:
+                yield
+            finally:
+                stop.set()
+                await archiving

@@ -1,0 +1,201 @@
+"""The routes of the page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, Form, Query, Request, Response
+from fastapi import Path as PathParameter
+from starlette.responses import HTMLResponse, RedirectResponse, StreamingResponse
+
+from sailq.shared.errors import BadRequest, SailqError
+from sailq.shared.frames import read_jpegs
+
+from ...archive.store import Archive, Caption
+from ...archive.times import read_time
+from ...openai_api.errors import ApiError
+from ..keys import Caller
+from .sessions import COOKIE
+from .texts import language_of
+
+if TYPE_CHECKING:
+    from .page import Page
+
+_LIMIT = 60
+"""Cards that one request gets."""
+_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
+_HEADERS = {
+    "Content-Security-Policy":
+        "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin", "Cache-Control": "no-store",
+    "Vary": "Accept-Language, Cookie",
+}
+_KEPT = {**_HEADERS, "Cache-Control": "private, max-age=86400, immutable"}
+"""For pictures, which never change."""
+
+
+class LoginNeeded(Exception):
+    """Nobody has logged in."""
+
+
+router = APIRouter(include_in_schema=False)
+Number = Annotated[int, PathParameter(ge=0, lt=2**63)]
+_STATIC = {file.name: file.read_bytes() for file in files(__package__).joinpath("static").iterdir()}
+
+
+def page_of(request: Request) -> Page:
+    """What the application has set up."""
+    found: Page = request.app.state.page
+    return found
+
+
+def viewer_of(request: Request) -> Caller:
+    """Who looks at the page. Raises LoginNeeded."""
+    found = page_of(request).sessions.caller(request)
+    if found is None:
+        raise LoginNeeded
+    request.state.caller = found
+    return found
+
+
+Viewer = Annotated[Caller, Depends(viewer_of)]
+"""A parameter of routes for people who have logged in."""
+
+
+def _html(request: Request, template: str, caller: Caller | None, status: int = 200, **values: Any) -> Response:
+    page, language = page_of(request), language_of(request.headers.get("accept-language", ""))
+    name = caller.name if caller else ""
+    html = page.views.page(template, language, name=name, token=page.sessions.token(request), **values)
+    return HTMLResponse(html, status, _HEADERS)
+
+
+@router.get("/")
+def captions(
+    request: Request, caller: Viewer, text: str = "", camera: str = "", since: str = "", failed: str = "",
+    before: Annotated[int | None, Query(ge=0, lt=2**62)] = None,
+) -> Response:
+    asked = {"text": text, "camera": camera, "since": since, "failed": failed}
+    with page_of(request).archive() as opened:
+        found = opened.search(
+            text, camera=camera or None, since=_since(since), failed=bool(failed), before=before, limit=_LIMIT
+        )
+        cameras = opened.cameras()
+    given = {name: value for name, value in asked.items() if value}
+    older = "/?" + urlencode({**given, "before": found[-1].id}) if len(found) == _LIMIT else ""
+    return _html(
+        request, "captions.html", caller, captions=found, cameras=cameras, older=older,
+        asked={**asked, "before": before, "filtered": bool(given)},
+    )
+
+
+@router.get("/page/captions/{number}")
+def caption(request: Request, caller: Viewer, number: Number) -> Response:
+    with page_of(request).archive() as opened:
+        found = _found(opened, number)
+        frames = list(_frames(opened, found))
+    return _html(request, "caption.html", caller, caption=found, frames=frames)
+
+
+@router.get("/page/thumbnails/{number}")
+def thumbnail(request: Request, caller: Viewer, number: Number) -> Response:
+    with page_of(request).archive() as opened:
+        return _picture(opened.thumbnail(number))
+
+
+@router.get("/page/captions/{number}/frames/{medium}/{frame}")
+def frame(request: Request, caller: Viewer, number: Number, medium: Number, frame: Number) -> Response:
+    with page_of(request).archive() as opened:
+        media = _found(opened, number).media
+        data = opened.clip(media[medium]["blob"]) if 0 <= medium < len(media) else None
+    jpegs = () if data is None else read_jpegs(data)[1]
+    return _picture(jpegs[frame] if 0 <= frame < len(jpegs) else None)
+
+
+@router.get("/page/events")
+async def events(request: Request, caller: Viewer) -> Response:
+    return StreamingResponse(
+        page_of(request).live.stream(), media_type="text/event-stream", headers={**_HEADERS, "X-Accel-Buffering": "no"}
+    )
+
+
+@router.get("/page/static/{name}")
+def asset(name: str) -> Response:
+    if name not in _STATIC:
+        raise _missing()
+    kept = {**_HEADERS, "Cache-Control": "no-cache"}
+    return Response(_STATIC[name], headers=kept, media_type=_TYPES[name.rpartition(".")[2]])
+
+
+@router.get("/page/login")
+def login(request: Request) -> Response:
+    return _html(request, "login.html", None, refused=False)
+
+
+@router.post("/page/login")
+def log_in(request: Request, key: Annotated[str, Form()]) -> Response:
+    response = RedirectResponse("/", 303, _HEADERS)
+    if page_of(request).sessions.log_in(key, request, response) is None:
+        return _html(request, "login.html", None, 403, refused=True)
+    return response
+
+
+@router.post("/page/logout")
+def log_out(request: Request, caller: Viewer, token: Annotated[str, Form()] = "") -> Response:
+    page_of(request).sessions.check(request, token)
+    response = RedirectResponse("/page/login", 303, _HEADERS)
+    response.delete_cookie(COOKIE)
+    return response
+
+
+async def login_page(request: Request, error: Exception) -> Response:
+    """Sends a person to the login; anything else that the page asks for is refused."""
+    if request.url.path == "/" or request.url.path.startswith("/page/captions/"):
+        return RedirectResponse("/page/login", 303, _HEADERS)
+    return Response(status_code=401, headers=_HEADERS)
+
+
+def _since(text: str) -> float | None:
+    try:
+        return read_time(text, time.time()) if text else None
+    except BadRequest as error:
+        raise ApiError(400, str(error), code="invalid_value", param="since") from None
+
+
+def _found(archive: Archive, number: Number) -> Caption:
+    found = archive.get(number)
+    if found is None:
+        raise _missing()
+    return found
+
+
+def _frames(archive: Archive, caption: Caption) -> Iterator[Mapping[str, Any]]:
+    """What the page shows of each frame that is kept."""
+    for medium, about in enumerate(caption.media):
+        data = archive.clip(about["blob"])
+        if data is None:
+            continue
+        try:
+            (_, height, width), jpegs = read_jpegs(data)
+        except SailqError:
+            continue
+        times = about["times"] or [None] * len(jpegs)
+        for number, at in enumerate(times):
+            yield {
+                "url": f"/page/captions/{caption.id}/frames/{medium}/{number}", "height": height, "width": width,
+                "name": f"{number + 1}" if at is None else f"{at:.2f} s",
+            }
+
+
+def _picture(jpeg: bytes | None) -> Response:
+    if jpeg is None:
+        raise _missing()
+    return Response(jpeg, headers=_KEPT, media_type="image/jpeg")
+
+
+def _missing() -> ApiError:
+    return ApiError(404, "The archive has no such caption or picture.", code="not_found")

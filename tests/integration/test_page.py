@@ -1,0 +1,179 @@
+"""The page of a gateway with an archive, as a browser's requests see it."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import redis
+from answering import TTLS, take
+from gateways import gateway_thread, key_file
+
+from sailq.producer.archive.store import Archive
+from sailq.producer.client import Client
+from sailq.shared import keys
+from sailq.shared.jobs import Failure, Result
+from sailq.worker.queue.job_store import JobStore
+
+HOSTILE = [
+    "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "\u202eevil\u202c", "{{ 7 * 7 }}", "a\0b",
+    "x" * 1_000_000,
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "captions.db"
+
+
+@pytest.fixture
+def browser(redis_url: str, connection: redis.Redis, file: Path) -> Iterator[httpx.Client]:
+    """Requests to a gateway without keys, whose archive reads the stream."""
+    with gateway_thread(redis_url, archive=file) as url, httpx.Client(base_url=url, timeout=30) as browser:
+        until_followed(connection)
+        yield browser
+
+
+def until_followed(connection: redis.Redis) -> None:
+    """Waits until the archive has created the stream."""
+    done = threading.Event()
+    while not connection.exists(keys.RESULTS):
+        assert not done.wait(0.01)
+
+
+def end(client: Client, text: str, camera: str = "gate", frames: int = 4, error: str = "") -> str:
+    """Submits a clip and ends its job as a worker does."""
+    pictures = list(np.random.default_rng(1).integers(0, 256, (frames, 56, 84, 3), np.uint8))
+    content = [{"type": "video", "video": pictures}, {"type": "text", "text": "What <b>moves</b>?"}]
+    job = client.submit([{"role": "user", "content": content}]).job
+    store = JobStore(client.connection, client.connection, TTLS, "test")
+    claim = take(store, client.connection, job)
+    assert store.finish(job, claim.execution, Result(
+        job=job, conversation=job, turn=0, text=text, finished_at=1.0, metadata={"camera": camera},
+        finish_reason="error" if error else "stop", error=Failure(code="internal", message=error) if error else None,
+    ))
+    return job
+
+
+def archived(file: Path, count: int) -> None:
+    """Waits until the archive has so many captions."""
+    tick = threading.Event()
+    with Archive(file) as archive:
+        while len(archive.search(limit=count)) < count:
+            tick.wait(0.01)
+
+
+def test_captions_are_shown_found_and_opened(browser: httpx.Client, client: Client, file: Path) -> None:
+    for number in range(70):
+        end(client, f"number {number}", camera=["gate", "yard"][number % 2], error="It broke." if number == 7 else "")
+    archived(file, 70)
+    page = browser.get("/")
+    assert page.status_code == 200 and len(re.findall('<li class="card', page.text)) == 60
+    older = re.search('id="older" href="([^"]+)"', page.text)
+    assert older and len(re.findall('<li class="card', browser.get(older[1].replace("&amp;", "&")).text)) == 10
+    found = browser.get("/", params={"text": "number 12"}).text
+    (number,) = re.findall(r'data-id="(\d+)"', found)
+    assert len(re.findall("data-id", browser.get("/", params={"camera": "yard"}).text)) == 35
+    assert "It broke." in browser.get("/", params={"failed": "1", "since": "1h"}).text
+    assert browser.get(f"/page/thumbnails/{number}").headers["content-type"] == "image/jpeg"
+    clip = browser.get(f"/page/captions/{number}").text
+    frames = re.findall(r'<img src="(/page/captions/[^"]+)"', clip)
+    assert len(frames) == 4 and "What &lt;b&gt;moves&lt;/b&gt;?" in clip
+    assert all(browser.get(frame).content[:2] == b"\xff\xd8" for frame in frames)
+
+
+@pytest.mark.parametrize("path", [
+    "/page/captions/1", "/page/captions/99999999999999999999", "/page/thumbnails/1", "/page/captions/1/frames/0/0",
+    "/page/static/nothing.js", "/page/static/..%2f..%2fpage.py", "/?before=-1", "/?before=x", "/?since=soon",
+])
+def test_what_is_not_there(path: str, browser: httpx.Client) -> None:
+    assert browser.get(path).status_code in {400, 404}
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_hostile_texts_are_shown_as_text(number: int, browser: httpx.Client, client: Client, file: Path) -> None:
+    text = HOSTILE[number]
+    end(client, text, camera=text[:200])
+    archived(file, 1)
+    (name,) = re.findall(r'data-id="(\d+)"', browser.get("/").text)
+    for path in ("/", f"/page/captions/{name}", f"/?camera={httpx.QueryParams({'x': text[:200]})}"[:500]):
+        page = browser.get(path)
+        assert page.status_code == 200 and "<script>alert" not in page.text and "<img src=x" not in page.text
+        assert "49" not in re.sub(r"\d{3,}", "", page.text) and len(page.content) < 3_500_000
+        assert len(re.findall("<script", page.text)) == 1
+
+
+def test_every_response_of_the_page_forbids_foreign_content(browser: httpx.Client) -> None:
+    for path in ("/", "/page/login", "/page/static/page.js", "/page/static/page.css"):
+        headers = browser.get(path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+        assert headers["x-content-type-options"] == "nosniff"
+    page = browser.get("/").text
+    assert not re.findall(r'(?:src|href)="(?!/)(?!#)', page) and not re.findall(r'\son\w+=|style=', page)
+
+
+def test_new_captions_are_sent_as_they_are_stored(browser: httpx.Client, client: Client) -> None:
+    with browser.stream("GET", "/page/events") as events:
+        lines = events.iter_lines()
+        assert next(lines) == "retry: 2000"
+        job = end(client, "A red <ball>.")
+        while not (line := next(lines)).startswith("data: "):
+            pass
+    caption = json.loads(line.removeprefix("data: "))
+    assert caption["camera"] == "gate" and not caption["failed"]
+    assert "A red &lt;ball&gt;." in caption["html"]["en"] and job
+
+
+def test_a_gateway_with_open_pages_stops(redis_url: str, file: Path) -> None:
+    """Its open streams end, so that it does not wait for them."""
+    with gateway_thread(redis_url, archive=file) as url, httpx.Client(base_url=url, timeout=60) as browser:
+        streams = [browser.stream("GET", "/page/events") for _ in range(5)]
+        opened = [stream.__enter__() for stream in streams]
+        assert [next(one.iter_raw()) for one in opened] == [b"retry: 2000\n\n"] * 5
+    for stream in streams:
+        stream.__exit__(None, None, None)
+
+
+def test_only_keys_that_may_see_the_page_log_in(redis_url: str, file: Path, tmp_path: Path) -> None:
+    known = key_file(tmp_path / "keys.json", boss={"page": True}, camera={})
+    with gateway_thread(redis_url, known, archive=file) as url, httpx.Client(base_url=url) as browser:
+        for path in ("/", "/page/captions/1"):
+            assert browser.get(path).headers["location"] == "/page/login"
+        for path in ("/page/events", "/page/thumbnails/1", "/page/captions/1/frames/0/0"):
+            assert browser.get(path).status_code in {303, 401}
+        for key in ("sk-camera", "sk-nobody", "", "sk-boss x"):
+            refused = browser.post("/page/login", data={"key": key})
+            assert refused.status_code in {400, 403} and not browser.cookies
+        logged_in = browser.post("/page/login", data={"key": "sk-boss"})
+        assert logged_in.status_code == 303 and "httponly" in logged_in.headers["set-cookie"].lower()
+        page = browser.get("/")
+        assert page.status_code == 200 and "boss" in page.text
+        # The page's cookie opens no other route, and a form of another site does nothing.
+        assert browser.get("/v1/models").status_code == 401
+        assert browser.post("/page/logout", data={"token": "x"}).status_code == 403
+        forged = dict(browser.cookies)
+        name, value = next(iter(forged.items()))
+        for wrong in (value[:-1] + ("0" if value[-1] != "0" else "1"), value.replace(".", "", 1), "..", "é"):
+            answer = httpx.get(f"{url}/", headers={"Cookie": f"{name}={wrong}".encode()})
+            assert answer.status_code == 303
+        (token,) = set(re.findall('name="token" value="([^"]+)"', page.text))
+        assert browser.post("/page/logout", data={"token": token}).status_code == 303
+        assert browser.get("/").status_code == 303
+        browser.post("/page/login", data={"key": "sk-boss"})
+        key_file(known, camera={"page": True})
+        assert browser.get("/").status_code == 303  # its key is gone
+
+
+@pytest.mark.parametrize(("accepted", "shown"), [
+    ("zh-CN,zh;q=0.9,en;q=0.8", "搜索"), ("en-US,zh;q=0.5", "Search"), ("fr", "Search"), ("", "Search"),
+    ("fr,zh", "搜索"),
+])
+def test_the_page_speaks_english_and_chinese(accepted: str, shown: str, browser: httpx.Client) -> None:
+    assert f">{shown}</button>" in browser.get("/", headers={"Accept-Language": accepted}).text
