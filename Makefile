@@ -10,7 +10,7 @@ YIELD = $(CURDIR)/build/yield.so
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
 
-.PHONY: demo test test-proofs test-tpu test-tpu-full test-prometheus test-box test-images test-arm64 bench bench-host bench-w4 bench-tpu bench-fleet figures fuzz lint clean
+.PHONY: demo test test-proofs test-tpu test-tpu-full test-prometheus test-browser test-box test-images test-arm64 bench bench-host bench-w4 bench-tpu bench-fleet figures fuzz lint clean
 
 demo: .venv/demo  ## Caption rendered clips through a server and a worker of its own; see demo-out/report.html
 	$(BIN)/sailq demo --out demo-out
@@ -30,6 +30,9 @@ test-tpu-full: .venv/dev $(YIELD)  ## The same with every prompt and number of s
 
 test-prometheus: .venv/dev  ## Test the alerts and the dashboard with a real Prometheus (apt install prometheus)
 	$(BIN)/python -m pytest -m prometheus tests/integration/test_prometheus.py
+
+test-browser: .venv/dev  ## Drive the page in Chromium and check it with axe (apt install chromium chromium-driver fonts-noto-cjk npm)
+	$(BIN)/python -m pytest -m browser tests/browser
 
 test-box: .venv/dev  ## Test deploy/se7 on a machine that systemd-nspawn boots; as root, with systemd-container and mmdebstrap
 	$(BIN)/python -m pytest -m box tests/box
@@ -56,7 +59,7 @@ bench-fleet: .venv/dev  ## Measure one server with up to 1,000 simulated boxes; 
 	$(BIN)/python -m tests.bench.fleet --out bench-out
 
 figures: .venv/dev  ## Print the figures of tests/README.md, from the tests that check their limits
-	$(BIN)/python -m pytest --quiet $(PARALLEL) -m "not tpu and not bench and not prometheus and not box and not images and not arm64" | grep --text "^figure:"
+	$(BIN)/python -m pytest --quiet $(PARALLEL) -m "not tpu and not bench and not prometheus and not box and not images and not arm64 and not browser" | grep --text "^figure:"
 
 fuzz: .venv/dev  ## Give a million hostile inputs to everything that reads foreign data; five minutes
 	$(BIN)/python tests/fuzz/fuzz.py --keep

@@ -95,6 +95,8 @@ def read_jpegs(data: bytes, limit: int = MAX_BLOB_BYTES) -> tuple[tuple[int, int
     of them. Raises BadRequest or BadMedia."""
     blob = parse(_Blob, unpack(data, limit))
     count, height, width = blob.size
+    if count * height * width > MAX_PIXELS:
+        raise BadMedia(f"{count} frames of {width} × {height} are more than {MAX_PIXELS} pixels.")
     if len(blob.jpeg) != count:
         raise CodecError("The number of frames in this blob is not the number that it states.")
     for index, jpeg in enumerate(blob.jpeg):

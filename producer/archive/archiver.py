@@ -30,39 +30,35 @@ _log = logging.getLogger("sailq.archive")
 
 
 class Archiver:
-    """Reads the stream of ended jobs into an archive. Each result is stored once, whenever this process dies: the
-    position in the stream is part of the transaction that stores the results before it."""
+    """Reads the stream of ended jobs into an archive, whose `WriterLock` the caller holds. Each result is stored once,
+    whenever this process dies: the position in the stream is part of the transaction that stores the results before it.
+
+    Attributes:
+        failing: whether the last step failed: the server does not answer, or the disk is full.
+    """
 
     def __init__(
         self, connection: redis.Redis, archive: Archive, retention: Retention,
         told: Callable[[Sequence[Caption]], None] = lambda captions: None,
     ) -> None:
-        """`told`: called with the captions that were stored. Raises BadRequest if another process archives to this
-        file."""
+        """`told`: called with the captions that were stored."""
         self._connection, self._archive, self._retention, self._told = connection, archive, retention, told
-        self._lock = _locked(archive.path)
         self._reader = ResultsReader(connection, archive.position)
         self._free = script(connection, "free")
-
-    def __enter__(self) -> Archiver:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        os.close(self._lock)
+        self.failing = False
 
     def run(self, stop: threading.Event) -> None:
         """Archives until `stop` is set. Goes on after an outage of the server, and when the disk has room again."""
-        failing = False
         while not stop.is_set():
             try:
                 self.step(_WAIT_SECONDS)
-                if failing:
+                if self.failing:
                     _log.info("results are archived again")
-                failing = False
+                self.failing = False
             except SailqError as error:
-                if not failing:
+                if not self.failing:
                     _log.warning("no results are archived for now: %s", error)
-                failing = True
+                self.failing = True
                 self._reader = ResultsReader(self._connection, self._archive.position)
                 stop.wait(_PAUSE_SECONDS)
 
@@ -95,13 +91,24 @@ class Archiver:
         return {digest: data for digest, data in found.items() if data is not None}
 
 
-def _locked(path: Path) -> int:
-    """A file descriptor that holds the lock of the archive's one writer. It is of a file of its own: SQLite's locks end
-    when any descriptor of its file is closed."""
-    descriptor = os.open(path.with_name(path.name + "-writer"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise BadRequest(f"Another process archives to {path}.") from None
-    return descriptor
+class WriterLock:
+    """The lock of the one process that archives to a file. It ends with the process.
+
+    It is on a file of its own: SQLite's locks end when any descriptor of its file is closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises BadRequest if another process archives to the file."""
+        name = path.with_name(f"{path.name}-writer")
+        try:
+            self._descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise BadRequest(f"{name} cannot be opened: {error.strerror}.") from None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise BadRequest(f"Another process archives to {path}.") from None
+
+    def close(self) -> None:
+        os.close(self._descriptor)

@@ -38,7 +38,7 @@ def entry_of(ended: EndedJob, clips: Mapping[str, bytes]) -> Entry:
                 sizes[digest], jpegs = read_jpegs(clips[digest])
             except SailqError:
                 continue
-            picture = picture or thumbnail(jpegs)
+            picture = picture or thumbnail(jpegs, sizes[digest][1:])
     parts = [part.model_dump() for part in media_parts(job.messages)] if job else [
         {"type": "image" if size[0] == 1 else "video", "blob": digest, **dict(zip(_SIZE, size, strict=True))}
         for digest, size in sizes.items()

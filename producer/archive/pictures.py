@@ -12,10 +12,11 @@ WIDTH, HEIGHT = 320, 240
 _QUALITY = 75
 
 
-def thumbnail(jpegs: Sequence[bytes]) -> bytes | None:
-    """A small JPEG of the middle one of a clip's frames. None if it cannot be decoded."""
+def thumbnail(jpegs: Sequence[bytes], size: tuple[int, int]) -> bytes | None:
+    """A small JPEG of the middle one of a clip's frames. None if it cannot be decoded. `size`: (height, width)."""
     data = np.frombuffer(jpegs[len(jpegs) // 2], np.uint8)
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    kind = cv2.IMREAD_REDUCED_COLOR_8 if min(size) >= 8 * WIDTH else cv2.IMREAD_COLOR
+    picture = cv2.imdecode(data, kind | cv2.IMREAD_IGNORE_ORIENTATION)
     if picture is None:
         return None
     height, width = picture.shape[:2]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .store import Archive
+from .store import Archive, Caption
 
 _STEP = 100
 """Captions that are deleted in one transaction, so that new ones do not wait."""
@@ -35,31 +36,33 @@ def trim(archive: Archive, retention: Retention, now: float) -> int:
 
     `now`: seconds since the epoch.
     """
-    too_old: list[int] = []
+    expired = [] if retention.seconds is None else archive.oldest(_STEP, now - retention.seconds)
+    if expired:
+        _delete(archive, expired)
+        return len(expired)
+    if retention.bytes is None or archive.bytes <= retention.bytes:
+        return 0
+    if not (shown := archive.oldest_with_clips(_STEP)):
+        oldest = archive.oldest(_STEP)
+        _delete(archive, oldest)
+        return len(oldest)
     with archive.transaction():
-        oldest = archive.oldest(_STEP) if retention.seconds is not None or retention.bytes is not None else []
-        if retention.seconds is not None:
-            expired = [caption for caption in oldest if caption.time < now - retention.seconds]
-            archive.delete(expired)
-            too_old = [caption.id for caption in expired]
-        if not too_old and retention.bytes is not None and archive.bytes > retention.bytes:
-            too_old = archive.oldest_with_clips(_STEP)
-            for caption in too_old:
-                archive.forget_clips(caption)
-            if not too_old:
-                archive.delete(oldest)
-                too_old = [caption.id for caption in oldest]
-    if too_old:
-        archive.shrink(_PAGES)
-    return len(too_old)
+        for caption in shown:
+            archive.forget_clips(caption)
+    archive.shrink(_PAGES)
+    return len(shown)
 
 
 def delete_camera(archive: Archive, camera: str) -> int:
     """Deletes all that is stored of a camera. Returns the number of captions. Raises SailqError."""
     deleted = 0
     while captions := archive.search(camera=camera, limit=_STEP):
-        with archive.transaction():
-            archive.delete(captions)
+        _delete(archive, captions)
         deleted += len(captions)
-        archive.shrink(_PAGES)
     return deleted
+
+
+def _delete(archive: Archive, captions: Sequence[Caption]) -> None:
+    with archive.transaction():
+        archive.delete(captions)
+    archive.shrink(_PAGES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,10 @@ _COLUMNS = ", ".join(_NAMES)
 
 
 class Archive:
-    """One connection to an archive's file. Several processes may have it open. Use it from one thread at a time."""
+    """One connection to an archive's file. Several processes may have it open. Use it from one thread at a time.
+
+    Every method raises SailqError when the file cannot be read or written.
+    """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         """Raises BadRequest for a file that is not an archive, and that does not exist without `create`."""
@@ -112,7 +115,6 @@ class Archive:
             raise BadRequest(f"{path} cannot be opened as an archive: {error}.") from None
 
     def _open(self, create: bool) -> None:
-        self._db.execute("PRAGMA foreign_keys = OFF")
         version = self._version()
         if create and version == 0 and not self._db.execute("SELECT 1 FROM sqlite_schema").fetchone():
             self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
@@ -143,27 +145,32 @@ class Archive:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing. Raises SailqError if the file cannot be written."""
+        """All or nothing."""
+        self._run("BEGIN IMMEDIATE")
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+            yield
+            self._run("COMMIT")
+        except BaseException:
+            with suppress(SailqError):  # a full disk has already ended the transaction
+                self._run("ROLLBACK")
+            raise
+
+    def _run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """The rows that a statement returns."""
+        try:
+            return self._db.execute(statement, values).fetchall()
         except sqlite3.Error as error:
-            raise SailqError(f"The archive {self.path} cannot be written: {error}.") from error
+            raise SailqError(f"The archive {self.path} cannot be used: {error}.") from error
 
     @property
     def position(self) -> Position:
         """How far the stream of ended jobs has been archived."""
-        entry, count = self._db.execute("SELECT entry, count FROM progress").fetchone()
+        ((entry, count),) = self._run("SELECT entry, count FROM progress")
         return Position(entry, count)
 
     def add(self, entries: Iterable[Entry], position: Position | None = None) -> list[Caption]:
         """Stores captions, and the position behind them, in one transaction. Returns those that are new: a job's end
-        that is there already stays as it is. Raises SailqError."""
+        that is there already stays as it is."""
         new = []
         with self.transaction():
             for entry in sorted(entries, key=lambda entry: entry.caption.id):  # the index takes ascending ids fastest
@@ -172,19 +179,19 @@ class Archive:
                     new.append(caption)
                     self._add_pictures(caption.id, entry)
             if position is not None:
-                self._db.execute("UPDATE progress SET entry = ?, count = ?", (position.entry, position.count))
+                self._run("UPDATE progress SET entry = ?, count = ?", (position.entry, position.count))
         return new
 
     def _insert(self, caption: Caption) -> Caption | None:
         known = "SELECT 1 FROM captions WHERE job = ? AND finished = ?"
-        if self._db.execute(known, (caption.job, caption.finished)).fetchone():
+        if self._run(known, (caption.job, caption.finished)):
             return None
         free = self._free_id(caption.id)
         values = {**vars(caption), "id": free}
         places = ", ".join("?" * len(_NAMES))
         row = [_stored(name, values[name]) for name in _NAMES]
-        self._db.execute(f"INSERT INTO captions ({_COLUMNS}) VALUES ({places})", row)
-        self._db.execute("INSERT INTO words (rowid, text, tags) VALUES (?, ?, ?)", (free, *_words(caption)))
+        self._run(f"INSERT INTO captions ({_COLUMNS}) VALUES ({places})", row)
+        self._run("INSERT INTO words (rowid, text, tags) VALUES (?, ?, ?)", (free, *_words(caption)))
         return Caption(**values)
 
     def _free_id(self, wanted: int) -> int:
@@ -198,14 +205,14 @@ class Archive:
 
     def _add_pictures(self, caption: int, entry: Entry) -> None:
         if entry.thumbnail is not None:
-            self._db.execute("INSERT INTO thumbnails VALUES (?, ?)", (caption, entry.thumbnail))
+            self._run("INSERT INTO thumbnails VALUES (?, ?)", (caption, entry.thumbnail))
         for digest, data in entry.clips.items():
-            self._db.execute("INSERT OR IGNORE INTO clips VALUES (?, ?)", (digest, data))
-            self._db.execute("INSERT OR IGNORE INTO clip_uses VALUES (?, ?)", (caption, digest))
+            self._run("INSERT OR IGNORE INTO clips VALUES (?, ?)", (digest, data))
+            self._run("INSERT OR IGNORE INTO clip_uses VALUES (?, ?)", (caption, digest))
 
     def known_clips(self, digests: Iterable[str]) -> set[str]:
         """Those of these clips that are stored."""
-        found = (self._db.execute("SELECT digest FROM clips WHERE digest = ?", (digest,)) for digest in digests)
+        found = (self._run("SELECT digest FROM clips WHERE digest = ?", (digest,)) for digest in digests)
         return {row[0] for rows in found for row in rows}
 
     def search(
@@ -237,7 +244,7 @@ class Archive:
         return self._captions(f"WHERE id IN ({matches}) ORDER BY id DESC", [wanted, first, last, limit])
 
     def _captions(self, where: str, values: Sequence[Any]) -> list[Caption]:
-        return [_read(row) for row in self._db.execute(f"SELECT {_COLUMNS} FROM captions {where}", values)]
+        return [_read(row) for row in self._run(f"SELECT {_COLUMNS} FROM captions {where}", values)]
 
     def get(self, caption: int) -> Caption | None:
         return next(iter(self._captions("WHERE id = ?", [caption])), None)
@@ -255,39 +262,40 @@ class Archive:
         step = """WITH RECURSIVE names (name) AS (SELECT min(camera) FROM captions UNION ALL
             SELECT (SELECT min(camera) FROM captions WHERE camera > name) FROM names WHERE name IS NOT NULL)
             SELECT name FROM names WHERE name > ''"""
-        return [name for (name,) in self._db.execute(step)]
+        return [name for (name,) in self._run(step)]
 
     def _bytes(self, query: str, value: int | str) -> bytes | None:
         found = self._one(query, value)
         return found if isinstance(found, bytes) else None
 
     def _one(self, query: str, *values: Any) -> Any:
-        found = self._db.execute(query, values).fetchone()
-        return None if found is None else found[0]
+        found = self._run(query, values)
+        return found[0][0] if found else None
 
     def delete(self, captions: Iterable[Caption]) -> None:
         """Deletes captions with their pictures. Call it in a `transaction`."""
         for caption in captions:
-            self._db.execute("INSERT INTO words (words, rowid, text, tags) VALUES ('delete', ?, ?, ?)",
+            self._run("INSERT INTO words (words, rowid, text, tags) VALUES ('delete', ?, ?, ?)",
                              (caption.id, *_words(caption)))
-            self._db.execute("DELETE FROM captions WHERE id = ?", (caption.id,))
-            self._db.execute("DELETE FROM thumbnails WHERE caption = ?", (caption.id,))
+            self._run("DELETE FROM captions WHERE id = ?", (caption.id,))
+            self._run("DELETE FROM thumbnails WHERE caption = ?", (caption.id,))
             self.forget_clips(caption.id)
 
     def forget_clips(self, caption: int) -> None:
         """Deletes the clips that only this caption shows. Call it in a `transaction`."""
         used = "SELECT digest FROM clip_uses WHERE caption = ?"
-        for (digest,) in self._db.execute(used, (caption,)).fetchall():
-            self._db.execute("DELETE FROM clip_uses WHERE caption = ? AND digest = ?", (caption, digest))
+        for (digest,) in self._run(used, (caption,)):
+            self._run("DELETE FROM clip_uses WHERE caption = ? AND digest = ?", (caption, digest))
             if not self._one("SELECT 1 FROM clip_uses WHERE digest = ?", digest):
-                self._db.execute("DELETE FROM clips WHERE digest = ?", (digest,))
+                self._run("DELETE FROM clips WHERE digest = ?", (digest,))
 
-    def oldest(self, count: int) -> list[Caption]:
-        return self._captions("ORDER BY id LIMIT ?", [count])
+    def oldest(self, count: int, until: float = float("inf")) -> list[Caption]:
+        """`until`: seconds since the epoch, excluded."""
+        return self._captions("WHERE id < ? ORDER BY id LIMIT ?", [_microseconds(until), count])
 
     def oldest_with_clips(self, count: int) -> list[int]:
         """Ids of captions."""
-        return [one for (one,) in self._db.execute("SELECT DISTINCT caption FROM clip_uses LIMIT ?", (count,))]
+        return [one for (one,) in self._run("SELECT DISTINCT caption FROM clip_uses LIMIT ?", (count,))]
 
     @property
     def bytes(self) -> int:
@@ -297,7 +305,7 @@ class Archive:
 
     def shrink(self, most_pages: int) -> None:
         """Gives unused space back to the disk."""
-        self._db.execute(f"PRAGMA incremental_vacuum({most_pages})").fetchall()
+        self._run(f"PRAGMA incremental_vacuum({most_pages})")
 
 
 def _microseconds(seconds: float) -> int:

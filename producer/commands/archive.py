@@ -60,13 +60,14 @@ def run(
     with terminal.command():
         import logging
         import threading
+        from contextlib import closing
 
         from sailq.shared.connection import address, connect
         from sailq.shared.errors import BadRequest
         from sailq.shared.settings import load_settings
         from sailq.shared.workers import live_workers
 
-        from ..archive.archiver import Archiver
+        from ..archive.archiver import Archiver, WriterLock
         from ..archive.retention import Retention
         from ..archive.store import Archive
 
@@ -77,10 +78,10 @@ def run(
         stop = threading.Event()
         with connect(load_settings(redis_url=redis_url).redis_url) as connection:
             live_workers(connection)  # fails now if the server does not answer
-            with Archive(file, create=True) as opened, Archiver(connection, opened, retention) as archiver:
+            with Archive(file, create=True) as opened, closing(WriterLock(file)):
                 terminal.note(f"archiving the results of {address(connection)} to {file}")
                 try:
-                    archiver.run(stop)
+                    Archiver(connection, opened, retention).run(stop)
                 except KeyboardInterrupt:
                     terminal.note("the archive has stopped")
 

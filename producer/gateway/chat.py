@@ -76,8 +76,14 @@ class Chat:
         self._readers.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def submit(self, request: ChatRequest, caller: Caller, idempotency_key: str | None) -> Ticket:
-        """Submits a request's job. A request that was sent before with this `idempotency_key` has the same job."""
+    async def submit(
+        self, request: ChatRequest, caller: Caller, idempotency_key: str | None = None, *,
+        prepared: Prepared | None = None,
+    ) -> Ticket:
+        """Submits a request's job. A request that was sent before with this `idempotency_key` has the same job.
+
+        `prepared`: what to ask in place of the request's messages, for media that were read before.
+        """
         with api_errors():
             card = await self._card(request.model)
             arguments = caller.arguments(request.arguments)
@@ -89,7 +95,8 @@ class Chat:
             await self._limits.admit(caller, job)
             submitting: asyncio.Future[JobHandle] | None = None
             try:
-                prepared = await self._prepared(question.messages, card)
+                if prepared is None:
+                    prepared = await self._prepared(question.messages, card)
                 submitting = asyncio.ensure_future(self.client.submit_prepared(
                     prepared, model=request.model, options=question.options, stream=bool(request.stream), job=job,
                     **arguments,

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ from answering import TTLS, Answerer, take
 from commands import invoke, refused, rows, start
 from rq import Queue
 
-from sailq.producer.archive.archiver import Archiver
+from sailq.producer.archive.archiver import Archiver, WriterLock
 from sailq.producer.archive.retention import Retention
 from sailq.producer.archive.store import Archive
 from sailq.producer.client import Client
@@ -48,11 +49,11 @@ def archive(tmp_path: Path) -> Iterator[Archive]:
 
 
 @pytest.fixture
-def archiver(connection: redis.Redis, archive: Archive) -> Iterator[Archiver]:
+def archiver(connection: redis.Redis, archive: Archive) -> Archiver:
     """It has created the stream."""
-    with Archiver(connection, archive, Retention()) as archiver:
-        archiver.step(0.001)
-        yield archiver
+    archiver = Archiver(connection, archive, Retention())
+    archiver.step(0.001)
+    return archiver
 
 
 def test_a_result_is_stored_with_its_question_times_and_frames(
@@ -173,9 +174,31 @@ def test_a_server_that_has_lost_its_data_is_read_from_its_start(
     assert archiver.step(0.001) == 0 and archive.position.entry == "5-5"
 
 
-def test_one_process_archives_to_a_file(archiver: Archiver, archive: Archive, redis_url: str) -> None:
-    done = invoke("archive", "--file", archive.path, url=redis_url)
-    refused(done, "bad_request", archive.path)
+def test_a_full_disk_loses_no_result(connection: redis.Redis, archive: Archive, archiver: Archiver) -> None:
+    """SQLite has a limit of its own, which fails as a full disk does."""
+    publish(connection, range(40))
+    assert archiver.step(5) == 40
+    (pages,) = archive._run("PRAGMA page_count")[0]
+    archive._run(f"PRAGMA max_page_count = {pages}")
+    publish(connection, range(40, 400))
+    stop = threading.Event()
+    running = threading.Thread(target=archiver.run, args=[stop])
+    running.start()
+    try:
+        with Archive(archive.path) as other:
+            until(lambda: archiver.failing)
+            assert len(other.search(limit=500)) < 400
+            archive._run("PRAGMA max_page_count = 100000")
+            until(lambda: len(other.search(limit=500)) == 400)
+    finally:
+        stop.set()
+        running.join()
+
+
+@pytest.mark.parametrize("command", [["archive", "--file"], ["gateway", "--port", "0", "--archive"]])
+def test_one_process_archives_to_a_file(command: list[str], archive: Archive, redis_url: str) -> None:
+    with closing(WriterLock(archive.path)):
+        refused(invoke(*command, archive.path, url=redis_url), "bad_request", archive.path)
 
 
 @pytest.mark.proof

@@ -18,7 +18,7 @@ from sailq.shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "deploy/gateway/README.md").read_text()
-SOURCES = [*ROOT.glob("producer/gateway/*.py"), *ROOT.glob("producer/openai_api/*.py")]
+SOURCES = [*ROOT.glob("producer/gateway/**/*.py"), *ROOT.glob("producer/openai_api/*.py")]
 
 
 def rows(heading: str) -> list[list[str]]:

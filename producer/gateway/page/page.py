@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 from sailq.shared.connection import connect
 from sailq.shared.settings import Settings
 
-from ...archive.archiver import Archiver
+from ...archive.archiver import Archiver, WriterLock
 from ...archive.retention import Retention
 from ...archive.store import Archive
 from ..keys import Keys
+from .fleet import Fleet
 from .live import Live
 from .sessions import Sessions
 from .views import Views
@@ -24,11 +25,12 @@ class Page:
     """Archives results while the gateway runs, and shows them."""
 
     def __init__(self, path: Path, retention: Retention, keys: Keys) -> None:
-        """Raises BadRequest for a file that is not an archive, or that another process writes to."""
+        """Raises BadRequest for a file that is not an archive, or that another process archives to."""
         Archive(path, create=True).close()
+        self._lock = WriterLock(path)
         self._path, self._retention = path, retention
         self.views, self.sessions = Views(), Sessions(keys)
-        self.live = Live(self.views.event)
+        self.live, self.fleet = Live(self.views.event), Fleet()
 
     def archive(self) -> Archive:
         """A connection for one request."""
@@ -42,8 +44,9 @@ class Page:
         with (
             connect(settings.redis_url) as connection,
             Archive(self._path) as archive,
-            Archiver(connection, archive, self._retention, self.live.publish) as archiver,
+            closing(self._lock),
         ):
+            archiver = Archiver(connection, archive, self._retention, self.live.publish)
             archiving = asyncio.create_task(asyncio.to_thread(archiver.run, stop))
             try:
                 yield

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
@@ -14,11 +15,20 @@ from starlette.responses import HTMLResponse, RedirectResponse, StreamingRespons
 
 from sailq.shared.errors import BadRequest, SailqError
 from sailq.shared.frames import read_jpegs
+from sailq.shared.jobs import parse
+from sailq.shared.media.messages import Prepared
+from sailq.shared.validation import StrictModel
+from sailq.shared.workers import WorkerInfo, live_workers
 
 from ...archive.store import Archive, Caption
 from ...archive.times import read_time
 from ...openai_api.errors import ApiError
+from ...openai_api.requests import ChatRequest
+from ..chat import api_errors
 from ..keys import Caller
+from ..routes import json_of, state_of
+from ..streaming import EventStream, until_disconnected
+from .asking import ClipQuestion, FileQuestion
 from .sessions import COOKIE
 from .texts import language_of
 
@@ -37,6 +47,9 @@ _HEADERS = {
 }
 _KEPT = {**_HEADERS, "Cache-Control": "private, max-age=86400, immutable"}
 """For pictures, which never change."""
+
+
+Q = TypeVar("Q", bound=StrictModel)
 
 
 class LoginNeeded(Exception):
@@ -85,10 +98,11 @@ def captions(
             text, camera=camera or None, since=_since(since), failed=bool(failed), before=before, limit=_LIMIT
         )
         cameras = opened.cameras()
+    models = sorted({model for worker in _workers(request) for model in worker.names})
     given = {name: value for name, value in asked.items() if value}
     older = "/?" + urlencode({**given, "before": found[-1].id}) if len(found) == _LIMIT else ""
     return _html(
-        request, "captions.html", caller, captions=found, cameras=cameras, older=older,
+        request, "captions.html", caller, captions=found, cameras=cameras, models=models, older=older,
         asked={**asked, "before": before, "filtered": bool(given)},
     )
 
@@ -98,7 +112,8 @@ def caption(request: Request, caller: Viewer, number: Number) -> Response:
     with page_of(request).archive() as opened:
         found = _found(opened, number)
         frames = list(_frames(opened, found))
-    return _html(request, "caption.html", caller, caption=found, frames=frames)
+    may_ask = len(frames) == sum(medium["frames"] for medium in found.media)
+    return _html(request, "caption.html", caller, caption=found, frames=frames, may_ask=may_ask)
 
 
 @router.get("/page/thumbnails/{number}")
@@ -121,6 +136,46 @@ async def events(request: Request, caller: Viewer) -> Response:
     return StreamingResponse(
         page_of(request).live.stream(), media_type="text/event-stream", headers={**_HEADERS, "X-Accel-Buffering": "no"}
     )
+
+
+@router.post("/page/captions/{number}/ask")
+async def ask_about_clip(request: Request, caller: Viewer, number: Number) -> Response:
+    """Streams the answer to a further question about a clip, as OpenAI's chunks."""
+    asked = _asked(ClipQuestion, request, await request.body())
+
+    def read() -> tuple[Caption, Prepared]:
+        with page_of(request).archive() as opened:
+            found = _found(opened, number)
+            return found, asked.prepared(found, opened)
+
+    with api_errors():
+        found, prepared = await asyncio.to_thread(read)
+    return await _streamed(request, caller, asked.request(found), prepared)
+
+
+@router.post("/page/ask")
+async def ask_about_file(request: Request, caller: Viewer) -> Response:
+    """Streams the answer to a question about a file, as OpenAI's chunks."""
+    return await _streamed(request, caller, _asked(FileQuestion, request, await request.body()).request())
+
+
+def _asked(kind: type[Q], request: Request, body: bytes) -> Q:
+    page_of(request).sessions.check(request, request.headers.get("x-sailq-token", ""))
+    with api_errors():
+        return parse(kind, json_of(request, body))
+
+
+async def _streamed(request: Request, caller: Caller, asked: ChatRequest, prepared: Prepared | None = None) -> Response:
+    chat = state_of(request).chat
+    ticket = await until_disconnected(request, chat.submit(asked, caller, prepared=prepared))
+    return await EventStream.begun(request, chat.pieces(ticket))
+
+
+@router.get("/page/fleet")
+def fleet(request: Request, caller: Viewer) -> Response:
+    page, language = page_of(request), language_of(request.headers.get("accept-language", ""))
+    glance = page.fleet.glance(state_of(request).connection)
+    return HTMLResponse(page.views.page("fleet.html", language, fleet=glance), headers=_HEADERS)
 
 
 @router.get("/page/static/{name}")
@@ -157,6 +212,13 @@ async def login_page(request: Request, error: Exception) -> Response:
     if request.url.path == "/" or request.url.path.startswith("/page/captions/"):
         return RedirectResponse("/page/login", 303, _HEADERS)
     return Response(status_code=401, headers=_HEADERS)
+
+
+def _workers(request: Request) -> list[WorkerInfo]:
+    try:
+        return live_workers(state_of(request).connection)
+    except SailqError:
+        return []  # the fleet's line says so
 
 
 def _since(text: str) -> float | None:

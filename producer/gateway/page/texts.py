@@ -5,6 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 CHINESE = {
+    "boxes": "台设备",
+    "slots": "槽位",
+    "tokens/s": "token/秒",
+    "waiting": "等待中",
+    "Fleet": "设备",
+    "No worker is up.": "没有工作进程在运行。",
+    "Ask about a file": "就文件提问",
+    "Drop an image or a video here, or choose one": "把图片或视频拖到这里，或选择文件",
+    "Question": "问题",
+    "Describe it.": "请描述。",
+    "Ask": "提问",
+    "Close": "关闭",
+    "Ask about this clip": "就此片段提问",
+    "Ask its question again": "重新提问",
     "Captions": "描述",
     "Search": "搜索",
     "Words in a caption": "描述中的词",

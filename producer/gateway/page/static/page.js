@@ -41,10 +41,120 @@ function follow(cards) {
   let lost = false;
   events.addEventListener("error", () => { lost = true; state.textContent = state.dataset.offline; });
   events.addEventListener("open", () => {
+    document.body.dataset.stream = "open";
     if (lost) location.reload();  // what has arrived meanwhile
   });
 }
 
+// Posts a question and shows the answer as it comes: OpenAI's chunks as server-sent events.
+async function ask(form, url, body, shown) {
+  const answers = form.querySelector(".answers");
+  const question = document.createElement("p"), answer = document.createElement("p");
+  question.className = "question";
+  question.textContent = shown;
+  answer.className = "whole answer waiting";
+  question.dir = answer.dir = "auto";
+  answers.append(question, answer);
+  const buttons = form.querySelectorAll("button[type=submit], #again");
+  for (const button of buttons) button.disabled = true;
+  try {
+    const response = await fetch(url, {
+      method: "POST", body: JSON.stringify(body),
+      headers: { "Content-Type": "application/json", "X-Sailq-Token": form.dataset.token },
+    });
+    if (!response.ok) throw new Error((await response.json()).error.message);
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let left = "";
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      const lines = (left + value).split("\n");
+      left = lines.pop();
+      for (const line of lines) {
+        if (!line.startsWith("data: ") || line === "data: [DONE]") continue;
+        const chunk = JSON.parse(line.slice(6));
+        if (chunk.error) throw new Error(chunk.error.message);
+        answer.textContent += chunk.choices[0]?.delta.content ?? "";
+      }
+    }
+  } catch (error) {
+    answer.classList.add("error");
+    answer.textContent = error.message;
+    return null;
+  } finally {
+    answer.classList.remove("waiting");
+    for (const button of buttons) button.disabled = false;
+  }
+  return answer.textContent;
+}
+
+function dataUrl(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
+}
+
+function askAboutFiles(dialog) {
+  const form = document.getElementById("file-form"), drop = document.getElementById("drop");
+  const { file, model, question } = form.elements;
+  const open = document.getElementById("open-ask");
+  open.hidden = false;
+  open.addEventListener("click", () => dialog.showModal());
+  document.getElementById("close-ask").addEventListener("click", () => dialog.close());
+  for (const kind of ["dragover", "drop"]) {
+    document.addEventListener(kind, (event) => {
+      if (!event.dataTransfer?.types.includes("Files")) return;
+      event.preventDefault();
+      if (!dialog.open) dialog.showModal();
+      if (kind === "drop") file.files = event.dataTransfer.files;
+      drop.classList.toggle("over", kind === "dragover");
+    });
+  }
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const chosen = file.files[0];
+    const body = { model: model.value, question: question.value };
+    if (chosen) {
+      body.medium = await dataUrl(chosen);
+      body.type = chosen.type.startsWith("video/") ? "video" : "image";
+    }
+    ask(form, "/page/ask", body, `${chosen ? chosen.name + ": " : ""}${question.value}`);
+  });
+}
+
+function askAboutClip(form) {
+  const { question } = form.elements, again = document.getElementById("again");
+  const earlier = [];
+  form.hidden = false;
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const asked = question.value;
+    if (!asked.trim()) return;
+    question.value = "";
+    const answer = await ask(form, form.dataset.url, { question: asked, earlier }, asked);
+    if (answer) earlier.push({ question: asked, answer });
+  });
+  again.addEventListener("click", () => ask(form, form.dataset.url, {}, again.textContent));
+}
+
+async function showFleet(line) {
+  if (!document.hidden) {
+    try {
+      const response = await fetch("/page/fleet");
+      if (response.ok) line.innerHTML = await response.text();  // made by the gateway's templates
+    } catch { /* the line of the stream says that the gateway is away */ }
+  }
+  setTimeout(showFleet, 5000, line);
+}
+
 localTimes(document);
+const dialog = document.getElementById("ask"), clip = document.getElementById("clip-form");
+const fleet = document.getElementById("fleet");
+if (dialog) askAboutFiles(dialog);
+if (clip) askAboutClip(clip);
+if (fleet) showFleet(fleet);
 const cards = document.getElementById("cards");
 if (cards) follow(cards);

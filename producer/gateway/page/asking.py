@@ -1,0 +1,83 @@
+"""Questions that are asked on the page: about an archived clip, or about a file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from sailq.shared.errors import BadRequest
+from sailq.shared.jobs import MAX_TEXT_CHARACTERS, FramesPart, Message, Part, TextPart, parse
+from sailq.shared.media.messages import Prepared
+from sailq.shared.validation import StrictModel
+
+from ...archive.store import Archive, Caption
+from ...openai_api.requests import ChatRequest
+
+
+class FileQuestion(StrictModel):
+    """A question about a file.
+
+    Attributes:
+        medium: a data URL; None for a question without a file.
+        type: what the file is.
+    """
+
+    model: str
+    question: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
+    medium: str | None = None
+    type: Literal["image", "video"] = "image"
+
+    def request(self) -> ChatRequest:
+        name = f"{self.type}_url"
+        media = [] if self.medium is None else [{"type": name, name: {"url": self.medium}}]
+        content = [*media, {"type": "text", "text": self.question}]
+        return ChatRequest(model=self.model, messages=[{"role": "user", "content": content}], stream=True)
+
+
+class Exchange(StrictModel):
+    question: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
+    answer: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
+
+
+class ClipQuestion(StrictModel):
+    """A question about an archived clip.
+
+    Attributes:
+        question: what follows the clip's answer; None asks its own question again.
+        earlier: what was asked on the page between the two.
+    """
+
+    question: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS)] | None = None
+    earlier: Annotated[tuple[Exchange, ...], Field(max_length=64, strict=False)] = ()
+
+    def request(self, caption: Caption) -> ChatRequest:
+        named = {"camera": caption.camera, "source": caption.source}
+        return ChatRequest(
+            model=caption.model, messages=[{"role": "user", "content": self.question or caption.question or "?"}],
+            stream=True, metadata={name: value for name, value in named.items() if value},
+        )
+
+    def prepared(self, caption: Caption, archive: Archive) -> Prepared:
+        """The clip's frames as the model has seen them, its question and answer, and the new question. Raises
+        BadRequest if the frames are no longer kept."""
+        blobs = {medium["blob"]: archive.clip(medium["blob"]) for medium in caption.media}
+        kept = {digest: data for digest, data in blobs.items() if data is not None}
+        if len(kept) < len(blobs):
+            raise BadRequest("The frames of this clip are no longer kept.")
+        media: list[Part] = [parse(FramesPart, medium) for medium in caption.media]
+        messages = [_said("user", [*media, *_text(caption.question)])]
+        if self.question is not None:
+            messages.append(_said("assistant", _text(caption.text or "…")))
+            for one in self.earlier:
+                messages += [_said("user", _text(one.question)), _said("assistant", _text(one.answer))]
+            messages.append(_said("user", _text(self.question)))
+        return Prepared(tuple(messages), kept, vision_tokens=0)
+
+
+def _text(text: str) -> list[Part]:
+    return [TextPart(text=text)] if text else []
+
+
+def _said(role: Any, parts: list[Part]) -> Message:
+    return parse(Message, {"role": role, "content": parts})

@@ -1,0 +1,62 @@
+"""The fleet at a glance: boxes, slots, speed, the queue, and what is wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import redis
+
+from sailq.shared import keys
+from sailq.shared.connection import server_errors
+from sailq.shared.errors import SailqError
+from sailq.shared.workers import live_workers
+
+_SECONDS = 2.0
+"""How long one look serves all open pages."""
+
+
+@dataclass(frozen=True)
+class Glance:
+    """The state of the fleet. `problem`: a sentence; empty if nothing is wrong."""
+
+    workers: int = 0
+    slots: int = 0
+    running: int = 0
+    waiting: int = 0
+    tokens_per_second: float = 0.0
+    problem: str = ""
+
+
+class Fleet:
+    """Looks at the server at most every two seconds. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen, self._at = Glance(), float("-inf")
+
+    def glance(self, connection: redis.Redis) -> Glance:
+        with self._lock:
+            if time.monotonic() - self._at > _SECONDS:
+                try:
+                    self._seen = _look(connection)
+                except SailqError as error:
+                    self._seen = Glance(problem=str(error))
+                self._at = time.monotonic()
+            return self._seen
+
+
+def _look(connection: redis.Redis) -> Glance:
+    workers = live_workers(connection)
+    with server_errors(connection):
+        models = {name.decode() for name in connection.smembers(keys.MODELS)}
+        models |= {name for worker in workers for name in worker.names}
+        with connection.pipeline(transaction=False) as pipeline:
+            for model in models:
+                pipeline.llen(keys.waiting(keys.queue(model)))
+            waiting = sum(pipeline.execute())
+    return Glance(
+        len(workers), sum(worker.slots for worker in workers), sum(worker.running for worker in workers), waiting,
+        sum(worker.tokens_per_second for worker in workers), "" if workers else "No worker is up.",
+    )
