@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from .managed_process import ManagedProcess, sailq_command
 
 _SERVER_SECONDS = 20.0
 _WORKER_SECONDS = 180.0
+_GATEWAY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,38 @@ def set_up(
         mine = next(one for one in live_workers(connection) if one.pid == worker.pid)
         say(f"worker with {mine.model} on {mine.device}, {mine.slots} answers at a time")
     return Service(redis_url, started)
+
+
+@dataclass(frozen=True)
+class DemoPage:
+    """A gateway with an archive, and the page's address."""
+
+    gateway: ManagedProcess
+    address: str
+
+    def wait(self) -> None:
+        """Waits until it ends. Raises SailqError then."""
+        while True:
+            self.gateway.check()
+            time.sleep(1.0)
+
+
+def start_page(stack: ExitStack, redis_url: str, folder: Path) -> DemoPage:
+    """Starts a gateway with an archive, on a free port. Closing `stack` stops it.
+
+    `folder`: for `page.log` and the archive, `captions.db`, which is begun anew.
+
+    Raises SailqError if it does not get ready.
+    """
+    archive = folder / "captions.db"
+    for file in folder.glob(f"{archive.name}*"):
+        file.unlink()
+    command = sailq_command("gateway", "--port", "0", "--archive", str(archive))
+    gateway = _start(stack, "page", command, folder, {"SAILQ_REDIS_URL": redis_url})
+    gateway.wait_until(lambda: "startup complete" in gateway.log.read_text(), _GATEWAY_SECONDS)
+    found = re.search(r"the page is at (\S+)", gateway.log.read_text())
+    assert found is not None
+    return DemoPage(gateway, found[1])
 
 
 def _start(

@@ -30,6 +30,9 @@ def demo(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the worker and the embedded server running.")
     ] = False,
+    with_page: Annotated[
+        bool, typer.Option("--page", help="Show the captions on a page, and keep it up until stopped.")
+    ] = False,
     redis_url: OwnRedisUrl = None,
     model: Model = None,
 ) -> None:
@@ -42,13 +45,14 @@ def demo(
     \b
     Examples:
       sailq demo
+      sailq demo --page
       sailq demo --count 50 --seed 1 --out /tmp/demo
       SAILQ_REDIS_URL=redis://queue.local:6379/0 sailq demo
     """
     from sailq.shared import terminal
 
     with terminal.command():
-        from contextlib import ExitStack
+        from contextlib import ExitStack, suppress
 
         from rich.console import Console
 
@@ -60,7 +64,7 @@ def demo(
         from ..captioning.batch import Captioning, right
         from ..captioning.inputs import from_messages
         from ..client import Client
-        from ..demo import set_up
+        from ..demo import set_up, start_page
         from ..openai_demo import ask_with_openai
         from ..samples import SampleError, write_samples
         from . import _batch as batch
@@ -77,6 +81,9 @@ def demo(
         terminal.note(f"{count} samples in {out / 'samples'}")
         with ExitStack() as stack:
             stage = set_up(stack, redis_url=redis_url, model=settings.model, logs=out, say=terminal.note)
+            page = start_page(stack, stage.redis_url, out) if with_page else None
+            if page is not None:
+                terminal.note(f"the page is at {page.address}")
             captioning = Captioning(
                 clips=from_messages(out / "samples" / "truth.jsonl"),
                 model=model_name(settings.model),
@@ -95,15 +102,19 @@ def demo(
             except Unsupported as error:
                 answer = None
                 terminal.note(f"not asked through the gateway: {error}")
+            rows = captioning.ordered()
+            Console().print(_table(captioning))
+            Console().print(f"{sum(map(bool, map(right, rows)))} of {len(rows)} match the truth\n")
+            if answer is not None:
+                Console().print(_asked(answer))
+            console.print(batch.closing_table(summary))
+            terminal.note(f"\ncaptions: {captions}\nreport:   {report}")
+            if page is not None:
+                terminal.note(f"page:     {page.address} until Ctrl-C")
+                with suppress(KeyboardInterrupt):
+                    page.wait()
             if keep:
                 stack.pop_all()
-        rows = captioning.ordered()
-        Console().print(_table(captioning))
-        Console().print(f"{sum(map(bool, map(right, rows)))} of {len(rows)} match the truth\n")
-        if answer is not None:
-            Console().print(_asked(answer))
-        console.print(batch.closing_table(summary))
-        terminal.note(f"\ncaptions: {captions}\nreport:   {report}")
         if keep:
             processes = " ".join(str(one.pid) for one in reversed(stage.started))
             terminal.note(

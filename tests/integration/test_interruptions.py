@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 from commands import invoke, living, start
@@ -126,3 +128,20 @@ def test_demo_stops_what_it_started_on_ctrl_c(tmp_path: Path, eventually: Callab
         process.kill()
     assert process.returncode == 130 and "Traceback" not in errors
     assert not living(folder) and not Path(folder).exists()
+
+
+def test_demo_shows_its_captions_on_a_page_until_ctrl_c(tmp_path: Path, eventually: Callable[..., None]) -> None:
+    out = tmp_path / "demo"
+    process = start("demo", "--count", 5, "--page", "--out", out)
+    try:
+        eventually((out / "report.html").exists, 90)
+        found = re.search(r"the page is at (\S+)", (out / "page.log").read_text())
+        assert found
+        eventually(lambda: httpx.get(found[1]).text.count('<li class="card"') >= 5)
+        folder = (out / "server.log").read_text().split("unix://")[1].split("/redis.sock")[0]
+        process.send_signal(signal.SIGINT)
+        shown, errors = process.communicate(timeout=40)
+    finally:
+        process.kill()
+    assert process.returncode in {0, 130} and "Traceback" not in errors
+    assert not living(folder) and not living(str(out / "captions.db"))

@@ -19,6 +19,7 @@ from gateways import gateway_thread, key_file
 
 from sailq.producer.archive.store import Archive
 from sailq.producer.client import Client
+from sailq.producer.gateway.page import texts
 from sailq.producer.samples import write_samples
 from sailq.shared import keys
 from sailq.shared.connection import connect
@@ -252,10 +253,18 @@ def test_other_sites_cannot_ask(asked_page: httpx.Client) -> None:
 
 
 def test_the_fleet_at_a_glance(asked_page: httpx.Client) -> None:
-    assert re.sub("<[^>]+>", "", asked_page.get("/page/fleet").text).split()[:2] == ["1", "boxes"]
+    assert re.sub("<[^>]+>", "", asked_page.get("/page/fleet").text).split()[:2] == ["Boxes", "1"]
 
 
 def test_a_fleet_without_boxes(browser: httpx.Client) -> None:
     assert "No worker is up." in browser.get("/page/fleet").text
     shown = browser.get("/page/fleet", headers={"Accept-Language": "zh"}).text
     assert "没有工作进程在运行。" in shown
+
+
+def test_each_text_of_the_page_has_a_chinese_one() -> None:
+    folder = Path(texts.__file__).with_name("templates")
+    used = {text for file in folder.iterdir() for text in re.findall(r"""t\(["']([^"']+)["']\)""", file.read_text())}
+    used |= {label for label in re.findall(r'\("([A-Z][^"]+)", caption', (folder / "caption.html").read_text())}
+    used |= {label for label in re.findall(r'"((?:Any|Last) \w+)"', (folder / "captions.html").read_text())}
+    assert used | {"No worker is up."} == {*texts.CHINESE}

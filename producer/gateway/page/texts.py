@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 CHINESE = {
-    "boxes": "台设备",
-    "slots": "槽位",
-    "tokens/s": "token/秒",
-    "waiting": "等待中",
+    "Boxes": "设备",
+    "Slots": "槽位",
+    "Tokens/s": "token/秒",
+    "Waiting": "等待中",
     "Fleet": "设备",
     "No worker is up.": "没有工作进程在运行。",
     "Ask about a file": "就文件提问",
