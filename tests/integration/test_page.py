@@ -253,13 +253,23 @@ def test_other_sites_cannot_ask(asked_page: httpx.Client) -> None:
 
 
 def test_the_fleet_at_a_glance(asked_page: httpx.Client) -> None:
-    assert re.sub("<[^>]+>", "", asked_page.get("/page/fleet").text).split()[:2] == ["Boxes", "1"]
+    assert fleet(asked_page.get("/").text)[:2] == ["Boxes", "1"]
+    with asked_page.stream("GET", "/page/events") as events:
+        lines = events.iter_lines()
+        while next(lines) != "event: fleet":
+            pass
+        told = json.loads(next(lines).removeprefix("data: "))
+    assert re.sub("<[^>]+>", "", told["zh"]).split()[:2] == ["设备", "1"]
+
+
+def fleet(page: str) -> list[str]:
+    """The words of the line about the fleet."""
+    return re.sub("<[^>]+>", "", page.partition('id="fleet"')[2].partition(">")[2].partition("</p>")[0]).split()
 
 
 def test_a_fleet_without_boxes(browser: httpx.Client) -> None:
-    assert "No worker is up." in browser.get("/page/fleet").text
-    shown = browser.get("/page/fleet", headers={"Accept-Language": "zh"}).text
-    assert "没有工作进程在运行。" in shown
+    assert fleet(browser.get("/").text) == ["No", "worker", "is", "up."]
+    assert fleet(browser.get("/", headers={"Accept-Language": "zh"}).text) == ["没有工作进程在运行。"]
 
 
 def test_each_text_of_the_page_has_a_chinese_one() -> None:

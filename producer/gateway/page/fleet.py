@@ -19,13 +19,15 @@ _SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Glance:
-    """The state of the fleet. `problem`: a sentence; empty if nothing is wrong."""
+    """The state of the fleet. `models`: the names that workers serve. `problem`: a sentence; empty if nothing is
+    wrong."""
 
     workers: int = 0
     slots: int = 0
     running: int = 0
     waiting: int = 0
     tokens_per_second: float = 0.0
+    models: tuple[str, ...] = ()
     problem: str = ""
 
 
@@ -58,5 +60,7 @@ def _look(connection: redis.Redis) -> Glance:
             waiting = sum(pipeline.execute())
     return Glance(
         len(workers), sum(worker.slots for worker in workers), sum(worker.running for worker in workers), waiting,
-        sum(worker.tokens_per_second for worker in workers), "" if workers else "No worker is up.",
+        sum(worker.tokens_per_second for worker in workers),
+        tuple(sorted({name for worker in workers for name in worker.names})),
+        "" if workers else "No worker is up.",
     )

@@ -1,4 +1,4 @@
-"""New captions, sent to all open pages."""
+"""Events, sent to all open pages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ _QUIET_SECONDS = 10.0
 
 
 class Live:
-    """Events for the open pages. `publish` is called from the archive's thread, all else in the event loop."""
+    """Server-sent events for the open pages. Each is made once for all of them.
+
+    `publish` is called from the archive's thread, all else in the event loop.
+    """
 
     def __init__(self, render: Callable[[Caption], bytes]) -> None:
-        """`render`: the event of a caption. It is rendered once for all pages."""
+        """`render`: the event of a caption."""
         self._render = render
         self._pages: set[asyncio.Queue[bytes]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -37,9 +40,14 @@ class Live:
         if self._pages and self._loop is not None and captions:
             events = [self._render(caption) for caption in captions[-_BEHIND:]]
             with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._send, events)
+                self._loop.call_soon_threadsafe(self.send, events)
 
-    def _send(self, events: Sequence[bytes]) -> None:
+    @property
+    def watched(self) -> bool:
+        """Whether any page is open."""
+        return bool(self._pages)
+
+    def send(self, events: Sequence[bytes]) -> None:
         for queue in self._pages:
             for event in events:
                 _put(queue, event)

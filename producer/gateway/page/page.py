@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
+import redis
+
 from sailq.shared.connection import connect
 from sailq.shared.settings import Settings
 
@@ -20,6 +22,8 @@ from .live import Live
 from .sessions import Sessions
 from .views import Views
 
+_FLEET_SECONDS = 5.0
+
 
 class Page:
     """Archives results while the gateway runs, and shows them."""
@@ -30,7 +34,7 @@ class Page:
         self._lock = WriterLock(path)
         self._path, self._retention = path, retention
         self.views, self.sessions = Views(), Sessions(keys)
-        self.live, self.fleet = Live(self.views.event), Fleet()
+        self.live, self.fleet = Live(self.views.caption_event), Fleet()
 
     def archive(self) -> Archive:
         """A connection for one request."""
@@ -48,8 +52,18 @@ class Page:
         ):
             archiver = Archiver(connection, archive, self._retention, self.live.publish)
             archiving = asyncio.create_task(asyncio.to_thread(archiver.run, stop))
+            watching = asyncio.create_task(self._watch(connection))
             try:
                 yield
             finally:
+                watching.cancel()
                 stop.set()
                 await archiving
+
+    async def _watch(self, connection: redis.Redis) -> None:
+        """Tells open pages of the fleet."""
+        while True:
+            await asyncio.sleep(_FLEET_SECONDS)
+            if self.live.watched:
+                glance = await asyncio.to_thread(self.fleet.glance, connection)
+                self.live.send([self.views.fleet_event(glance)])

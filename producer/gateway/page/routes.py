@@ -18,7 +18,6 @@ from sailq.shared.frames import read_jpegs
 from sailq.shared.jobs import parse
 from sailq.shared.media.messages import Prepared
 from sailq.shared.validation import StrictModel
-from sailq.shared.workers import WorkerInfo, live_workers
 
 from ...archive.store import Archive, Caption
 from ...archive.times import read_time
@@ -98,11 +97,11 @@ def captions(
             text, camera=camera or None, since=_since(since), failed=bool(failed), before=before, limit=_LIMIT
         )
         cameras = opened.cameras()
-    models = sorted({model for worker in _workers(request) for model in worker.names})
+    fleet = page_of(request).fleet.glance(state_of(request).connection)
     given = {name: value for name, value in asked.items() if value}
     older = "/?" + urlencode({**given, "before": found[-1].id}) if len(found) == _LIMIT else ""
     return _html(
-        request, "captions.html", caller, captions=found, cameras=cameras, models=models, older=older,
+        request, "captions.html", caller, captions=found, cameras=cameras, fleet=fleet, older=older,
         asked={**asked, "before": before, "filtered": bool(given)},
     )
 
@@ -171,13 +170,6 @@ async def _streamed(request: Request, caller: Caller, asked: ChatRequest, prepar
     return await EventStream.begun(request, chat.pieces(ticket))
 
 
-@router.get("/page/fleet")
-def fleet(request: Request, caller: Viewer) -> Response:
-    page, language = page_of(request), language_of(request.headers.get("accept-language", ""))
-    glance = page.fleet.glance(state_of(request).connection)
-    return HTMLResponse(page.views.page("fleet.html", language, fleet=glance), headers=_HEADERS)
-
-
 @router.get("/page/static/{name}")
 def asset(name: str) -> Response:
     if name not in _STATIC:
@@ -212,13 +204,6 @@ async def login_page(request: Request, error: Exception) -> Response:
     if request.url.path == "/" or request.url.path.startswith("/page/captions/"):
         return RedirectResponse("/page/login", 303, _HEADERS)
     return Response(status_code=401, headers=_HEADERS)
-
-
-def _workers(request: Request) -> list[WorkerInfo]:
-    try:
-        return live_workers(state_of(request).connection)
-    except SailqError:
-        return []  # the fleet's line says so
 
 
 def _since(text: str) -> float | None:

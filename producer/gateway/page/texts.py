@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+LANGUAGES = ("en", "zh")
 CHINESE = {
     "Boxes": "设备",
     "Slots": "槽位",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ...archive.store import Caption
 from ...captioning.batch import number, seconds
-from .texts import translator
+from .fleet import Glance
+from .texts import LANGUAGES, translator
 
 _CARD_CHARACTERS = 600
 """The most characters of a caption on a card. The clip's own view has all."""
@@ -30,14 +31,19 @@ class Views:
     def page(self, template: str, language: str, **values: Any) -> str:
         return self._environment.get_template(template).render(t=translator(language), language=language, **values)
 
-    def cards(self, captions: Sequence[Caption], language: str) -> str:
-        return self.page("cards.html", language, captions=captions)
-
-    def event(self, caption: Caption) -> bytes:
+    def caption_event(self, caption: Caption) -> bytes:
         """The server-sent event of a new caption, with its card in each language."""
-        cards = {language: self.cards([caption], language) for language in ("en", "zh")}
-        data = {"id": caption.id, "camera": caption.camera, "failed": caption.error is not None, "html": cards}
-        return f"event: caption\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+        cards = {language: self.page("cards.html", language, captions=[caption]) for language in LANGUAGES}
+        return _event("caption", {
+            "id": caption.id, "camera": caption.camera, "failed": caption.error is not None, "html": cards,
+        })
+
+    def fleet_event(self, fleet: Glance) -> bytes:
+        return _event("fleet", {language: self.page("fleet.html", language, fleet=fleet) for language in LANGUAGES})
+
+
+def _event(name: str, data: Any) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
 
 
 def _moment(time: float) -> Mapping[str, str]:

@@ -38,6 +38,9 @@ function follow(cards) {
     while (cards.children.length > MOST_CARDS) cards.lastElementChild.remove();
     document.getElementById("empty")?.remove();
   });
+  events.addEventListener("fleet", (event) => {
+    document.getElementById("fleet").innerHTML = JSON.parse(event.data)[language];
+  });
   let lost = false;
   events.addEventListener("error", () => { lost = true; state.textContent = state.dataset.offline; });
   events.addEventListener("open", () => {
@@ -140,21 +143,9 @@ function askAboutClip(form) {
   again.addEventListener("click", () => ask(form, form.dataset.url, {}, again.textContent));
 }
 
-async function showFleet(line) {
-  if (!document.hidden) {
-    try {
-      const response = await fetch("/page/fleet");
-      if (response.ok) line.innerHTML = await response.text();  // made by the gateway's templates
-    } catch { /* the line of the stream says that the gateway is away */ }
-  }
-  setTimeout(showFleet, 5000, line);
-}
-
 localTimes(document);
 const dialog = document.getElementById("ask"), clip = document.getElementById("clip-form");
-const fleet = document.getElementById("fleet");
 if (dialog) askAboutFiles(dialog);
 if (clip) askAboutClip(clip);
-if (fleet) showFleet(fleet);
 const cards = document.getElementById("cards");
 if (cards) follow(cards);
