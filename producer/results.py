@@ -36,10 +36,12 @@ class EndedJob:
     """One entry of the stream.
 
     Attributes:
-        job: what was asked; None where RQ's `enqueue` wrote it in another form, or where it cannot be read.
-        clips: digests of its clips, which the server holds for ten minutes after the job's end.
+        position: of this entry.
+        job: what was asked; None where RQ's `enqueue` wrote it in another form, and for a very long one.
+        clips: digests of its clips. The server holds them until an archive has taken them, for ten minutes at most.
     """
 
+    position: Position
     result: Result
     job: Job | None
     clips: tuple[str, ...]
@@ -60,10 +62,12 @@ class ResultsReader:
         Entries that cannot be read are logged and left out. Raises redis-py's errors."""
         self._check()
         found = self._connection.xread({keys.RESULTS: self.position.entry}, most, max(1, round(1000 * seconds)))
-        entries = found[0][1] if found else []
-        if entries:
-            self.position = Position(entries[-1][0].decode(), self.position.count + len(entries))
-        return [ended for _, fields in entries if (ended := _read(fields)) is not None]
+        ended = []
+        for entry, fields in found[0][1] if found else ():
+            self.position = Position(entry.decode(), self.position.count + 1)
+            if (one := _read(fields, self.position)) is not None:
+                ended.append(one)
+        return ended
 
     def _check(self) -> None:
         """Creates the stream if it is not there, counts lost entries, and reads a stream anew that has lost its end."""
@@ -75,8 +79,11 @@ class ResultsReader:
             with self._connection.pipeline(transaction=True) as pipeline:
                 pipeline.xadd(keys.RESULTS, {"job": ""}, id="0-1")
                 pipeline.xdel(keys.RESULTS, "0-1")
-                with suppress(redis.ResponseError):  # another reader has just created it
+                try:
                     pipeline.execute()
+                except redis.ResponseError as error:
+                    if "equal or smaller" not in str(error):  # another reader has just created it
+                        raise
             self.position = Position("0-1", 1)
             return
         last, added, length = state["last-generated-id"].decode(), state["entries-added"], state["length"]
@@ -90,7 +97,7 @@ class ResultsReader:
                          lost, keys.RESULTS)
 
 
-def _read(fields: Mapping[bytes, bytes]) -> EndedJob | None:
+def _read(fields: Mapping[bytes, bytes], position: Position) -> EndedJob | None:
     name = fields.get(b"job", b"").decode(errors="replace")
     try:
         result = decode(Result, fields.get(b"result", b""))
@@ -100,7 +107,7 @@ def _read(fields: Mapping[bytes, bytes]) -> EndedJob | None:
     job = None
     with suppress(SailqError):
         job = read_job(result.job, queue_of(fields), fields)
-    return EndedJob(result, job, tuple(fields.get(b"clips", b"").decode(errors="replace").split()))
+    return EndedJob(position, result, job, tuple(fields.get(b"clips", b"").decode(errors="replace").split()))
 
 
 def _number(entry: str) -> tuple[int, int]:

@@ -17,13 +17,16 @@ from sailq.shared.connection import server_errors
 from sailq.shared.errors import BadRequest, SailqError
 from sailq.shared.scripts import script
 
-from ..results import EndedJob, ResultsReader
+from ..results import EndedJob, Position, ResultsReader
+from .caption import Caption, Entry
 from .entries import entry_of
 from .retention import Retention, trim
-from .store import Archive, Caption
+from .store import Archive
 
 _WAIT_SECONDS = 1.0
 """How long one read waits for new results."""
+_BATCH_BYTES = 32 * 2**20
+"""Bytes of clips after which a transaction ends, so that a step takes little memory."""
 _PAUSE_SECONDS = 1.0
 """The pause after an error: the server does not answer, or the disk is full."""
 _log = logging.getLogger("sailq.archive")
@@ -55,9 +58,10 @@ class Archiver:
                 if self.failing:
                     _log.info("results are archived again")
                 self.failing = False
-            except SailqError as error:
+            except Exception as error:  # whatever it is, the next step may succeed
                 if not self.failing:
-                    _log.warning("no results are archived for now: %s", error)
+                    unknown = not isinstance(error, SailqError)
+                    _log.warning("no results are archived for now: %s", error, exc_info=unknown)
                 self.failing = True
                 self._reader = ResultsReader(self._connection, self._archive.position)
                 stop.wait(_PAUSE_SECONDS)
@@ -65,30 +69,53 @@ class Archiver:
     def step(self, seconds: float) -> int:
         """Archives the next results; waits up to `seconds` for the first. Returns how many were new. Raises
         SailqError."""
-        before = self._reader.position
+        before, new = self._reader.position, 0
         with server_errors(self._connection):
             ended = self._reader.read(seconds)
-            clips = self._clips(ended)
-        new: Sequence[Caption] = []
-        if self._reader.position != before:
-            new = self._archive.add([entry_of(one, clips) for one in ended], self._reader.position)
-            self._told(new)
-            with server_errors(self._connection):
-                self._free(args=[word for one in ended if one.clips for word in (one.result.job, " ".join(one.clips))])
+        entries: list[Entry] = []
+        read: list[EndedJob] = []
+        for one in ended:
+            entry = self._entry(one)
+            entries += [entry] if entry is not None else []
+            read.append(one)
+            if sum(len(clip) for entry in entries for clip in entry.clips.values()) > _BATCH_BYTES:
+                new += self._store(entries, read, one.position)
+                entries, read = [], []
+        if self._reader.position != before:  # there may be entries after the last one that could be read
+            new += self._store(entries, read, self._reader.position)
         trim(self._archive, self._retention, time.time())
+        return new
+
+    def _entry(self, ended: EndedJob) -> Entry | None:
+        """None for a result that cannot be archived, which is logged: other programs may have written it."""
+        with server_errors(self._connection):
+            clips = self._clips(ended.clips)
+        try:
+            return entry_of(ended, clips)
+        except Exception:
+            _log.exception("the result of job %r cannot be archived", ended.result.job)
+            return None
+
+    def _store(self, entries: Sequence[Entry], read: Sequence[EndedJob], position: Position) -> int:
+        new = self._archive.add(entries, position)
+        self._told(new)
+        with server_errors(self._connection):
+            self._free(args=[word for one in read if one.clips for word in (one.result.job, " ".join(one.clips))])
         return len(new)
 
-    def _clips(self, ended: Sequence[EndedJob]) -> dict[str, bytes]:
-        """The clips of these jobs that are on the server, but not in the archive."""
-        digests = list(dict.fromkeys(digest for one in ended for digest in one.clips))
-        known = self._archive.known_clips(digests)
-        found = {digest: self._archive.clip(digest) for digest in known}
-        wanted = [digest for digest in digests if digest not in known]
-        with self._connection.pipeline(transaction=False) as pipeline:
-            for digest in wanted:
-                pipeline.hget(keys.clip(digest), "data")
-            found.update(zip(wanted, pipeline.execute(), strict=True))
-        return {digest: data for digest, data in found.items() if data is not None}
+    def _clips(self, digests: Sequence[str]) -> dict[str, bytes]:
+        """Those of these clips that are in the archive or on the server."""
+        found: dict[str, bytes] = {}
+        for digest in digests:
+            data = self._archive.clip(digest)
+            if data is None:
+                try:
+                    data = self._connection.hget(keys.clip(digest), "data")
+                except redis.ResponseError as error:  # the key is not a hash, or this user may not read it
+                    _log.warning("the clip %s cannot be read: %s", digest, error)
+            if data is not None:
+                found[digest] = data
+        return found
 
 
 class WriterLock:
@@ -99,6 +126,7 @@ class WriterLock:
 
     def __init__(self, path: Path) -> None:
         """Raises BadRequest if another process archives to the file."""
+        path = path.resolve()
         name = path.with_name(f"{path.name}-writer")
         try:
             self._descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

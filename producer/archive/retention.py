@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .store import Archive, Caption
+from .store import Archive
 
 _STEP = 100
 """Captions that are deleted in one transaction, so that new ones do not wait."""
 _PAGES = 2_000
+"""Pages that are given back to the disk at a time: 8 MB."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Retention:
     """What an archive keeps.
 
     Attributes:
-        seconds: age at which a caption is deleted; None: never.
+        seconds: time after its job's end at which a caption is deleted; None: never.
         bytes: most bytes of the file's contents; None: no limit. Beyond it, the frames of the oldest clips are deleted,
             and when there are no more frames, the oldest captions with their thumbnails.
     """
@@ -36,33 +36,28 @@ def trim(archive: Archive, retention: Retention, now: float) -> int:
 
     `now`: seconds since the epoch.
     """
+    archive.shrink(_PAGES)
     expired = [] if retention.seconds is None else archive.oldest(_STEP, now - retention.seconds)
     if expired:
-        _delete(archive, expired)
+        archive.delete(expired)
         return len(expired)
     if retention.bytes is None or archive.bytes <= retention.bytes:
         return 0
-    if not (shown := archive.oldest_with_clips(_STEP)):
-        oldest = archive.oldest(_STEP)
-        _delete(archive, oldest)
-        return len(oldest)
-    with archive.transaction():
-        for caption in shown:
-            archive.forget_clips(caption)
-    archive.shrink(_PAGES)
-    return len(shown)
+    if shown := archive.oldest_with_clips(_STEP):
+        archive.forget_clips(shown)
+        return len(shown)
+    oldest = archive.oldest(_STEP)
+    archive.delete(oldest)
+    return len(oldest)
 
 
 def delete_camera(archive: Archive, camera: str) -> int:
-    """Deletes all that is stored of a camera. Returns the number of captions. Raises SailqError."""
+    """Deletes all that is stored of a camera, also its words in the index. Returns the number of captions. Raises
+    SailqError."""
     deleted = 0
-    while captions := archive.search(camera=camera, limit=_STEP):
-        _delete(archive, captions)
-        deleted += len(captions)
-    return deleted
-
-
-def _delete(archive: Archive, captions: Sequence[Caption]) -> None:
-    with archive.transaction():
+    while captions := archive.of_camera(camera, _STEP):
         archive.delete(captions)
+        deleted += len(captions)
+    archive.forget_words()
     archive.shrink(_PAGES)
+    return deleted

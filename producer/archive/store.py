@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sailq.shared.errors import BadRequest, SailqError
 
 from ..results import Position
 from . import words
+from .caption import COLUMNS, Caption, Entry, from_row, to_row
 
 _VERSION = 1
 _BUSY_SECONDS = 30.0
@@ -24,14 +25,19 @@ CREATE TABLE captions (
     finished REAL NOT NULL, camera TEXT NOT NULL, source TEXT NOT NULL, question TEXT NOT NULL,
     text TEXT NOT NULL, reasoning TEXT NOT NULL, finish_reason TEXT NOT NULL, error TEXT,
     model TEXT NOT NULL, worker TEXT NOT NULL, device TEXT NOT NULL,
-    timings TEXT NOT NULL, usage TEXT NOT NULL, tokens_per_second REAL, metadata TEXT NOT NULL, media TEXT NOT NULL,
+    timings TEXT NOT NULL, usage TEXT NOT NULL, tokens_per_second REAL, metadata TEXT NOT NULL,
+    messages TEXT NOT NULL, media TEXT NOT NULL,
     UNIQUE (job, finished));
+CREATE INDEX by_end ON captions (finished);
 CREATE INDEX by_camera ON captions (camera, id);
 CREATE INDEX by_failure ON captions (id) WHERE error IS NOT NULL;
-CREATE VIRTUAL TABLE words USING fts5 (text, tags, content='', tokenize="porter unicode61 remove_diacritics 2");
+CREATE VIRTUAL TABLE words USING fts5 (text, tags, tokenize="porter unicode61 remove_diacritics 2");
 CREATE TABLE thumbnails (caption INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
 CREATE TABLE clips (digest TEXT PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE clip_uses (caption INTEGER NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (caption, digest)) WITHOUT ROWID;
+CREATE TABLE clip_uses (
+    finished REAL NOT NULL, caption INTEGER NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (finished, caption, digest)
+) WITHOUT ROWID;
+CREATE INDEX uses_of_caption ON clip_uses (caption);
 CREATE INDEX uses_of_clip ON clip_uses (digest);
 CREATE TABLE progress (entry TEXT NOT NULL, count INTEGER NOT NULL);
 INSERT INTO progress VALUES ('0-0', 0);
@@ -40,61 +46,8 @@ _FIRST, _LAST = 0, 2**62
 """All ids are between these two."""
 _FAILED = "0"
 """The tag of a caption that has an error. The others have only that of their camera."""
-_JSON = {"error", "timings", "usage", "metadata", "media"}
-
-
-@dataclass(frozen=True)
-class Caption:
-    """How one job ended.
-
-    Attributes:
-        id: its time in microseconds since the epoch, made unique. Captions are ordered by it.
-        finished: when it ended, in seconds since the epoch by the server's clock.
-        camera, source, question: empty if the job does not say.
-        error: `code` and `message`; None if there is an answer.
-        timings, usage: as in `Result`.
-        media: of each image and video its `type`, `frames`, `height`, `width`, `times` (seconds), `fps` and `blob` (the
-            digest of its clip).
-    """
-
-    id: int
-    job: str
-    conversation: str
-    turn: int
-    finished: float
-    camera: str
-    source: str
-    question: str
-    text: str
-    reasoning: str
-    finish_reason: str
-    error: dict[str, str] | None
-    model: str
-    worker: str
-    device: str
-    timings: dict[str, float | None]
-    usage: dict[str, int]
-    tokens_per_second: float | None
-    metadata: dict[str, Any]
-    media: Sequence[dict[str, Any]]
-
-    @property
-    def time(self) -> float:
-        """Seconds since the epoch: when the clip was taken, if the job says so, else when it was submitted."""
-        return self.id / 1e6
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A caption to be stored. `caption.id` may be taken: the next free one is used. `clips`: bytes by digest."""
-
-    caption: Caption
-    thumbnail: bytes | None
-    clips: dict[str, bytes]
-
-
-_NAMES = [field.name for field in fields(Caption)]
-_COLUMNS = ", ".join(_NAMES)
+_CAMERAS = 500
+"""The most names of cameras that are listed."""
 
 
 class Archive:
@@ -109,8 +62,12 @@ class Archive:
             raise BadRequest(f"There is no archive {path}: `sailq archive --file {path}` makes it.")
         self.path = path
         try:
+            if create:
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # nobody else's to read
             self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._open(create)
+        except OSError as error:
+            raise BadRequest(f"{path} cannot be opened as an archive: {error.strerror}.") from None
         except sqlite3.Error as error:
             raise BadRequest(f"{path} cannot be opened as an archive: {error}.") from None
 
@@ -127,7 +84,8 @@ class Archive:
             version = self._version()
         if version != _VERSION:
             raise BadRequest(f"{self.path} is not an archive of this version of sailq.")
-        # A power failure may undo the last transactions. They are then read again from the server.
+        # A power failure may undo the last transactions. Their results are then read again from the server.
+        self._db.execute("PRAGMA secure_delete = ON")
         self._db.execute("PRAGMA synchronous = NORMAL")
 
     def _version(self) -> int:
@@ -160,7 +118,10 @@ class Archive:
         try:
             return self._db.execute(statement, values).fetchall()
         except sqlite3.Error as error:
-            raise SailqError(f"The archive {self.path} cannot be used: {error}.") from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: sqlite3.Error) -> SailqError:
+        return SailqError(f"The archive {self.path} cannot be used: {error}.")
 
     @property
     def position(self) -> Position:
@@ -177,7 +138,7 @@ class Archive:
                 caption = self._insert(entry.caption)
                 if caption is not None:
                     new.append(caption)
-                    self._add_pictures(caption.id, entry)
+                    self._add_pictures(caption, entry)
             if position is not None:
                 self._run("UPDATE progress SET entry = ?, count = ?", (position.entry, position.count))
         return new
@@ -187,12 +148,12 @@ class Archive:
         if self._run(known, (caption.job, caption.finished)):
             return None
         free = self._free_id(caption.id)
-        values = {**vars(caption), "id": free}
-        places = ", ".join("?" * len(_NAMES))
-        row = [_stored(name, values[name]) for name in _NAMES]
-        self._run(f"INSERT INTO captions ({_COLUMNS}) VALUES ({places})", row)
-        self._run("INSERT INTO words (rowid, text, tags) VALUES (?, ?, ?)", (free, *_words(caption)))
-        return Caption(**values)
+        caption = replace(caption, id=free)
+        places = ", ".join("?" * len(COLUMNS))
+        self._run(f"INSERT INTO captions ({', '.join(COLUMNS)}) VALUES ({places})", to_row(caption))
+        tags = words.exact(caption.camera) + ("" if caption.error is None else f" {_FAILED}")
+        self._run("INSERT INTO words (rowid, text, tags) VALUES (?, ?, ?)", (free, words.indexed(caption.text), tags))
+        return caption
 
     def _free_id(self, wanted: int) -> int:
         """`wanted`, or an id after all others of the second that follows it: many clips may be of one time."""
@@ -203,17 +164,12 @@ class Archive:
             end += 1_000_000
         return int(last) + 1
 
-    def _add_pictures(self, caption: int, entry: Entry) -> None:
+    def _add_pictures(self, caption: Caption, entry: Entry) -> None:
         if entry.thumbnail is not None:
-            self._run("INSERT INTO thumbnails VALUES (?, ?)", (caption, entry.thumbnail))
+            self._run("INSERT INTO thumbnails VALUES (?, ?)", (caption.id, entry.thumbnail))
         for digest, data in entry.clips.items():
             self._run("INSERT OR IGNORE INTO clips VALUES (?, ?)", (digest, data))
-            self._run("INSERT OR IGNORE INTO clip_uses VALUES (?, ?)", (caption, digest))
-
-    def known_clips(self, digests: Iterable[str]) -> set[str]:
-        """Those of these clips that are stored."""
-        found = (self._run("SELECT digest FROM clips WHERE digest = ?", (digest,)) for digest in digests)
-        return {row[0] for rows in found for row in rows}
+            self._run("INSERT OR IGNORE INTO clip_uses VALUES (?, ?, ?)", (caption.finished, caption.id, digest))
 
     def search(
         self, text: str = "", *, camera: str | None = None, since: float | None = None, until: float | None = None,
@@ -244,7 +200,7 @@ class Archive:
         return self._captions(f"WHERE id IN ({matches}) ORDER BY id DESC", [wanted, first, last, limit])
 
     def _captions(self, where: str, values: Sequence[Any]) -> list[Caption]:
-        return [_read(row) for row in self._run(f"SELECT {_COLUMNS} FROM captions {where}", values)]
+        return [from_row(row) for row in self._run(f"SELECT {', '.join(COLUMNS)} FROM captions {where}", values)]
 
     def get(self, caption: int) -> Caption | None:
         return next(iter(self._captions("WHERE id = ?", [caption])), None)
@@ -258,11 +214,11 @@ class Archive:
         return self._bytes("SELECT data FROM clips WHERE digest = ?", digest)
 
     def cameras(self) -> list[str]:
-        """The names of all cameras."""
-        step = """WITH RECURSIVE names (name) AS (SELECT min(camera) FROM captions UNION ALL
+        """The names of cameras, in alphabetical order; 500 at most."""
+        step = """WITH RECURSIVE names (name) AS (SELECT min(camera) FROM captions WHERE camera > '' UNION ALL
             SELECT (SELECT min(camera) FROM captions WHERE camera > name) FROM names WHERE name IS NOT NULL)
-            SELECT name FROM names WHERE name > ''"""
-        return [name for (name,) in self._run(step)]
+            SELECT name FROM names WHERE name IS NOT NULL LIMIT ?"""
+        return [name for (name,) in self._run(step, (_CAMERAS,))]
 
     def _bytes(self, query: str, value: int | str) -> bytes | None:
         found = self._one(query, value)
@@ -272,59 +228,65 @@ class Archive:
         found = self._run(query, values)
         return found[0][0] if found else None
 
-    def delete(self, captions: Iterable[Caption]) -> None:
-        """Deletes captions with their pictures. Call it in a `transaction`."""
-        for caption in captions:
-            self._run("INSERT INTO words (words, rowid, text, tags) VALUES ('delete', ?, ?, ?)",
-                             (caption.id, *_words(caption)))
-            self._run("DELETE FROM captions WHERE id = ?", (caption.id,))
-            self._run("DELETE FROM thumbnails WHERE caption = ?", (caption.id,))
-            self.forget_clips(caption.id)
+    def delete(self, captions: Iterable[int]) -> None:
+        """Deletes captions with their pictures, by their ids. Another process may have deleted them meanwhile."""
+        with self.transaction():
+            for caption in captions:
+                for statement in ("captions WHERE id", "words WHERE rowid", "thumbnails WHERE caption"):
+                    self._run(f"DELETE FROM {statement} = ?", (caption,))
+                self._forget_clips(caption)
 
-    def forget_clips(self, caption: int) -> None:
-        """Deletes the clips that only this caption shows. Call it in a `transaction`."""
-        used = "SELECT digest FROM clip_uses WHERE caption = ?"
-        for (digest,) in self._run(used, (caption,)):
-            self._run("DELETE FROM clip_uses WHERE caption = ? AND digest = ?", (caption, digest))
+    def forget_clips(self, captions: Iterable[int]) -> None:
+        """Deletes the clips that only these captions show."""
+        with self.transaction():
+            for caption in captions:
+                self._forget_clips(caption)
+
+    def _forget_clips(self, caption: int) -> None:
+        used = self._run("SELECT digest FROM clip_uses WHERE caption = ?", (caption,))
+        self._run("DELETE FROM clip_uses WHERE caption = ?", (caption,))
+        for (digest,) in used:
             if not self._one("SELECT 1 FROM clip_uses WHERE digest = ?", digest):
                 self._run("DELETE FROM clips WHERE digest = ?", (digest,))
 
-    def oldest(self, count: int, until: float = float("inf")) -> list[Caption]:
-        """`until`: seconds since the epoch, excluded."""
-        return self._captions("WHERE id < ? ORDER BY id LIMIT ?", [_microseconds(until), count])
+    def oldest(self, count: int, until: float = float("inf")) -> list[int]:
+        """Ids of the captions that ended first. `until`: seconds since the epoch, excluded."""
+        ids = "SELECT id FROM captions WHERE finished < ? ORDER BY finished LIMIT ?"
+        return [one for (one,) in self._run(ids, (until, count))]
 
     def oldest_with_clips(self, count: int) -> list[int]:
+        """Ids of the captions that ended first among those whose clips are stored."""
+        ids = "SELECT caption FROM clip_uses GROUP BY finished, caption ORDER BY finished, caption LIMIT ?"
+        return [one for (one,) in self._run(ids, (count,))]
+
+    def of_camera(self, camera: str, count: int) -> list[int]:
         """Ids of captions."""
-        return [one for (one,) in self._run("SELECT DISTINCT caption FROM clip_uses LIMIT ?", (count,))]
+        return [one for (one,) in self._run("SELECT id FROM captions WHERE camera = ? LIMIT ?", (camera, count))]
+
+    def forget_words(self) -> None:
+        """Removes the words of deleted captions from the file. The index marks them as deleted and keeps them."""
+        self._run("INSERT INTO words (words) VALUES ('optimize')")
 
     @property
     def bytes(self) -> int:
         """What all that is stored takes of the file. The file may be larger."""
-        pages, free, size = (self._one(f"PRAGMA {name}") for name in ("page_count", "freelist_count", "page_size"))
-        return int((pages - free) * size)
+        pages, free, size = self._pages()
+        return (pages - free) * size
 
     def shrink(self, most_pages: int) -> None:
-        """Gives unused space back to the disk."""
-        self._run(f"PRAGMA incremental_vacuum({most_pages})")
+        """Gives unused pages back to the disk if they are over a tenth of the file. New captions use the others."""
+        pages, free, _ = self._pages()
+        if free > pages // 10:
+            try:
+                self._db.executescript(f"PRAGMA incremental_vacuum({most_pages})")  # `execute` would free one page
+            except sqlite3.Error as error:
+                raise self._unusable(error) from error
+
+    def _pages(self) -> tuple[int, int, int]:
+        """(pages of the file, unused ones among them, bytes of a page)"""
+        pages, free, size = (self._one(f"PRAGMA {name}") for name in ("page_count", "freelist_count", "page_size"))
+        return pages, free, size
 
 
 def _microseconds(seconds: float) -> int:
     return round(max(_FIRST, min(_LAST, seconds * 1e6)))
-
-
-def _words(caption: Caption) -> tuple[str, str]:
-    """What the index gets of a caption: its text and its tags."""
-    return words.indexed(caption.text), words.exact(caption.camera) + ("" if caption.error is None else f" {_FAILED}")
-
-
-def _stored(name: str, value: Any) -> Any:
-    if name in _JSON:
-        return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return value
-
-
-def _read(row: Sequence[Any]) -> Caption:
-    values = dict(zip(_NAMES, row, strict=True))
-    for name in _JSON:
-        values[name] = None if values[name] is None else json.loads(values[name])
-    return Caption(**values)

@@ -1,4 +1,4 @@
-"""Times as people type them."""
+"""Times as people and programs write them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,17 @@ def read_time(text: str, now: float) -> float:
     """
     if age := re.fullmatch(r"(\d{1,9})([smhd])", text.strip()):
         return now - int(age[1]) * _UNITS[age[2]]
+    found = read_iso(text)
+    if found is None:
+        raise BadRequest(
+            f"{quoted(text)!r} is not a time: write 2026-11-28, 2026-11-28T10:00, or an age such as 15m, 6h or 7d."
+        )
+    return found
+
+
+def read_iso(text: str) -> float | None:
+    """Seconds since the epoch of a time in ISO 8601 form; None for any other text."""
     try:
         return datetime.fromisoformat(text.strip().replace("Z", "+00:00")).timestamp()
     except (ValueError, OverflowError, OSError):
-        raise BadRequest(
-            f"{quoted(text)!r} is not a time: write 2026-11-28, 2026-11-28T10:00, or an age such as 15m, 6h or 7d."
-        ) from None
+        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import time
@@ -25,6 +24,10 @@ from .rowfile import RowFile, finished
 from .rows import CAPTIONS, Row, failed, row_of
 from .sidecars import Sidecars
 from .window import Request, run_batch
+
+_ABOUT_CHARACTERS = 500
+_LATEST = 1e12
+"""Seconds since the epoch; NaN is not below it."""
 
 
 @dataclass(frozen=True)
@@ -223,9 +226,9 @@ class Captioning:
 def _about(clip: Clip) -> dict[str, Any]:
     """What an archive of results is told of a clip."""
     said = {"source": clip.source, **{name: clip.metadata.get(name) for name in ("camera", "time")}}
-    texts = {name: as_text(value) for name, value in said.items() if isinstance(value, str)}
-    numbers = {name: value for name, value in said.items() if isinstance(value, int | float) and math.isfinite(value)}
-    return {**texts, **numbers}
+    texts = {name: as_text(value)[:_ABOUT_CHARACTERS] for name, value in said.items() if isinstance(value, str)}
+    at = said["time"]
+    return {**texts, **({"time": at} if isinstance(at, int | float) and 0 < at < _LATEST else {})}
 
 
 def _missing(files: Sequence[Row]) -> bool:

@@ -12,7 +12,8 @@ from sailq.shared.options import RedisUrl
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..archive.store import Archive, Caption
+    from ..archive.caption import Caption
+    from ..archive.store import Archive
 
 archive = typer.Typer(
     invoke_without_command=True,

@@ -23,8 +23,6 @@ PRODUCER = ("submit", "cancel", "hold", "clear", "follow", "admit")
 """The scripts that a producer calls. Only a gateway calls `admit`."""
 WORKER = ("claim", "begin", "renew", "finish", "release", "recover", "hold", "say")
 """The scripts that a worker calls. It also calls `write`, which has no commands of its own."""
-READER = ("free",)
-"""The script that a reader of the stream of ended jobs calls."""
 _SHARED = ("common", "clips", "endings")
 REPLICATED_SECONDS = 1.0
 """Seconds that replicas have to confirm a script's writes."""

@@ -90,16 +90,19 @@ local function forget_end(id, queue)
   for _, ended in ipairs({ 'finished', 'failed', 'canceled' }) do try('ZREM', 'rq:' .. ended .. ':' .. queue, id) end
 end
 
--- Seconds that the clips of an ended job are held for the readers of `sailq:results`.
+-- Seconds that the clips of an ended job are held for an archive at most. It calls free.lua earlier.
 local READ_SECONDS = 600
+-- Maximum bytes of the call of a job in `sailq:results`, so that 10,000 jobs take some megabytes.
+local MOST_CALL = 16384
 
--- Adds an ended job to the stream of ended jobs, if a reader has created it, and holds the job's clips for the readers
--- while clips take less than half of their room. Options as for `conclude`.
+-- Adds an ended job to the stream of ended jobs, if a reader has created it, and holds the job's clips while clips take
+-- less than half of their room. Options as for `conclude`.
 local function publish(id, fields, options)
   if (options.ended or '0') == '0' then return end
   local job = {}
   for _, name in ipairs({ 'origin', 'data', 'created_at', 'conversation', 'turn', 'clips' }) do
-    job[#job + 1], job[#job + 2] = name, fields[name] or ''
+    local value = fields[name] or ''
+    job[#job + 1], job[#job + 2] = name, (name ~= 'data' or #value <= MOST_CALL) and value or ''
   end
   local entry = try('XADD', 'sailq:results', 'NOMKSTREAM', 'MAXLEN', '~', options.ended, '*', 'job', id,
     'result', options.result, unpack(job))

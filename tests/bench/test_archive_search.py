@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from sailq.producer.archive.caption import Caption, Entry
 from sailq.producer.archive.retention import Retention, trim
-from sailq.producer.archive.store import Archive, Caption, Entry
+from sailq.producer.archive.store import Archive
 
 COUNT = 1_000_000
 BATCH = 50
@@ -51,7 +52,7 @@ def caption(number: int, random_: random.Random) -> Caption:
         error=None if number % 1000 else {"code": "internal", "message": "It broke."}, model="qwen2-vl-7b",
         worker="box-1", device="tpu:0", timings={"end_to_end": 3.5, "decode": 2.5},
         usage={"prompt_tokens": 500, "vision_tokens": 480, "completion_tokens": 30}, tokens_per_second=9.7,
-        metadata={"camera": "x"}, media=[{"type": "video", "frames": 4, "height": 420, "width": 644}],
+        metadata={"camera": "x"}, messages=[], media=[{"type": "video", "frames": 4, "height": 420, "width": 644}],
     )
 
 

@@ -20,11 +20,12 @@ from commands import invoke, refused, rows, start
 from rq import Queue
 
 from sailq.producer.archive.archiver import Archiver, WriterLock
+from sailq.producer.archive.entries import entry_of
 from sailq.producer.archive.retention import Retention
 from sailq.producer.archive.store import Archive
 from sailq.producer.client import Client
 from sailq.producer.embedded import embedded_server
-from sailq.producer.results import Position, ResultsReader
+from sailq.producer.results import EndedJob, Position, ResultsReader
 from sailq.shared import keys
 from sailq.shared.codec import encode
 from sailq.shared.connection import connect
@@ -59,7 +60,7 @@ def archiver(connection: redis.Redis, archive: Archive) -> Archiver:
 def test_a_result_is_stored_with_its_question_times_and_frames(
     client: Client, connection: redis.Redis, archive: Archive, archiver: Archiver
 ) -> None:
-    metadata = {"camera": "gate", "source": "a.mp4", "time": "2026-11-28T10:00:00Z", "more": [1, {"x": None}]}
+    metadata = {"camera": "gate", "source": "a.mp4", "time": "2001-09-09T01:46:40Z", "more": [1, {"x": None}]}
     digest, data = encode_frames(np.random.default_rng(0).integers(0, 256, (4, 56, 84, 3), np.uint8))
     clip = FramesPart(type="video", blob=digest, frames=4, height=56, width=84, times=(0.0, 0.5, 1.0, 2.0), fps=2.0)
     asked = Message(role="user", content=(clip, TextPart(text="What moves?")))
@@ -67,13 +68,13 @@ def test_a_result_is_stored_with_its_question_times_and_frames(
     store = JobStore(connection, connection, TTLS, "test")
     claim = take(store, connection, job)
     assert store.finish(job, claim.execution, Result(
-        job=job, conversation=job, turn=0, text="A 红色 ball.", finish_reason="stop", finished_at=1.0,
-        metadata=metadata,
+        job=job, conversation=job, turn=0, text="A 红色 ball.", finish_reason="stop",
+        finished_at=1_500_000_000.0, metadata=metadata,
     ))
     assert archiver.step(5) == 1
     (caption,) = archive.search("红色", camera="gate")
     assert caption.text == "A 红色 ball." and caption.job == job and caption.question == "What moves?"
-    assert caption.time == 1_795_860_000 and caption.source == "a.mp4" and caption.metadata == metadata
+    assert caption.time == 1_000_000_000 and caption.source == "a.mp4" and caption.metadata == metadata
     (medium,) = caption.media
     assert medium == clip.model_dump() | {"times": [0.0, 0.5, 1.0, 2.0]} and archive.clip(digest) == data
     small = cv2.imdecode(np.frombuffer(archive.thumbnail(caption.id) or b"", np.uint8), cv2.IMREAD_COLOR)
@@ -136,6 +137,41 @@ def publish(connection: redis.Redis, numbers: range, finished: float = 1.0) -> N
                             finish_reason="stop", finished_at=finished)
             pipeline.xadd(keys.RESULTS, {"job": result.job, "result": encode(result)})
         pipeline.execute()
+
+
+@pytest.mark.parametrize(("given", "time"), [
+    (5.5, 5.5), ("1970-01-01T00:00:07+00:00", 7), (1000 + 86_399, 1000 + 86_399),
+    (1000 + 86_401, None), (253402300799.99997, None), ("9999-12-31T23:59:59Z", None), (-5, None), (True, None),
+    ("soon", None), ([], None), (1e300, None), (2**63, None), (None, None),
+])
+def test_times_that_a_job_may_state(given: object, time: float | None) -> None:
+    """A time in the future would keep a caption at the top."""
+    result = Result(
+        job="x", conversation="x", turn=0, finish_reason="stop", finished_at=1000.0, metadata={"time": given},
+    )
+    entry = entry_of(EndedJob(Position(), result, None, ()), {})
+    assert entry.caption.time == (1000.0 if time is None else time)
+
+
+def test_what_other_programs_wrote_loses_no_other_result(
+    connection: redis.Redis, archive: Archive, archiver: Archiver, client: Client, answerer: Answerer
+) -> None:
+    publish(connection, range(1))
+    for fields in ({"turn": 2**64 - 1}, {"metadata": {"camera": "x" * 100_000, "time": 2**64 - 1}},
+                   {"timings": {"end_to_end": 1e308}}):
+        result = Result.model_validate({"job": f"odd-{fields}"[:40], "conversation": "c", "turn": 0, "finished_at": 9.0,
+                                        "finish_reason": "stop", **fields})
+        connection.xadd(keys.RESULTS, {"job": result.job, "result": encode(result)})
+    odd = client.submit(video()).job
+    answerer.claim(odd)
+    answerer.finish(odd, "its clip is replaced")
+    (clip,) = connection.scan_iter(keys.clip("*"))
+    connection.delete(clip)
+    connection.lpush(clip, "no hash")
+    publish(connection, range(1, 3))
+    while archiver.step(0.001):
+        pass
+    assert len(archive.search()) == 7 and max(len(caption.camera) for caption in archive.search()) == 200
 
 
 def test_results_that_the_server_has_removed_are_counted(connection: redis.Redis) -> None:

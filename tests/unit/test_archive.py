@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from sailq.producer.archive import words
+from sailq.producer.archive.caption import Caption, Entry
 from sailq.producer.archive.retention import Retention, delete_camera, trim
-from sailq.producer.archive.store import Archive, Caption, Entry
+from sailq.producer.archive.store import Archive
 from sailq.producer.archive.times import read_time
 from sailq.producer.results import Position
 from sailq.shared.errors import BadRequest
@@ -24,7 +25,7 @@ def caption(number: int, text: str = "", camera: str = "", **changes: object) ->
         id=(BEGIN + number) * 1_000_000, job=f"job-{number}", conversation=f"job-{number}", turn=0,
         finished=BEGIN + number + 0.5, camera=camera, source="", question="What is it?", text=text, reasoning="",
         finish_reason="stop", error=None, model="tiny", worker="w", device="cpu", timings={"decode": None},
-        usage={"prompt_tokens": 1}, tokens_per_second=None, metadata={}, media=[],
+        usage={"prompt_tokens": 1}, tokens_per_second=None, metadata={}, messages=[], media=[],
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 
@@ -112,9 +113,13 @@ def test_any_text_is_kept_as_it_is(archive: Archive, text: str) -> None:
 
 def test_old_captions_are_deleted(archive: Archive) -> None:
     archive.add([seen(number, str(number), text="a cat") for number in range(250)])
+    old = caption(-9_000_000, "an old recording", finished=BEGIN + 260.0)
+    fill(archive, old)
     now, retention = BEGIN + 300, Retention(seconds=100)
     while trim(archive, retention, now):
         pass
+    assert archive.get(old.id) == old  # its job is not old
+    archive.delete([old.id])
     assert numbers(archive.search(limit=300)) == list(range(249, 199, -1)) == numbers(archive.search("cat", limit=300))
     assert archive.thumbnail(caption(199).id) is None and archive.clip("199") is None
     assert archive.thumbnail(caption(200).id) == b"thumbnail" and archive.clip("200") == b"x" * 10
@@ -126,12 +131,41 @@ def test_beyond_its_size_an_archive_loses_frames_first_then_captions(archive: Ar
     assert full > 20_000_000
     while trim(archive, Retention(bytes=limit), BEGIN):
         pass
-    assert 0.5 * limit < archive.bytes <= limit and archive.path.stat().st_size < full
+    for _ in range(20):
+        trim(archive, Retention(bytes=limit), BEGIN)
+    archive._run("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert 0.5 * limit < archive.bytes <= limit and archive.path.stat().st_size <= 1.2 * archive.bytes
     assert len(archive.search(limit=2000)) == 1000 and archive.clip("0") is None and archive.clip("999") is not None
     while trim(archive, Retention(bytes=200_000), BEGIN):
         pass
     left = numbers(archive.search("cat", limit=2000))
     assert archive.bytes <= 200_000 and 0 < len(left) < 1000 and left[0] == 999 and archive.clip("999") is None
+
+
+def test_two_processes_delete_the_same_captions(archive: Archive) -> None:
+    """Each has listed them before the other deletes them."""
+    archive.add([seen(number, str(number), text=f"a cat {number}", camera="gate") for number in range(100)])
+    with Archive(archive.path) as other:
+        both = [one.of_camera("gate", 100) for one in (archive, other)]
+        archive.delete(both[0])
+        other.delete(both[1])
+        fill(other, caption(500, "a dog"))
+        assert numbers(other.search("dog")) == [500] and other.search("cat") == []
+        other._run("INSERT INTO words (words) VALUES ('integrity-check')")  # fails if the index is corrupt
+
+
+def test_what_is_deleted_of_a_camera_is_not_in_the_file(archive: Archive) -> None:
+    archive.add([seen(number, str(number), text="an unforgettable Zebra", camera="gate") for number in range(300)])
+    fill(archive, caption(1000, "a dog", camera="yard"))
+    delete_camera(archive, "gate")
+    archive._run("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = archive.path.read_bytes().lower().replace(b"thumbnails", b"")
+    assert b"dog" in content
+    assert not [word for word in (b"zebra", b"unforgett", b"thumbnail") if word in content]
+
+
+def test_nobody_else_may_read_the_file(archive: Archive) -> None:
+    assert {file.stat().st_mode & 0o777 for file in archive.path.parent.glob("captions.db*")} == {0o600}
 
 
 def test_a_cameras_data_are_deleted_and_a_clip_that_another_shows_is_kept(archive: Archive) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from sailq.shared.errors import BadRequest
-from sailq.shared.jobs import MAX_TEXT_CHARACTERS, FramesPart, Message, Part, TextPart, parse
+from sailq.shared.jobs import MAX_TEXT_CHARACTERS, FramesPart, Message, parse
 from sailq.shared.media.messages import Prepared
 from sailq.shared.validation import StrictModel
 
-from ...archive.store import Archive, Caption
+from ...archive.caption import Caption
+from ...archive.store import Archive
 from ...openai_api.requests import ChatRequest
 
 
@@ -59,14 +61,16 @@ class ClipQuestion(StrictModel):
         )
 
     def prepared(self, caption: Caption, archive: Archive) -> Prepared:
-        """The clip's frames as the model has seen them, its question and answer, and the new question. Raises
-        BadRequest if the frames are no longer kept."""
+        """The messages of the clip's job with its frames, its answer, and the new question. The job's earlier turns are
+        not in them. Raises BadRequest if the frames are no longer kept."""
         blobs = {medium["blob"]: archive.clip(medium["blob"]) for medium in caption.media}
         kept = {digest: data for digest, data in blobs.items() if data is not None}
         if len(kept) < len(blobs):
             raise BadRequest("The frames of this clip are no longer kept.")
-        media: list[Part] = [parse(FramesPart, medium) for medium in caption.media]
-        messages = [_said("user", [*media, *_text(caption.question)])]
+        messages = [parse(Message, message) for message in caption.messages]
+        if not messages:  # a job of another program
+            media = [parse(FramesPart, medium).model_dump() for medium in caption.media]
+            messages = [_said("user", [*media, *_text(caption.question)])]
         if self.question is not None:
             messages.append(_said("assistant", _text(caption.text or "…")))
             for one in self.earlier:
@@ -75,9 +79,9 @@ class ClipQuestion(StrictModel):
         return Prepared(tuple(messages), kept, vision_tokens=0)
 
 
-def _text(text: str) -> list[Part]:
-    return [TextPart(text=text)] if text else []
+def _text(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}] if text else []
 
 
-def _said(role: Any, parts: list[Part]) -> Message:
+def _said(role: str, parts: Sequence[Mapping[str, Any]]) -> Message:
     return parse(Message, {"role": role, "content": parts})

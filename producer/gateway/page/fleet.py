@@ -45,6 +45,8 @@ class Fleet:
                     self._seen = _look(connection)
                 except SailqError as error:
                     self._seen = Glance(problem=str(error))
+                except ValueError:
+                    self._seen = Glance(problem="A worker's record cannot be read.")
                 self._at = time.monotonic()
             return self._seen
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from ...archive.store import Caption
+from ...archive.caption import Caption
 
 _BEHIND = 200
 """Events that may wait for one slow page. When there are more, the oldest are dropped; the page can be reloaded."""
@@ -52,8 +53,10 @@ class Live:
             for event in events:
                 _put(queue, event)
 
-    async def stream(self) -> AsyncIterator[bytes]:
-        """The events for one page, until it disconnects or the gateway stops."""
+    async def stream(self, may_go_on: Callable[[], bool]) -> AsyncIterator[bytes]:
+        """The events for one page, until it disconnects or the gateway stops. Ends, too, when `may_go_on`, which is
+        asked every ten seconds, is false."""
+        asked = time.monotonic()
         with self._page() as queue:
             yield b"retry: 2000\n\n"
             while not self._ended:
@@ -61,6 +64,10 @@ class Live:
                     event = await asyncio.wait_for(queue.get(), _QUIET_SECONDS)
                 except asyncio.TimeoutError:
                     event = b": waiting\n\n"
+                if time.monotonic() - asked >= _QUIET_SECONDS:
+                    asked = time.monotonic()
+                    if not may_go_on():
+                        return
                 if event:
                     yield event
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 
 import redis
@@ -17,7 +18,7 @@ from ...archive.archiver import Archiver, WriterLock
 from ...archive.retention import Retention
 from ...archive.store import Archive
 from ..keys import Keys
-from .fleet import Fleet
+from .fleet import Fleet, Glance
 from .live import Live
 from .sessions import Sessions
 from .views import Views
@@ -34,7 +35,15 @@ class Page:
         self._lock = WriterLock(path)
         self._path, self._retention = path, retention
         self.views, self.sessions = Views(), Sessions(keys)
-        self.live, self.fleet = Live(self.views.caption_event), Fleet()
+        self.live, self._fleet = Live(self.views.caption_event), Fleet()
+        self._archiver: Archiver | None = None
+
+    def glance(self, connection: redis.Redis) -> Glance:
+        """The state of the fleet, and of the archive."""
+        seen = self._fleet.glance(connection)
+        if not seen.problem and self._archiver is not None and self._archiver.failing:
+            return replace(seen, problem="No results are archived; the gateway's log says why.")
+        return seen
 
     def archive(self) -> Archive:
         """A connection for one request."""
@@ -50,8 +59,8 @@ class Page:
             Archive(self._path) as archive,
             closing(self._lock),
         ):
-            archiver = Archiver(connection, archive, self._retention, self.live.publish)
-            archiving = asyncio.create_task(asyncio.to_thread(archiver.run, stop))
+            self._archiver = Archiver(connection, archive, self._retention, self.live.publish)
+            archiving = asyncio.create_task(asyncio.to_thread(self._archiver.run, stop))
             watching = asyncio.create_task(self._watch(connection))
             try:
                 yield
@@ -65,5 +74,5 @@ class Page:
         while True:
             await asyncio.sleep(_FLEET_SECONDS)
             if self.live.watched:
-                glance = await asyncio.to_thread(self.fleet.glance, connection)
+                glance = await asyncio.to_thread(self.glance, connection)
                 self.live.send([self.views.fleet_event(glance)])

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi import Path as PathParameter
-from starlette.responses import HTMLResponse, RedirectResponse, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
 
 from sailq.shared.errors import BadRequest, SailqError
 from sailq.shared.frames import read_jpegs
@@ -19,7 +19,8 @@ from sailq.shared.jobs import parse
 from sailq.shared.media.messages import Prepared
 from sailq.shared.validation import StrictModel
 
-from ...archive.store import Archive, Caption
+from ...archive.caption import Caption
+from ...archive.store import Archive
 from ...archive.times import read_time
 from ...openai_api.errors import ApiError
 from ...openai_api.requests import ChatRequest
@@ -28,7 +29,6 @@ from ..keys import Caller
 from ..routes import json_of, state_of
 from ..streaming import EventStream, until_disconnected
 from .asking import ClipQuestion, FileQuestion
-from .sessions import COOKIE
 from .texts import language_of
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def captions(
             text, camera=camera or None, since=_since(since), failed=bool(failed), before=before, limit=_LIMIT
         )
         cameras = opened.cameras()
-    fleet = page_of(request).fleet.glance(state_of(request).connection)
+    fleet = page_of(request).glance(state_of(request).connection)
     given = {name: value for name, value in asked.items() if value}
     older = "/?" + urlencode({**given, "before": found[-1].id}) if len(found) == _LIMIT else ""
     return _html(
@@ -111,7 +111,8 @@ def caption(request: Request, caller: Viewer, number: Number) -> Response:
     with page_of(request).archive() as opened:
         found = _found(opened, number)
         frames = list(_frames(opened, found))
-    may_ask = len(frames) == sum(medium["frames"] for medium in found.media)
+    may_ask = bool(found.media or found.question)
+    may_ask = may_ask and len(frames) == sum(medium["frames"] for medium in found.media)
     return _html(request, "caption.html", caller, caption=found, frames=frames, may_ask=may_ask)
 
 
@@ -132,9 +133,9 @@ def frame(request: Request, caller: Viewer, number: Number, medium: Number, fram
 
 @router.get("/page/events")
 async def events(request: Request, caller: Viewer) -> Response:
-    return StreamingResponse(
-        page_of(request).live.stream(), media_type="text/event-stream", headers={**_HEADERS, "X-Accel-Buffering": "no"}
-    )
+    page = page_of(request)
+    stream = page.live.stream(lambda: page.sessions.caller(request) is not None)
+    return StreamingResponse(stream, media_type="text/event-stream", headers={**_HEADERS, "X-Accel-Buffering": "no"})
 
 
 @router.post("/page/captions/{number}/ask")
@@ -195,15 +196,17 @@ def log_in(request: Request, key: Annotated[str, Form()]) -> Response:
 def log_out(request: Request, caller: Viewer, token: Annotated[str, Form()] = "") -> Response:
     page_of(request).sessions.check(request, token)
     response = RedirectResponse("/page/login", 303, _HEADERS)
-    response.delete_cookie(COOKIE)
+    page_of(request).sessions.log_out(request, response)
     return response
 
 
 async def login_page(request: Request, error: Exception) -> Response:
     """Sends a person to the login; anything else that the page asks for is refused."""
-    if request.url.path == "/" or request.url.path.startswith("/page/captions/"):
+    if request.method == "GET" and (request.url.path == "/" or request.url.path.startswith("/page/captions/")):
         return RedirectResponse("/page/login", 303, _HEADERS)
-    return Response(status_code=401, headers=_HEADERS)
+    refused = ApiError(401, "The login has ended: load the page again.", code="login_needed",
+                       type="authentication_error")
+    return JSONResponse(refused.body, refused.status, _HEADERS)
 
 
 def _since(text: str) -> float | None:

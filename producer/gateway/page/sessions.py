@@ -18,7 +18,7 @@ _SECONDS = 30 * 86_400
 
 
 class Sessions:
-    """Signed cookies. They end with the gateway's process, with their key, or after 30 days.
+    """Signed cookies. They end when a person logs out, with the gateway's process, with their key, or after 30 days.
 
     A cookie is `KEY.END.SIGNATURE`: the SHA-256 of the API key, and seconds since the epoch.
     """
@@ -26,6 +26,8 @@ class Sessions:
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
         self._secret = secrets.token_bytes(32)
+        self._ended: dict[str, int] = {}
+        """The cookies of those who have logged out, with their ends."""
 
     def log_in(self, key: str, request: Request, response: Response) -> Caller | None:
         """Sets the cookie of the caller with this API key. None, and no cookie, if the key may not see the page."""
@@ -43,12 +45,23 @@ class Sessions:
         """Who sends a request; None for nobody who has logged in."""
         if not self._keys.given:
             return ANYBODY
-        text, _, signature = request.cookies.get(COOKIE, "").rpartition(".")
+        cookie = request.cookies.get(COOKIE, "")
+        text, _, signature = cookie.rpartition(".")
         name, _, end = text.partition(".")
         if not hmac.compare_digest(signature.encode(), self._sign(text).encode()) or int(end) < time.time():
             return None
+        if cookie in self._ended:
+            return None
         caller = self._keys.with_id(name)
         return caller if caller is not None and caller.may_see_page else None
+
+    def log_out(self, request: Request, response: Response) -> None:
+        """Ends the session, also for copies of its cookie. Call it for a session that `caller` knows."""
+        now, cookie = time.time(), request.cookies.get(COOKIE, "")
+        self._ended = {one: end for one, end in self._ended.items() if end > now}
+        if cookie:
+            self._ended[cookie] = int(cookie.split(".")[1])
+        response.delete_cookie(COOKIE)
 
     def token(self, request: Request) -> str:
         """What each form of this session must send along (`check`): other sites cannot know it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ...archive.store import Caption
+from ...archive.caption import Caption
 from ...captioning.batch import number, seconds
 from .fleet import Glance
 from .texts import LANGUAGES, translator

@@ -19,6 +19,14 @@ function card(html) {
   return made;
 }
 
+async function reloadWhenUp() {
+  try {
+    const response = await fetch(location.href, { redirect: "manual" });
+    if (response.ok || response.type === "opaqueredirect") return location.reload();
+  } catch { /* the gateway is still away */ }
+  setTimeout(reloadWhenUp, 3000);
+}
+
 function follow(cards) {
   const state = document.getElementById("state");
   const { live, camera, failed, language } = cards.dataset;
@@ -33,16 +41,27 @@ function follow(cards) {
       return;
     }
     if (cards.querySelector(`[data-id="${caption.id}"]`)) return;
+    const older = document.getElementById("older");
     const after = [...cards.children].find((one) => BigInt(one.dataset.id) < BigInt(caption.id));
+    if (!after && older) return;  // it is on a later page
     cards.insertBefore(card(caption.html[language]), after || null);
-    while (cards.children.length > MOST_CARDS) cards.lastElementChild.remove();
-    document.getElementById("empty")?.remove();
+    if (cards.children.length <= MOST_CARDS) return document.getElementById("empty")?.remove();
+    cards.lastElementChild.remove();
+    if (older) {
+      const next = new URL(older.href);
+      next.searchParams.set("before", cards.lastElementChild.dataset.id);
+      older.href = next;
+    }
   });
   events.addEventListener("fleet", (event) => {
     document.getElementById("fleet").innerHTML = JSON.parse(event.data)[language];
   });
   let lost = false;
-  events.addEventListener("error", () => { lost = true; state.textContent = state.dataset.offline; });
+  events.addEventListener("error", () => {
+    lost = true;
+    state.textContent = state.dataset.offline;
+    if (events.readyState === EventSource.CLOSED) setTimeout(reloadWhenUp, 3000);  // it does not try again by itself
+  });
   events.addEventListener("open", () => {
     document.body.dataset.stream = "open";
     if (lost) location.reload();  // what has arrived meanwhile
