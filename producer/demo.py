@@ -92,13 +92,13 @@ class DemoPage:
 def start_page(stack: ExitStack, redis_url: str, folder: Path) -> DemoPage:
     """Starts a gateway with an archive, on a free port. Closing `stack` stops it.
 
-    `folder`: for `page.log` and the archive, `captions.db`, which is begun anew.
+    `folder`: for `page.log` and the archive, `demo-page.db`, which is begun anew.
 
     Raises SailqError if it does not get ready.
     """
-    archive = folder / "captions.db"
-    for file in folder.glob(f"{archive.name}*"):
-        file.unlink()
+    archive = folder / "demo-page.db"
+    for ending in ("", "-wal", "-shm", "-writer"):
+        archive.with_name(archive.name + ending).unlink(missing_ok=True)
     command = sailq_command("gateway", "--port", "0", "--archive", str(archive))
     gateway = _start(stack, "page", command, folder, {"SAILQ_REDIS_URL": redis_url})
     gateway.wait_until(lambda: "startup complete" in gateway.log.read_text(), _GATEWAY_SECONDS)

@@ -48,7 +48,9 @@ class Settings(BaseModel):
         int, Field(ge=1, description="Maximum number of waiting jobs per model. Further jobs are refused or wait.")
     ] = 10_000
     max_blob_bytes: Annotated[
-        int, Field(ge=1, description="Maximum bytes of clips on the server. Further clips are refused or wait.")
+        int,
+        Field(ge=1, description="Maximum bytes of clips on the server. Further clips are refused or wait. Workers hold "
+              "the clips of ended jobs for an archive while all clips take less than half of it."),
     ] = 2 * 2**30
     results_stream: Annotated[
         int, Flag("N"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sailq.shared.errors import BadRequest
 from sailq.shared.options import RedisUrl
 
 if TYPE_CHECKING:
@@ -43,28 +44,33 @@ def run(
     ] = None,
     max_age: Annotated[
         float | None,
-        typer.Option("--max-age", metavar="DAYS", min=0.001, show_default="no limit", help="Delete older captions."),
+        typer.Option(
+            "--max-age", metavar="DAYS", min=0.001, show_default="no limit",
+            help="Delete captions so many days after their jobs ended.",
+        ),
     ] = None,
     max_size: Annotated[
         float,
         typer.Option(
             "--max-size", metavar="GIB", min=0.001,
-            help="Maximum size. Beyond it, the frames of the oldest clips are deleted, then the oldest captions.",
+            help="Maximum size of its contents. Beyond it, the oldest frames are deleted, then the oldest captions.",
         ),
     ] = 10.0,
     redis_url: RedisUrl = None,
 ) -> None:
-    if context.invoked_subcommand is not None:
-        return
     from sailq.shared import terminal
 
+    if context.invoked_subcommand is not None:
+        source = context.get_parameter_source("file")
+        if source is not None and source.name == "COMMANDLINE":
+            raise BadRequest(f"Give --file after {context.invoked_subcommand}.")
+        return
     with terminal.command():
         import logging
         import threading
         from contextlib import closing
 
         from sailq.shared.connection import address, connect
-        from sailq.shared.errors import BadRequest
         from sailq.shared.settings import load_settings
         from sailq.shared.workers import live_workers
 
@@ -115,8 +121,6 @@ def export(
                 for row in rows:
                     terminal.print_json(row)
                 return
-            from sailq.shared.errors import BadRequest
-
             try:
                 with out.open("w", encoding="utf-8") as written:
                     written.writelines(terminal.as_line(row) + "\n" for row in rows)

@@ -69,6 +69,8 @@ def demo(
         from ..samples import SampleError, write_samples
         from . import _batch as batch
 
+        if with_page and (redis_url is not None or keep):
+            raise BadRequest("--page is for the embedded server, and cannot be combined with --keep.")
         console = Console(stderr=True)
         settings = load_settings(redis_url=redis_url, model=model)
         captions, report = out / "captions.jsonl", out / "report.html"

@@ -26,7 +26,8 @@ def search(
     """Find captions in an archive, the newest first.
 
     A caption must have all words of TEXT, in any order. English words are found
-    in all their forms. Chinese words are found wherever they are in a sentence.
+    with other endings, such as cars for car. Chinese words are found wherever
+    they are in a sentence.
 
     \b
     Examples:

@@ -41,8 +41,9 @@ def proxy(common_worker: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
          "subjectAltName=DNS:localhost", "-keyout", folder / "key", "-out", certificate],
         check=True, capture_output=True,
     )
-    keys = key_file(folder / "keys.json", cameras={})
-    with gateway(common_worker, folder / "gateway.log", "--keys", keys, "--files", folder / "files") as running:
+    keys = key_file(folder / "keys.json", cameras={}, boss={"page": True})
+    arguments = ["--keys", keys, "--files", folder / "files", "--archive", folder / "captions.db"]
+    with gateway(common_worker, folder / "gateway.log", *arguments) as running:
         found = re.search(r"```nginx\n(.*?)```", PAGE.read_text(), re.DOTALL)
         assert found
         text = found[1]
@@ -106,3 +107,13 @@ def test_the_file_of_a_batch_may_be_larger(proxy: SimpleNamespace) -> None:
 @pytest.mark.parametrize("path", ["/metrics", "/docs", "/ready"])
 def test_only_the_api_can_be_reached(proxy: SimpleNamespace, path: str) -> None:
     assert proxy.http.get(path).status_code == 404
+
+
+def test_the_page(proxy: SimpleNamespace) -> None:
+    """Its events come at once, and its cookie is for https alone."""
+    assert proxy.http.get("/").headers["location"] == "/page/login"
+    logged_in = proxy.http.post("/page/login", data={"key": "sk-boss"})
+    assert logged_in.status_code == 303 and "Secure" in logged_in.headers["set-cookie"]
+    assert proxy.http.get("/").status_code == 200
+    with proxy.http.stream("GET", "/page/events") as events:
+        assert next(events.iter_lines()) == "retry: 2000"

@@ -144,4 +144,4 @@ def test_demo_shows_its_captions_on_a_page_until_ctrl_c(tmp_path: Path, eventual
     finally:
         process.kill()
     assert process.returncode in {0, 130} and "Traceback" not in errors
-    assert not living(folder) and not living(str(out / "captions.db"))
+    assert not living(folder) and not living(str(out / "demo-page.db"))
