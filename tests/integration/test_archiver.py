@@ -311,7 +311,8 @@ def test_the_commands_find_export_and_delete(
 
 @pytest.mark.parametrize("arguments", [
     ["archive"], ["archive", "export", "--file", "/nowhere/x.db"], ["search", "x", "--file", "/nowhere/x.db"],
-    ["archive", "--file", "/nowhere/x.db"], ["archive", "--file", "{}", "export"], ["search", "--file", "{}", "--since", "soon"],
+    ["archive", "--file", "/nowhere/x.db"], ["archive", "--file", "{}", "export"],
+    ["search", "--file", "{}", "--since", "soon"],
 ])
 def test_usage_errors(arguments: list[str], archive: Archive, redis_url: str) -> None:
     refused(invoke(*(str(archive.path) if word == "{}" else word for word in arguments), url=redis_url), "bad_request")
