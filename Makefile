@@ -3,8 +3,12 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 BIN = .venv/bin
-# Two processes with a server each. One takes tests from the other when it has none left.
-PARALLEL = --numprocesses 2 --dist worksteal
+# Processes with a server each. One takes tests from another when it has none left. Three on two cores: many tests wait.
+PARALLEL = --numprocesses 3 --dist worksteal
+# The emulator and the compiler do not wait.
+TPU_PARALLEL = --numprocesses 2 --dist worksteal
+# `make test-proofs PROOFS="proof and not long"` leaves out the proofs that take minutes.
+PROOFS = proof
 # Makes the emulator's idle threads yield the CPU, for machines with few cores.
 YIELD = $(CURDIR)/build/yield.so
 SHELL = /bin/bash
@@ -19,14 +23,14 @@ test: .venv/dev  ## Static checks and tests; six minutes
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-proofs: .venv/dev  ## The long proofs: accuracy, parity, crashes, endurance, fuzzing, box set-up, pages
-	$(BIN)/python -m pytest -m "proof and alone"
-	$(BIN)/python -m pytest $(PARALLEL) -m "proof and not alone"
+	$(BIN)/python -m pytest -m "$(PROOFS) and alone"
+	$(BIN)/python -m pytest $(PARALLEL) -m "$(PROOFS) and not alone"
 
 test-tpu: .venv/dev $(YIELD)  ## Compile sailq-tiny and random models for the BM1684X and run them on that chip's emulator; needs Python 3.10
-	LD_PRELOAD=$(YIELD) $(BIN)/python -m pytest $(PARALLEL) -m tpu tests/emulator
+	LD_PRELOAD=$(YIELD) $(BIN)/python -m pytest $(TPU_PARALLEL) -m tpu tests/emulator
 
 test-tpu-full: .venv/dev $(YIELD)  ## The same with every prompt and number of slots
-	LD_PRELOAD=$(YIELD) $(BIN)/python -m pytest $(PARALLEL) -m tpu tests/emulator --full
+	LD_PRELOAD=$(YIELD) $(BIN)/python -m pytest $(TPU_PARALLEL) -m tpu tests/emulator --full
 
 test-prometheus: .venv/dev  ## Test the alerts and the dashboard with a real Prometheus (apt install prometheus)
 	$(BIN)/python -m pytest -m prometheus tests/integration/test_prometheus.py

@@ -27,6 +27,7 @@ print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)
 """
 
 
+@pytest.mark.long
 @pytest.mark.proof
 @pytest.mark.timeout(3600)
 def test_a_2b_checkpoint_is_exported_in_little_memory() -> None:

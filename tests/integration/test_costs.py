@@ -154,6 +154,7 @@ def test_a_finished_caption_leaves_its_result_and_its_conversation(
     assert meant["sailq:result"] > 0 and meant["turns"] > 0 and left <= MOST_LEFT
 
 
+@pytest.mark.long
 @pytest.mark.proof
 @pytest.mark.alone
 @pytest.mark.timeout(900)

@@ -62,6 +62,7 @@ def held(connection: redis.Redis, *pids: int) -> np.ndarray:
     return np.array(sizes)
 
 
+@pytest.mark.long
 @pytest.mark.proof
 @pytest.mark.alone
 @pytest.mark.timeout(900)

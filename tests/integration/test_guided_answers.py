@@ -46,6 +46,7 @@ def answers(engine: Engine, folder: Path, asked: list[tuple[dict[str, Any], Gene
         scheduler.close()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_thousand_answers_fit_their_schemas(tmp_path: Path) -> None:
     rows = list(write_samples(11, ROWS, tmp_path))

@@ -46,6 +46,7 @@ def whole(out: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.proof
 @pytest.mark.timeout(3600)
 def test_900_clips_killed_20_times_by_two_runs_at_once(

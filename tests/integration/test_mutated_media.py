@@ -58,6 +58,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(spoiled)
 
 
+@pytest.mark.long
 @pytest.mark.proof
 @pytest.mark.timeout(1800)
 def test_mutated_media_fail_only_their_own_rows(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_every_combination_gives_the_right_frames(tmp_path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.long
 @pytest.mark.proof
 @pytest.mark.skipif(shutil.which("ffprobe") is None, reason="the second authority: apt install ffmpeg")
 def test_ffmpeg_sees_the_same_frames_at_the_same_times(tmp_path: Path) -> None:
