@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import redis
@@ -63,12 +64,15 @@ class Archiver:
                     unknown = not isinstance(error, SailqError)
                     _log.warning("no results are archived for now: %s", error, exc_info=unknown)
                 self.failing = True
+                with suppress(SailqError):  # makes room, if a full disk is the reason
+                    trim(self._archive, self._retention, time.time())
                 self._reader = ResultsReader(self._connection, self._archive.position)
                 stop.wait(_PAUSE_SECONDS)
 
     def step(self, seconds: float) -> int:
         """Archives the next results; waits up to `seconds` for the first. Returns how many were new. Raises
         SailqError."""
+        self._archive.check_in_place()
         before, new = self._reader.position, 0
         with server_errors(self._connection):
             ended = self._reader.read(seconds)

@@ -66,6 +66,8 @@ class Entry:
     clips: Mapping[str, bytes]
 
 
+NAME_CHARACTERS = 200
+"""The most characters of a camera's or a source's name. Longer ones are cut."""
 COLUMNS = [field.name for field in fields(Caption)]
 _JSON = {"error", "timings", "usage", "metadata", "messages", "media"}
 

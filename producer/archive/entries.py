@@ -10,12 +10,11 @@ from sailq.shared.frames import read_jpegs
 from sailq.shared.jobs import Job, TextPart, media_parts
 
 from ..results import EndedJob
-from .caption import Caption, Entry
+from .caption import NAME_CHARACTERS, Caption, Entry
 from .pictures import thumbnail
 from .times import read_iso
 
 _SIZE = ("frames", "height", "width")
-_NAME_CHARACTERS = 200
 _DAY = 86_400.0
 """How far a camera's clock may be ahead, in seconds."""
 _LATEST = 250_000_000_000.0
@@ -74,7 +73,7 @@ def _question(job: Job | None) -> str:
 def _name(value: Any) -> str:
     """A name of a reasonable length; empty for what is not a name."""
     named = isinstance(value, str | int) and not isinstance(value, bool)
-    return str(value)[:_NAME_CHARACTERS] if named else ""
+    return str(value)[:NAME_CHARACTERS] if named else ""
 
 
 def _time(value: Any, latest: float) -> float | None:

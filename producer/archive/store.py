@@ -12,11 +12,12 @@ from typing import Any
 
 from sailq.shared.errors import BadRequest, SailqError
 
+from ..captioning.names import as_text
 from ..results import Position
 from . import words
-from .caption import COLUMNS, Caption, Entry, from_row, to_row
+from .caption import COLUMNS, NAME_CHARACTERS, Caption, Entry, from_row, to_row
 
-_VERSION = 1
+_APPLICATION, _VERSION = 0x5361696C, 1  # "Sail"
 _BUSY_SECONDS = 30.0
 _SCHEMA = """
 CREATE TABLE captions (
@@ -66,31 +67,40 @@ class Archive:
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # nobody else's to read
             self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._open(create)
+            self._inode = os.stat(path).st_ino
         except OSError as error:
             raise BadRequest(f"{path} cannot be opened as an archive: {error.strerror}.") from None
+        except sqlite3.OperationalError as error:
+            raise BadRequest(
+                f"{path} cannot be opened as an archive: {error}. Its folder must be writable, and its disk not full."
+            ) from None
         except sqlite3.Error as error:
             raise BadRequest(f"{path} cannot be opened as an archive: {error}.") from None
 
     def _open(self, create: bool) -> None:
         version = self._version()
-        if create and version == 0 and not self._db.execute("SELECT 1 FROM sqlite_schema").fetchone():
+        if create and version == (0, 0) and not self._db.execute("SELECT 1 FROM sqlite_schema").fetchone():
             self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
             self._db.execute("PRAGMA journal_mode = WAL")
             with self.transaction():
-                if self._version() == 0:  # else another process has just made it
+                if self._version() == (0, 0):  # else another process has just made it
                     for statement in _SCHEMA.split(";\n"):
                         self._db.execute(statement)
+                    self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
                     self._db.execute(f"PRAGMA user_version = {_VERSION}")
+            self._db.execute("PRAGMA wal_checkpoint")  # a copy of the file alone then has the tables
             version = self._version()
-        if version != _VERSION:
+        if version != (_APPLICATION, _VERSION):
             raise BadRequest(f"{self.path} is not an archive of this version of sailq.")
         # A power failure may undo the last transactions. Their results are then read again from the server.
         self._db.execute("PRAGMA secure_delete = ON")
         self._db.execute("PRAGMA synchronous = NORMAL")
 
-    def _version(self) -> int:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        return int(version)
+    def _version(self) -> tuple[int, int]:
+        """(which program's file it is, the version of its schema)"""
+        (application,), (version,) = (
+            self._db.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version"))
+        return application, version
 
     def close(self) -> None:
         self._db.close()
@@ -100,6 +110,15 @@ class Archive:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def check_in_place(self) -> None:
+        """Raises SailqError if the file was removed or replaced: what is written is then lost."""
+        try:
+            same = os.stat(self.path).st_ino == self._inode
+        except OSError:
+            same = False
+        if not same:
+            raise SailqError(f"The archive {self.path} was removed or replaced while in use: restart this process.")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -184,6 +203,7 @@ class Archive:
             failed: only those without an answer.
             before: an id; only captions with a smaller one, for the next page.
         """
+        camera = None if camera is None else _named(camera)
         first = _FIRST if since is None else _microseconds(since)
         last = min(_LAST if until is None else _microseconds(until) - 1, _LAST if before is None else before - 1)
         if not text.strip():
@@ -261,11 +281,13 @@ class Archive:
 
     def of_camera(self, camera: str, count: int) -> list[int]:
         """Ids of captions."""
-        return [one for (one,) in self._run("SELECT id FROM captions WHERE camera = ? LIMIT ?", (camera, count))]
+        ids = "SELECT id FROM captions WHERE camera = ? LIMIT ?"
+        return [one for (one,) in self._run(ids, (_named(camera), count))]
 
     def forget_words(self) -> None:
-        """Removes the words of deleted captions from the file. The index marks them as deleted and keeps them."""
+        """Removes what was deleted from the files: the index keeps deleted words, and the write-ahead log old pages."""
         self._run("INSERT INTO words (words) VALUES ('optimize')")
+        self._run("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @property
     def bytes(self) -> int:
@@ -286,6 +308,11 @@ class Archive:
         """(pages of the file, unused ones among them, bytes of a page)"""
         pages, free, size = (self._one(f"PRAGMA {name}") for name in ("page_count", "freelist_count", "page_size"))
         return pages, free, size
+
+
+def _named(camera: str) -> str:
+    """A camera's name as it is stored. What a person types need not be Unicode."""
+    return as_text(camera)[:NAME_CHARACTERS]
 
 
 def _microseconds(seconds: float) -> int:

@@ -21,7 +21,10 @@ archive = typer.Typer(
     help="Keep the results of all jobs in a file, longer than the server does, until stopped.\n\n"
     "The file is an SQLite database. It has captions, times, cameras, metadata, timings, errors, and the pictures that "
     "the model saw. Run one such process for each server, as the server's user `worker`. It goes on where it stopped. "
-    "The server keeps the newest 10,000 results for it meanwhile (SAILQ_RESULTS_STREAM).",
+    "The server keeps the newest 10,000 results for it meanwhile (SAILQ_RESULTS_STREAM).\n\n"
+    "\b\nExamples:\n  sailq archive --file captions.db\n"
+    "  sailq archive --file captions.db --max-age 30 --max-size 100\n"
+    "  sailq search 红色 --file captions.db",
 )
 
 File = Annotated[
@@ -45,14 +48,14 @@ def run(
     max_age: Annotated[
         float | None,
         typer.Option(
-            "--max-age", metavar="DAYS", min=0.001, show_default="no limit",
+            "--max-age", metavar="DAYS", min=0.001, max=1e6, show_default="no limit",
             help="Delete captions so many days after their jobs ended.",
         ),
     ] = None,
     max_size: Annotated[
         float,
         typer.Option(
-            "--max-size", metavar="GIB", min=0.001,
+            "--max-size", metavar="GIB", min=0.001, max=1e6,
             help="Maximum size of its contents. Beyond it, the oldest frames are deleted, then the oldest captions.",
         ),
     ] = 10.0,
@@ -85,7 +88,7 @@ def run(
         stop = threading.Event()
         with connect(load_settings(redis_url=redis_url).redis_url) as connection:
             live_workers(connection)  # fails now if the server does not answer
-            with Archive(file, create=True) as opened, closing(WriterLock(file)):
+            with closing(WriterLock(file)), Archive(file, create=True) as opened:
                 terminal.note(f"archiving the results of {address(connection)} to {file}")
                 try:
                     Archiver(connection, opened, retention).run(stop)
@@ -113,17 +116,26 @@ def export(
     from sailq.shared import terminal
 
     with terminal.command():
-        from ..archive.store import Archive
+        import time
 
+        from ..archive.store import Archive
+        from ..archive.times import read_time
+        from ..durable import draft, publish
+
+        now = time.time()
+        first, last = (None if text is None else read_time(text, now) for text in (since, until))
         with Archive(file) as opened:
-            rows = (row_of(caption) for caption in _all(opened, camera, since, until))
+            rows = (row_of(caption) for caption in _all(opened, camera, first, last))
             if out is None:
                 for row in rows:
                     terminal.print_json(row)
                 return
+            if out.resolve().name.startswith(file.resolve().name) and out.resolve().parent == file.resolve().parent:
+                raise BadRequest(f"{out} is the archive, or has a name of its files: choose another --out.")
             try:
-                with out.open("w", encoding="utf-8") as written:
-                    written.writelines(terminal.as_line(row) + "\n" for row in rows)
+                with draft(out.resolve().parent) as (written, place):
+                    written.writelines((terminal.as_line(row) + "\n").encode() for row in rows)
+                    publish(written, place, out.resolve())
             except OSError as error:
                 raise BadRequest(f"{out} cannot be written: {error.strerror}.") from None
 
@@ -145,6 +157,8 @@ def delete(
         from ..archive.retention import delete_camera
         from ..archive.store import Archive
 
+        if not camera:
+            raise BadRequest("--camera is empty: name the camera.")
         with Archive(file) as opened:
             print(f"{delete_camera(opened, camera)} captions deleted")
 
@@ -154,13 +168,8 @@ def row_of(caption: Caption) -> dict[str, object]:
     return {"time": caption.time, **vars(caption)}
 
 
-def _all(opened: Archive, camera: str | None, since: str | None, until: str | None) -> Iterator[Caption]:
-    import time
-
-    from ..archive.times import read_time
-
-    now, before = time.time(), None
-    first, last = (None if text is None else read_time(text, now) for text in (since, until))
-    while captions := opened.search(camera=camera, since=first, until=last, before=before, limit=500):
+def _all(opened: Archive, camera: str | None, since: float | None, until: float | None) -> Iterator[Caption]:
+    before = None
+    while captions := opened.search(camera=camera, since=since, until=until, before=before, limit=500):
         yield from captions
         before = captions[-1].id

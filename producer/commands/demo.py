@@ -69,8 +69,10 @@ def demo(
         from ..samples import SampleError, write_samples
         from . import _batch as batch
 
-        if with_page and (redis_url is not None or keep):
-            raise BadRequest("--page is for the embedded server, and cannot be combined with --keep.")
+        if with_page and redis_url is not None:
+            raise BadRequest("--page uses a server of its own: unset SAILQ_REDIS_URL, and give no --redis-url.")
+        if with_page and keep:
+            raise BadRequest("--page and --keep cannot be combined.")
         console = Console(stderr=True)
         settings = load_settings(redis_url=redis_url, model=model)
         captions, report = out / "captions.jsonl", out / "report.html"

@@ -50,11 +50,13 @@ def gateway(
     archive_max_age: Annotated[
         float | None,
         typer.Option(
-            "--archive-max-age", metavar="DAYS", min=0.001, show_default="no limit", help="Delete older captions."
+            "--archive-max-age", metavar="DAYS", min=0.001, max=1e6, show_default="no limit",
+            help="Delete captions so many days after their jobs ended.",
         ),
     ] = None,
     archive_max_size: Annotated[
-        float, typer.Option("--archive-max-size", metavar="GIB", min=0.001, help="Maximum size of the archive.")
+        float,
+        typer.Option("--archive-max-size", metavar="GIB", min=0.001, max=1e6, help="Maximum size of its contents."),
     ] = 10.0,
     media_from: flags.MediaFrom = None,
     max_body: Annotated[

@@ -29,7 +29,7 @@ from .keys import Keys
 from .metrics import Metrics
 from .middleware import BodyLimits, Counted, LocalHosts, Stopping
 from .page.page import Page
-from .page.routes import LoginNeeded, login_page
+from .page.routes import LoginNeeded, error_page, login_page
 from .page.routes import router as page_router
 from .state import State
 from .streaming import Disconnected
@@ -88,12 +88,14 @@ def create_app(
     if page is not None:
         app.include_router(page_router)
         app.state.page, app.state.stopping = page, page.live.end
+        page.most_bytes = max_body * 3 // 4 - _FORM_BYTES  # a file is sent in base64
     return app
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body, error.status, error.headers)
+    shown = await error_page(request, error) if hasattr(request.app.state, "page") else None
+    return shown or JSONResponse(error.body, error.status, error.headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

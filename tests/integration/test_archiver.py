@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -29,6 +30,7 @@ from sailq.producer.results import EndedJob, Position, ResultsReader
 from sailq.shared import keys
 from sailq.shared.codec import encode
 from sailq.shared.connection import connect
+from sailq.shared.errors import SailqError
 from sailq.shared.frames import encode_frames
 from sailq.shared.jobs import Failure, FramesPart, Message, Result, TextPart
 from sailq.shared.media.messages import Prepared
@@ -134,7 +136,7 @@ def publish(connection: redis.Redis, numbers: range, finished: float = 1.0) -> N
     with connection.pipeline(transaction=False) as pipeline:
         for number in numbers:
             result = Result(job=f"{number:032x}", conversation="c", turn=0, text=f"number {number}",
-                            finish_reason="stop", finished_at=finished)
+                            finish_reason="stop", finished_at=finished, metadata={"camera": "yard"})
             pipeline.xadd(keys.RESULTS, {"job": result.job, "result": encode(result)})
         pipeline.execute()
 
@@ -208,6 +210,20 @@ def test_a_server_that_has_lost_its_data_is_read_from_its_start(
     connection.delete(keys.RESULTS)  # and a stream of an earlier date
     connection.xadd(keys.RESULTS, {"job": "old", "result": b""}, id="5-5")
     assert archiver.step(0.001) == 0 and archive.position.entry == "5-5"
+
+
+def test_a_file_that_is_replaced_loses_no_result(connection: redis.Redis, archive: Archive, archiver: Archiver) -> None:
+    publish(connection, range(5))
+    assert archiver.step(5) == 5
+    archive.path.rename(archive.path.with_name("old.db"))
+    publish(connection, range(5, 10))
+    with pytest.raises(SailqError):
+        archiver.step(5)
+    archive.path.touch()
+    with pytest.raises(SailqError):
+        archiver.step(5)
+    archive.path.with_name("old.db").rename(archive.path)
+    assert archiver.step(5) == 5
 
 
 def test_a_full_disk_loses_no_result(connection: redis.Redis, archive: Archive, archiver: Archiver) -> None:
@@ -305,14 +321,26 @@ def test_the_commands_find_export_and_delete(
     assert sorted(row["text"] for row in rows(out)) == sorted(f"number {number}" for number in range(600))
     shown = invoke("archive", "export", "--file", archive.path)
     assert shown.stdout == out.read_text()
-    deleted = invoke("archive", "delete", "--file", archive.path, "--camera", "")
+    refused(invoke("archive", "export", "--file", archive.path, "--out", out, "--since", "1w"), "bad_request", "1w")
+    assert len(rows(out)) == 600
+    for name in (archive.path, f"{archive.path}-wal", archive.path.parent / "." / archive.path.name):
+        refused(invoke("archive", "export", "--file", archive.path, "--out", name), "bad_request", "--out")
+    refused(invoke("archive", "delete", "--file", archive.path, "--camera", ""), "bad_request", "--camera")
+    assert len(archive.search(limit=1000)) == 600
+    assert invoke("search", "--file", archive.path, "--camera", "\udcff").returncode == 0
+    deleted = invoke("archive", "delete", "--file", archive.path, "--camera", "yard")
     assert deleted.returncode == 0 and archive.search() == []
 
 
 @pytest.mark.parametrize("arguments", [
     ["archive"], ["archive", "export", "--file", "/nowhere/x.db"], ["search", "x", "--file", "/nowhere/x.db"],
     ["archive", "--file", "/nowhere/x.db"], ["archive", "--file", "{}", "export"],
-    ["search", "--file", "{}", "--since", "soon"],
+    ["search", "--file", "{}", "--since", "soon"], ["search", "--file", "{other}"], ["archive", "--file", "{other}"],
 ])
 def test_usage_errors(arguments: list[str], archive: Archive, redis_url: str) -> None:
-    refused(invoke(*(str(archive.path) if word == "{}" else word for word in arguments), url=redis_url), "bad_request")
+    other = archive.path.with_name("other.db")
+    with closing(sqlite3.connect(other)) as database:
+        database.execute("PRAGMA user_version = 1")
+        database.execute("CREATE TABLE mine (x)")
+    named = {"{}": str(archive.path), "{other}": str(other)}
+    refused(invoke(*(named.get(word, word) for word in arguments), url=redis_url), "bad_request")

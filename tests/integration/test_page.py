@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import redis
 from answering import TTLS, take
@@ -21,6 +22,8 @@ from gateways import gateway_thread, key_file
 from sailq.producer.archive.store import Archive
 from sailq.producer.client import Client
 from sailq.producer.gateway.page import texts
+from sailq.producer.gateway.page.asking import FileQuestion
+from sailq.producer.managed_process import ManagedProcess, sailq_command
 from sailq.producer.samples import write_samples
 from sailq.shared import keys
 from sailq.shared.connection import connect
@@ -282,4 +285,49 @@ def test_each_text_of_the_page_has_a_chinese_one() -> None:
     used |= {label for label in re.findall(r'\("([A-Z][^"]+)", caption', (folder / "caption.html").read_text())}
     used |= {label for label in re.findall(r'"((?:Any|Last) \w+)"', (folder / "captions.html").read_text())}
     problems = {text for text in texts.CHINESE if text.endswith(".")} - used
-    assert used | problems == {*texts.CHINESE} and len(problems) == 3
+    assert used | problems == {*texts.CHINESE} and len(problems) == 4
+
+
+@pytest.mark.parametrize("path", ["/page/captions/1", "/?since=soon", "/?before=x", "/page/nothing"])
+def test_a_person_sees_errors_as_a_page(path: str, browser: httpx.Client) -> None:
+    shown = browser.get(path, headers={"Accept": "text/html,*/*"})
+    assert shown.status_code in {400, 404} and shown.headers["content-type"].startswith("text/html")
+    assert 'role="alert"' in shown.text and 'href="/"' in shown.text
+    assert browser.get(path).headers["content-type"] == "application/json"
+
+
+def test_odd_but_harmless_requests(browser: httpx.Client) -> None:
+    assert browser.head("/").status_code == 200
+    for path in ("/?before=&since=&text=", "/?failed=0", "/?camera=" + "x" * 5000, "/?text=%ff%00", "/?text=a&text=b"):
+        assert browser.get(path).status_code == 200
+    shown = browser.get("/?camera=gone").text
+    assert '<option value="gone" selected>' in shown
+
+
+def test_the_page_does_not_wait_for_a_server_that_hangs(folder: Path, tmp_path: Path) -> None:
+    server = ManagedProcess("server", sailq_command("server", "--unix", str(folder / "s")), tmp_path / "server.log")
+    url = f"unix://{folder / 's'}"
+    try:
+        server.wait_until((folder / "s").exists, 60)
+        with gateway_thread(url, archive=tmp_path / "captions.db") as page, httpx.Client(base_url=page) as browser:
+            assert browser.get("/").status_code == 200
+            stopped = psutil.Process(server.pid).children(recursive=True)
+            for process in stopped:
+                process.suspend()
+            began = time.monotonic()
+            assert browser.get("/", timeout=10).status_code == 200 and time.monotonic() - began < 5
+            for process in stopped:
+                process.resume()
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(("head", "kind"), [
+    (b"\xff\xd8\xff\xe0", "image"), (b"\x89PNG\r\n", "image"), (b"RIFF1234WEBPVP8", "image"),
+    (b"\0\0\0\x18ftypheic", "image"), (b"\0\0\0\x18ftypisom", "video"), (b"G@\x11\x10", "video"),
+    (b"RIFF1234AVI ", "video"), (b"", "video"),
+])
+def test_files_whose_type_the_browser_does_not_know(head: bytes, kind: str) -> None:
+    url = "data:application/octet-stream;base64," + base64.b64encode(head + bytes(100)).decode()
+    (message,) = FileQuestion(model="m", question="What?", medium=url).request().messages
+    assert message["content"][0]["type"] == f"{kind}_url"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -16,22 +18,26 @@ from ...archive.caption import Caption
 from ...archive.store import Archive
 from ...openai_api.requests import ChatRequest
 
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_STILLS = {b"heic", b"heix", b"heif", b"mif1", b"avif"}
+"""Brands of ISO's file format for still images."""
+
 
 class FileQuestion(StrictModel):
     """A question about a file.
 
     Attributes:
         medium: a data URL; None for a question without a file.
-        type: what the file is.
+        type: what the file is, if the browser knows it. Browsers know the files of recorders by their names alone.
     """
 
     model: str
     question: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
     medium: str | None = None
-    type: Literal["image", "video"] = "image"
+    type: Literal["image", "video"] | None = None
 
     def request(self) -> ChatRequest:
-        name = f"{self.type}_url"
+        name = f"{self.type or ('image' if _is_image(self.medium or '') else 'video')}_url"
         media = [] if self.medium is None else [{"type": name, name: {"url": self.medium}}]
         content = [*media, {"type": "text", "text": self.question}]
         return ChatRequest(model=self.model, messages=[{"role": "user", "content": content}], stream=True)
@@ -77,6 +83,14 @@ class ClipQuestion(StrictModel):
                 messages += [_said("user", _text(one.question)), _said("assistant", _text(one.answer))]
             messages.append(_said("user", _text(self.question)))
         return Prepared(tuple(messages), kept, vision_tokens=0)
+
+
+def _is_image(url: str) -> bool:
+    """Whether the data of a data URL begin as those of an image."""
+    with suppress(ValueError):
+        head = base64.b64decode(url.partition(",")[2][:64])
+        return head.startswith(_IMAGES) or head[4:8] == b"ftyp" and head[8:12] in _STILLS or head[8:12] == b"WEBP"
+    return False
 
 
 def _text(text: str) -> list[dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass
 
@@ -13,8 +12,8 @@ from sailq.shared.connection import server_errors
 from sailq.shared.errors import SailqError
 from sailq.shared.workers import live_workers
 
-_SECONDS = 2.0
-"""How long one look serves all open pages."""
+_OLD_SECONDS = 20.0
+"""Age in seconds after which a look says nothing any longer."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +31,26 @@ class Glance:
 
 
 class Fleet:
-    """Looks at the server at most every two seconds. Safe to use from several threads."""
+    """What was last seen of the fleet. Pages do not wait for the server, which may hang."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._seen, self._at = Glance(), float("-inf")
+        self._seen, self._at = Glance(), time.monotonic()
 
-    def glance(self, connection: redis.Redis) -> Glance:
-        with self._lock:
-            if time.monotonic() - self._at > _SECONDS:
-                try:
-                    self._seen = _look(connection)
-                except SailqError as error:
-                    self._seen = Glance(problem=str(error))
-                except ValueError:
-                    self._seen = Glance(problem="A worker's record cannot be read.")
-                self._at = time.monotonic()
-            return self._seen
+    @property
+    def glance(self) -> Glance:
+        if time.monotonic() - self._at > _OLD_SECONDS:
+            return Glance(problem="The queue's server does not answer.")
+        return self._seen
+
+    def look(self, connection: redis.Redis) -> None:
+        """Reads the state from the server."""
+        try:
+            seen = _look(connection)
+        except SailqError:
+            seen = Glance(problem="The queue's server does not answer.")
+        except ValueError:
+            seen = Glance(problem="A worker's record cannot be read.")
+        self._seen, self._at = seen, time.monotonic()
 
 
 def _look(connection: redis.Redis) -> Glance:

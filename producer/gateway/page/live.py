@@ -43,11 +43,6 @@ class Live:
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self.send, events)
 
-    @property
-    def watched(self) -> bool:
-        """Whether any page is open."""
-        return bool(self._pages)
-
     def send(self, events: Sequence[bytes]) -> None:
         for queue in self._pages:
             for event in events:

@@ -27,20 +27,27 @@ _FLEET_SECONDS = 5.0
 
 
 class Page:
-    """Archives results while the gateway runs, and shows them."""
+    """Archives results while the gateway runs, and shows them.
+
+    Attributes:
+        most_bytes: the largest file that a question may be about.
+    """
+
+    most_bytes = 0
 
     def __init__(self, path: Path, retention: Retention, keys: Keys) -> None:
         """Raises BadRequest for a file that is not an archive, or that another process archives to."""
-        Archive(path, create=True).close()
         self._lock = WriterLock(path)
+        Archive(path, create=True).close()
         self._path, self._retention = path, retention
         self.views, self.sessions = Views(), Sessions(keys)
         self.live, self._fleet = Live(self.views.caption_event), Fleet()
         self._archiver: Archiver | None = None
 
-    def glance(self, connection: redis.Redis) -> Glance:
-        """The state of the fleet, and of the archive."""
-        seen = self._fleet.glance(connection)
+    @property
+    def glance(self) -> Glance:
+        """The last known state of the fleet, and of the archive."""
+        seen = self._fleet.glance
         if not seen.problem and self._archiver is not None and self._archiver.failing:
             return replace(seen, problem="No results are archived; the gateway's log says why.")
         return seen
@@ -55,7 +62,7 @@ class Page:
         stop = threading.Event()
         self.live.begin()
         with (
-            connect(settings.redis_url) as connection,
+            connect(settings.redis_url, retries=0) as connection,  # both try again by themselves
             Archive(self._path) as archive,
             closing(self._lock),
         ):
@@ -70,9 +77,8 @@ class Page:
                 await archiving
 
     async def _watch(self, connection: redis.Redis) -> None:
-        """Tells open pages of the fleet."""
+        """Looks at the fleet, and tells open pages."""
         while True:
+            await asyncio.to_thread(self._fleet.look, connection)
+            self.live.send([self.views.fleet_event(self.glance)])
             await asyncio.sleep(_FLEET_SECONDS)
-            if self.live.watched:
-                glance = await asyncio.to_thread(self.glance, connection)
-                self.live.send([self.views.fleet_event(glance)])

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, Form, Query, Request, Response
+from fastapi import APIRouter, Depends, Form, Request, Response
 from fastapi import Path as PathParameter
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
 
@@ -86,22 +86,27 @@ def _html(request: Request, template: str, caller: Caller | None, status: int = 
     return HTMLResponse(html, status, _HEADERS)
 
 
+@router.head("/")
 @router.get("/")
 def captions(
     request: Request, caller: Viewer, text: str = "", camera: str = "", since: str = "", failed: str = "",
-    before: Annotated[int | None, Query(ge=0, lt=2**62)] = None,
+    before: str = "",
 ) -> Response:
+    failed = "1" if failed == "1" else ""
     asked = {"text": text, "camera": camera, "since": since, "failed": failed}
     with page_of(request).archive() as opened:
         found = opened.search(
-            text, camera=camera or None, since=_since(since), failed=bool(failed), before=before, limit=_LIMIT
+            text, camera=camera or None, since=_since(since), failed=bool(failed), before=_before(before),
+            limit=_LIMIT,
         )
         cameras = opened.cameras()
-    fleet = page_of(request).glance(state_of(request).connection)
+    cameras = [camera, *cameras] if camera and camera not in cameras else cameras
+    fleet = page_of(request).glance
     given = {name: value for name, value in asked.items() if value}
     older = "/?" + urlencode({**given, "before": found[-1].id}) if len(found) == _LIMIT else ""
     return _html(
         request, "captions.html", caller, captions=found, cameras=cameras, fleet=fleet, older=older,
+        most_bytes=page_of(request).most_bytes,
         asked={**asked, "before": before, "filtered": bool(given)},
     )
 
@@ -200,6 +205,18 @@ def log_out(request: Request, caller: Viewer, token: Annotated[str, Form()] = ""
     return response
 
 
+async def error_page(request: Request, error: ApiError) -> Response | None:
+    """What a person sees in place of an error's JSON; None for what no person has opened."""
+    path, accepted = request.url.path, request.headers.get("accept", "")
+    if "text/html" not in accepted or not (path == "/" or path.startswith("/page/")):
+        return None
+    language = language_of(request.headers.get("accept-language", ""))
+    html = page_of(request).views.page(
+        "error.html", language, name="", token="", status=error.status, message=error.body["error"]["message"],
+    )
+    return HTMLResponse(html, error.status, _HEADERS)
+
+
 async def login_page(request: Request, error: Exception) -> Response:
     """Sends a person to the login; anything else that the page asks for is refused."""
     if request.method == "GET" and (request.url.path == "/" or request.url.path.startswith("/page/captions/")):
@@ -207,6 +224,14 @@ async def login_page(request: Request, error: Exception) -> Response:
     refused = ApiError(401, "The login has ended: load the page again.", code="login_needed",
                        type="authentication_error")
     return JSONResponse(refused.body, refused.status, _HEADERS)
+
+
+def _before(text: str) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise ApiError(400, "before: the id of a caption is a number.", code="invalid_value", param="before")
+    return int(text)
 
 
 def _since(text: str) -> float | None:

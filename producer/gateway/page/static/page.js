@@ -68,7 +68,7 @@ function follow(cards) {
   });
 }
 
-// Posts a question and shows the answer as it comes: OpenAI's chunks as server-sent events.
+// Posts a question and shows the answer as it comes: OpenAI's chunks as server-sent events. `body` makes what is posted.
 async function ask(form, url, body, shown) {
   const answers = form.querySelector(".answers");
   const question = document.createElement("p"), answer = document.createElement("p");
@@ -81,7 +81,7 @@ async function ask(form, url, body, shown) {
   for (const button of buttons) button.disabled = true;
   try {
     const response = await fetch(url, {
-      method: "POST", body: JSON.stringify(body),
+      method: "POST", body: JSON.stringify(await body()),
       headers: { "Content-Type": "application/json", "X-Sailq-Token": form.dataset.token },
     });
     if (!response.ok) throw new Error((await response.json()).error.message);
@@ -101,7 +101,7 @@ async function ask(form, url, body, shown) {
     }
   } catch (error) {
     answer.classList.add("error");
-    answer.textContent = error.message;
+    answer.textContent = error.message.replace(/^Part \d+ of message \d+: (data:\S* )?/, "");
     return null;
   } finally {
     answer.classList.remove("waiting");
@@ -137,12 +137,14 @@ function askAboutFiles(dialog) {
   }
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    const chosen = file.files[0];
-    const body = { model: model.value, question: question.value };
-    if (chosen) {
-      body.medium = await dataUrl(chosen);
-      body.type = chosen.type.startsWith("video/") ? "video" : "image";
-    }
+    const chosen = file.files[0], most = Number(form.dataset.most);
+    const body = async () => {
+      const asked = { model: model.value, question: question.value };
+      if (!chosen) return asked;
+      if (chosen.size > most) throw new Error(`${form.dataset.large} ${Math.floor(most / 2 ** 20)} MB.`);
+      const type = chosen.type.split("/")[0];
+      return { ...asked, medium: await dataUrl(chosen), ...(["image", "video"].includes(type) ? { type } : {}) };
+    };
     ask(form, "/page/ask", body, `${chosen ? chosen.name + ": " : ""}${question.value}`);
   });
 }
@@ -156,10 +158,10 @@ function askAboutClip(form) {
     const asked = question.value;
     if (!asked.trim()) return;
     question.value = "";
-    const answer = await ask(form, form.dataset.url, { question: asked, earlier }, asked);
+    const answer = await ask(form, form.dataset.url, () => ({ question: asked, earlier }), asked);
     if (answer) earlier.push({ question: asked, answer });
   });
-  again.addEventListener("click", () => ask(form, form.dataset.url, {}, again.textContent));
+  again.addEventListener("click", () => ask(form, form.dataset.url, () => ({}), again.textContent));
 }
 
 localTimes(document);
