@@ -9,10 +9,13 @@ from contextlib import contextmanager, suppress
 
 from ...archive.caption import Caption
 
-_BEHIND = 200
-"""Events that may wait for one slow page. When there are more, the oldest are dropped; the page can be reloaded."""
-_QUIET_SECONDS = 10.0
-"""Seconds without an event after which a comment is sent: proxies end quiet connections."""
+_PAUSE_SECONDS = 0.5
+"""The least pause between two writes to a page: a write to 200 pages takes as long as many captions do."""
+_MOST_EVENTS = 200
+"""The most events of one write; older ones are dropped, and the page can be loaded again."""
+_BEHIND = 20
+"""Writes that may wait for a slow page; older ones are dropped."""
+_CHECK_SECONDS = 10.0
 
 
 class Live:
@@ -26,6 +29,9 @@ class Live:
         self._render = render
         self._pages: set[asyncio.Queue[bytes]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: list[bytes] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._written = float("-inf")
         self._ended = False
 
     def begin(self) -> None:
@@ -34,19 +40,31 @@ class Live:
     def end(self) -> None:
         """Ends the streams of all pages, so that the gateway can stop."""
         self._ended = True
-        for queue in self._pages:
-            _put(queue, b"")
+        self._write(b"")
 
     def publish(self, captions: Sequence[Caption]) -> None:
         if self._pages and self._loop is not None and captions:
-            events = [self._render(caption) for caption in captions[-_BEHIND:]]
+            events = [self._render(caption) for caption in captions[-_MOST_EVENTS:]]
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self.send, events)
 
     def send(self, events: Sequence[bytes]) -> None:
+        """Sends events to all pages: at once, or together with others half a second after the last ones."""
+        self._waiting = [*self._waiting, *events][-_MOST_EVENTS:]
+        if self._timer is None:
+            pause = max(0.0, self._written + _PAUSE_SECONDS - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(pause, self._flush)
+
+    def _flush(self) -> None:
+        self._timer, self._written = None, time.monotonic()
+        self._write(b"".join(self._waiting))
+        self._waiting = []
+
+    def _write(self, data: bytes) -> None:
         for queue in self._pages:
-            for event in events:
-                _put(queue, event)
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(data)
 
     async def stream(self, may_go_on: Callable[[], bool]) -> AsyncIterator[bytes]:
         """The events for one page, until it disconnects or the gateway stops. Ends, too, when `may_go_on`, which is
@@ -55,16 +73,13 @@ class Live:
         with self._page() as queue:
             yield b"retry: 2000\n\n"
             while not self._ended:
-                try:
-                    event = await asyncio.wait_for(queue.get(), _QUIET_SECONDS)
-                except asyncio.TimeoutError:
-                    event = b": waiting\n\n"
-                if time.monotonic() - asked >= _QUIET_SECONDS:
+                data = await queue.get()  # something comes every few seconds: the state of the fleet
+                if time.monotonic() - asked >= _CHECK_SECONDS:
                     asked = time.monotonic()
                     if not may_go_on():
                         return
-                if event:
-                    yield event
+                if data:
+                    yield data
 
     @contextmanager
     def _page(self) -> Iterator[asyncio.Queue[bytes]]:
@@ -74,9 +89,3 @@ class Live:
             yield queue
         finally:
             self._pages.discard(queue)
-
-
-def _put(queue: asyncio.Queue[bytes], event: bytes) -> None:
-    if queue.full():
-        queue.get_nowait()
-    queue.put_nowait(event)
