@@ -36,7 +36,7 @@ from sailq.worker.engine.families.family import Family
 from sailq.worker.engine.model import ModelSpec
 from sailq.worker.engine.sampling import repetition_penalty, softmax, warp
 
-pytestmark = [pytest.mark.proof, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.proof, pytest.mark.long, pytest.mark.timeout(3600)]
 
 RELEASES = pytest.mark.parametrize(
     ("family", "version"), [(family, version) for family, versions in release.RELEASES.items() for version in versions]
