@@ -94,6 +94,37 @@ def test_search_open_and_come_back_with_the_keyboard(
     until(browser, lambda _: len(cards(browser)) == 6)
 
 
+def test_a_file_is_asked_about_and_its_answer_followed_up(
+    page: str, clips: tuple[Path, list[dict[str, Any]]], open_browser: Open
+) -> None:
+    folder, samples = clips
+    medium, question = samples[0]["messages"][0]["content"]
+    browser = open_browser()
+    browser.get(page)
+
+    def ask(form: str, text: str) -> str:
+        """The answer, once it is complete."""
+        box = browser.find_element(By.CSS_SELECTOR, f"{form} textarea")
+        box.clear()
+        box.send_keys(text)
+        browser.find_element(By.CSS_SELECTOR, f"{form} button[type=submit]").click()
+        until(browser, lambda _: browser.find_elements(By.CSS_SELECTOR, f"{form} .answer"))
+        until(browser, lambda _: not browser.find_elements(By.CSS_SELECTOR, f"{form} .answer.waiting"))
+        return browser.find_elements(By.CSS_SELECTOR, f"{form} .answer")[-1].text
+
+    with quiet(browser):
+        until(browser, lambda _: browser.get(page) or browser.find_elements(By.CSS_SELECTOR, "#file-form option"))
+        browser.find_element(By.ID, "open-ask").click()
+        browser.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(folder / medium["video"]))
+        assert ask("#file-form", question["text"]) == samples[0]["answer"]
+        until(browser, lambda _: browser.get(page) or cards(browser))
+        browser.get(cards(browser)[0].find_element(By.TAG_NAME, "a").get_attribute("href"))
+        assert ask("#clip-form", "What colour is it?") and ask("#clip-form", "Is it moving?")
+        browser.find_element(By.ID, "again").click()
+        until(browser, lambda _: browser.find_elements(By.CSS_SELECTOR, "#clip-form .answer")[-1].text
+              == samples[0]["answer"])
+
+
 @pytest.mark.parametrize(("width", "dark", "language"), [
     (390, True, "zh-CN"), (390, False, "en-US"), (1440, True, "en-US"),
 ])
@@ -129,6 +160,9 @@ def test_every_view_is_accessible_and_fits(
         until(browser, lambda _: browser.find_elements(By.CLASS_NAME, "search"))
         until(browser, lambda _: browser.get(locked_page) or len(cards(browser)) == 2)
         check("captions")
+        browser.find_element(By.ID, "open-ask").click()
+        check("dialog")
+        browser.find_element(By.ID, "close-ask").click()
         browser.get(cards(browser)[-1].find_element(By.TAG_NAME, "a").get_attribute("href"))
         check("clip")
         browser.get(locked_page + "?text=nothing+like+that")
