@@ -19,7 +19,7 @@ SHELL = /bin/bash
 demo: .venv/demo  ## Caption rendered clips through a server and a worker of its own; see demo-out/report.html
 	$(BIN)/sailq demo --out demo-out
 
-test: .venv/dev  ## Static checks and tests; six minutes
+test: .venv/dev  ## Static checks and tests; eight minutes
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-proofs: .venv/dev  ## The long proofs: accuracy, parity, crashes, endurance, fuzzing, box set-up, pages

@@ -17,6 +17,7 @@ from sailq.shared.connection import connect
 from sailq.shared.errors import SailqError
 from sailq.shared.workers import live_workers
 
+from .archive.store import files_of
 from .managed_process import ManagedProcess, sailq_command
 
 _SERVER_SECONDS = 20.0
@@ -97,8 +98,8 @@ def start_page(stack: ExitStack, redis_url: str, folder: Path) -> DemoPage:
     Raises SailqError if it does not get ready.
     """
     archive = folder / "demo-page.db"
-    for ending in ("", "-wal", "-shm", "-writer"):
-        archive.with_name(archive.name + ending).unlink(missing_ok=True)
+    for file in files_of(archive):
+        file.unlink(missing_ok=True)
     command = sailq_command("gateway", "--port", "0", "--archive", str(archive))
     gateway = _start(stack, "page", command, folder, {"SAILQ_REDIS_URL": redis_url})
     gateway.wait_until(lambda: "startup complete" in gateway.log.read_text(), _GATEWAY_SECONDS)

@@ -74,7 +74,7 @@ def gateway_thread(
     app = create_app(
         Settings(redis_url=redis_url), known, fetcher, max_body=max_body, local=True,
         folder=None if files is None else Folder(files, 2**30),
-        page=None if archive is None else Page(archive, Retention(), known),
+        page=None if archive is None else Page(archive, Retention(), known, max_body=max_body),
     )
     server = server_of(app)
     with bind("127.0.0.1", 0) as listening:

@@ -51,6 +51,11 @@ _CAMERAS = 500
 """The most names of cameras that are listed."""
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files that an archive may consist of: SQLite's, and that of its `WriterLock`."""
+    return [path.with_name(path.name + ending) for ending in ("", "-journal", "-wal", "-shm", "-writer")]
+
+
 class Archive:
     """One connection to an archive's file. Several processes may have it open. Use it from one thread at a time.
 
@@ -92,8 +97,8 @@ class Archive:
             version = self._version()
         if version != (_APPLICATION, _VERSION):
             raise BadRequest(f"{self.path} is not an archive of this version of sailq.")
-        # A power failure may undo the last transactions. Their results are then read again from the server.
         self._db.execute("PRAGMA secure_delete = ON")
+        # A power failure may undo the last transactions. Their results are then read again from the server.
         self._db.execute("PRAGMA synchronous = NORMAL")
 
     def _version(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import datetime
 
 from sailq.shared.errors import BadRequest, quoted
@@ -24,6 +25,15 @@ def read_time(text: str, now: float) -> float:
             f"{quoted(text)!r} is not a time: write 2026-11-28, 2026-11-28T10:00, or an age such as 15m, 6h or 7d."
         )
     return found
+
+
+def read_span(since: str | None, until: str | None) -> tuple[float | None, float | None]:
+    """The times that `--since` and `--until` name; None for one that is not given. Raises BadRequest."""
+    now = time.time()
+    return (
+        None if since is None else read_time(since, now),
+        None if until is None else read_time(until, now),
+    )
 
 
 def read_iso(text: str) -> float | None:

@@ -58,6 +58,22 @@ answers = takes(generation=GenerationOptions, media=Options)
 """A decorator that gives a command all answer options as `generation`, and all media options as `media`."""
 
 
+def archive_age(flag: str) -> Any:
+    """The option for how long an archive keeps captions."""
+    return typer.Option(
+        flag, metavar="DAYS", min=0.001, max=1e6, show_default="no limit",
+        help="Delete each caption this many days after its job ended.",
+    )
+
+
+def archive_size(flag: str) -> Any:
+    """The option for the size of an archive."""
+    return typer.Option(
+        flag, metavar="GIB", min=0.001, max=1e6,
+        help="Maximum size of its contents. Above it, the oldest frames are deleted, then the oldest captions.",
+    )
+
+
 def check(
     generation: Mapping[str, Any], media: Mapping[str, Any], schema: Path | None = None, choice: str | None = None
 ) -> GenerationOptions:

@@ -10,6 +10,8 @@ import typer
 from sailq.shared.errors import BadRequest
 from sailq.shared.options import RedisUrl
 
+from . import _flags as flags
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -45,20 +47,8 @@ def run(
         Path | None,
         typer.Option("--file", metavar="FILE", envvar="SAILQ_ARCHIVE", help="The archive; made if it is missing."),
     ] = None,
-    max_age: Annotated[
-        float | None,
-        typer.Option(
-            "--max-age", metavar="DAYS", min=0.001, max=1e6, show_default="no limit",
-            help="Delete captions so many days after their jobs ended.",
-        ),
-    ] = None,
-    max_size: Annotated[
-        float,
-        typer.Option(
-            "--max-size", metavar="GIB", min=0.001, max=1e6,
-            help="Maximum size of its contents. Beyond it, the oldest frames are deleted, then the oldest captions.",
-        ),
-    ] = 10.0,
+    max_age: Annotated[float | None, flags.archive_age("--max-age")] = None,
+    max_size: Annotated[float, flags.archive_size("--max-size")] = 10.0,
     redis_url: RedisUrl = None,
 ) -> None:
     from sailq.shared import terminal
@@ -85,13 +75,12 @@ def run(
             raise BadRequest("Name the archive with --file FILE, or in the variable SAILQ_ARCHIVE.")
         logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.INFO)
         retention = Retention.of(max_age, max_size)
-        stop = threading.Event()
         with connect(load_settings(redis_url=redis_url).redis_url) as connection:
             live_workers(connection)  # fails now if the server does not answer
             with closing(WriterLock(file)), Archive(file, create=True) as opened:
                 terminal.note(f"archiving the results of {address(connection)} to {file}")
                 try:
-                    Archiver(connection, opened, retention).run(stop)
+                    Archiver(connection, opened, retention).run(threading.Event())
                 except KeyboardInterrupt:
                     terminal.note("the archive has stopped")
 
@@ -116,22 +105,19 @@ def export(
     from sailq.shared import terminal
 
     with terminal.command():
-        import time
-
-        from ..archive.store import Archive
-        from ..archive.times import read_time
+        from ..archive.store import Archive, files_of
+        from ..archive.times import read_span
         from ..durable import draft, publish
 
-        now = time.time()
-        first, last = (None if text is None else read_time(text, now) for text in (since, until))
+        first, last = read_span(since, until)
         with Archive(file) as opened:
             rows = (row_of(caption) for caption in _all(opened, camera, first, last))
             if out is None:
                 for row in rows:
                     terminal.print_json(row)
                 return
-            if out.resolve().name.startswith(file.resolve().name) and out.resolve().parent == file.resolve().parent:
-                raise BadRequest(f"{out} is the archive, or has a name of its files: choose another --out.")
+            if out.resolve() in files_of(file.resolve()):
+                raise BadRequest(f"{out} is a file of the archive: choose another --out.")
             try:
                 with draft(out.resolve().parent) as (written, place):
                     written.writelines((terminal.as_line(row) + "\n").encode() for row in rows)

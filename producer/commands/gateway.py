@@ -47,17 +47,8 @@ def gateway(
             help="Keep the results of all jobs in this file, as `sailq archive` does, and show them on a page at /.",
         ),
     ] = None,
-    archive_max_age: Annotated[
-        float | None,
-        typer.Option(
-            "--archive-max-age", metavar="DAYS", min=0.001, max=1e6, show_default="no limit",
-            help="Delete captions so many days after their jobs ended.",
-        ),
-    ] = None,
-    archive_max_size: Annotated[
-        float,
-        typer.Option("--archive-max-size", metavar="GIB", min=0.001, max=1e6, help="Maximum size of its contents."),
-    ] = 10.0,
+    archive_max_age: Annotated[float | None, flags.archive_age("--archive-max-age")] = None,
+    archive_max_size: Annotated[float, flags.archive_size("--archive-max-size")] = 10.0,
     media_from: flags.MediaFrom = None,
     max_body: Annotated[
         int, typer.Option("--max-body", metavar="MIB", min=1, max=1024, help="Maximum size of a request.")
@@ -132,7 +123,7 @@ def gateway(
         fetcher = MediaFetcher(media_from or [], max_bytes=max_media << 20, max_seconds=media_timeout)
         folder = None if files is None else Folder(files, files_quota << 30)
         retention = Retention.of(archive_max_age, archive_max_size)
-        page = None if archive is None else Page(archive, retention, known)
+        page = None if archive is None else Page(archive, retention, known, max_body=max_body << 20)
         app = create_app(
             settings, known, fetcher, max_body=max_body << 20, local=is_local(host), folder=folder, page=page
         )

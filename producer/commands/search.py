@@ -38,16 +38,14 @@ def search(
     from sailq.shared import terminal
 
     with terminal.command(json):
-        import time
         from datetime import datetime
 
         from ..archive.store import Archive
-        from ..archive.times import read_time
+        from ..archive.times import read_span
         from ..captioning.names import for_terminal
         from .archive import row_of
 
-        now = time.time()
-        first, last = (None if given is None else read_time(given, now) for given in (since, until))
+        first, last = read_span(since, until)
         with Archive(file) as archive:
             found = archive.search(text, camera=camera, since=first, until=last, failed=failed, limit=limit)
         if json:

@@ -48,7 +48,7 @@ def create_app(
         max_body: bytes of a request's body; the files of batches have their own limit.
         local: whether only this machine can reach the gateway.
         folder: for files and batches; without it there are none.
-        page: the page at `/`, and its archive; without it there is none.
+        page: the page at `/` and its archive, or None.
     """
     metrics = Metrics()
 
@@ -87,14 +87,13 @@ def create_app(
         app.include_router(folder.router, dependencies=[Depends(routes.caller_of)])
     if page is not None:
         app.include_router(page_router)
-        app.state.page, app.state.stopping = page, page.live.end
-        page.most_bytes = max_body * 3 // 4 - _FORM_BYTES  # a file is sent in base64
+    app.state.page = page
     return app
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    shown = await error_page(request, error) if hasattr(request.app.state, "page") else None
+    shown = error_page(request, error) if request.app.state.page else None
     return shown or JSONResponse(error.body, error.status, error.headers)
 
 

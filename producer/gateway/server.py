@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sailq.shared.errors import BadRequest
+
+from .page.page import Page
 
 _HEADER_SECONDS = 30.0
 """Seconds in which a client must send the head of a request."""
@@ -73,19 +74,20 @@ def server_of(app: FastAPI, certificate: Path | None = None, key: Path | None = 
         config.load()
     except OSError as error:
         raise BadRequest(f"The certificate {certificate} cannot be used: {error.strerror or error}.") from None
-    return _Server(config, getattr(app.state, "stopping", None))
+    page: Page | None = app.state.page
+    return _Server(config, page)
 
 
 class _Server(uvicorn.Server):
     """Ends the streams of open pages when it stops: it waits for all responses to end."""
 
-    def __init__(self, config: uvicorn.Config, stopping: Callable[[], None] | None) -> None:
+    def __init__(self, config: uvicorn.Config, page: Page | None) -> None:
         super().__init__(config)
-        self._stopping = stopping
+        self._page = page
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._stopping is not None:
-            self._stopping()
+        if self._page is not None:
+            self._page.live.end()
         await super().shutdown(sockets)
 
 

@@ -90,7 +90,7 @@ local function forget_end(id, queue)
   for _, ended in ipairs({ 'finished', 'failed', 'canceled' }) do try('ZREM', 'rq:' .. ended .. ':' .. queue, id) end
 end
 
--- Seconds that the clips of an ended job are held for an archive at most. It calls free.lua earlier.
+-- Maximum seconds that the clips of an ended job are held for an archive. The archive calls free.lua once it has them.
 local READ_SECONDS = 600
 -- Maximum bytes of the call of a job in `sailq:results`, so that 10,000 jobs take some megabytes.
 local MOST_CALL = 16384

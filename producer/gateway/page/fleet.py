@@ -55,16 +55,16 @@ class Fleet:
 
 def _look(connection: redis.Redis) -> Glance:
     workers = live_workers(connection)
+    served = {name for worker in workers for name in worker.names}
     with server_errors(connection):
         models = {name.decode() for name in connection.smembers(keys.MODELS)}
-        models |= {name for worker in workers for name in worker.names}
         with connection.pipeline(transaction=False) as pipeline:
-            for model in models:
+            for model in models | served:
                 pipeline.llen(keys.waiting(keys.queue(model)))
             waiting = sum(pipeline.execute())
     return Glance(
         len(workers), sum(worker.slots for worker in workers), sum(worker.running for worker in workers), waiting,
         sum(worker.tokens_per_second for worker in workers),
-        tuple(sorted({name for worker in workers for name in worker.names})),
+        tuple(sorted(served)),
         "" if workers else "No worker is up.",
     )

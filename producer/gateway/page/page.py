@@ -24,6 +24,8 @@ from .sessions import Sessions
 from .views import Views
 
 _FLEET_SECONDS = 5.0
+_QUESTION_BYTES = 64 * 1024
+"""What a question adds to its file."""
 
 
 class Page:
@@ -33,10 +35,12 @@ class Page:
         most_bytes: the largest file that a question may be about.
     """
 
-    most_bytes = 0
+    def __init__(self, path: Path, retention: Retention, keys: Keys, *, max_body: int) -> None:
+        """`max_body`: bytes of a request's body.
 
-    def __init__(self, path: Path, retention: Retention, keys: Keys) -> None:
-        """Raises BadRequest for a file that is not an archive, or that another process archives to."""
+        Raises BadRequest for a file that is not an archive, or that another process archives to.
+        """
+        self.most_bytes = max_body * 3 // 4 - _QUESTION_BYTES  # a file is sent in base64
         self._lock = WriterLock(path)
         Archive(path, create=True).close()
         self._path, self._retention = path, retention

@@ -46,8 +46,6 @@ _HEADERS = {
 }
 _KEPT = {**_HEADERS, "Cache-Control": "private, max-age=86400, immutable"}
 """For pictures, which never change."""
-
-
 Q = TypeVar("Q", bound=StrictModel)
 
 
@@ -101,12 +99,11 @@ def captions(
         )
         cameras = opened.cameras()
     cameras = [camera, *cameras] if camera and camera not in cameras else cameras
-    fleet = page_of(request).glance
     given = {name: value for name, value in asked.items() if value}
     older = "/?" + urlencode({**given, "before": found[-1].id}) if len(found) == _LIMIT else ""
     return _html(
-        request, "captions.html", caller, captions=found, cameras=cameras, fleet=fleet, older=older,
-        most_bytes=page_of(request).most_bytes,
+        request, "captions.html", caller, captions=found, cameras=cameras, older=older,
+        fleet=page_of(request).glance, most_bytes=page_of(request).most_bytes,
         asked={**asked, "before": before, "filtered": bool(given)},
     )
 
@@ -116,8 +113,8 @@ def caption(request: Request, caller: Viewer, number: Number) -> Response:
     with page_of(request).archive() as opened:
         found = _found(opened, number)
         frames = list(_frames(opened, found))
-    may_ask = bool(found.media or found.question)
-    may_ask = may_ask and len(frames) == sum(medium["frames"] for medium in found.media)
+    kept = len(frames) == sum(medium["frames"] for medium in found.media)
+    may_ask = kept and bool(found.media or found.question)
     return _html(request, "caption.html", caller, caption=found, frames=frames, may_ask=may_ask)
 
 
@@ -131,9 +128,9 @@ def thumbnail(request: Request, caller: Viewer, number: Number) -> Response:
 def frame(request: Request, caller: Viewer, number: Number, medium: Number, frame: Number) -> Response:
     with page_of(request).archive() as opened:
         media = _found(opened, number).media
-        data = opened.clip(media[medium]["blob"]) if 0 <= medium < len(media) else None
+        data = opened.clip(media[medium]["blob"]) if medium < len(media) else None
     jpegs = () if data is None else read_jpegs(data)[1]
-    return _picture(jpegs[frame] if 0 <= frame < len(jpegs) else None)
+    return _picture(jpegs[frame] if frame < len(jpegs) else None)
 
 
 @router.get("/page/events")
@@ -192,7 +189,7 @@ def login(request: Request) -> Response:
 @router.post("/page/login")
 def log_in(request: Request, key: Annotated[str, Form()]) -> Response:
     response = RedirectResponse("/", 303, _HEADERS)
-    if page_of(request).sessions.log_in(key, request, response) is None:
+    if not page_of(request).sessions.log_in(key, request, response):
         return _html(request, "login.html", None, 403, refused=True)
     return response
 
@@ -205,16 +202,12 @@ def log_out(request: Request, caller: Viewer, token: Annotated[str, Form()] = ""
     return response
 
 
-async def error_page(request: Request, error: ApiError) -> Response | None:
+def error_page(request: Request, error: ApiError) -> Response | None:
     """What a person sees in place of an error's JSON; None for what no person has opened."""
     path, accepted = request.url.path, request.headers.get("accept", "")
     if "text/html" not in accepted or not (path == "/" or path.startswith("/page/")):
         return None
-    language = language_of(request.headers.get("accept-language", ""))
-    html = page_of(request).views.page(
-        "error.html", language, name="", token="", status=error.status, message=error.body["error"]["message"],
-    )
-    return HTMLResponse(html, error.status, _HEADERS)
+    return _html(request, "error.html", None, error.status, error=error)
 
 
 async def login_page(request: Request, error: Exception) -> Response:
@@ -230,7 +223,7 @@ def _before(text: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise ApiError(400, "before: the id of a caption is a number.", code="invalid_value", param="before")
+        raise ApiError(400, "before must be the id of a caption, a number.", code="invalid_value", param="before")
     return int(text)
 
 
@@ -241,7 +234,7 @@ def _since(text: str) -> float | None:
         raise ApiError(400, str(error), code="invalid_value", param="since") from None
 
 
-def _found(archive: Archive, number: Number) -> Caption:
+def _found(archive: Archive, number: int) -> Caption:
     found = archive.get(number)
     if found is None:
         raise _missing()

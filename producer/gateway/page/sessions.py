@@ -29,17 +29,18 @@ class Sessions:
         self._ended: dict[str, int] = {}
         """The cookies of those who have logged out, with their ends."""
 
-    def log_in(self, key: str, request: Request, response: Response) -> Caller | None:
-        """Sets the cookie of the caller with this API key. None, and no cookie, if the key may not see the page."""
+    def log_in(self, key: str, request: Request, response: Response) -> bool:
+        """Sets the cookie of the caller with this API key. Returns False, and sets none, if the key may not see the
+        page."""
         caller = self._keys.caller(f"Bearer {key}")
         if caller is None or not caller.may_see_page:
-            return None
+            return False
         text = f"{caller.id}.{int(time.time()) + _SECONDS}"
         response.set_cookie(
             COOKIE, f"{text}.{self._sign(text)}", max_age=_SECONDS, httponly=True, samesite="lax",
             secure=request.url.scheme == "https",
         )
-        return caller
+        return True
 
     def caller(self, request: Request) -> Caller | None:
         """Who sends a request; None for nobody who has logged in."""

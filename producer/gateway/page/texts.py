@@ -13,7 +13,7 @@ CHINESE = {
     "Fleet": "设备",
     "No worker is up.": "没有工作进程在运行。",
     "The queue's server does not answer.": "队列的服务器没有响应。",
-    "This file is too large: the page takes": "文件太大：此页面最多接受",
+    "This file is too large. The largest that the page takes has {} MB.": "文件太大。此页面最大接受 {} MB 的文件。",
     "A worker's record cannot be read.": "有一个工作进程的记录无法读取。",
     "No results are archived; the gateway's log says why.": "目前没有归档结果；原因见网关的日志。",
     "Ask about a file": "就文件提问",

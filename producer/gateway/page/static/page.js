@@ -135,13 +135,13 @@ function askAboutFiles(dialog) {
       drop.classList.toggle("over", kind === "dragover");
     });
   }
-  form.addEventListener("submit", async (event) => {
+  form.addEventListener("submit", (event) => {
     event.preventDefault();
     const chosen = file.files[0], most = Number(form.dataset.most);
     const body = async () => {
       const asked = { model: model.value, question: question.value };
       if (!chosen) return asked;
-      if (chosen.size > most) throw new Error(`${form.dataset.large} ${Math.floor(most / 2 ** 20)} MB.`);
+      if (chosen.size > most) throw new Error(form.dataset.large.replace("{}", Math.floor(most / 2 ** 20)));
       const type = chosen.type.split("/")[0];
       return { ...asked, medium: await dataUrl(chosen), ...(["image", "video"].includes(type) ? { type } : {}) };
     };
